@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workload import CLASSES, FEATURES, ROWS
-from stepwell_export.runtime.manifest import Array
 from stepwell_client import AsyncClient, Client
+from stepwell_export.runtime.manifest import Array
 
 KINDS = ("sync", "async", "feed", "oip-json", "oip-binary", "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire")
 _MODEL = "bench"

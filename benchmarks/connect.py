@@ -138,7 +138,7 @@ def main() -> None:
 def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: int) -> str:
     """Return a sentence with the CPU time per message of both, in microseconds, and their ratio."""
     loop = [sys.executable, "-c", bare, str(port)]
-    connect = [sys.executable, "-P", "-m", "service", "connect"]
+    connect = [sys.executable, "-P", "-m", "stepwell", "connect"]
     flags = ["--model", "lstm", "--stream", "stream", "--url", service, "--once"]
     samples: dict[str, list[float]] = {"bare": [], "connect": []}
     for i in range(repeats):

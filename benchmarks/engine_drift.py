@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
@@ -29,6 +27,8 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.types import Prediction, StreamHandle, StreamKey
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.drift.live import normal, write_reference_model
 
 SECONDS = 5.0

@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 
 from benchmarks.workload import FEATURES
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from stepwell_export.runtime.manifest import Array
 
 Step = Callable[[int, Array], Awaitable[float]]
 _MODEL = "bench"

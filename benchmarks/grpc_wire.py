@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from benchmarks.grpc_load import CALLS, Step, infer_request, prediction
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.grpc_api.messages import SERVICE, ModelInferResponse, ModelStreamInferResponse
+from stepwell_export.runtime.manifest import Array
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4

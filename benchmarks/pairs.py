@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
 from benchmarks.releases import write_next_version
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.addons.demo.recordings import MODELS
 from stepwell.engine.engine import Engine
 from stepwell.models.registry import ModelRegistry
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
 from stepwell.releases.lookup import Releases
 from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
 
 ROUNDS = 300
 GOAL = 0.15

@@ -80,7 +80,7 @@ def _ours(stack: Sequence[str]) -> str:
     """Return the file of the innermost frame of this project, except the start of the process."""
     for frame in reversed(stack):
         file = frame.rpartition("(")[2]
-        if file.startswith(("service/", "model_export/")) and not file.startswith(("service/server", "service/comm")):
+        if file.startswith(("service/", "model_export/", "clients/")) and not file.startswith("service/stepwell/comm"):
             return file
     return ""
 

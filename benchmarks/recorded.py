@@ -142,7 +142,7 @@ def _alone(model: StepModel, rows: Array) -> tuple[float, float, Array]:
 
 
 def _backfill(running: Running, data: Path, out: Path | None, expected: Array) -> _Round:
-    command = [sys.executable, "-P", "-m", "service", "backfill", str(data), "--model", "bench", "--json"]
+    command = [sys.executable, "-P", "-m", "stepwell", "backfill", str(data), "--model", "bench", "--json"]
     command += ["--url", f"http://127.0.0.1:{running.port}"]
     command += ["--stream-column", "stream"] if data.suffix != ".npz" else []
     command += ["--predictions", str(out)] if out is not None else []

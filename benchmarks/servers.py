@@ -176,7 +176,8 @@ def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
     """Return the Open Inference Protocol over HTTP with raw bytes, and over gRPC, each at its full rate.
 
     The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
-    server with empty methods, and the service that submits each request as it comes (see `stepwell.addons.grpc_api.arrivals`).
+    server with empty methods, and the service that submits each request as it comes (see
+    `stepwell.addons.grpc_api.arrivals`).
     """
     one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
     targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]
@@ -253,7 +254,7 @@ def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = No
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
-        command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(workload.models)]
+        command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(workload.models)]
         command += ["--port", str(port), "--data-dir", str(folder / "data"), *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | dict(env or {})
         with _process(command, folder, port, env=clean) as running:

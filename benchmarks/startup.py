@@ -68,7 +68,7 @@ def measure(trees: Sequence[Path], models: Path, *, rounds: int) -> list[Started
 
 def _start(tree: Path, models: Path, folder: Path, compiled: str) -> Start:
     port = free_port()
-    command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(models)]
+    command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(models)]
     command += ["--port", str(port), "--data-dir", str(folder / "data")]
     env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")}
     env.pop("PYTHONDONTWRITEBYTECODE", None)

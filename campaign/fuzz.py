@@ -14,9 +14,6 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.manifest import Manifest
-from stepwell_export.runtime.state_packing import pack_layout
 from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
 from stepwell.codec.step_bodies import guess_correlation
 from stepwell.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
@@ -29,6 +26,9 @@ from stepwell.store.record import HEADER_BYTES, MAGIC, decode
 from stepwell.types import StreamKey, Timestep
 from stepwell_client.wire.ids import decode_state_id
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.manifest import Manifest
+from stepwell_export.runtime.state_packing import pack_layout
 from tests.graphs import fold, two_inputs
 
 Target = Callable[[bytes], None]

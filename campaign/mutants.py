@@ -18,7 +18,8 @@ from pathlib import Path
 from tests.programs.start import Program, WarmProcess, can_fork_here
 
 ROOT = Path(__file__).resolve().parent.parent
-_TESTED = ("service", "model_export", "tests", "campaign")
+_FOLDERS = ("service", "model_export", "clients/python")
+_TESTED = (*_FOLDERS, "tests", "campaign")
 _NOT_NEEDED = ("cacheprovider", "xdist", "schemathesis", "pytest_cov")  # slow to load and not needed
 LOADED = (
     *("pytest", "pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "anyio.pytest_plugin"),
@@ -532,8 +533,8 @@ NEEDS_RELEASES = "both-halves"
 """The one of them that only a campaign with releases can find."""
 
 
-def broken_copy(mutant: Mutant, folder: Path, packages: tuple[str, ...] = ("service", "model_export")) -> Path:
-    """Copy packages into a folder, break one line, and return the folder.
+def broken_copy(mutant: Mutant, folder: Path, folders: tuple[str, ...] = _FOLDERS) -> Path:
+    """Copy folders with packages into another one, break one line, and return the folder.
 
     The copies of all other files are links to the originals: nothing may write into them.
 
@@ -541,8 +542,8 @@ def broken_copy(mutant: Mutant, folder: Path, packages: tuple[str, ...] = ("serv
         MutantError: The text does not occur exactly once.
     """
     check_originals([mutant])
-    for package in packages:
-        shutil.copytree(ROOT / package, folder / package, ignore=_IGNORED, copy_function=_link)
+    for each in folders:
+        shutil.copytree(ROOT / each, folder / each, ignore=_IGNORED, copy_function=_link)
     path = folder / mutant.file
     text = path.read_text().replace(mutant.original, mutant.replacement)
     path.unlink()  # the original has the same bytes on disk
@@ -577,7 +578,7 @@ def check_originals(mutants: Iterable[Mutant]) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment variables that make Python import the packages of a folder first."""
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join(map(str, (folder, *(folder / each for each in _FOLDERS))))}
 
 
 def survives(mutant: Mutant, folder: Path, tests: tuple[str, ...] = (), *, warm: WarmProcess | None = None) -> str:

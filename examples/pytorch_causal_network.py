@@ -9,11 +9,11 @@ input 10 timesteps ago. Served, a request has one timestep, and the state of a s
 
 from __future__ import annotations
 
-import torch
 from live import compare, live
-from torch import nn
 
+import torch
 from stepwell import StepSpec
+from torch import nn
 
 DELAY, TIMESTEPS = 10, 60
 

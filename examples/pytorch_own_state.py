@@ -10,11 +10,11 @@ the last ones. Its initial state is learned too, not zero.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from live import compare, live
-from torch import nn
 
+import torch
 from stepwell import StepSpec
+from torch import nn
 
 TIMESTEPS = 40
 

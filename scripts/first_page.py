@@ -109,11 +109,12 @@ class Terminal:
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel and the sdist, check both for the package index, and return the wheel."""
+    """Build wheels and sdists, check them for the package index, and return the wheel of the service."""
     hatchling = [sys.executable, "-m", "hatchling", "build", "-d", str(folder), "-t", "sdist", "-t", "wheel"]
-    subprocess.run(hatchling, cwd=ROOT, check=True, capture_output=True)
+    for source in (ROOT, ROOT / "model_export", ROOT / "clients" / "python"):
+        subprocess.run(hatchling, cwd=source, check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *folder.iterdir()], check=True)
-    [wheel] = folder.glob("*.whl")
+    [wheel] = folder.glob("stepwell-*.whl")
     return wheel
 
 
@@ -128,6 +129,7 @@ def follow(wheel: Path, folder: Path) -> dict[str, float]:
     path = os.pathsep.join(entry for entry in os.environ["PATH"].split(os.pathsep) if entry != own_bin)
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
     env |= {"PATH": path, "STEPWELL_PORT": str(port), "PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    env["PIP_FIND_LINKS"] = " ".join(filter(None, (str(wheel.parent), env.get("PIP_FIND_LINKS"))))  # the other two
     terminals = [Terminal(folder, env)]
     took: dict[str, float] = {}
     output = ""

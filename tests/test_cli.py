@@ -16,7 +16,7 @@ import typer
 from stepwell.cli import make_app
 from tests import graphs
 
-STEPWELL = [sys.executable, "-P", "-m", "service"]
+STEPWELL = [sys.executable, "-P", "-m", "stepwell"]
 INTERRUPTED_IMPORT = """import signal
 try:
     signal.raise_signal(signal.SIGINT)
@@ -193,7 +193,7 @@ def test_ctrl_c_during_the_imports_is_reported_in_a_line(tmp_path: Path, module:
     Extension modules, such as those of NumPy and onnxruntime, make an ImportError of a KeyboardInterrupt.
     """
     (tmp_path / f"{module}.py").write_text(INTERRUPTED_IMPORT)
-    words = [sys.executable, "-P", "-m", "service", "inspect", "pump.onnx"]
+    words = [sys.executable, "-P", "-m", "stepwell", "inspect", "pump.onnx"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stepwell: interrupted\n")
@@ -205,7 +205,7 @@ def test_ctrl_c_while_onnxruntime_is_imported_is_reported_in_a_line(tmp_path: Pa
     (tmp_path / "onnxruntime.py").write_text(INTERRUPTED_IMPORT)
     model = graphs.write_model(tmp_path, "pump", graphs.lstm)
     files = {path: path.read_bytes() for path in model.parent.iterdir() if path.is_file()}
-    words = [sys.executable, "-P", "-m", "service", command, str(model)]
+    words = [sys.executable, "-P", "-m", "stepwell", command, str(model)]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stepwell: interrupted\n")

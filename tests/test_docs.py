@@ -46,7 +46,7 @@ def test_the_index_of_decisions_has_each_page_once_and_in_order() -> None:
 
 def texts() -> Iterator[tuple[str, str]]:
     """Yield every text of the packages with its file; also docstrings, since those of commands are their help."""
-    for file in [*ROOT.glob("service/**/*.py"), *ROOT.glob("model_export/**/*.py")]:
+    for file in [file for each in ("service", "model_export", "clients") for file in ROOT.glob(f"{each}/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield str(file.relative_to(ROOT)), " ".join(node.value.split())

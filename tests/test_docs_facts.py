@@ -17,6 +17,7 @@ from stepwell.app import create_app
 from stepwell.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+ADDONS = ROOT / "service" / "stepwell" / "addons"
 FOLDERS = ("docs", "examples", "clients", "deploy")
 PAGES = sorted(
     page
@@ -78,9 +79,7 @@ def test_every_command_and_flag_exists(page: Path) -> None:
 @each_page
 def test_every_metric_exists(page: Path) -> None:
     defined = {_without_suffix(one.name) for one in definitions().values()}
-    text = "\n".join(
-        file.read_text() for part in ("connect", "alert") for file in (ROOT / "service" / part).rglob("*.py")
-    )
+    text = "\n".join(file.read_text() for part in ("connect", "alert") for file in (ADDONS / part).rglob("*.py"))
     named = {name for line in code(page) for name in re.findall(r"\bstepwell_[a-z_]+[a-z]\b", line)}
     names = {_without_suffix(name) for name in named} - defined - NO_METRICS
 
@@ -113,7 +112,7 @@ def test_every_file_of_the_repository_exists(page: Path) -> None:
 
 @each_page
 def test_every_module_that_is_run_exists(page: Path) -> None:
-    ours = ("service", "scripts", "benchmarks", "campaign", "tests", "model_export")
+    ours = ("stepwell", "scripts", "benchmarks", "campaign", "tests", "stepwell_export", "stepwell_client")
     named = {name for line in code(page) for name in re.findall(r"python -m ([\w.]+)", line)}
 
     assert [name for name in named if name.split(".")[0] in ours and find_spec(name) is None] == []

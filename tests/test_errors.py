@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError, StepwellError, WeakProofError
-from stepwell_client import ClientError
 from stepwell.error_codes import CODES
 from stepwell.errors import ServiceError
+from stepwell_client import ClientError
+from stepwell_export.runtime.errors import RefusedModelError, StepwellError, WeakProofError
 
 DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from stepwell_export import stages
-from stepwell_export.runtime.errors import MissingExtraError
-from stepwell_export.keras.step_rules import load_step_rules
-from stepwell_export.runtime.registered import GROUPS, AddonError, registered
 from stepwell import cli, extend
-from stepwell.app import create_app
 from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.app import create_app
 from stepwell.settings import Settings
+from stepwell_export import stages
+from stepwell_export.keras.step_rules import load_step_rules
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.runtime.registered import GROUPS, AddonError, registered
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -18,12 +18,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import stepwell
+import stepwell_client
 from stepwell_export.runtime.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +117,8 @@ def test_the_table_has_every_name_that_the_service_uses_and_no_other() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_whose_undocumented_names_are_used_has_an_upper_bound(package: str) -> None:
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    projects = (ROOT / "pyproject.toml", ROOT / "clients" / "python" / "pyproject.toml")
+    needed = {line for each in projects for line in tomllib.loads(each.read_text())["project"]["dependencies"]}
     [ours] = [line for line in needed if re.match(rf"{package.replace('_', '-')}\b", line)]
 
     assert "<" in ours
@@ -153,12 +156,13 @@ def names_on_self(cls: type) -> Iterator[str]:
 def used_names() -> dict[str, set[str]]:
     """What the service's modules use of `PACKAGES`, as far as that is undocumented."""
     used = defaultdict[str, set[str]](set)
-    for info in pkgutil.walk_packages(stepwell.__path__, "service."):
+    infos = [pkgutil.walk_packages(package.__path__, f"{package.__name__}.") for package in (stepwell, stepwell_client)]
+    for info in chain.from_iterable(infos):
         if info.name != "stepwell.__main__":
             try:
                 module = importlib.import_module(info.name)
             except ModuleNotFoundError as exc:
-                if (exc.name or "").partition(".")[0] in (*PACKAGES, "service", "model_export"):
+                if (exc.name or "").partition(".")[0] in (*PACKAGES, "stepwell", "stepwell_client", "stepwell_export"):
                     raise
                 continue  # it needs a package of an extra, which is not installed: a broker's client
             except MissingExtraError:

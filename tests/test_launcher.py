@@ -77,7 +77,8 @@ def bare(tmp_path: Path) -> Machine:
     machine = Machine(clone=tmp_path / "my clone", bin=tmp_path / "bin")
     machine.clone.mkdir()
     machine.bin.mkdir()
-    for name in ("stepwell", "pyproject.toml"):
+    for name in ("stepwell", "pyproject.toml", "model_export/pyproject.toml", "clients/python/pyproject.toml"):
+        (machine.clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, machine.clone / name)
     for tool in (*POSIX_TOOLS, "ln", "chmod"):
         (machine.bin / tool).symlink_to(shutil.which(tool) or pytest.fail(f"{tool} is not on the PATH"))
@@ -120,7 +121,12 @@ def test_a_python_without_venv_is_reported_with_the_missing_package(bare: Machin
 def test_a_failed_start_leaves_nothing_behind(bare: Machine) -> None:
     bare.run("demo")
 
-    assert sorted(path.name for path in bare.clone.iterdir()) == ["pyproject.toml", "stepwell"]
+    assert sorted(path.name for path in bare.clone.iterdir()) == [
+        "clients",
+        "model_export",
+        "pyproject.toml",
+        "stepwell",
+    ]
 
 
 def test_the_program_gets_the_arguments_and_the_callers_folder(machine: Machine) -> None:

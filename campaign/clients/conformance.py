@@ -23,9 +23,9 @@ from campaign.clients.streams import disturb
 from campaign.faults import inject_faults, is_over
 from campaign.system import running_system
 from campaign.tally import Tally
+from stepwell.process.in_process import InProcessService
 from stepwell_client import AsyncClient
 from stepwell_client.protocol.requests import ClientRequest
-from stepwell.process.in_process import InProcessService
 from tests.clients.kit import FILE, KIT, Case
 from tests.clients.model import doubling
 from tests.clients.python_kit import PythonKit

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepwell_export.runtime.errors import WeakProofError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import WeakProofError
 
 VOCABULARY = 50
 """Ids that a model with an embedding takes."""

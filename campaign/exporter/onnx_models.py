@@ -18,8 +18,8 @@ from campaign.exporter.cases import CHUNKED, KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from stepwell_export.adoption.adopt_file import adopt_file
-from stepwell_export.runtime.errors import UnclearModelError, WeakProofError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import UnclearModelError, WeakProofError
 
 VOCABULARY = 50
 _OPSET = 17

@@ -1,8 +1,8 @@
 """Train the demo's model, which predicts the activity of a smartwatch's wearer at every timestep.
 
 Reads `basic_motions.npz`, trains on its 40 training recordings, and prints the accuracy on the 40 held-out ones.
-Writes `model.keras`, and `service/stepwell/addons/demo/recordings.npz`: the held-out recordings with this model's whole-sequence
-predictions, with which the demo compares every live prediction. Takes ten seconds.
+Writes `model.keras`, and `service/stepwell/addons/demo/recordings.npz`: the held-out recordings with this model's
+whole-sequence predictions, with which the demo compares every live prediction. Takes ten seconds.
 
     python examples/activity/train.py
     ./stepwell export model.keras -o service/stepwell/addons/demo/models/activity.onnx
@@ -15,11 +15,12 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import keras
 import numpy as np
 
+import keras
+
 HERE = Path(__file__).parent
-RECORDINGS = HERE.parents[1] / "service" / "demo" / "recordings.npz"
+RECORDINGS = HERE.parents[1] / "service" / "stepwell" / "addons" / "demo" / "recordings.npz"
 SEED = 7
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell_export.arguments import check_tolerance
-from stepwell_export.runtime.errors import ParityError
 from stepwell_export.graph.nodes import all_graphs
 from stepwell_export.localize import LayerOutputs, localize_layer, locate_not_finite
+from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest
 from stepwell_export.runtime.memory import release
 from stepwell_export.runtime.step_model import StepModel

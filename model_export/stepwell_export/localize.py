@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.graph.described import mentioned
 from stepwell_export.graph.nodes import needed_nodes
+from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped

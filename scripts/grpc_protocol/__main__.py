@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "service" / "grpc_api"
+FOLDER = Path(__file__).parents[2] / "service" / "stepwell" / "addons" / "grpc_api"
 
 
 def compile_protocol(target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,7 @@ def main() -> int:
         )
     commands.choices["serve"].add_argument("--port", type=int, default=8001, help="default: 8001")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # what MkDocs finds in the pages
     try:
         site = build(arguments.out.resolve(), versions=arguments.versions)
     except SiteError as exc:

@@ -10,21 +10,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepwell_export import stages, torch
-    from stepwell_export.adoption.adopt_file import Adopted
-    from stepwell_export.adoption.adopt_file import adopt_file as adopt
-    from stepwell_export.converted import verify_model
-    from stepwell_export.runtime.errors import StepwellError
-    from stepwell_export.exporter import Exported
-    from stepwell_export.exporter import export_source as export
-    from stepwell_export.keras import Call, Value, register_step_rule, to_step_model
-    from stepwell_export.runtime.manifest import Manifest
-    from stepwell_export.spec import StepSpec
-    from stepwell_export.stages import Pipeline
-    from stepwell_export.runtime.step_model import StepModel
-    from stepwell_export.streaming import convert as convert_onnx
     from stepwell import extend, testing
     from stepwell.addons import mlflow
+    from stepwell.addons.notebook import LiveModel, run
     from stepwell_client import (
         AsyncClient,
         Client,
@@ -37,7 +25,25 @@ if TYPE_CHECKING:
         Status,
         StepResult,
     )
-    from stepwell.addons.notebook import LiveModel, run
+    from stepwell_export import (
+        Adopted,
+        Call,
+        Exported,
+        Manifest,
+        Pipeline,
+        StepModel,
+        StepSpec,
+        StepwellError,
+        Value,
+        adopt,
+        convert_onnx,
+        export,
+        register_step_rule,
+        stages,
+        to_step_model,
+        torch,
+        verify_model,
+    )
 
     __version__: str
     """The version of the package."""
@@ -84,39 +90,20 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("AsyncClient", "Client", "ClientError", "Event", "Gap", "Rollout"), "stepwell_client"),
     **dict.fromkeys(("Snapshot", "State", "Status", "StepResult"), "stepwell_client"),
-    **dict.fromkeys(("Call", "Value", "register_step_rule", "to_step_model"), "stepwell_export.keras"),
-    "Adopted": "stepwell_export.adoption.adopt_file",
-    "Exported": "stepwell_export.exporter",
-    "Manifest": "stepwell_export.runtime.manifest",
-    "Pipeline": "stepwell_export.stages",
-    "StepModel": "stepwell_export.runtime.step_model",
-    "StepSpec": "stepwell_export.spec",
-    "StepwellError": "stepwell_export.runtime.errors",
-    "adopt": "stepwell_export.adoption.adopt_file",
-    "convert_onnx": "stepwell_export.streaming",
-    "export": "stepwell_export.exporter",
-    # What pyproject.toml registers.
-    **dict.fromkeys(("AMQP", "AMQPS", "FILE", "KAFKA", "KAFKAS"), "stepwell.addons.connect.brokers"),
-    **dict.fromkeys(("MQTT", "MQTTS", "NATS", "REDIS", "REDISS"), "stepwell.addons.connect.brokers"),
-    "GrpcAddon": "stepwell.addons.grpc_api.addon",
+    **dict.fromkeys(("Adopted", "Call", "Exported", "Manifest", "Pipeline", "StepModel"), "stepwell_export"),
+    **dict.fromkeys(("StepSpec", "StepwellError", "Value", "adopt", "convert_onnx", "export"), "stepwell_export"),
+    **dict.fromkeys(("register_step_rule", "stages", "to_step_model", "torch", "verify_model"), "stepwell_export"),
     "LiveModel": "stepwell.addons.notebook",
     "run": "stepwell.addons.notebook",
-    "verify_model": "stepwell_export.converted",
 }
-"""The module of each name."""
-
-_NAMES_THERE = {"adopt": "adopt_file", "convert_onnx": "convert", "export": "export_source"}
-"""What a name is called in its module, where that is something else."""
+"""The package that gives each name."""
 
 _MODULES = {
     "extend": "stepwell.extend",
     "mlflow": "stepwell.addons.mlflow",
-    "mlflow_deployments": "stepwell.addons.mlflow.deployments",  # for the entry point by which MLflow finds it
     "ray": "stepwell.addons.offline.ray",
     "spark": "stepwell.addons.offline.spark",
-    "stages": "stepwell_export.stages",
     "testing": "stepwell.testing",
-    "torch": "stepwell_export.torch",
 }
 
 
@@ -131,7 +118,7 @@ if not TYPE_CHECKING:  # else a type checker would accept every name
         elif name in _MODULES:
             found = importlib.import_module(_MODULES[name])
         elif name in _HOMES:
-            found = getattr(importlib.import_module(_HOMES[name]), _NAMES_THERE.get(name, name))
+            found = getattr(importlib.import_module(_HOMES[name]), name)
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = found
@@ -149,7 +136,3 @@ def main() -> None:
     with loading():
         from stepwell.cli import main as run
     run()
-
-
-if __name__ == "__main__":
-    main()

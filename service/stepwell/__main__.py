@@ -1,4 +1,4 @@
-"""`python -m service` is the `stepwell` program."""
+"""`python -m stepwell` is the `stepwell` program."""
 
 from stepwell.interrupted import loading
 

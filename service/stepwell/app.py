@@ -19,8 +19,6 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.registered import load, registered
 from stepwell.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import (
@@ -61,6 +59,8 @@ from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
 from stepwell.tracing.observer import TracedMetrics
 from stepwell.tracing.otel import make_tracer
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.registered import load, registered
 
 if TYPE_CHECKING:
     from stepwell.models.changes import ReloadReport

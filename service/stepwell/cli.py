@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.registered import load, registered
-from stepwell_client.errors import ClientError
 from stepwell.collector import collector_paused
 from stepwell.commands import COMMANDS, Command
 from stepwell.interrupted import loading
+from stepwell_client.errors import ClientError
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.registered import load, registered
 
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting", "bad_columns", "bad_key"}

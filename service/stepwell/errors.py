@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.error_codes import CODES
 from stepwell_client.wire.outcomes import Applied, Retry
+from stepwell_export.runtime.errors import StepwellError
 
 
 class SettingsError(StepwellError):

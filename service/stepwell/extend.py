@@ -42,10 +42,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.keras.step_rules import register_step_rule
-from stepwell_export.runtime.registered import AddonError
-from stepwell.commands import Command
 from stepwell.addons.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.messages import (
     BrokerMessage,
@@ -56,14 +52,18 @@ from stepwell.addons.connect.messages import (
     Undeliverable,
 )
 from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.commands import Command
 from stepwell.service_addon import ServiceAddon
+from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, Url
+    from stepwell.requests.context import AppContext
     from stepwell_export.graph.builder import GraphBuilder
     from stepwell_export.keras import Call, Value
     from stepwell_export.stages.stage import Stage
-    from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Model, Url
-    from stepwell.requests.context import AppContext
 
 __all__ = [
     "DEFAULT_URL",
@@ -101,7 +101,7 @@ _LOADED_WHEN_USED: Final = {
     "GraphBuilder": "stepwell_export.graph.builder",
     "Stage": "stepwell_export.stages.stage",
     "Value": "stepwell_export.keras",
-    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.live.http_api"),
+    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.http_api"),
 }
 """Names whose modules load NumPy, onnx, an HTTP client or the engine, which most add-ons do not need."""
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.errors import SettingsError
+from stepwell_export.runtime.manifest import NAME
 
 PREFIX = "STEPWELL_"
 METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"

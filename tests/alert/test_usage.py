@@ -132,7 +132,7 @@ def test_an_index_that_does_not_fit_is_reported_with_those_that_do(text: str, re
 
 
 def run(rules: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "service", "alert", str(rules), *map(str, words)]
+    command = [sys.executable, "-P", "-m", "stepwell", "alert", str(rules), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 

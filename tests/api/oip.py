@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.codec.oip import DATATYPES
+from stepwell_export.runtime.manifest import Array
 from tests.api.running import Service
 
 LENGTH = "Inference-Header-Content-Length"

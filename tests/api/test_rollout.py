@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from stepwell_export.runtime.feedback import Draw
 from stepwell.engine.rollout.sampling import normals, sample_indices, uniforms
 from stepwell_client.wire.ids import encode_state_id
+from stepwell_export.runtime.feedback import Draw
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models

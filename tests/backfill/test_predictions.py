@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import OutputSpec
 from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
 from stepwell.addons.backfill.writers import writer_of
+from stepwell_export.runtime.manifest import OutputSpec
 
 OUTPUTS = [
     OutputSpec(name="y", dtype="float32", shape=[2]),

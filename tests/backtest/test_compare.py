@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.backtest.histogram import OverTime
 from stepwell.addons.backtest.picture import picture
 from stepwell.addons.backtest.run import BacktestError, Comparison, compare, joint_inputs
 from stepwell.addons.recorded import RecordedData, open_data
 from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import Built, lstm, stateless, total, write_model
 from tests.recorded.files import write_npz
 

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.errors import ServiceError
+from stepwell.requests.problems import problem_body
 from stepwell_client import AsyncClient, Client, ClientError, StepResult
 from stepwell_client.protocol.bulk_steps import BulkSteps
 from stepwell_client.protocol.decoding import NoReply, RawReply
 from stepwell_client.protocol.exchange import Exchange
 from stepwell_client.protocol.requests import ClientRequest, StreamCursor
 from stepwell_client.protocol.steps import ModelProtocol
-from stepwell.errors import ServiceError
-from stepwell.requests.problems import problem_body
 from stepwell_client.wire.formats import JSON, MSGPACK, encode
 from tests.api.running import running_service
 from tests.client.transports import TRANSPORTS, engine_in_process

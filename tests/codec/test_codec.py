@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stepwell_export.runtime.manifest import InputSpec, Manifest
 from stepwell.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
 from stepwell.codec.responses import bulk_response_of_rows, encode_step, step_response
 from stepwell.codec.step_bodies import FeedMessage, correlation_of
@@ -29,6 +28,7 @@ from stepwell.errors import ServiceError
 from stepwell.types import BatchOutput, Prediction
 from stepwell_client.wire.formats import encode, format_of_answer, format_of_body
 from stepwell_client.wire.ids import decode_state_id, encode_state_id
+from stepwell_export.runtime.manifest import InputSpec, Manifest
 from tests.graphs import manifest_of
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint64", "uint8", "bool")

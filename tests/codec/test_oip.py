@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell_export.runtime.manifest import DTYPES, Array, Manifest
 from stepwell.codec.oip import DATATYPES, InferCodec, InferRequest
 from stepwell.errors import ServiceError
+from stepwell_export.runtime.manifest import DTYPES, Array, Manifest
 from tests.graphs import manifest_of
 
 

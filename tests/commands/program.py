@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import typer
 from typer.testing import CliRunner, Result
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.commands.adopt import adopt
 from stepwell.commands.export import export
 from stepwell.commands.inspect import inspect
+from stepwell_export.runtime.errors import StepwellError
 
 app = typer.Typer()
 for command in (adopt, export, inspect):

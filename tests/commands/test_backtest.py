@@ -59,7 +59,7 @@ def test_a_limit_that_cannot_be_meant_is_wrong_usage(words: list[str], limit: st
 
 
 def test_unknown_columns_are_wrong_usage_also_as_a_program(words: list[str]) -> None:
-    command = [sys.executable, "-P", "-m", "service", "backtest", *words[:-1], "x=p,nothing"]
+    command = [sys.executable, "-P", "-m", "stepwell", "backtest", *words[:-1], "x=p,nothing"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 2

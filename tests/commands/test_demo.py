@@ -18,7 +18,7 @@ import pytest
 
 from tests.releases.fleet import wait_until
 
-STEPWELL = [sys.executable, "-P", "-m", "service", "demo"]
+STEPWELL = [sys.executable, "-P", "-m", "stepwell", "demo"]
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from typer.testing import Result
 
-from stepwell.commands.live.http_api import StreamsError
 from stepwell.commands.live.release import release_app
+from stepwell.http_api import StreamsError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess, service_process
@@ -147,7 +147,7 @@ def test_wrong_usage_exits_with_2(running: ServiceProcess, words: tuple[str, ...
 
 
 def test_watching_prints_the_release_again_when_it_changes(running: ServiceProcess, model: str) -> None:
-    command = [sys.executable, "-m", "service", "release", "show", model, "--watch", "--json", "--url", running.url]
+    command = [sys.executable, "-m", "stepwell", "release", "show", model, "--watch", "--json", "--url", running.url]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
         assert watching.stdout is not None

@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import Result
 
-from stepwell_client import Client, Event
 from stepwell.commands.replay import replay
+from stepwell_client import Client, Event
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
 from tests.graphs import fold, fold_reference, lstm, total, write_model, write_models

@@ -16,10 +16,10 @@ import pytest
 import redis
 from typer.testing import Result
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.commands.live.streams import streams_app
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.keys import record_key
+from stepwell_export.runtime.errors import StepwellError
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, wave, write_model
 from tests.processes import ServiceProcess, free_port, service_process

@@ -11,7 +11,7 @@ import pytest
 from tests.quick import LEFT_OUT, LONG, OF_THESE
 
 REPOSITORY = Path(__file__).parents[2]
-STEPWELL = [sys.executable, "-P", "-m", "service", "test"]
+STEPWELL = [sys.executable, "-P", "-m", "stepwell", "test"]
 
 
 @pytest.fixture

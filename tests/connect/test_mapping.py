@@ -8,16 +8,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import InputSpec
 from stepwell.addons.connect.config import BodyFormat, FromSection
 from stepwell.addons.connect.mapping.input_columns import InputColumn, make_columns
 from stepwell.addons.connect.mapping.message_mapper import MessageMapper
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from stepwell.addons.connect.mapping.typed_decoding import typed_decoder
-from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError, MessageColumns, OutMessage
+from stepwell.addons.connect.messages import (
+    BadMessageError,
+    BrokerMessage,
+    ConnectUsageError,
+    MessageColumns,
+    OutMessage,
+)
 from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.recorded.csv_header import CsvHeader
+from stepwell_export.runtime.manifest import InputSpec
 
 FLOATS = InputSpec(name="x", dtype="float32", shape=[2])
 LIMITS = PollLimits(4096, 1 << 23, 8)

@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.addons.demo.recordings import MODEL, MODELS
 from stepwell_client.wire.formats import MSGPACK, encode_tensors
+from stepwell_export.runtime.step_model import StepModel
 
 
 def problem(code: str, detail: str) -> dict[str, Any]:

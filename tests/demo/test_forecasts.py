@@ -10,10 +10,10 @@ import httpx2
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
-from stepwell_client import Client
 from stepwell.addons.demo.forecasts import FORECAST_MODEL, send_motion
 from stepwell.addons.demo.recordings import MODELS, Recordings
+from stepwell_client import Client
+from stepwell_export.runtime.step_model import StepModel
 from tests.processes import service_process
 from tests.releases.fleet import wait_until
 

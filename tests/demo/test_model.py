@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.addons.demo.recordings import MODEL, MODELS, Recordings
+from stepwell_export.runtime.step_model import StepModel
 
 
 @pytest.fixture(scope="module")

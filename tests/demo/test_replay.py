@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stepwell_client import ClientError
 from stepwell.addons.demo.recordings import Recordings
 from stepwell.addons.demo.replay import replay
 from stepwell.addons.demo.report import Report
+from stepwell_client import ClientError
 from tests.demo.fake_service import FakeService
 
 SECONDS = 1.0

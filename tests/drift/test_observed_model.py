@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.drift.observed_model import ObservedModel
 from stepwell.drift.sampler import MAX_TIMESTEPS
 from stepwell.drift.windows import WINDOWS, read_window
 from stepwell.models.served import ServedModel
 from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
 from tests.drift.live import normal, write_reference_model
 from tests.servers import Server
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stepwell_export.runtime.distribution import FLOOR, MIN_VALUES, quantile_keys
 from stepwell.drift.sketch import ERROR
+from stepwell_export.runtime.distribution import FLOOR, MIN_VALUES, quantile_keys
 from tests.api.running import Service, running_service
 from tests.drift.live import (
     WITHIN_S,

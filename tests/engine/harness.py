@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.engine.engine import Engine
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
@@ -20,6 +19,7 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey, Timestep
+from stepwell_export.runtime.step_model import StepModel
 
 FOLD = "fold"
 

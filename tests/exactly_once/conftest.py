@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.registry import ModelRegistry
+from stepwell_export.runtime.step_model import StepModel
 from tests.exactly_once.machines import Shared
 from tests.graphs import fold, write_models
 from tests.servers import server

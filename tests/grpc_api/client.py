@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.codec.oip import DATATYPES
+from stepwell_export.runtime.manifest import Array
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: STEPWELL_EXTRAS=grpc")
 pytest.importorskip("grpc_health", reason="grpcio-health-checking is not installed: STEPWELL_EXTRAS=grpc")

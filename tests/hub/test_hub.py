@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.describe import describe, load
 from stepwell.addons.hub.model_card import model_card
+from stepwell_export.runtime.describe import describe, load
 from tests.graphs import fold, lstm, write_model
 from tests.hub.stand_in import StandInHub, stand_in_hub
 

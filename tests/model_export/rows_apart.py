@@ -9,8 +9,8 @@ import onnx
 
 from stepwell_export.graph.nodes import all_nodes
 from stepwell_export.graph.operators import RNN
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.batch_independence import random_rows
+from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 
 STEPS = 4

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import graph, ints
 

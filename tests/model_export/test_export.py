@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, StepwellError, TensorError, UnclearModelError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import (
+    FileError,
+    ParityError,
+    RefusedModelError,
+    StepwellError,
+    TensorError,
+    UnclearModelError,
+)
 from stepwell_export.runtime.manifest import sidecar_of
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.graph_session import GraphSession
+from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.shared_weights import with_weights_outside
 from tests.model_export.streaming.zoo_parts import graph
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.labels import read_columns, read_labels, with_labels
+from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import Manifest
 from tests import graphs
 

@@ -17,10 +17,10 @@ from stepwell_export import StepSpec
 from stepwell_export.adoption.adopt_file import adopt_file
 from stepwell_export.adoption.rewrite import Change
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.exporter import convert_source, export_source
-from stepwell_export.stages import Pipeline
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.stages import Pipeline
 from stepwell_export.streaming import convert
 from tests import graphs
 from tests.model_export.rows_apart import assert_rows_apart

@@ -11,9 +11,9 @@ import pytest
 
 from stepwell_export.adoption.autoconfigure import adopt
 from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.precision import FULL, Precision, narrow_store, saved, store_as
 from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.precision import FULL, Precision, narrow_store, saved, store_as
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped
 from stepwell_export.weights import Weights

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from stepwell_export.replacing import Replaced, check_translation, read_version, replaced
 from stepwell_export.runtime.errors import FileError, RefusedModelError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.replacing import Replaced, check_translation, read_version, replaced
 from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import (
     Built,

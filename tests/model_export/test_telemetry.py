@@ -9,7 +9,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
-LOAD = "import pathlib, model_export as m; m.StepModel(pathlib.Path('service/stepwell/addons/demo/models/activity.onnx'))"
+MODEL = "service/stepwell/addons/demo/models/activity.onnx"
+LOAD = f"import pathlib, stepwell_export as m; m.StepModel(pathlib.Path('{MODEL}'))"
 
 
 def test_loading_a_model_leaves_no_reports_in_the_home_folder(tmp_path: Path) -> None:

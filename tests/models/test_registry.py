@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.registry import ModelRegistry
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, total, write_model, write_models
 
 

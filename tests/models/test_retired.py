@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, write_model
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.models.translations import Translation, Translations
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, write_model
 from tests.releases.builds import wide_fold, widening, widening_by
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.errors import ManifestError, ModelLoadError
-from stepwell_export.runtime.manifest import Manifest
 from stepwell.models.vetting import ModelVetting
 from stepwell.settings import Settings
+from stepwell_export.runtime.errors import ManifestError, ModelLoadError
+from stepwell_export.runtime.manifest import Manifest
 from tests.api.running import running_service
 from tests.graphs import Built, fold, graph_from_text, total, write_model, write_models
 from tests.servers import Server

@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import MissingExtraError
 from stepwell.addons.notebook import LiveModel, run
+from stepwell_export.runtime.errors import MissingExtraError
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 ROOT = Path(__file__).parents[2]

@@ -17,6 +17,8 @@ from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess
 
 ROOT = Path(__file__).parents[2]
+SOURCES = {"stepwell": ROOT, "stepwell_export": ROOT / "model_export", "stepwell_client": ROOT / "clients" / "python"}
+"""The folder of each distribution's project file, by its package."""
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("STEPWELL_", "PYTHON"))}
 SHARED = "\n".join(path for path in sys.path if path.endswith("-packages")) + "\n"
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.graphs import fold_reference
-from tests.package.environment import ROOT, Environment, build, install, serve
+from tests.package.environment import ROOT, SOURCES, Environment, build, install, serve
 from tests.processes import ServiceProcess
 
 EXAMPLE = ROOT / "examples" / "addon"
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    wheels = [build("wheel", source, tmp_path_factory.mktemp("wheel")) for source in (ROOT, EXAMPLE)]
+    wheels = [build("wheel", source, tmp_path_factory.mktemp("wheel")) for source in (*SOURCES.values(), EXAMPLE)]
     return install(tmp_path_factory.mktemp("venv"), *wheels)
 
 

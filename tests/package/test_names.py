@@ -23,7 +23,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_stepwell_loads_nothing_else() -> None:
-    assert loaded_by("import stepwell; dir(stepwell)") & (HEAVY | {"service", "model_export"}) == set()
+    assert loaded_by("import stepwell; dir(stepwell)") & (HEAVY | {"stepwell_client", "stepwell_export"}) == set()
 
 
 def test_the_client_loads_nothing_of_the_server_or_the_exporter() -> None:

@@ -1,10 +1,13 @@
-"""The wheel, installed into an environment of its own: one package, and everything works outside a clone."""
+"""The three distributions as wheels in environments of their own: each alone, and the service outside a clone."""
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.graphs import fold_reference
-from tests.package.environment import CLEAN, ROOT, Environment, build, install, serve
+from tests.package.environment import CLEAN, ROOT, SOURCES, Environment, build, install, serve
 from tests.processes import ServiceProcess
 
 UNTYPED = "fastapi.*,jax.*,keras.*,onnx.*,pydantic.*,redis.*,rich.*,starlette.*,torch.*,typer.*,uvicorn.*"
@@ -23,19 +26,31 @@ pytest.importorskip("hatchling", reason="hatchling is not installed; the extra d
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+each_package = pytest.mark.parametrize("package", SOURCES)
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return install(tmp_path_factory.mktemp("venv"), wheel)
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: build("wheel", source, tmp_path_factory.mktemp(name)) for name, source in SOURCES.items()}
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return install(tmp_path_factory.mktemp("venv"), *wheels.values())
+
+
+@pytest.fixture(scope="module")
+def client_alone(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return install(tmp_path_factory.mktemp("client"), wheels["stepwell_client"])
+
+
+@pytest.fixture(scope="module")
+def exporter_alone(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return install(tmp_path_factory.mktemp("exporter"), wheels["stepwell_export"])
 
 
 @pytest.fixture(scope="module")
 def serving(installed: Environment) -> Iterator[ServiceProcess]:
-    """The installed program with two workers, which vets the models as it would for its users."""
     with serve(installed, "--workers", "2") as one:
         yield one
 
@@ -43,42 +58,88 @@ def serving(installed: Environment) -> Iterator[ServiceProcess]:
 # -------------------------------------------------------------------- what is in it
 
 
-def test_the_wheel_has_one_package(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+@each_package
+def test_a_wheel_has_one_package(wheels: dict[str, Path], package: str) -> None:
+    with zipfile.ZipFile(wheels[package]) as archive:
         folders = {name.split("/")[0] for name in archive.namelist()}
 
-    assert folders == {"stepwell", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert folders == {package, f"{wheels[package].name.split('-py3')[0]}.dist-info"}
 
 
-def test_a_wheel_of_the_sdist_is_the_same(wheel: Path, tmp_path: Path) -> None:
-    with tarfile.open(build("sdist", ROOT, tmp_path)) as archive:
+@each_package
+def test_a_wheel_of_the_sdist_is_the_same(wheels: dict[str, Path], package: str, tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", SOURCES[package], tmp_path)) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     [source] = (tmp_path / "source").iterdir()
     again = build("wheel", source, tmp_path / "wheel")
 
-    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+    with zipfile.ZipFile(wheels[package]) as first, zipfile.ZipFile(again) as second:
         assert {i.filename: i.CRC for i in first.infolist()} == {i.filename: i.CRC for i in second.infolist()}
 
 
-def test_what_is_built_can_be_published(wheel: Path, tmp_path: Path) -> None:
+def test_what_is_built_can_be_published(wheels: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("twine", reason="twine is not installed; the extra dev has it")
-    files = [str(wheel), str(build("sdist", ROOT, tmp_path))]
+    sdists = [build("sdist", source, tmp_path / name) for name, source in SOURCES.items()]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, [*wheels.values(), *sdists])]
 
-    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout
 
 
 def test_an_editable_install_is_the_clone(tmp_path: Path) -> None:
-    editable = install(tmp_path / "venv", build("wheel:editable", ROOT, tmp_path))
+    built = [build("wheel:editable", source, tmp_path / name) for name, source in SOURCES.items()]
+    editable = install(tmp_path / "venv", *built)
 
-    code = "import stepwell, service; print(stepwell.__file__, service.__file__, stepwell.Client.__module__)"
+    code = f"import {', '.join(SOURCES)}; print(*({', '.join(f'{name}.__file__' for name in SOURCES)},))"
     done = editable.run("python", "-c", code)
 
-    assert done.stdout == f"{ROOT / 'stepwell.py'} {ROOT / 'service' / '__init__.py'} stepwell_client.sync\n", (
-        done.stderr
-    )
+    folders = (ROOT / "service", ROOT / "model_export", ROOT / "clients" / "python")
+    files = [folder / name / "__init__.py" for folder, name in zip(folders, SOURCES, strict=True)]
+    assert done.stdout.split() == [str(file) for file in files], done.stderr
     assert editable.run("stepwell", "--version").returncode == 0
+
+
+# -------------------------------------------------------------------- one alone
+
+
+def test_the_client_alone_steps_a_stream(client_alone: Environment, serving: ServiceProcess) -> None:
+    code = "import sys, stepwell_client; "
+    code += f"print(stepwell_client.Client('{serving.url}').model('fold').stream('alone').step([7]).step); "
+    code += "print({'stepwell', 'stepwell_export', 'fastapi', 'redis', 'onnxruntime', 'pydantic'} & {*sys.modules})"
+
+    assert client_alone.run("python", "-c", code).stdout == "1\nset()\n"
+
+
+def test_the_client_alone_has_no_engine_and_says_so(client_alone: Environment) -> None:
+    code = "import stepwell_client; stepwell_client.Client(':memory:')"
+
+    assert "Run `pip install stepwell`" in client_alone.run("python", "-c", code).stderr
+
+
+def test_the_exporter_alone_exports_a_model_and_steps_it(exporter_alone: Environment) -> None:
+    pytest.importorskip("keras", reason="Keras is not installed")
+    code = "import sys, keras, numpy, stepwell_export\n"
+    code += "model = keras.Sequential([keras.Input((None, 3)), keras.layers.GRU(4)])\n"
+    code += "path = stepwell_export.export(model, 'models/pump.onnx').path\n"
+    code += "print(stepwell_export.StepModel(path).manifest.name)\n"
+    code += "print({'stepwell', 'stepwell_client', 'fastapi', 'redis'} & {*sys.modules})"
+
+    done = exporter_alone.run("python", "-c", code, KERAS_BACKEND="jax")
+
+    assert done.stdout == "pump\nset()\n", done.stderr
+
+
+def test_the_client_imports_what_its_project_file_names() -> None:
+    project = tomllib.loads((SOURCES["stepwell_client"] / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["progress"]]
+    trees = [ast.parse(file.read_text()) for file in (SOURCES["stepwell_client"] / "stepwell_client").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    used = {name.partition(".")[0] for name in named} - {*sys.stdlib_module_names, "stepwell_client"}
+
+    assert used == {re.split(r"[^\w-]", line)[0] for line in lines} | {"stepwell"}  # the engine of `:memory:`
 
 
 # -------------------------------------------------------------------- installed
@@ -91,14 +152,23 @@ def test_the_environment_gets_no_package_of_a_common_name(installed: Environment
     assert f"No module named '{name}'" in done.stderr
 
 
-def test_the_public_names_come_from_the_wheel(installed: Environment) -> None:
+def test_the_public_names_come_from_the_wheels(installed: Environment) -> None:
     code = "import stepwell; print(stepwell.__file__, stepwell.Client.__module__, *map(type, map(stepwell.__getattr__, "
     code += "['export', 'adopt', 'StepSpec', 'Pipeline', 'register_step_rule', 'StepModel', '__version__'])))"
     done = installed.run("python", "-c", code)
 
     assert done.returncode == 0, done.stderr
     assert str(installed.bin.parent) in done.stdout
-    assert "stepwell.service.client.sync" in done.stdout
+    assert "stepwell_client.sync" in done.stdout
+
+
+def test_brokers_and_addons_are_found_by_their_entry_points(installed: Environment) -> None:
+    code = "from stepwell_export.runtime.registered import load, registered; "
+    code += "print(*(name for group in ('stepwell.addons', 'stepwell.brokers') for name in registered(group))); "
+    code += "print(type(load(registered('stepwell.brokers')['file'])).__name__)"
+
+    found = "grpc amqp amqps file kafka kafkas mqtt mqtts nats redis rediss Broker"
+    assert installed.run("python", "-c", code).stdout.split() == found.split()
 
 
 @pytest.mark.parametrize("command", [["stepwell"], ["python", "-m", "stepwell"]])

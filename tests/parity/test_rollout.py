@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.engine.rollout.sampling import sample_indices, uniforms
 from stepwell_export.exporter import export_source
 from stepwell_export.runtime.feedback import Draw
-from stepwell.engine.rollout.sampling import sample_indices, uniforms
 from tests.api.running import Service, running_service
 from tests.servers import Server
 

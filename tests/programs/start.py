@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, ClassVar, NoReturn
 
-LAUNCH = [sys.executable, "-P", "-m", "service"]
+LAUNCH = [sys.executable, "-P", "-m", "stepwell"]
 _MODULES = (
     "stepwell.cli",
     "stepwell.app",
@@ -195,7 +195,7 @@ def start_program(
     """
     if launch is None and _Starts.fork:
         if len(_Starts.warm) < _MOST_WARM and all(one.env_differs(os.environ) for one in _Starts.warm):
-            _Starts.warm.append(WarmProcess("service", _MODULES))
+            _Starts.warm.append(WarmProcess("stepwell", _MODULES))
         warm = next((one for one in _Starts.warm if one.can_fork(words, env)), None)
         if warm is not None:
             # Where it cannot be done, tests/programs/test_start.py fails, and no other test.

@@ -152,7 +152,7 @@ def test_each_program_has_memory_and_files_of_its_own(running: ServiceProcess, t
 
 def test_nothing_is_forked_from_a_process_that_has_ended(tmp_path: Path) -> None:
     with (
-        contextlib.closing(WarmProcess("service", ["no_such_module"])) as ended_at_once,
+        contextlib.closing(WarmProcess("stepwell", ["no_such_module"])) as ended_at_once,
         (tmp_path / "out").open("w+b") as file,
     ):
         for _ in range(2):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import MissingExtraError, StepwellError
-from stepwell_export.runtime.manifest import Array, InputSpec
-from stepwell_client.columns import ColumnsError
 from stepwell.addons.recorded import RecordedData, RecordedDataError, gathered, open_data
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.tables import PIECE_ROWS, CsvFile
+from stepwell_client.columns import ColumnsError
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.runtime.manifest import Array, InputSpec
 from tests.recorded.files import an_input, write_csv, write_npz
 
 PQ = ["p", "q"]
@@ -40,11 +40,11 @@ def read(paths: Path | Sequence[Path], specs: Sequence[InputSpec] = (an_input(),
     return by_stream(data)
 
 
-def error_of(path: Path, specs: Sequence[InputSpec] = (an_input(),), **choice: Any) -> StepwellError:
+def error_of(path: Path, specs: Sequence[InputSpec] = (an_input(),), **choice: Any) -> RecordedDataError | ColumnsError:
     with pytest.raises((RecordedDataError, ColumnsError)) as caught:
         open_data([path], specs, ColumnChoice(**choice)).check()
-    error: StepwellError = caught.value
-    return error
+    assert isinstance(caught.value, RecordedDataError | ColumnsError)
+    return caught.value
 
 
 @pytest.fixture
@@ -284,7 +284,8 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     def peak_kib(name: str) -> int:
         program = (
             "import resource, sys; from pathlib import Path; from tests.recorded.files import an_input\n"
-            "from stepwell.addons.recorded import gathered, open_data; from stepwell.addons.recorded.columns import ColumnChoice\n"
+            "from stepwell.addons.recorded import gathered, open_data\n"
+            "from stepwell.addons.recorded.columns import ColumnChoice\n"
             "from stepwell.addons.recorded import data; data.KEPT_BYTES = 1 << 20\n"
             "data = open_data([Path(sys.argv[1])], [an_input()], ColumnChoice('s', None, {'x': ['p', 'q']}))\n"
             "data.check(); n = sum(b.size for r in gathered(data.read(), 1 << 20) for g in r.groups(8) "

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion
@@ -18,6 +17,7 @@ from stepwell.store.keys import record_key, release_key
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, total, write_models
 from tests.releases.fleet import MODEL, Fleet, two_folds, wait_until
 from tests.servers import Server

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepwell.releases.document import MAX_EARLIER
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell.releases.document import MAX_EARLIER
 from tests.graphs import lstm, write_model
 from tests.releases.builds import lstm_with_a_wrong_weight
 from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, over_both, two_folds, wait_until

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.translations import Translation
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import lstm, write_model
 from tests.releases.builds import widening_lstm
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 import stepwell
-from stepwell_client import stepwell_client as client
+import stepwell_client as client
 from stepwell.app import create_app
 from stepwell.cli import make_app
 from stepwell.error_codes import CODES

@@ -13,7 +13,7 @@ from stepwell_client.wire.texts import counted, listed
 class ColumnsError(ClientError):
     """The columns that were named, or that the model's inputs need, are not those of the table: `bad_columns`."""
 
-    def __init__(self, problem: str, *, fix: str) -> None:
+    def __init__(self, problem: str, *, fix: str = "") -> None:
         super().__init__("bad_columns", problem, fix=fix)
 
 

@@ -28,7 +28,8 @@ def start(
         settings: Further settings of the engine by name.
 
     Raises:
-        ClientError: `bad_url`: models or settings are given for a service at another address.
+        ClientError: `bad_url`: models or settings are given for a service at another address; `missing_extra`: the
+            service is not installed.
         StepwellError: The engine does not start.
     """
     if url != MEMORY:
@@ -39,7 +40,14 @@ def start(
                 fix=f"Leave them out, or use the address {MEMORY!r} for an engine in this process.",
             )
         return None
-    from stepwell.process.in_process import InProcessService  # the server, which other clients never load
+    try:
+        from stepwell.process.in_process import InProcessService  # the service, which other clients never load
+    except ModuleNotFoundError as exc:
+        raise ClientError(
+            "missing_extra",
+            f"The address {MEMORY!r} is an engine in this process, and {exc.name} is not installed.",
+            fix="Run `pip install stepwell`, or use the address of a service.",
+        ) from exc
 
     folders = ["models"] if models is None else [models] if isinstance(models, str | os.PathLike) else models
     return InProcessService([Path(folder).absolute() for folder in folders], settings)

@@ -71,9 +71,19 @@ def columns_by_input(
 
 
 def with_bar(rows: Iterable[T], label: str) -> Iterator[T]:
-    """Yield rows and draw a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import track
+    """Yield rows and draw a progress bar on standard error.
 
+    Raises:
+        ClientError: `missing_extra`: the package rich, which draws it, is not installed.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ModuleNotFoundError as exc:
+        raise ClientError(
+            "missing_extra",
+            "The progress bar needs the package rich.",
+            fix="Run `pip install rich`, or ask for no bar.",
+        ) from exc
     total = operator.length_hint(rows) or None
     yield from track(rows, label, total=total, console=Console(stderr=True), transient=False)

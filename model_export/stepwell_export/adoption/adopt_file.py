@@ -15,11 +15,11 @@ from stepwell_export.adoption.caches.bound import bound_caches
 from stepwell_export.adoption.overrides import Kind, Overrides
 from stepwell_export.adoption.own_data import with_own_data
 from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
 from stepwell_export.runtime.errors import FileError, UnclearModelError
 from stepwell_export.runtime.feedback import with_feedback
 from stepwell_export.runtime.files import check_new_file
 from stepwell_export.runtime.manifest import NAME, Manifest
-from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
 
 
 @dataclass(frozen=True, slots=True)

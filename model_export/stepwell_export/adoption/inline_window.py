@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import read_opset, renamed, replace_items
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import InputSpec, Manifest, StateSpec, WindowSpec
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stepwell_export.adoption.axes import ShapedTensor
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.graph.dataflow import Flow
+from stepwell_export.runtime.errors import UnclearModelError
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _BEFORE = {"in", "input", "past", "prev", "previous", "old", "last", "cur", "current", "init", "initial", "i"}

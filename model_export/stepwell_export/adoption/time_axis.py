@@ -12,9 +12,9 @@ import numpy as np
 from stepwell_export.adoption.axes import Dim
 from stepwell_export.adoption.rare_rows import rare_rows
 from stepwell_export.adoption.timewise import is_timewise
+from stepwell_export.runtime.batch_independence import nearly_equal, random_rows
 from stepwell_export.runtime.errors import ModelLoadError, StepwellError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec
-from stepwell_export.runtime.batch_independence import nearly_equal, random_rows
 from stepwell_export.runtime.specs import shape_of_rows
 from stepwell_export.runtime.step_model import MOST_STEPS, StepModel
 from stepwell_export.verify.runners import Run, chunked, stepped

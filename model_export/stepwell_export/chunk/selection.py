@@ -10,10 +10,10 @@ import numpy as np
 
 from stepwell_export.chunk.analysis import NoChunkError
 from stepwell_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
-from stepwell_export.runtime.errors import InternalError, ModelLoadError
 from stepwell_export.graph.decompose_rnn import decompose_rnn
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.batch_independence import random_rows
+from stepwell_export.runtime.errors import InternalError, ModelLoadError
+from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.memory import release
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.structure.rows import rows_of_step

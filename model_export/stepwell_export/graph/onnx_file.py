@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError
 from stepwell_export.graph.nodes import all_nodes, replace_items
+from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
     import onnx

@@ -1,6 +1,6 @@
 """The ONNX operators that carry states, and those that only move data: the one table of both.
 
-A new operator with a state needs an entry here and nothing else, or a rule in `model_export/stepwell_export/streaming/rules/` if
+A new operator with a state needs an entry here and nothing else, or a rule in `stepwell_export.streaming.rules` if
 `stateful_op` and `running` there do not fit.
 """
 

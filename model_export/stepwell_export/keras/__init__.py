@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.runtime.errors import MissingExtraError
 from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.runtime.errors import MissingExtraError
 from stepwell_export.sources import choose_keras_backend
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     """
     _require()
     import keras
-
     from stepwell_export.arguments import check_name
     from stepwell_export.converted import ConvertedModel
     from stepwell_export.keras.reference import KerasReference, rounding, samplers

@@ -20,16 +20,16 @@ from threading import get_ident
 from types import FrameType
 from typing import Any, Literal
 
-import keras
 import numpy as np
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
 from stepwell_export.keras.graph import TRIAL
 from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.support.tracing import TRACING
+from stepwell_export.runtime.errors import RefusedModelError
 
-_FRAMEWORKS = {"jax", "jaxlib", "keras", "model_export", "numpy"}
+_FRAMEWORKS = {"jax", "jaxlib", "keras", "stepwell_export", "numpy"}
 _ROWS, _TIMESTEPS = "rows", "timesteps"
 _SEED = "seed_generator_state"
 """Keras' name of the variable of a seed, which layers with dropout move on although they use it in training alone."""

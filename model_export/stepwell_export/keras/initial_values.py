@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-import keras
 import numpy as np
+
+import keras
 
 _DRAWN: Final = (
     keras.initializers.Orthogonal,

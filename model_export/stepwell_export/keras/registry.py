@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.keras.graph import KerasGraph
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.value import Value
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 
 Rule = Callable[["Call"], "Value | list[Value]"]

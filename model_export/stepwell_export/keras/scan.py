@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.keras.graph import KerasGraph
 from stepwell_export.keras.value import Value
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 
 

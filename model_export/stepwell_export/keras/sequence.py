@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+import keras
 from stepwell_export.keras.code_decisions import decides_by_length
 from stepwell_export.keras.graph import InputFacts, KerasGraph
 from stepwell_export.keras.input_axes import only_looked_up, possible_axes
 from stepwell_export.keras.subclassed import walkable
 from stepwell_export.keras.value import Value
 from stepwell_export.keras.walk import KerasWalk, functional
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Manifest
 from stepwell_export.streaming.rules.attention import LENGTH_FIX
 from stepwell_export.streaming.rules.slicing import EARLY_FIX

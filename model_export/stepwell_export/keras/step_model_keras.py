@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import keras
-
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.keras.sequence import export_keras, plain
 from stepwell_export.keras.subclassed import walkable
 from stepwell_export.keras.walk import functional
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import StateSpec
 from stepwell_export.streaming.step_graph import plain as as_in_states
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelTimeoutError
-from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, sidecar_of
 from stepwell_export.runtime.batch_independence import rows_are_independent
+from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.layout import TensorLayout, chunk_from_graph, chunk_to_graph, from_graph, to_graph
+from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, sidecar_of
 from stepwell_export.runtime.operator_scan import check_operators, weight_files
 from stepwell_export.runtime.random_ops import check_random_operators
 from stepwell_export.runtime.session import open_session, run_options

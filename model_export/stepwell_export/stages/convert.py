@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.graph.builder import GraphBuilder
 from stepwell_export.graph.nodes import read_opset
 from stepwell_export.labels import with_labels
+from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.join import join
 from stepwell_export.stages.pipeline import Pipeline, RowModel

@@ -9,10 +9,10 @@ import onnx
 from onnx import helper
 
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import read_opset, tensor_names
 from stepwell_export.graph.onnx_file import with_opset, without_functions
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec
 from stepwell_export.stages.joined_reference import DrawBefore, Joint, Links
 from stepwell_export.stages.renaming import with_names

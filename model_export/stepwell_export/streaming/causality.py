@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import uses
 from stepwell_export.graph.operators import STATEFUL
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.axes.dependence import DATA
 
 if TYPE_CHECKING:

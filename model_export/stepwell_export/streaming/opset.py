@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.graph.nodes import read_opset
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
+from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.streaming.axes.inputs import SequenceInputs
 from stepwell_export.streaming.axes.runs import TensorRuns
 

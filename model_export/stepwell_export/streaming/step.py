@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.graph.described import described
 from stepwell_export.graph.equal_states import without_equal_states
 from stepwell_export.graph.nodes import all_nodes, uses
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_unit_axes
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from stepwell_export.runtime.memory import release
 from stepwell_export.runtime.random_ops import random_outputs

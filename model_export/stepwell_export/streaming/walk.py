@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
 from stepwell_export.graph.described import described, mentioned
 from stepwell_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
+from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from stepwell_export.streaming.causality import check_outputs, check_sizes, how_ahead
 from stepwell_export.streaming.constants import emit_known, history

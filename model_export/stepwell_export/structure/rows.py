@@ -3,8 +3,8 @@
 Rows are streams of different users. One that reaches another's answer is a leak, and a run on some data shows it only
 if the data happen to: a gain by the largest value of all rows shows once one row has an outlier. So every tensor is
 followed from the inputs: its shape for two numbers of rows, the axis where it has its rows, folded with others or not,
-and the numbers that follow from sizes. Each operator has a rule (`stepwell_export.structure.row_rules`), and each tensor's
-shape has to grow with the number of rows as its rule has it. What comes out is one of three:
+and the numbers that follow from sizes. Each operator has a rule (`stepwell_export.structure.row_rules`), and each
+tensor's shape has to grow with the number of rows as its rule has it. What comes out is one of three:
 
 * `independent`: row r of every answer and state follows from row r of the inputs and states alone, by one function for
   all rows and all numbers of rows. NaN and infinity of another row cannot reach it either: nothing is multiplied by

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper
-from torch import Tensor, nn
 
-from stepwell_export.runtime.errors import RefusedModelError
+import torch
 from stepwell_export.graph.builder import element_type
 from stepwell_export.graph.described import numbered, set_layer
 from stepwell_export.graph.nodes import renamed, replace_items
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.session import open_session
 from stepwell_export.torch.attention import attention_written_out
 from stepwell_export.torch.cells import decomposed, patch_recurrent_layers
@@ -31,6 +30,7 @@ from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
 from stepwell_export.torch.recurrences import associative_scans_written_out
+from torch import Tensor, nn
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""

@@ -1,6 +1,7 @@
 """Writes scans over time as loops: running maxima and products, sums in log space.
 
-A traced loop over time becomes a recurrence of the step graph; see `stepwell_export.streaming.normal_form.unrolled_loops`.
+A traced loop over time becomes a recurrence of the step graph; see
+`stepwell_export.streaming.normal_form.unrolled_loops`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+import torch
 from stepwell_export.torch.checks import in_turn
+from torch import Tensor
 
 LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""

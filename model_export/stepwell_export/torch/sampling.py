@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from stepwell_export.runtime.errors import RefusedModelError
+import torch
 from stepwell_export.labels import read_columns
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.torch.naming import numpy_dtype
 

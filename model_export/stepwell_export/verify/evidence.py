@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.batch_independence import magnitude
+from stepwell_export.runtime.manifest import Array
 from stepwell_export.verify.tolerance import OutputParity, Scale, Tolerance
 
 SHARE = 0.1

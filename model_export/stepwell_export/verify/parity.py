@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stepwell_export.runtime.distribution import data_reference
 from stepwell_export.runtime.errors import ModelLoadError, ParityError
 from stepwell_export.runtime.manifest import Array, DataReference, Manifest, Parity
-from stepwell_export.runtime.distribution import data_reference
 from stepwell_export.runtime.step_model import StepModel, stacked
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.coverage import Coverage

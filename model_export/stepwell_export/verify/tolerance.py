@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.batch_independence import magnitude
+from stepwell_export.runtime.manifest import Array
 
 
 class Tolerance(NamedTuple):

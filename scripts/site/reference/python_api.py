@@ -42,12 +42,15 @@ def _load() -> tuple[Any, Any]:
     logging.getLogger("griffe").setLevel(logging.ERROR)
     options = griffe.GoogleOptions(warnings=False)
     loader = griffe.GriffeLoader(
-        search_paths=[_ROOT], docstring_parser=griffe.Parser.google, docstring_options=options, allow_inspection=False
+        search_paths=[_ROOT / "service", _ROOT / "model_export", _ROOT / "clients" / "python"],
+        docstring_parser=griffe.Parser.google,
+        docstring_options=options,
+        allow_inspection=False,
     )
-    package = loader.load("stepwell", try_relative_path=False)
-    service = [loader.load(name, try_relative_path=False) for name in ("model_export", "service")][1]
+    names = ("stepwell_export", "stepwell_client", "stepwell")
+    _, client, package = [loader.load(name, try_relative_path=False) for name in names]
     loader.resolve_aliases(external=False)
-    return package, service["client"]
+    return package, client
 
 
 def _target(found: Any) -> Any:

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell.codec.sources import check_source, sources_of
 from stepwell.codec.step_bodies import (
     BulkBody,
@@ -48,6 +47,7 @@ from stepwell.ids import bad_stream_id
 from stepwell_client.wire.formats import JSON, MSGPACK, Format
 from stepwell_client.wire.ids import is_stream_id
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import Array, Manifest
 
 B = TypeVar("B", bound=StepOptions)
 ReadStep = Callable[[bytes], TypedStep]

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.codec.step_bodies import TENSORS, StateId, StreamId
 from stepwell.codec.stream_ops import Fingerprint, Position, States
 from stepwell.error_codes import CODES
 from stepwell_client.wire.outcomes import Applied, Retry
+from stepwell_export.runtime.manifest import NAME
 
 Tensors = Annotated[dict[str, Any], Meta(extra_json_schema=TENSORS)]
 _FLAG = {"const": True}

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, OutputSpec
 from stepwell.types import BatchOutput, BulkPrediction, Prediction, StreamPosition
 from stepwell_client.wire.formats import JSON, Format, encode, encode_tensor, encode_tensors
 from stepwell_client.wire.ids import encode_state_id, encode_state_ids, encode_state_ids_ascii
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array, OutputSpec
 
 _encode_json = msgspec.json.Encoder().encode
 _BATCH = attrgetter("batch")

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
-from stepwell_export.runtime.feedback import FeedbackError, check_draw
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell.codec.step_bodies import TENSORS, CreateMode, Seq, StateId
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.codec.strict.parse import bad_request, parse, preview
@@ -18,6 +16,8 @@ from stepwell.errors import ServiceError
 from stepwell.types import RolloutResult
 from stepwell_client.wire.formats import Format, encode_tensors
 from stepwell_client.wire.ids import SEQ_LIMIT, decode_state_id, encode_state_id
+from stepwell_export.runtime.feedback import FeedbackError, check_draw
+from stepwell_export.runtime.manifest import Array, Manifest
 
 _DRAW: dict[str, dict[str, Any]] = {
     "temperature": {

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.codec.strict.parse import bad_request
 from stepwell.types import BatchSources, Source, source_digest
 from stepwell_client.wire.formats import Format
 from stepwell_client.wire.ids import POSITION_LIMIT
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import Array
 
 SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
 At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]

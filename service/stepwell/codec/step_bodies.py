@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.codec.sources import SourceOfStep, SourceOfStreams, source_of
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError
@@ -20,6 +19,7 @@ from stepwell.types import BatchSources, Create, RequestFields, Timestep
 from stepwell_client.wire.formats import Format, encode
 from stepwell_client.wire.ids import SEQ_LIMIT, STREAM_ID, decode_state_id
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array
 
 # ------------------------------------------------------------------- the values of fields
 

@@ -8,8 +8,6 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell_export.runtime.manifest import Array, TensorSpec
-from stepwell_export.runtime.state_packing import StateField
 from stepwell.codec.step_bodies import TENSORS, StateId
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.codec.strict.parse import bad_request, parse, preview
@@ -18,6 +16,8 @@ from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell_client.wire.formats import Format
 from stepwell_client.wire.ids import NAME, SEQ_LIMIT, STREAM_ID, decode_state_id, snapshot_name_problem
+from stepwell_export.runtime.manifest import Array, TensorSpec
+from stepwell_export.runtime.state_packing import StateField
 
 T = TypeVar("T", bound=Struct)
 _FINGERPRINT_BYTES = 8

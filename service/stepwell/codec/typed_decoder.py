@@ -16,13 +16,13 @@ import numpy as np
 from msgspec import UNSET, Raw, Struct, inspect
 from msgspec.structs import astuple as _astuple
 
-from stepwell_export.runtime.manifest import Array, InputSpec
 from stepwell.codec.msgpack_maps import has_unique_keys, n_entries
 from stepwell.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
 from stepwell.codec.strict.parse import parse
 from stepwell.codec.strict.tensors import is_finite
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import JSON, Format
+from stepwell_export.runtime.manifest import Array, InputSpec
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are

@@ -11,15 +11,15 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from stepwell_export.adoption.adopt_file import Adopted, adopt_file
-from stepwell_export.adoption.overrides import Kind
-from stepwell_export.adoption.rewrite import Change
-from stepwell_export.runtime.errors import TensorError
-from stepwell_export.precision import StoreDType
-from stepwell_export.runtime.npz import read_npz
 from stepwell.commands.flags import Feedback, axes_of, feedback_of, named_values
 from stepwell.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
 from stepwell.interrupted import reported_interrupt
+from stepwell_export.adoption.adopt_file import Adopted, adopt_file
+from stepwell_export.adoption.overrides import Kind
+from stepwell_export.adoption.rewrite import Change
+from stepwell_export.precision import StoreDType
+from stepwell_export.runtime.errors import TensorError
+from stepwell_export.runtime.npz import read_npz
 
 
 @reported_interrupt()

@@ -14,10 +14,10 @@ from stepwell.addons.bench.drivers import BenchError, FeedDriver, HttpDriver, Lo
 from stepwell.addons.bench.latency import LatencyRecorder
 from stepwell.addons.bench.run import LoadPlan, run
 from stepwell.addons.bench.workload import BenchStream, Workload
-from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
-from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from stepwell.interrupted import run_on_loop
 from stepwell.addons.sizing import Sending
+from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
+from stepwell.http_api import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
+from stepwell.interrupted import run_on_loop
 from stepwell_client.wire.texts import counted
 
 

@@ -13,8 +13,6 @@ from typing import Any, Final
 import numpy as np
 import typer
 
-from stepwell_export.runtime.errors import ManifestError, StepwellError
-from stepwell_export.runtime.feedback import fault_of
 from stepwell.commands.flags import with_setting_flags
 from stepwell.commands.serve import START_CHECKS, open_store
 from stepwell.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, table
@@ -24,6 +22,8 @@ from stepwell.models.served import ServedModel
 from stepwell.models.vetting import ModelVetting
 from stepwell.process import server
 from stepwell.settings import Settings
+from stepwell_export.runtime.errors import ManifestError, StepwellError
+from stepwell_export.runtime.feedback import fault_of
 
 _FAILED, _REFUSED = 1, 3
 _BESIDE_A_SERVICE: Final[Mapping[int | None, str]] = {

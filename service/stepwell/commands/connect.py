@@ -10,10 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.config import ConnectConfig, config_of_flags, read_config
+from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
+from stepwell.addons.connect.session import ConnectSession
+from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, until
 from stepwell.collector import freeze_startup_objects
 from stepwell.commands.flags import named_values
-from stepwell.commands.live.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.commands.live.until_stopped import (
     MetricsHost,
     MetricsPort,
@@ -22,11 +26,7 @@ from stepwell.commands.live.until_stopped import (
     serve_metrics,
 )
 from stepwell.commands.tables import Json
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
-from stepwell.addons.connect.config import ConnectConfig, config_of_flags, read_config
-from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
-from stepwell.addons.connect.session import ConnectSession
-from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.interrupted import run_on_loop, stop_event
 from stepwell_client.wire.texts import counted
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from stepwell.commands.tables import Json, print_json
 from stepwell.addons.demo.forecasts import send_motion
 from stepwell.addons.demo.recordings import Recordings
 from stepwell.addons.demo.replay import replay
 from stepwell.addons.demo.report import Report, print_report
+from stepwell.commands.tables import Json, print_json
 from stepwell.interrupted import ENDING, exit_at, run_interruptible
 from stepwell.process.server import StartError
 from stepwell.store.embedded_server import ended_with_parent
@@ -97,7 +97,8 @@ def _service(port: int, workers: int) -> Iterator[str]:
     url = f"http://{_HOST}:{port}"
     with tempfile.TemporaryDirectory(prefix="stepwell-demo-") as folder:
         log = Path(folder) / "serve.log"
-        command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(files("stepwell.addons.demo") / "models")]
+        models = str(files("stepwell.addons.demo") / "models")
+        command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", models]
         command += ["--port", str(port), "--workers", str(workers), "--data-dir", str(Path(folder) / "data")]
         # The caller's settings are dropped: they may name a store with real streams.
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}

@@ -17,16 +17,6 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from stepwell_export.runtime.errors import WeakProofError
-from stepwell_export.exporter import Exported, export_source
-from stepwell_export.precision import Precision, StoreDType
-from stepwell_export.replacing import Replaced, Replacement
-from stepwell_export.verify.chunk_choice import ChunkChoice
-from stepwell_export.verify.error_growth import ErrorGrowth
-from stepwell_export.verify.parity import ATOL
-from stepwell_export.verify.report import ParityReport
-from stepwell_export.verify.tolerance import OutputParity
-from stepwell_export.weights import Weights
 from stepwell.collector import freeze_startup_objects
 from stepwell.commands.flags import Feedback, axes_of, feedback_of, named_values
 from stepwell.commands.tables import (
@@ -41,6 +31,16 @@ from stepwell.commands.tables import (
     table,
 )
 from stepwell.interrupted import reported_interrupt
+from stepwell_export.exporter import Exported, export_source
+from stepwell_export.precision import Precision, StoreDType
+from stepwell_export.replacing import Replaced, Replacement
+from stepwell_export.runtime.errors import WeakProofError
+from stepwell_export.verify.chunk_choice import ChunkChoice
+from stepwell_export.verify.error_growth import ErrorGrowth
+from stepwell_export.verify.parity import ATOL
+from stepwell_export.verify.report import ParityReport
+from stepwell_export.verify.tolerance import OutputParity
+from stepwell_export.weights import Weights
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed
 

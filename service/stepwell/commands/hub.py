@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from stepwell.commands.tables import Json, key_value_table, parity_lines, print_json, show
 from stepwell.addons.hub import repository as hub
+from stepwell.commands.tables import Json, key_value_table, parity_lines, print_json, show
 
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository.")]
 Token = Annotated[

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from stepwell_export.runtime.describe import describe, load
 from stepwell.commands.tables import (
     Json,
     covered_lines,
@@ -20,6 +19,7 @@ from stepwell.commands.tables import (
     tensors_table,
 )
 from stepwell.interrupted import reported_interrupt
+from stepwell_export.runtime.describe import describe, load
 
 
 @reported_interrupt()

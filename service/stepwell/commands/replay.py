@@ -18,19 +18,19 @@ import numpy as np
 import typer
 from msgspec.structs import asdict
 
-from stepwell_export.runtime.manifest import InputSpec
 from stepwell.addons.charts import line_chart, lines_of, stacked
+from stepwell.addons.recorded import open_data
+from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
+from stepwell.commands.flags import check_ending
+from stepwell.commands.recorded.flags import InputColumns, column_choice, data_progress
+from stepwell.commands.tables import Json, key_value_table, print_json, show
+from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, Model
 from stepwell_client.columns import prediction_columns
 from stepwell_client.memory import MEMORY
 from stepwell_client.protocol.decoding import ModelInfo
-from stepwell.commands.flags import check_ending
-from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
-from stepwell.commands.recorded.flags import InputColumns, column_choice, data_progress
-from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.addons.recorded import open_data
-from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 from stepwell_client.wire.ids import is_stream_id
+from stepwell_export.runtime.manifest import InputSpec
 
 _DRAWN_STREAMS = 4
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import typer
 
-import stepwell
 from stepwell_export.runtime.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
@@ -59,7 +58,7 @@ def _clone() -> Path:
     Raises:
         NoTestsError: The installed package has no tests, or the test extra is missing.
     """
-    root = Path(os.environ.get("STEPWELL_ROOT") or Path(stepwell.__file__).parents[1]).resolve()
+    root = Path(os.environ.get("STEPWELL_ROOT") or Path(__file__).parents[3]).resolve()
     if not (root / "tests").is_dir() or not (root / "pyproject.toml").is_file():
         raise NoTestsError(
             f"There are no tests in {root}; expected a clone with a tests folder.",

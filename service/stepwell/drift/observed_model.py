@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.distribution import bins_of
 from stepwell.drift.features import ModelFeatures, ObservedTensor
 from stepwell.drift.sampler import TimestepSampler
 from stepwell.drift.sketch import FeatureSketch
 from stepwell.drift.tracked_streams import TrackedStreams
 from stepwell.drift.windows import SketchName, SketchWindows
+from stepwell_export.runtime.distribution import bins_of
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stepwell_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
 from stepwell.codec.drift_responses import FeatureDrift
+from stepwell_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepwell_export.runtime.manifest import Array
     from stepwell.drift.features import ModelFeatures
     from stepwell.drift.sketch import FeatureSketch
+    from stepwell_export.runtime.manifest import Array
 
 _MIN_OF_TENTH: Final = 30
 _SIGNIFICANT: Final = 35.0  # chi-squared with 9 degrees of freedom exceeds it once in 17,000 times

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 
 
 def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:

@@ -18,12 +18,12 @@ from typing import Final
 
 import numpy as np
 
+from stepwell.models.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint
+from stepwell.models.version_differences import tensors_differ
 from stepwell_export.runtime.errors import ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.state_packing import StateField, initial_states, pack, unpack
 from stepwell_export.runtime.step_model import StepModel
-from stepwell.models.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint
-from stepwell.models.version_differences import tensors_differ
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.pair_state import PairMode, pair_fingerprint, pair_state_of
 from stepwell.models.paired import PairedModel
+from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.feedback import fault_of
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.errors import ServiceError
 from stepwell.models import files
 from stepwell.models.artifacts.keeper import ArtifactKeeper
@@ -21,6 +18,9 @@ from stepwell.models.pairs import LoadedPairs
 from stepwell.models.retired import RetiredModels
 from stepwell.models.served import ServedModel
 from stepwell.models.translations import Translations
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.feedback import fault_of
+from stepwell_export.runtime.step_model import StepModel
 
 _log = logging.getLogger(__name__)
 

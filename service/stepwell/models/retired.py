@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.errors import ServiceError
+from stepwell_export.runtime.errors import StepwellError
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import InputSpec, Manifest
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.models.artifacts.keeper import KeptArtifact
 from stepwell.models.paired import PairedModel
+from stepwell_export.runtime.manifest import InputSpec, Manifest
+from stepwell_export.runtime.step_model import StepModel
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

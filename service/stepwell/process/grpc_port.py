@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Final
 
-from stepwell_export.runtime.errors import MissingExtraError
 from stepwell.process.server import StartError
 from stepwell.settings import Settings
+from stepwell_export.runtime.errors import MissingExtraError
 
 _PACKAGES: Final = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.collector import collector_paused, freeze_startup_objects
+from stepwell_export.runtime.errors import StepwellError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -1,7 +1,7 @@
 """The fast path: hot requests are parsed from the socket's bytes, submitted with a callback, and answered in one write.
 
 A complete request with nothing unusual takes the fast path. Every other request is handled by uvicorn and FastAPI,
-which respond byte for byte the same. `service/stepwell/requests/hot_routes.py` is the table of hot routes; `header_cache` and
+which respond byte for byte the same. `stepwell.requests.hot_routes` is the table of hot routes; `header_cache` and
 `request_cache` recognize their requests; `pipeline` and `fast_http` keep the order of responses and the limits.
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.codec.releases import bad_release
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
@@ -13,6 +12,7 @@ from stepwell.models.served import ServedModel
 from stepwell.models.translations import translation_file
 from stepwell.models.version_differences import needed_inputs, same_states, tensors_differ
 from stepwell.releases.document import Gate, Take
+from stepwell_export.runtime.errors import StepwellError
 
 _MOST_NAMED: Final = 5
 

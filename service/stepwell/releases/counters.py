@@ -24,11 +24,11 @@ from typing import Final
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.store import keys
 from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument
+from stepwell_export.runtime.manifest import Array
 
 SCRIPT: Final = Script.of("trial_counts.lua")
 """Adds counts to those of a trial."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Final
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.background import cancel
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
@@ -15,6 +14,7 @@ from stepwell.releases.lookup import Releases
 from stepwell.releases.store import TOPIC, ReleaseStore
 from stepwell.store.followed import FollowedValue
 from stepwell.store.pubsub import StorePubSub
+from stepwell_export.runtime.errors import StepwellError
 
 _log = logging.getLogger(__name__)
 _EVERY_S: Final = 1.0

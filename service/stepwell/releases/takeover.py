@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stepwell.models.pair_state import PAIR_BYTES
+from stepwell.models.version_differences import same_states
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell.models.pair_state import PAIR_BYTES
-from stepwell.models.version_differences import same_states
 
 if TYPE_CHECKING:
     from stepwell.models.registry import ModelRegistry

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.codec import Format
 from stepwell.codec.oip import InferRequest, TritonError, missing_start_flag, unknown_model
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
@@ -17,6 +16,7 @@ from stepwell.engine.stepping.columns.outcomes import StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.requests.bulk import submit_rows
 from stepwell.types import Lifecycle, Prediction, StreamKey, Timestep, Transport
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

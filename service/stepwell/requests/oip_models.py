@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from stepwell_export.runtime.manifest import TensorSpec
 from stepwell.codec.oip import DATATYPES, TritonError, quote, unknown_model
 from stepwell.codec.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata, TensorMetadata
 from stepwell.metrics import ModelCounts
 from stepwell.models.served import ServedModel
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.context import AppContext
+from stepwell_export.runtime.manifest import TensorSpec
 
 EXTENSIONS: Final = [
     "sequence", "sequence(string_id)", "binary_tensor_data", "parameters",

@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, Final, cast
 import hiredis
 import redis
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.errors import ServiceError
 from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import open_transport
+from stepwell_export.runtime.errors import StepwellError
 
 _CONNECT_S: Final = 10.0
 _STALLED_S: Final = 60.0  # a server that prepares its file sends a newline each second

@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple, cast, overload
 import hiredis
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.errors import ServiceError
 from stepwell.store.record import GUARD_BYTES
 from stepwell.store.scripts import Script
 from stepwell.store.transport.connection import Argument, PackedCommand
 from stepwell.store.transport.server import NotReplicated
+from stepwell_export.runtime.manifest import Array
 
 DELETE: Final = b"-"
 """Stands for the new record in a commit that deletes the stream; `commit.lua` has the same constant."""

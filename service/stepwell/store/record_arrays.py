@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition, version_of
+from stepwell_export.runtime.manifest import Array
 
 HEADER_DTYPE: Final = np.dtype(
     [

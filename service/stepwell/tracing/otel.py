@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 from stepwell.tracing.sampler import TraceSampler
 from stepwell.tracing.tracer import Span, Tracer
+from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

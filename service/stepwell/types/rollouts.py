@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.types.steps import Create, StreamKey
+from stepwell_export.runtime.manifest import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.errors import ServiceError
 from stepwell.types.sources import BatchSources, Source
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array
 
 Create = Literal["auto", "never", "must"]
 Transport = Literal["http", "websocket", "oip", "grpc"]

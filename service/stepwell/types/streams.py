@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.types.steps import StreamKey
+from stepwell_export.runtime.manifest import Array
 
 
 class ConsumedSource(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import Manifest
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.types import BatchSources, BulkTimesteps, Source, StreamKey, Timestep
+from stepwell_export.runtime.manifest import Manifest
 from tests.graphs import two_inputs
 
 AFTER = b"a" * 16

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stepwell.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
 from stepwell_export.runtime.feedback import Draw
 from stepwell_export.runtime.manifest import Array
-from stepwell.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
 
 WEIGHTS = arrays(np.float32, (6,), elements=st.floats(0, 1, width=32)).filter(lambda w: bool(w.max() > 0))
 HOWS = st.builds(

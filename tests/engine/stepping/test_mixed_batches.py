@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
@@ -31,6 +29,8 @@ from stepwell.store.keys import record_key
 from stepwell.store.record import Record, decode
 from stepwell.store.state_store import StateStore
 from stepwell.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.releases.builds import adder, hanging, heavy, raising_at

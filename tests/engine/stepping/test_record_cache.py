@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord, CacheMemory, RecordCache
 from stepwell.store.record import SourcePosition
 from stepwell.store.record_arrays import HEADER_DTYPE, empty_header, sources_in, sources_table
+from stepwell_export.runtime.manifest import Array
 
 STATE = b"begin..."
 RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately

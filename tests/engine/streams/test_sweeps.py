@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.engine.engine import Engine
 from stepwell.engine.streams.sweeps import Sweeper
 from stepwell.engine.streams.transaction import StreamOpDeps
@@ -20,6 +19,7 @@ from stepwell.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from stepwell.store import keys
 from stepwell.store.source_ids import SourceIds
 from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
 from tests.engine.harness import FOLD, step
 from tests.graphs import fold, write_model
 from tests.servers import Server

@@ -6,8 +6,8 @@ import pytest
 
 from stepwell_export.adoption.axes import ShapedTensor
 from stepwell_export.adoption.pairing import pair_states, related
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.graph.dataflow import Flow
+from stepwell_export.runtime.errors import UnclearModelError
 
 
 def tensors(**shapes: tuple[int, ...]) -> list[ShapedTensor]:

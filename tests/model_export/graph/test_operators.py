@@ -9,7 +9,7 @@ import pytest
 
 from stepwell_export.graph.operators import RNN, RUNNING, STATEFUL
 
-PACKAGE = Path(__file__).parents[3] / "model_export"
+PACKAGE = Path(__file__).parents[3] / "model_export" / "stepwell_export"
 ALONG_TIME = sorted(name for name, operator in STATEFUL.items() if operator.time_axis is not None and name not in RNN)
 
 

@@ -14,13 +14,12 @@ pytest.importorskip("jax", reason="JAX is missing: pip install 'stepwell[keras]'
 import jax
 from jax import lax
 from jax import numpy as jnp
-
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import RefusedModelError, StepwellError
 from stepwell_export.exporter import export_source
 from stepwell_export.jax import convert
-from stepwell_export.spec import StepSpec
+from stepwell_export.runtime.errors import RefusedModelError, StepwellError
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.spec import StepSpec
 from tests.model_export.jax.zoo import ZOO, example
 
 SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+
 import keras
 
 L = keras.layers

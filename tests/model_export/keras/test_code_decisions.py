@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import keras
 import numpy as np
 import pytest
 
+import jax
+import keras
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.keras import convert, register_step_rule
 from stepwell_export.keras.registry import Call
 from stepwell_export.keras.sequence import ExportedStep, export_keras
 from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.value import Value
+from stepwell_export.runtime.errors import RefusedModelError
 from tests.model_export.keras.zoo_parts import L, ops
 
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import MissingExtraError, ModelLoadError
+import keras
 from stepwell_export.keras import load_keras
+from stepwell_export.runtime.errors import MissingExtraError, ModelLoadError
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model
 

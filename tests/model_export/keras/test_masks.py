@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import ParityError
 from stepwell_export.keras.reference import KerasReference, samplers
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.parity import verify_parity

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import ops
 
+import keras
+from keras import ops
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.keras import convert
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from tests.model_export.keras.sequence_graph import ours_and_keras
 from tests.model_export.keras.zoo_parts import L

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
-import keras
 import numpy as np
 import onnx
 import pytest
 from keras.src import backend
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L, of, ops, randomise

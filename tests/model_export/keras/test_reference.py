@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import ParityError, RefusedModelError, TensorError
+import keras
 from stepwell_export.keras.fast_time_distributed import may_spread_timesteps
 from stepwell_export.keras.reference import KerasReference
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import ParityError, RefusedModelError, TensorError
 from stepwell_export.verify.parity import PrefixAnswers
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import RefusedModelError
 from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, of, ops, sequence
 
 

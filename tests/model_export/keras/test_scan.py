@@ -9,11 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.keras.graph import KerasGraph
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.value import Value
 from stepwell_export.keras.walk import KerasWalk
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 
 ROWS, STEPS = 3, 5

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.exporter import export_source
 from stepwell_export.keras import register_step_rule
 from stepwell_export.keras.registry import Call
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.value import Value
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L, of, ops

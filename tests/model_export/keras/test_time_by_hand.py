@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import ParityError, RefusedModelError
+import keras
 from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import AttentionByHand, LoopByHand, T, over

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError
+import keras
 from stepwell_export.keras import to_step_model
 from stepwell_export.keras.reference import samplers
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.keras.walk import functional
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_attention import causal, over

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stepwell_export.runtime.errors import ManifestError
-from stepwell_export.runtime.manifest import FeatureReference, Manifest
 from stepwell_export.runtime.distribution import (
     BINS,
     FLOOR,
@@ -24,6 +22,8 @@ from stepwell_export.runtime.distribution import (
     padded_edges,
     psi,
 )
+from stepwell_export.runtime.errors import ManifestError
+from stepwell_export.runtime.manifest import FeatureReference, Manifest
 from tests.graphs import manifest_of
 
 Array = npt.NDArray[Any]

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 
+from stepwell.models.registry import ModelRegistry
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.step_model import StepModel
-from stepwell.models.registry import ModelRegistry
 from tests import graphs
 
 GRAPHS = {

@@ -12,10 +12,10 @@ import pytest
 
 from stepwell_export import StepSpec
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.exporter import convert_source, export_source
-from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
+from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
 from stepwell_export.verify.runners import stepped
 from tests.model_export.streaming.zoo_parts import graph
 

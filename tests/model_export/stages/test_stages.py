@@ -10,9 +10,10 @@ import onnx
 import pytest
 
 from stepwell_export.converted import ConvertedModel, verify_model
-from stepwell_export.runtime.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
 from stepwell_export.exporter import convert_source, export_source
+from stepwell_export.runtime.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.stages import (
     EWMA,
     Clip,
@@ -29,7 +30,6 @@ from stepwell_export.stages import (
     Stage,
     Standardize,
 )
-from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph

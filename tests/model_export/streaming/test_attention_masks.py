@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph_session import GraphSession
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_refused import attention

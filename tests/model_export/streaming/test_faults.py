@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import InternalError, RefusedModelError
 from stepwell_export.graph import nodes
+from stepwell_export.runtime.errors import InternalError, RefusedModelError
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.rules.table import RULES
 from tests.model_export.streaming.zoo_parts import GRU, LSTM, X, batch_first, graph, ints

@@ -12,8 +12,8 @@ import onnx.reference
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo import ZOO

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.described import LAYER, described, layer_of, set_layer
 from stepwell_export.graph.nodes import all_nodes, subgraphs
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.normal_form.load import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled

@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.graph_session import GraphSession
+from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.normal_form.load import load_graph

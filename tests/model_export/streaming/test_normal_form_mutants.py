@@ -9,8 +9,8 @@ import pytest
 from onnx import helper
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import ParityError
 from stepwell_export.graph.nodes import all_nodes
+from stepwell_export.runtime.errors import ParityError
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.normal_form.load import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled

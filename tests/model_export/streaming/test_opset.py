@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.graph.nodes import read_opset
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
+from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, channels, graph, ints
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import torch, whole

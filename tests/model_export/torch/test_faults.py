@@ -11,8 +11,8 @@ import pytest
 
 from stepwell_export import StepSpec
 from stepwell_export.converted import verify_model
-from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_loops import associative_scan

@@ -11,11 +11,11 @@ import pytest
 
 from stepwell_export import streaming
 from stepwell_export.converted import ConvertedModel, verify_model
-from stepwell_export.runtime.errors import ParityError
 from stepwell_export.graph.decompose_rnn import decompose_rnn
 from stepwell_export.graph.nodes import attributes
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.precision import narrow_store
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.parity import RTOL, verify_parity
 from stepwell_export.verify.runners import stepped

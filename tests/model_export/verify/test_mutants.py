@@ -20,12 +20,12 @@ from stepwell_export.adoption.caches.bounded_graph import with_bounded_caches
 from stepwell_export.adoption.dynamic_batch import batchify
 from stepwell_export.adoption.inline_window import fold_context
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
-from stepwell_export.runtime.errors import ParityError
 from stepwell_export.exporter import convert_source
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.precision import Precision
-from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
 from stepwell_export.streaming import convert
 from stepwell_export.verify.parity import STEPS, verify_parity
 from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel

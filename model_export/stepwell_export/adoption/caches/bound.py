@@ -16,8 +16,8 @@ from stepwell_export.adoption.caches.growing_model import FAR, GrowingModel
 from stepwell_export.adoption.ort_graph import OrtGraph
 from stepwell_export.adoption.overrides import Overrides, write_flags
 from stepwell_export.adoption.verify_adopted import check_equal, report_comparison
-from stepwell_export.runtime.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from stepwell_export.graph.onnx_file import read_model
+from stepwell_export.runtime.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from stepwell_export.runtime.manifest import Array, Parity
 from stepwell_export.runtime.step_model import StepModel, stacked
 from stepwell_export.verify.samplers import Sampler, random_sampler

@@ -18,9 +18,9 @@ from stepwell_export.adoption.axes import Declared, ShapedTensor, find_batch_axe
 from stepwell_export.adoption.ort_graph import OrtGraph
 from stepwell_export.adoption.overrides import Overrides
 from stepwell_export.adoption.pairing import related, split_words
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.graph.builder import NodeBuilder, declared, element_type
 from stepwell_export.graph.nodes import read_opset, renamed, replace_items, tensor_names
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 
 if TYPE_CHECKING:
     import onnx

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import RUNNING, STATEFUL
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES
 from stepwell_export.streaming.axes.inputs import SequenceInputs
 from stepwell_export.streaming.axes.runs import TensorRuns, Values

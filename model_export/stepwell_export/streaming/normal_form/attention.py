@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.described import described, layer_of, set_layer
 from stepwell_export.graph.nodes import attributes, replace_items, tensor_names
 from stepwell_export.graph.onnx_file import infer_types, without_weights
+from stepwell_export.runtime.errors import RefusedModelError
 
 _Types = dict[str, onnx.TypeProto.Tensor]
 

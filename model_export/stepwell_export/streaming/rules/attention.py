@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.masks import hidden
 from stepwell_export.streaming.rules.pooling.ranges import range_of

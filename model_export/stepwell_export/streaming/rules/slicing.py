@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import attributes
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.causality import BACKWARDS_FIX, LIMIT_FIX
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.reductions import is_whole

@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import attributes
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.constants import shape_at_one_step, shape_to_reshape

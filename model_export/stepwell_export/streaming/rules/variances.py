@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import uses
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.rules.reductions import begins_with_the_sequence, count_so_far, read_axes
 from stepwell_export.streaming.step_graph import plain

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stepwell_export.runtime.manifest import Array
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import Array
 
 Values = Any
 """One value a timestep, `(T,)`, or one for all of them; of a whole tensor `(T, *row)`."""

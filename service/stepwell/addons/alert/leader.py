@@ -22,16 +22,16 @@ from stepwell.addons.alert.rules import FollowedModel
 from stepwell.addons.alert.stream_state import StreamUpdate
 from stepwell.addons.alert.updates import update_of_message
 from stepwell.background import cancel
-from stepwell_client import http_transport
-from stepwell_client.errors import ClientError
-from stepwell_client.results import Event
-from stepwell_client.watch import WatchCursor
-from stepwell_client.websockets import open_async_socket
 from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
 from stepwell.store.alerts import AlertStore
 from stepwell.store.event_logs import EventLogs
+from stepwell_client import http_transport
+from stepwell_client.errors import ClientError
+from stepwell_client.results import Event
+from stepwell_client.watch import WatchCursor
+from stepwell_client.websockets import open_async_socket
 
 _QUEUED: Final = 10_000
 _TICK_S: Final = 0.25

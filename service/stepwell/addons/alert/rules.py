@@ -15,11 +15,11 @@ import httpx2
 import msgspec
 from msgspec import Meta, Struct
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.addons.alert.conditions import AlarmCondition, ConditionError, opposite, parse_condition
 from stepwell.errors import SettingsError
 from stepwell.toml_document import TomlDocument
 from stepwell_client.wire.ids import STREAM_ID
+from stepwell_export.runtime.manifest import NAME
 
 _LONGEST_NAME: Final = 64
 _LONGEST_SILENCE_S: Final = 1e9

@@ -18,8 +18,8 @@ from stepwell.addons.alert.errors import AlertStartError, LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
 from stepwell.addons.alert.leader import AlertLeader
 from stepwell.addons.alert.rules import AlertRules, FollowedModel
-from stepwell.background import happens, until
 from stepwell.addons.connect.service_feed import ServiceFeed
+from stepwell.background import happens, until
 from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError, SettingsError
 from stepwell.lease import Lease

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.recorded import RecordedData
+from stepwell_export.runtime.manifest import Array
 
 _SOURCE = re.compile(r"(rows:(\d+):[0-9a-f]{64})(?:#again=(\d+))?")
 

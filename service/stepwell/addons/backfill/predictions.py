@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from stepwell_client.columns import prediction_columns
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, OutputSpec
-from stepwell_client.columns import prediction_columns
 
 _HEADER_BYTES = 4096
 _MISSING, _KNOWN, _UNKNOWN, _LEFT_OUT = 0, 1, 2, 3

@@ -13,10 +13,10 @@ import numpy as np
 
 from stepwell.addons.backfill.history import Past
 from stepwell.addons.backfill.predictions import PredictionSlots
-from stepwell_client import Client, ClientError
-from stepwell_client.protocol.column_chunks import ChunksResult, ColumnChunks
 from stepwell.addons.recorded import Block, Group, RecordedData, gathered
 from stepwell.addons.recorded.blocks import CHUNK
+from stepwell_client import Client, ClientError
+from stepwell_client.protocol.column_chunks import ChunksResult, ColumnChunks
 from stepwell_client.wire.texts import counted
 
 _AT_ONCE: Final = 3

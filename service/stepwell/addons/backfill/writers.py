@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
 from stepwell.addons.recorded.tables import pyarrow_parquet
+from stepwell_export.runtime.manifest import Array
 
 _FORMATS = {2: "%.5g", 4: "%.9g", 8: "%.17g"}  # exact for floats of so many bytes
 

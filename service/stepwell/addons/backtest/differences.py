@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.backtest.histogram import N_BINS, OverTime, bins_of, quantile
+from stepwell_export.runtime.manifest import Array
 
 
 class OutputDifferences:

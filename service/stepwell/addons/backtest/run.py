@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from stepwell.addons.backtest.differences import OutputDifferences
+from stepwell.addons.recorded import Block, RecordedData, gathered
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, InputSpec, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
-from stepwell.addons.backtest.differences import OutputDifferences
-from stepwell.addons.recorded import Block, RecordedData, gathered
 
 _MOST_WIDTH = 256
 

@@ -14,8 +14,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.addons.bench.workload import BenchStream, Workload
+from stepwell_export.runtime.errors import StepwellError
 
 
 class BenchError(StepwellError):

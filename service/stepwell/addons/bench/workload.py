@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell_client.wire.formats import MSGPACK, encode_tensor
+from stepwell_export.runtime.manifest import Array
 
 _ROWS = 64  # different timesteps, sent in rotation
 

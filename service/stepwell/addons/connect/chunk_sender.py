@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, Final
 
-from stepwell_export.runtime.manifest import Array
-from stepwell_client.errors import ClientError
-from stepwell_client.protocol import decoding
-from stepwell_client.protocol.decoding import BulkReply
-from stepwell_client.results import StepResult
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll
 from stepwell.addons.connect.messages import ConnectError
 from stepwell.addons.connect.polls import PollLimits, StreamChunk, columns_of, frames_of
 from stepwell.addons.connect.service_feed import ServiceFeed
+from stepwell_client.errors import ClientError
+from stepwell_client.protocol import decoding
+from stepwell_client.protocol.decoding import BulkReply
+from stepwell_client.results import StepResult
+from stepwell_export.runtime.manifest import Array
 
 _PASSED: Final = {"source_passed", "seq_passed"}
 _OF_A_TIMESTEP: Final = {"bad_input", "non_finite", "non_finite_state", "too_large", "bad_request"}

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from functools import partial
 from typing import Final
 
-from stepwell.background import happens
-from stepwell_client.errors import ClientError
 from stepwell.addons.connect.brokers.protocol import MessageReader, MessageWriter
 from stepwell.addons.connect.chunk_sender import AppliedChunks, ChunkSender
 from stepwell.addons.connect.counters import ConnectCounters
@@ -20,6 +18,8 @@ from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
 from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
 from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.connect.service_feed import ModelFacts
+from stepwell.background import happens
+from stepwell_client.errors import ClientError
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell_client.protocol.inputs import packed
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll
+from stepwell_client.protocol.inputs import packed
 
 _FRAME_BYTES: Final = 1 << 20
 """Bytes of one message to the service, unless one chunk alone is larger."""

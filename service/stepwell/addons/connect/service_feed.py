@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx2
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from stepwell_export.runtime.manifest import InputSpec
+from stepwell.addons.connect.messages import ConnectError
 from stepwell_client import http_transport
 from stepwell_client.errors import ClientError
 from stepwell_client.feed import ClientFeedConnection
@@ -24,8 +24,8 @@ from stepwell_client.protocol.decoding import BulkReply, NoReply, RawReply
 from stepwell_client.protocol.requests import ATTEMPT_S
 from stepwell_client.protocol.retry import RetryPolicy
 from stepwell_client.websockets import rejected_handshake
-from stepwell.addons.connect.messages import ConnectError
 from stepwell_client.wire.formats import MSGPACK, encode
+from stepwell_export.runtime.manifest import InputSpec
 
 _REPORT_EVERY_S: Final = 30.0
 _FIXES: Final = {

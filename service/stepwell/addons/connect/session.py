@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from stepwell_client.columns import input_columns
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.chunk_sender import ChunkSender
@@ -27,6 +26,7 @@ from stepwell.addons.connect.polls import PollLimits
 from stepwell.addons.connect.preview import preview
 from stepwell.addons.connect.service_feed import ModelFacts, ServiceFeed
 from stepwell.addons.connect.urls import BrokerUrl, stream_segment
+from stepwell_client.columns import input_columns
 
 
 def _check_places(config: ConnectConfig, source: BrokerUrl) -> None:

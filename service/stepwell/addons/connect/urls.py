@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from stepwell_export.runtime.errors import MissingExtraError
-from stepwell_export.runtime.registered import load, registered
 from stepwell.addons.connect.brokers import FILE, KAFKA
 from stepwell.addons.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.messages import ConnectUsageError
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.runtime.registered import load, registered
 
 _PLACEHOLDER: Final = "{stream}"
 

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 from time import perf_counter
 
-from stepwell_client import AsyncClient, AsyncModel, ClientError, Feed
 from stepwell.addons.demo.recordings import Recordings
+from stepwell_client import AsyncClient, AsyncModel, ClientError, Feed
 
 FORECAST_MODEL = "motion"
 """Predicts the next timestep of the accelerometer; its feedback rule makes the next input of a prediction."""

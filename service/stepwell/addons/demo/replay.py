@@ -11,10 +11,10 @@ from time import perf_counter
 
 import numpy as np
 
-from stepwell_export.runtime.step_model import StepModel
-from stepwell_client import AsyncClient, AsyncStream, Feed
 from stepwell.addons.demo.recordings import MODEL, MODELS, Recordings
 from stepwell.addons.demo.report import Report
+from stepwell_client import AsyncClient, AsyncStream, Feed
+from stepwell_export.runtime.step_model import StepModel
 
 _TIMEOUT_S = 15.0
 _PROGRESS_EVERY_S = 1.0

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Final
 
 from google.protobuf.message import DecodeError
 
-from stepwell.codec import Format
-from stepwell.codec.oip.errors import bad_request
-from stepwell.errors import ServiceError
 from stepwell.addons.grpc_api import infer_codec
 from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferResponse
+from stepwell.codec import Format
+from stepwell.codec.oip.errors import bad_request
+from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import oip_status

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from stepwell.addons.grpc_api.messages import Message
 from stepwell.codec.oip import DATATYPES, InferCodec, InferRequest
 from stepwell.codec.oip.errors import bad_request, quote
 from stepwell.codec.oip.infer_bodies import ID_LIMIT, InferBody, InferInput, Parameters, RequestedOutput
 from stepwell.codec.oip.tensors import raw_bytes
-from stepwell.addons.grpc_api.messages import Message
 from stepwell.requests.infer_handler import InferResult
 
 FINAL_RESPONSE: Final = "triton_final_response"

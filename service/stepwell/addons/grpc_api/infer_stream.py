@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from grpc.aio import EOF
 
-from stepwell.errors import ServiceError
 from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error, parse
 from stepwell.addons.grpc_api.infer_codec import FINAL_RESPONSE, set_parameter
 from stepwell.addons.grpc_api.messages import Message, ModelInferRequest, ModelStreamInferResponse
+from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import oip_message

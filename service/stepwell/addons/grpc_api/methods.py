@@ -11,12 +11,12 @@ import grpc
 import msgspec
 from google.protobuf.json_format import ParseDict
 
-from stepwell.errors import ServiceError
 from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error, parse, respond
 from stepwell.addons.grpc_api.errors import code_of, metadata_of
 from stepwell.addons.grpc_api.infer_stream import InferStream
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferRequest, message_class
+from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.requests import oip_models
 from stepwell.requests.auth.api_keys import Caller, Scope

@@ -10,9 +10,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from stepwell.background import cancel, run_forever
 from stepwell.addons.grpc_api.messages import HEALTH_SERVICE, POOL, SERVICE
 from stepwell.addons.grpc_api.methods import InferenceMethods
+from stepwell.background import cancel, run_forever
 from stepwell.requests.context import AppContext
 
 _log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from stepwell.addons.hub.model_card import model_card
 from stepwell_export.runtime.describe import describe, load
 from stepwell_export.runtime.errors import FileError, MissingExtraError, StepwellError
 from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import sidecar_of
 from stepwell_export.runtime.operator_scan import contents_of, weight_files
-from stepwell.addons.hub.model_card import model_card
 
 MODEL_FILE: Final = "model.onnx"
 

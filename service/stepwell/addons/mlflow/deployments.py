@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from mlflow.deployments import BaseDeploymentClient
 
+from stepwell.addons.mlflow.flavor import FLAVOR, MlflowModelError, model_file
+from stepwell.http_api import HttpApi, model_path
+from stepwell.text_values import stream_id_of
+from stepwell_client import Client
 from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import NAME
-from stepwell_client import Client
-from stepwell.commands.live.http_api import HttpApi, model_path
-from stepwell.addons.mlflow.flavor import FLAVOR, MlflowModelError, model_file
-from stepwell.text_values import stream_id_of
 
 _RELEASE: Final = {"mode": str, "percent": float, "take": str, "warm_steps": int, "why": str}
 _STREAM: Final = "stream"

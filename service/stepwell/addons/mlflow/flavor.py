@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell_export.runtime.errors import FileError, MissingExtraError, StepwellError
 from stepwell_export.exporter import export_source
+from stepwell_export.runtime.errors import FileError, MissingExtraError, StepwellError
 from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import Manifest, TensorSpec
 from stepwell_export.runtime.step_model import StepModel

@@ -15,14 +15,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from stepwell_export.runtime.errors import MissingExtraError
-from stepwell_export.exporter import Exported, export_source
-from stepwell_export.runtime.manifest import NAME
 from stepwell.addons.charts import line_chart, lines_of
 from stepwell_client import Client, Model, StepResult
 from stepwell_client.protocol.inputs import Inputs
 from stepwell_client.tables import Columns
 from stepwell_client.wire.texts import counted
+from stepwell_export.exporter import Exported, export_source
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.runtime.manifest import NAME
 
 _KEPT_STEPS = 512
 _SHOWN_STREAMS = 4

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.values import cast, integers, numbers
+from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
+from stepwell_export.runtime.step_model import StepModel
 
 _CHUNK: Final = 256
 """Timesteps in one run."""

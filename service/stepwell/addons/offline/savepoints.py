@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.codec.savepoint import encode_header, encode_page
 from stepwell.ids import bad_stream_id
 from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell_client.wire.ids import is_stream_id
+from stepwell_export.runtime.step_model import StepModel
 
 _PAGE_STREAMS: Final = 1000
 

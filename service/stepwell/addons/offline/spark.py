@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from stepwell_export.runtime.errors import MissingExtraError
 from stepwell.addons.offline.graph import OfflineModel
 from stepwell.addons.offline.savepoints import ComputedState, write_savepoint
+from stepwell_export.runtime.errors import MissingExtraError
 
 _SPARK_TYPES: Final = {
     "float16": "float", "float32": "float", "float64": "double", "int8": "tinyint", "int16": "smallint",

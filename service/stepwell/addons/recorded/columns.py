@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepwell_export.runtime.manifest import InputSpec
 from stepwell_client.columns import ColumnsError, input_columns
 from stepwell_client.wire.texts import listed
+from stepwell_export.runtime.manifest import InputSpec
 
 
 @dataclass(frozen=True, slots=True)

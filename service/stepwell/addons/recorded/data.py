@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, InputSpec
-from stepwell_client.columns import check_named
 from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
@@ -16,7 +14,9 @@ from stepwell.addons.recorded.npz import NpzRecording
 from stepwell.addons.recorded.rows_hash import RowsHash
 from stepwell.addons.recorded.tables import CsvFile, Kind, ParquetFile
 from stepwell.addons.recorded.values import Categories, cast, integers, numbers, times
+from stepwell_client.columns import check_named
 from stepwell_client.wire.ids import is_stream_id
+from stepwell_export.runtime.manifest import Array, InputSpec
 
 _TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
 _ENDINGS = (*_TABLES, ".npz")

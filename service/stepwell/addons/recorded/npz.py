@@ -12,14 +12,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from stepwell_export.runtime.manifest import Array, InputSpec
-from stepwell_export.runtime.npz import NPZ_ERRORS
-from stepwell_client.columns import ColumnsError, input_columns
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.tables import PIECE_ROWS
 from stepwell.addons.recorded.values import cast, times
+from stepwell_client.columns import ColumnsError, input_columns
 from stepwell_client.wire.texts import listed
+from stepwell_export.runtime.manifest import Array, InputSpec
+from stepwell_export.runtime.npz import NPZ_ERRORS
 
 _STREAMS = "streams"
 

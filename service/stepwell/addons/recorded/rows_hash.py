@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.recorded.blocks import Rows
+from stepwell_export.runtime.manifest import Array
 
 _ID_BYTES = 16
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from stepwell_export.runtime.errors import MissingExtraError
 from stepwell.addons.recorded.csv_header import CsvHeader
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.json_numbers import has_other_numbers
 from stepwell.addons.recorded.values import Categories, Cells
+from stepwell_export.runtime.errors import MissingExtraError
 
 PIECE_ROWS = 32_768
 """Rows that are read at a time."""

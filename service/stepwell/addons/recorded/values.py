@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, InputSpec
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.text_values import is_missing, number_of, value_of
+from stepwell_export.runtime.manifest import Array, InputSpec
 
 Cells = Sequence[Any] | Array
 """One column: texts, or an array of numbers in which NaN is a missing value."""

@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from stepwell.addons.recorded import RecordedData
+from stepwell_client import ClientError, Model, Stream
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array
-from stepwell_client import ClientError, Model, Stream
-from stepwell.addons.recorded import RecordedData
 
 CHUNK: Final = 256
 """Timesteps in one request, unless the service takes fewer."""

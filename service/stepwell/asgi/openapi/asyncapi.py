@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.asgi.socket_messages import (
     HEARTBEAT_S,
     AuthMessage,
@@ -28,6 +27,7 @@ from stepwell.asgi.socket_messages import (
 from stepwell.codec.step_bodies import BulkMessage, FeedMessage, StreamMessage
 from stepwell.requests import close_codes
 from stepwell_client.wire.ids import STREAM_ID
+from stepwell_export.runtime.manifest import NAME
 
 VERSION: Final = "3.0.0"
 

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.codec.response_bodies import Problem
 from stepwell.error_codes import CODES
 from stepwell.requests.problems import MEDIA_TYPE
 from stepwell_client.wire.ids import STREAM_ID
+from stepwell_export.runtime.manifest import NAME
 
 Schema = dict[str, Any]
 Documented = type[Struct]

@@ -12,7 +12,6 @@ from msgspec import UNSET
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from stepwell_export.runtime.manifest import TensorSpec
 from stepwell.asgi.error_page import error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
 from stepwell.asgi.openapi import asyncapi
@@ -30,6 +29,7 @@ from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import RETRY_AFTER_S
 from stepwell_client.wire.formats import JSON, encode
+from stepwell_export.runtime.manifest import TensorSpec
 
 DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
 REFERENCE = Path(__file__).parents[1] / "static" / "reference"

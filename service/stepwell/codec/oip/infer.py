@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 from msgspec import UNSET, Raw
 
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from stepwell.codec.oip.infer_bodies import (
     ID_LIMIT,
@@ -36,6 +35,7 @@ from stepwell.codec.strict.parse import parse, preview
 from stepwell.ids import check_stream_id
 from stepwell.types import Source
 from stepwell_client.wire.formats import JSON
+from stepwell_export.runtime.manifest import Array, Manifest
 
 
 class InferRequest(NamedTuple):

@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, TensorSpec
 from stepwell.codec.oip.errors import bad_request, format_shape
 from stepwell.codec.strict.parse import parse
 from stepwell.codec.strict.tensors import (
@@ -21,6 +20,7 @@ from stepwell.codec.strict.tensors import (
 )
 from stepwell.codec.typed_decoder import DECODE_ERRORS, row_packer
 from stepwell_client.wire.formats import JSON
+from stepwell_export.runtime.manifest import Array, TensorSpec
 
 DATATYPES: Final = {
     "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64",

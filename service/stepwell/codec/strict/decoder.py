@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw
 
-from stepwell_export.runtime.manifest import Array, InputSpec
 from stepwell.codec.sources import check_source
 from stepwell.codec.step_bodies import (
     BulkBody,
@@ -28,6 +27,7 @@ from stepwell.codec.strict.parse import bad_request, parse, preview
 from stepwell.codec.strict.tensors import may_be_missing, missing_values, read_column, read_tensor
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import Format, encode
+from stepwell_export.runtime.manifest import Array, InputSpec
 
 B = TypeVar("B", bound=StepOptions)
 

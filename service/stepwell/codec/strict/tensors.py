@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, InputSpec, TensorSpec
 from stepwell.codec.strict.parse import json_type, preview
 from stepwell.errors import ServiceError
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import Array, InputSpec, TensorSpec
 
 Dims = tuple[int | None, ...]
 

@@ -11,7 +11,6 @@ import typer
 from stepwell.addons.alert.preview import preview
 from stepwell.addons.alert.rules import read_rules
 from stepwell.addons.alert.session import AlertSession
-from stepwell.commands.live.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.commands.live.until_stopped import (
     MetricsHost,
     MetricsPort,
@@ -20,6 +19,7 @@ from stepwell.commands.live.until_stopped import (
     serve_metrics,
 )
 from stepwell.commands.tables import Json
+from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.interrupted import run_on_loop, stop_event
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell_client.wire.texts import counted

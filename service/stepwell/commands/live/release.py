@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 from stepwell.commands.live.release_tables import release_view
 from stepwell.commands.tables import Json, print_json
+from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 
 release_app = typer.Typer(no_args_is_help=True)
 

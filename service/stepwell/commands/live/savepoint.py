@@ -15,12 +15,12 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import typer
 from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
-from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
+from stepwell.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted, listed
+from stepwell_export.runtime.errors import StepwellError
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time

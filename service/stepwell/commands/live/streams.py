@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from stepwell.codec.stream_ops import check_snapshot_name
-from stepwell.commands.live.http_api import (
+from stepwell.commands.tables import Json, key_value_table, print_json, show, table
+from stepwell.errors import ServiceError
+from stepwell.http_api import (
     DEFAULT_URL,
     HttpApi,
     Key,
@@ -24,8 +26,6 @@ from stepwell.commands.live.http_api import (
     idempotency_header,
     path_of,
 )
-from stepwell.commands.tables import Json, key_value_table, print_json, show, table
-from stepwell.errors import ServiceError
 from stepwell_client.wire.texts import counted
 
 streams_app = typer.Typer(no_args_is_help=True)

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
 from rich.status import Status
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.background import cancel
+from stepwell_export.runtime.errors import StepwellError
 
 _REPORT_EVERY_S = 5.0
 _LIVE_EVERY_S = 0.5

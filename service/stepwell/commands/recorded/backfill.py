@@ -9,14 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from stepwell_export.runtime.manifest import InputSpec, OutputSpec
 from stepwell.addons.backfill.history import Past, past_of
 from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
 from stepwell.addons.backfill.run import Backfill, failures_in_words
 from stepwell.addons.backfill.writers import writer_of
-from stepwell_client import Client, ClientError
-from stepwell_client.protocol.column_chunks import ColumnChunks
-from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from stepwell.addons.recorded import open_data
 from stepwell.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -26,8 +23,11 @@ from stepwell.commands.recorded.flags import (
     data_progress,
 )
 from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.addons.recorded import open_data
+from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from stepwell_client import Client, ClientError
+from stepwell_client.protocol.column_chunks import ColumnChunks
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import InputSpec, OutputSpec
 
 _CALL_S = 120.0  # what one request may take, with its retries
 _NAMED = 5

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from stepwell_export.runtime.files import write_atomically
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.backtest.picture import picture
 from stepwell.addons.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
+from stepwell.addons.recorded import open_data
 from stepwell.commands.flags import check_ending, named_values
 from stepwell.commands.recorded.flags import (
     DataFiles,
@@ -23,8 +23,8 @@ from stepwell.commands.recorded.flags import (
     data_progress,
 )
 from stepwell.commands.tables import Json, print_json, show, table
-from stepwell.addons.recorded import open_data
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.files import write_atomically
 
 _LISTED = 10
 

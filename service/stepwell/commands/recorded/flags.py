@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar
-from stepwell.addons.recorded.columns import ColumnChoice
 
 DataFiles = Annotated[
     list[Path],

@@ -1,6 +1,6 @@
 """`decide`: whether a request is applied, replayed or rejected. A pure function, without clock and store.
 
-The exactly-once protocol consists of these rules and the compare-and-set in `service/stepwell/store/scripts/commit.lua`.
+The exactly-once protocol consists of these rules and the compare-and-set in `stepwell/store/scripts/commit.lua`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from stepwell_export.runtime.manifest import Manifest
 from stepwell.store.record import blake2b_128
 from stepwell.types import BatchSources, BulkTimesteps, Timestep
+from stepwell_export.runtime.manifest import Manifest
 
 _POSITION = struct.Struct("<IQ").pack
 

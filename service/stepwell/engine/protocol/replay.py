@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell.engine.packing import prediction_bytes, unpack_outputs
 from stepwell.engine.protocol.positions import overlap_of, position_of
 from stepwell.errors import CorruptRecordError, ServiceError
 from stepwell.store.record import Record
 from stepwell.types import BatchOutput, Prediction, Timestep
+from stepwell_export.runtime.manifest import Array, Manifest
 
 
 def replay_prediction(

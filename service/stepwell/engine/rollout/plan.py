@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell_export.runtime.feedback import FeedbackError, Rule, rules_of
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import pack_outputs, prediction_bytes, unpack_outputs
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.rollout.feedback import FeedbackInputs
@@ -23,6 +21,8 @@ from stepwell.releases.moves import Standing
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, NO_HISTORY, Kind, Record, blake2b_128, extend_history
 from stepwell.types import RolloutRequest, RolloutResult
+from stepwell_export.runtime.feedback import FeedbackError, Rule, rules_of
+from stepwell_export.runtime.manifest import Array
 
 _SEEDS = 2**53  # integers below that are exact in JSON
 

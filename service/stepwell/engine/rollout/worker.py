@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import finite_rows
 from stepwell.engine.rollout.feedback import FeedbackInputs
 from stepwell.engine.stepping.model_runner import model_rejected_input, non_finite_state
 from stepwell.errors import ServiceError
+from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.protocol.replay import several
 from stepwell.engine.stepping.queued import QueuedStep
@@ -23,6 +22,7 @@ from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, decode, extend_history, version_flags
 from stepwell.store.record_arrays import digests_in, encode_records, guards, record_with_sources, sources_table
 from stepwell.types import ENDS, STARTS, BatchOutput
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.model_runner import RunResult

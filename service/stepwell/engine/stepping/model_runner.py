@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.engine.trials.comparison import Beside
 from stepwell.errors import ServiceError
 from stepwell.models.paired import PairedModel
+from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import prediction_bytes
 from stepwell.engine.protocol.decide import Decision, decide
 from stepwell.engine.stepping.committer import BatchCommitter
@@ -33,6 +32,7 @@ from stepwell.releases.moves import Standing
 from stepwell.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from stepwell.store.record_arrays import read_headers
 from stepwell.types import ENDS, STARTS
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.drift.sampler import TimestepSampler

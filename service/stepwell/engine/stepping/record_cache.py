@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.store.record import SourcePosition
 from stepwell.store.record_arrays import (
     HEADER_DTYPE,
@@ -20,6 +19,7 @@ from stepwell.store.record_arrays import (
     sources_in,
     sources_table,
 )
+from stepwell_export.runtime.manifest import Array
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
 _OVERHEAD = 260  # bytes of Python objects per record: its name, a dict entry, two list slots

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_true
 from stepwell.engine.protocol.decide import Decision, applies_without_store, decide
 from stepwell.engine.protocol.positions import passed_timesteps
@@ -21,6 +20,7 @@ from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import decode
 from stepwell.store.record_arrays import sources_in
 from stepwell.store.state_store import checked
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.pipeline import PipelineDeps

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import PairedModel
 from stepwell.types import STARTS
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.queued import QueuedStep

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_true
 from stepwell.errors import ServiceError
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
 from stepwell.releases.counters import TrialCounts, add_counts
 from stepwell.store.transport.retry import deadline
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, TensorSpec
 from stepwell.types import StreamKey, Timestep
+from stepwell_export.runtime.manifest import Array, TensorSpec
 
 _SIZE_BYTES: Final = 4  # length prefix of each event, so that one message can have several
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from stepwell_export.runtime.manifest import Array, TensorSpec
 from stepwell.engine.watch.commit_events import CandidateOutputs, CommitEvent
 from stepwell.engine.watch.commits_under_way import CommitsUnderWay
 from stepwell.store import keys
 from stepwell.store.commits import Notification
 from stepwell.types import StreamKey, Timestep
+from stepwell_export.runtime.manifest import Array, TensorSpec
 
 TOPIC: Final = "swl:watch"
 

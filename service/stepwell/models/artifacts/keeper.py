@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.step_model import StepModel
 from stepwell.errors import ServiceError, StoreUnavailableError
 from stepwell.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, seal, unpack, unseal
 from stepwell.models.files import file_signature
 from stepwell.models.paired import PairedModel
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.step_model import StepModel
 
 _log = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0  # after an artifact could not be stored

@@ -14,9 +14,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stepwell.errors import ServiceError
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import NAME
-from stepwell.errors import ServiceError
 
 Scope = Literal["step", "read", "admin", "models", "metrics"]
 SCOPES: frozenset[Scope] = frozenset({"step", "read", "admin", "models", "metrics"})

@@ -13,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.requests.auth.api_keys import SCOPES, Caller, KeysFileError, Scope, read_keys
+from stepwell_export.runtime.manifest import NAME
 
 PREFIX: Final = "swk_"
 """Prefix of every key, so that a leaked key can be searched for in files and logs."""

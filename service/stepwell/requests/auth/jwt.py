@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell_export.runtime.manifest import NAME
 from stepwell.requests.auth.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, ReloadedFile, unauthenticated
+from stepwell_export.runtime.manifest import NAME
 
 if TYPE_CHECKING:
     from jwt import PyJWK

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell.errors import ServiceError
 from stepwell.store.state_store import Durability, StateStore
 from stepwell.store.transport.connection import CommandError, NoReplyError, NotSentError
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.errors import StepwellError
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0

@@ -7,11 +7,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import attributes
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.causality import check_causal
 from stepwell_export.streaming.rules.elementwise import by_timestep, pointwise
-from stepwell_export.streaming.rules.pooling.parts import is_beside, keeps_time, ones, part_of, set_weights, side_by_side
+from stepwell_export.streaming.rules.pooling.parts import (
+    is_beside,
+    keeps_time,
+    ones,
+    part_of,
+    set_weights,
+    side_by_side,
+)
 from stepwell_export.streaming.rules.pooling.quotients import divisor_of, is_weight, source, split
 from stepwell_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
 from stepwell_export.streaming.rules.reductions import is_whole

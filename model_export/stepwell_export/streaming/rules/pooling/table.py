@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import onnx
 
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.graph.nodes import uses
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.rules.pooling.factors import by_the_whole, difference, exponential, masked, product
 from stepwell_export.streaming.rules.pooling.layouts import joint, picked, refolded, repeated, transposed
 from stepwell_export.streaming.rules.pooling.parts import expanded

@@ -23,7 +23,13 @@ from aiormq.exceptions import (
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
-from stepwell.addons.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
+from stepwell.addons.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    OutMessage,
+    Undeliverable,
+)
 from stepwell.addons.connect.urls import BrokerUrl
 
 _PORTS: Final = {False: 5672, True: 5671}

@@ -22,7 +22,6 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
 )
 
-from stepwell.background import happens
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
     BrokerMessage,
@@ -34,6 +33,7 @@ from stepwell.addons.connect.messages import (
     Undeliverable,
 )
 from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.background import happens
 
 _PORT: Final = 9092
 _GROUP: Final = "stepwell"

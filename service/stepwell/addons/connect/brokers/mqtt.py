@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 from paho.mqtt import client as mqtt
 
-from stepwell.background import happens
 from stepwell.addons.connect.brokers.mqtt_lease import MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
@@ -25,6 +24,7 @@ from stepwell.addons.connect.messages import (
     Undeliverable,
 )
 from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.background import happens
 
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0

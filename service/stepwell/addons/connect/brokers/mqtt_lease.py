@@ -17,9 +17,9 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from stepwell.background import happens
 from stepwell.addons.connect.brokers.mqtt_session import MqttSession
 from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.background import happens
 
 _TOPIC: Final = "stepwell/connect/{}"
 _RENEW_EVERY_S: Final = 5.0

@@ -18,7 +18,13 @@ from nats.js import errors as js_errors
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
 from stepwell.addons.connect.brokers.nats_lease import LEASE_S, NatsLease
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
-from stepwell.addons.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
+from stepwell.addons.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    OutMessage,
+    Undeliverable,
+)
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.lease import Lease
 

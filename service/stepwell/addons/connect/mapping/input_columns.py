@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array, InputSpec
 from stepwell.addons.connect.mapping.decoding import TextValue
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.messages import BadMessageError, ConnectUsageError
 from stepwell.text_values import is_missing, value_of
 from stepwell_client.wire.texts import counted
+from stepwell_export.runtime.manifest import Array, InputSpec
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}

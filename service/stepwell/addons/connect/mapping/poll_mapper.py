@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.addons.connect.dead_letters import dead_letter
 from stepwell.addons.connect.mapping.message_mapper import MappedTimestep, MessageMapper, source_of_field
 from stepwell.addons.connect.mapping.paths import FieldPath
 from stepwell.addons.connect.mapping.typed_decoding import TypedDecoder
 from stepwell.addons.connect.messages import BadMessageError, MessageColumns, OutMessage
+from stepwell_export.runtime.manifest import Array
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from typing import overload
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.protocol.decide import expected_previous_step
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
@@ -34,6 +33,7 @@ from stepwell.types import (
     Transport,
 )
 from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array
 
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)

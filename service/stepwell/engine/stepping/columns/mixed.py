@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.stepping.committer import BatchCommitter, CommittedRows, set_next
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, RecordCache
@@ -24,6 +23,7 @@ from stepwell.store.commits import ColumnarCommits, JoinedCommits
 from stepwell.store.record import HEADER_BYTES, version_flags
 from stepwell.store.record_arrays import HEADER_DTYPE, OPAQUE_HEADER, empty_sources, encode_records, guards
 from stepwell.types import BatchOutput
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.columns.batch import ColumnarBatch

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from stepwell_export.runtime.manifest import Array
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.stepping.columns.batch import ColumnarBatch
 from stepwell.engine.stepping.committer import CommittedRows
@@ -36,6 +35,7 @@ from stepwell.store.record_arrays import (
     sources_in,
 )
 from stepwell.types import BatchOutput
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.columns.mixed import MixedPipeline

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import httpx2
 import typer
 
-from stepwell_export.runtime.errors import StepwellError
 from stepwell_client.wire.ids import API_KEY, is_stream_id
+from stepwell_export.runtime.errors import StepwellError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")]
