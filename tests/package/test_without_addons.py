@@ -1,0 +1,59 @@
+"""Each add-on can be left out: without its folder and what it registers, the service starts and steps streams."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.graphs import fold, fold_reference, write_model
+from tests.package.environment import CLEAN, ROOT
+
+PACKAGE = ROOT / "service" / "stepwell"
+ADDONS = sorted(path.stem for path in (PACKAGE / "addons").iterdir() if not path.stem.startswith("_"))
+STEP = """
+import importlib, pkgutil, stepwell
+others = ("stepwell.addons", "stepwell.commands", "stepwell.extend", "stepwell.testing", "stepwell.__main__")
+for info in pkgutil.walk_packages(stepwell.__path__, "stepwell."):
+    if not info.name.startswith(others):
+        importlib.import_module(info.name)
+with stepwell.Client(":memory:", models="models") as client:
+    print(client.model("fold").stream("a").step([7]).output.tolist())
+"""
+
+pytestmark = [pytest.mark.slow]
+
+
+def registered_without(addon: str) -> str:
+    """Return what our project file registers, but for an add-on, in the format of installed packages."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = []
+    for group, points in groups.items():
+        lines += [f"[{group}]", *(f"{name}={at}" for name, at in points.items() if f".addons.{addon}." not in at)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("addon", ADDONS)
+def test_the_service_steps_streams_without(addon: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "stepwell", ignore=ignored, copy_function=os.link)
+    left_out = tmp_path / "stepwell" / "addons" / addon
+    if left_out.is_dir():
+        shutil.rmtree(left_out)
+    else:
+        left_out.with_suffix(".py").unlink()
+    metadata = tmp_path / "stepwell-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.4\nName: stepwell\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(registered_without(addon))
+    write_model(tmp_path / "models", "fold", fold)
+
+    env = CLEAN | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", STEP], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.stdout == f"{fold_reference([7])}\n", done.stderr
