@@ -126,7 +126,7 @@ def main() -> None:
         with service_process(folder / "models", folder / "one") as service:
             for broker in given.brokers:
                 fill = {"redis": redis_streams, "kafka": kafka_topics}[broker]
-                logs = {"one": 1, **{f"in{i}": given.messages for i in range(given.repeats)}}
+                logs = {f"{log}{i}": n for i in range(given.repeats) for log, n in (("one", 1), ("in", given.messages))}
                 try:
                     with fill(folder, logs, given.streams) as (bare, port, url):
                         found = measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)
@@ -147,7 +147,7 @@ def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: in
             command = [*connect, url.format(log=log, group=group), *flags]
             return {"bare": cpu_s([*loop, str(count), log]), "connect": cpu_s(command)}
 
-        whole, start = cost(f"in{i}", n), cost("one", 1)
+        whole, start = cost(f"in{i}", n), cost(f"one{i}", 1)
         for name, values in samples.items():
             values.append((whole[name] - start[name]) / (n - 1) * 1e6)
     medians = {name: statistics.median(values) for name, values in samples.items()}

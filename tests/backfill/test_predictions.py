@@ -48,6 +48,14 @@ def test_a_csv_file_has_a_line_per_row_in_the_order_of_the_data(tmp_path: Path) 
     assert [int(line[4]) for line in lines[1:]] == N.T.ravel().tolist()
 
 
+def test_columns_have_the_labels_of_the_output_as_in_replay(tmp_path: Path) -> None:
+    outputs = [OutputSpec(name="next", dtype="float32", shape=[2], labels=["temperature", "flow"]), OUTPUTS[1]]
+
+    assert PredictionSlots(tmp_path / "out.csv", 6, outputs, {}).columns == [
+        "stream", "step", "next[temperature]", "next[flow]", "n"
+    ]  # fmt: skip
+
+
 def test_an_npz_file_has_an_array_per_column(tmp_path: Path) -> None:
     finish(filled(tmp_path / "out.npz"))
 

@@ -329,6 +329,19 @@ def test_inputs_that_differ_are_reported_with_their_stream_also_in_a_second_requ
     assert found == [2, "bad_input", "Stream 'ID' has the inputs [z]"]
 
 
+def test_an_id_that_no_stream_can_have_is_the_error_of_its_row_alone(js: Js) -> None:
+    found = js("""
+        const results = await model.stepMany({ [stream.id]: [5], "pump 7": [5] });
+        return [results[stream.id].step, results["pump 7"].code, results["pump 7"].message];
+    """)
+
+    assert found == [
+        1,
+        "bad_request",
+        "The stream id is 'pump 7'; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -.",
+    ]
+
+
 def test_many_streams_are_stepped_by_handles_that_have_no_position_yet(js: Js) -> None:
     found = js("""
         await stream.step([1]);

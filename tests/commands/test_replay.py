@@ -14,8 +14,12 @@ import pytest
 import typer
 from typer.testing import Result
 
+from stepwell.addons.recorded import open_data
+from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.replay.session import ReplaySession
 from stepwell.commands.replay import replay
 from stepwell_client import Client, Event
+from stepwell_export.runtime.manifest import InputSpec
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
 from tests.graphs import fold, fold_reference, lstm, total, write_model, write_models
@@ -218,6 +222,21 @@ def test_chunks_have_as_many_rows_as_the_service_takes(shared_redis: Server, tmp
             done = run(small, "total", data, "--stream", f"{stream}{next(iter(limits))}", "--json")
 
         assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_predictions_are_kept_in_memory_for_a_picture_alone(
+    client: Client, tmp_path: Path, stream: str, kept: int
+) -> None:
+    data = write(tmp_path / "data.csv", "device,x[0]", [[f"{stream}.{n % 3}", n] for n in range(30)])
+    specs = [InputSpec(name="x", dtype="int64", shape=[1])]
+    recorded = open_data([data], specs, ColumnChoice(stream="device"))
+    session = ReplaySession(client.model("fold"), recorded, None, reset=False, append=False, kept_streams=kept)
+
+    sent = list(session.in_chunks())
+
+    assert sum(len(one.rows) for one in sent) == 30
+    assert [len(one.outputs) for one in session.records.values()] == [10] * kept + [0] * (3 - kept)
 
 
 def test_the_column_that_is_missing_is_named(service: Service, tmp_path: Path) -> None:

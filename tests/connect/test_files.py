@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.graphs import fold_reference
 from tests.processes import ServiceProcess, service_process
 
 PADDING = "p" * 10_000_000
@@ -37,6 +39,12 @@ def write_lines(path: Path, documents: list[Any]) -> str:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def source_of(path: Path) -> str:
+    """Return the id of the source that a file is."""
+    first = path.read_bytes().splitlines()[0]
+    return f"file:{path}@{hashlib.blake2b(first, digest_size=8).hexdigest()}"
 
 
 def n_lines(path: Path) -> int:
@@ -75,7 +83,7 @@ def test_a_message_out_has_the_documented_fields(service: ServiceProcess, tmp_pa
 
     first, last = lines_of(tmp_path / "out.jsonl")
     state_id = httpx2.get(f"{service.url}/v1/models/fold/streams/fields", timeout=30).json()["state_id"]
-    place = {"id": f"file:{tmp_path}/in.jsonl", "at": 0}
+    place = {"id": source_of(tmp_path / "in.jsonl"), "at": 0}
     assert first == {
         "stream": "fields", "step": 1, "outputs": {"y": [2]}, "state_id": None, "source": place, "model": "fold",
         "version": 1,
@@ -197,6 +205,52 @@ def test_lines_that_are_appended_later_are_read(service: ServiceProcess, tmp_pat
     assert [one["step"] for one in lines_of(out)] == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_another_file_at_the_same_path_is_applied(service: ServiceProcess, tmp_path: Path, name: str) -> None:
+    """Tomorrow's export under today's name: its rows are other rows, though they have the same numbers."""
+    stream, path = f"tomorrow.{name}", tmp_path / name
+
+    def write(xs: list[int]) -> str:
+        if name.endswith(".jsonl"):
+            return write_lines(path, [{"stream": stream, "x": x} for x in xs])
+        return write_lines(path, ["stream,x", *(f"{stream},{x}" for x in xs)])
+
+    words = [*flags(service, tmp_path / "out.jsonl"), "--input", "x=x"]
+    today = run_once(tmp_path, write([1, 2, 3]), *words)
+    grown = run_once(tmp_path, write([1, 2, 3, 4]), *words)
+    tomorrow = run_once(tmp_path, write([5, 6, 7]), *words)
+
+    assert [(one["timesteps"], one["skipped"]) for one in (today, grown, tomorrow)] == [(3, 0), (1, 3), (3, 0)]
+    assert [one["outputs"]["y"] for one in lines_of(tmp_path / "out.jsonl")] == [
+        [y] for y in fold_reference([1, 2, 3, 4, 5, 6, 7])
+    ]
+
+
+def test_positions_of_a_field_go_on_in_another_file_at_the_same_path(service: ServiceProcess, tmp_path: Path) -> None:
+    """They are not the numbers of rows, so a file may be written anew with what has come since."""
+    words = [*flags(service, tmp_path / "out.jsonl"), "--position", "n"]
+    counts = [
+        run_once(
+            tmp_path, write_lines(tmp_path / "in.jsonl", [{"stream": "rotated", "n": n, "x": n} for n in ns]), *words
+        )
+        for ns in ([1, 2, 3], [3, 4, 5])
+    ]
+
+    assert [(one["timesteps"], one["skipped"]) for one in counts] == [(3, 0), (2, 1)]
+
+
+def test_once_that_applies_and_writes_nothing_ends_with_1(service: ServiceProcess, tmp_path: Path) -> None:
+    """The wrong file, or a source that was made anew under its old name: nobody would look for it behind a 0."""
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "wrong", "x": 1}, {"stream": "wrong", "x": 2}])
+    words = [source, "--model", "fold", "--stream", "stream", "--url", service.url]
+    run_once(tmp_path, *words)
+    one = ConnectorProcess(tmp_path, *words, "--once").start()
+
+    assert one.process.wait(60) == 1
+    assert "Nothing was applied: all 2 timesteps were applied before, by their positions" in one.text()
+    assert f"file://{tmp_path}/in.jsonl" in one.text()
+
+
 def test_a_toml_file_maps_fields_constants_and_names(service: ServiceProcess, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"at": {"pump": 7}, "t": 1.5, "v": [2, 3.5], "n": 9}])
     (tmp_path / "c.toml").write_text(f"""
@@ -294,7 +348,7 @@ def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path
         wait_for(lambda: "cannot be used" in one.text(), what=one.text)
 
     assert (
-        f"--dead-letter is not set. The first one, at 1 of file:{tmp_path}/in.jsonl: the message is not JSON"
+        f"--dead-letter is not set. The first one, at 1 of {source_of(tmp_path / 'in.jsonl')}: the message is not JSON"
         in one.text()
     )
     assert "stepwell_connect_messages_total 2.0" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,9 +120,29 @@ def test_a_subject_gives_the_predictions_of_the_fold(
     assert [(subject, one["step"]) for subject, one in out if subject == "out.n0"] == [
         ("out.n0", step) for step in range(1, 11)
     ]
-    assert out[0][1]["source"] == {"id": "nats:IN", "at": 1}
+    assert re.fullmatch(r"nats:IN@\d{8}T\d{6}\.\d{6}Z", out[0][1]["source"]["id"])
+    assert out[0][1]["source"]["at"] == 1
     assert [one["code"] for _, one in subjects.read("DEAD")] == ["bad_json"]
     assert (counts["messages"], again["messages"]) == (31, 0)
+
+
+def test_a_stream_that_was_deleted_and_created_again_is_applied(
+    service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path
+) -> None:
+    """Its sequence begins with 1 again, and its messages are others."""
+
+    async def create_again(js: Any) -> None:
+        await js.delete_stream("IN")
+        await js.add_stream(name="IN", subjects=["in", "in.>"])
+
+    words = (subjects.url("in.{stream}", "?durable=d"), *flags(service, subjects))
+    subjects.add([("in.again", {"x": 1}), ("in.again", {"x": 2})])
+    first = run_once(tmp_path, *words)
+    subjects.run(create_again)
+    subjects.add([("in.again", {"x": 3}), ("in.again", {"x": 4})])
+    second = run_once(tmp_path, *words)
+
+    assert [(one["timesteps"], one["skipped"]) for one in (first, second)] == [(2, 0), (2, 0)]
 
 
 @pytest.mark.slow

@@ -208,6 +208,27 @@ def test_an_entry_that_is_added_while_a_reader_waits_is_returned(broker: RedisBr
     assert asyncio.run(read()) == [0, 1, 1]
 
 
+def test_a_stream_that_was_created_again_with_the_ids_of_before_is_reported(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
+    """A producer that numbers its entries itself: more of them were applied before than one poll leaves."""
+    words = (broker.url("in", "g"), "--model", "fold", "--stream", "stream", "--url", service.url, "--once")
+    texts = []
+    for code in (0, 1):
+        with broker.client.pipeline(transaction=False) as pipe:
+            for i in range(16_400):
+                pipe.xadd("in", {"stream": f"renumbered{i % 40}", "x": 1}, id=f"{i + 1}-0")
+            pipe.execute()
+        one = ConnectorProcess(tmp_path, *words).start()
+        assert one.process.wait(100) == code, one.text()
+        texts.append(one.text())
+        broker.client.delete("in")
+
+    assert "in a row" not in texts[0]
+    assert "timesteps in a row were applied before, by their positions in redis:0/in. If that was deleted" in texts[1]
+    assert "Nothing was applied: all 16,400 timesteps were applied before" in texts[1]
+
+
 def test_a_reset_stream_is_written_again_from_step_1(
     service: ServiceProcess, broker: RedisBroker, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from stepwell import extend
 
-SPOOL = extend.Broker("spool:///FOLDER", module="stepwell_fleet.spool", has_host=False)
+SPOOL = extend.Broker("spool:///FOLDER", module="stepwell_fleet.spool", has_host=False, acknowledges=False)
 
 
 def open_reader(url: extend.BrokerUrl, options: extend.ReaderOptions) -> SpoolReader:

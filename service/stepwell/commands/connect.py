@@ -113,7 +113,9 @@ def connect(
     serve_metrics(session.counters.registry, metrics_host, metrics_port)
     run_on_loop(_carry(session, as_json=as_json))
     if once:
-        _check_dead_letters(session.counters.report(), config)
+        counts = session.counters.report()
+        _check_dead_letters(counts, config)
+        _check_applied(counts, config)
 
 
 async def _check(session: ConnectSession) -> tuple[list[dict[str, Any]], ConnectError | None]:
@@ -153,6 +155,22 @@ def _check_dead_letters(counts: dict[str, Any], config: ConnectConfig) -> None:
     raise ConnectError(
         f"{counted(counts['dead_letters'], 'dead letter')} of {counted(counts['messages'], 'message')} ({codes}).",
         fix=f"The reasons are in {kept}." if kept else "Give --dead-letter URL to keep them with their reasons.",
+    )
+
+
+def _check_applied(counts: dict[str, Any], config: ConnectConfig) -> None:
+    """Check that something came of the messages, if there were any.
+
+    Raises:
+        ConnectError: No timestep was applied, and no prediction handed over.
+    """
+    if counts["timesteps"] or counts["predictions"] or not counts["messages"]:
+        return
+    late = f", or came behind a newer one of their stream ({counts['late']:,})" if counts["late"] else ""
+    raise ConnectError(
+        f"Nothing was applied: all {counted(counts['skipped'] + counts['late'], 'timestep')} were applied before, by "
+        f"their positions in {BrokerUrl.parse(config.source.url).text}{late}.",
+        fix="Check that this is the source that you meant. One that was deleted and created again needs another name.",
     )
 
 

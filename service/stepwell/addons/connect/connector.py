@@ -60,6 +60,7 @@ class Connector:
         limits: PollLimits,
         counters: ConnectCounters,
         report: Callable[[str], None],
+        acknowledges: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a connector; nothing is opened yet.
@@ -76,6 +77,7 @@ class Connector:
             limits: The limits of a chunk.
             counters: Counts what is done.
             report: Called with a sentence about a broker that does not respond, or a message that is not kept.
+            acknowledges: Whether the broker keeps what was acknowledged, so that few messages are read again.
             clock: Returns the time in seconds.
         """
         self._reader = reader
@@ -91,6 +93,8 @@ class Connector:
         self._limits = limits
         self._counters = counters
         self._report = report
+        self._acknowledges = acknowledges
+        self._n_passed = 0  # timesteps since the last one that was applied
         self._clock = clock
         self._writing_dead_letters = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -199,7 +203,9 @@ class Connector:
             if not await self._reader.is_current():
                 self._report("another connector has taken over; what this one has read is dropped")
                 return False
-            self._counters.add(timesteps=sum(one.n_timesteps for one in applied))
+            n_applied = sum(one.n_timesteps for one in applied)
+            self._counters.add(timesteps=n_applied)
+            self._n_passed = 0 if n_applied else self._n_passed
             self._count_passed(poll, {i for one in applied for i in one.passed}, late)
             if self._writer is not None:
                 await self._write([message for one in applied for message in self._predictions_of(poll, one)])
@@ -209,6 +215,13 @@ class Connector:
         """Count timesteps that were not applied, those that are late apart from those that had been applied before."""
         found = [i for i in passed if i in late]
         self._counters.add(skipped=len(passed) - len(found), late=len(found))
+        before = self._n_passed
+        self._n_passed += len(passed)
+        if self._acknowledges and before <= _LARGEST_POLL < self._n_passed:  # more than a crash leaves to be read again
+            self._report(
+                f"{self._n_passed:,} timesteps in a row were applied before, by their positions in "
+                f"{poll.sources[next(iter(passed))]}. If that was deleted and created again, give it another name"
+            )
         if found and not self._late_reported:
             self._late_reported = True
             self._report(

@@ -78,6 +78,7 @@ class ConnectSession:
         check_segment(config.source, self._segment, source.broker)
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
+        self._acknowledges = source.broker.acknowledges
         self._reader = source.reader(replace(options, header=self._header))
         self._writer = None if config.to is None else BrokerUrl.parse(config.to.url).writer(config.to.format)
         letters = config.dead_letter
@@ -123,6 +124,7 @@ class ConnectSession:
             limits=limits,
             counters=self.counters,
             report=self._report,
+            acknowledges=self._acknowledges,
         )
 
     async def preview(self) -> tuple[list[dict[str, Any]], ConnectError | None]:

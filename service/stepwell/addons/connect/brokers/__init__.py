@@ -9,7 +9,9 @@ from stepwell.addons.connect.brokers.protocol import Broker
 
 _CLIENTS = "Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect."
 
-FILE: Final = Broker("file:///PATH.jsonl", "stepwell.addons.connect.brokers.jsonl_files", has_host=False)
+FILE: Final = Broker(
+    "file:///PATH.jsonl", "stepwell.addons.connect.brokers.jsonl_files", has_host=False, acknowledges=False
+)
 REDIS: Final = Broker(
     "redis://HOST:6379/0?stream=NAME&group=NAME",
     "stepwell.addons.connect.brokers.redis_streams",

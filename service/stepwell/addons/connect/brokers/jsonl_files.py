@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,13 +59,15 @@ class FileReader:
 
     The position of a message is the number of its line, from 0; the first line of a CSV file has the names of the
     fields, and is no message. The position is kept by the service: after a restart the file is read from the start, and
-    what was applied is skipped.
+    what was applied is skipped. The source is the path with a digest of the first message: a file that has grown is the
+    same one, another file at its path is not.
     """
 
     def __init__(self, path: Path, options: ReaderOptions) -> None:
         """Use `open_reader`."""
         self._path = path
-        self._source = f"file:{path}"
+        self._log = f"file:{path}"
+        self._source = ""  # known with the first message
         self._options = options
         self._file: BinaryIO | None = None
         self._row = 0
@@ -77,7 +80,7 @@ class FileReader:
             self._file = self._path.open("rb")
         except OSError as exc:
             raise _unreadable(self._path, exc.strerror) from exc
-        self._row, self._rest = 0, b""
+        self._row, self._rest, self._source = 0, b"", ""
         self._left = self._size() if self._options.once or self._options.preview else None
         if self._options.header is not None:
             self._next_line()
@@ -94,7 +97,8 @@ class FileReader:
             n_bytes += len(line)
             if line.strip():
                 body = line.rstrip(b"\r\n")
-                messages.append(BrokerMessage(body, self._source, self._row, self._source, header=self._options.header))
+                self._source = self._source or f"{self._log}@{hashlib.blake2b(body, digest_size=8).hexdigest()}"
+                messages.append(BrokerMessage(body, self._source, self._row, self._log, header=self._options.header))
             self._row += 1
         if not messages and not self.is_done:
             if self._file is not None and self._size() < self._file.tell():

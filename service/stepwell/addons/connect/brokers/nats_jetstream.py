@@ -68,6 +68,7 @@ class NatsReader:
         self._client: Any = None
         self._js: Any = None
         self._stream = ""
+        self._source = ""
         self._lease: Lease | None = None
         self._subscription: Any = None
         self._delivered = 0  # messages that the consumer has delivered
@@ -89,9 +90,12 @@ class NatsReader:
                     f"{self._url.text}: no JetStream stream has the subject {self._subject!r}.",
                     fix="Create one; subjects without a stream keep no messages, so nothing could be exact.",
                 ) from exc
+            info = await self._js.stream_info(self._stream)
+            # A stream that is deleted and created again has the same name, and its sequence begins again
+            created = getattr(info, "created", None)  # older clients leave it out
+            self._source = f"nats:{self._stream}" + (f"@{created:%Y%m%dT%H%M%S.%fZ}" if created else "")
             if self._options.once or self._options.preview:
-                state = (await self._js.stream_info(self._stream)).state
-                self._end, self._done = state.last_seq, state.messages == 0
+                self._end, self._done = info.state.last_seq, info.state.messages == 0
             if self._options.preview:
                 self._subscription = await self._js.subscribe(self._subject, ordered_consumer=True)
             else:
@@ -234,10 +238,17 @@ class NatsReader:
         return bool(last.num_pending == 0 or last.sequence.stream >= self._end)
 
     def _message(self, message: Any) -> BrokerMessage:
-        source = f"nats:{self._stream}"
         headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
         at = message.metadata.sequence.stream
-        return BrokerMessage(message.data, source, at, source, topic=message.subject, headers=headers, handle=message)
+        return BrokerMessage(
+            message.data,
+            self._source,
+            at,
+            f"nats:{self._stream}",
+            topic=message.subject,
+            headers=headers,
+            handle=message,
+        )
 
 
 class NatsWriter:

@@ -26,6 +26,7 @@ class Broker:
         place: The option that names the topic, stream or queue; empty: the path does.
         has_host: Whether URLs have a host.
         has_positions: Whether the broker numbers its messages, so that one that is delivered twice is found.
+        acknowledges: Whether the broker keeps what was acknowledged; if not, a reader begins with the first message.
         has_segments: Whether a topic is a path of segments, one of which may be the stream's id.
         separator: What stands between two segments.
         is_encrypted: Whether this is the scheme for connections by TLS.
@@ -38,6 +39,7 @@ class Broker:
     place: str = ""
     has_host: bool = True
     has_positions: bool = True
+    acknowledges: bool = True
     has_segments: bool = False
     separator: str = "/"
     is_encrypted: bool = False
