@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from stepwell.commands.adopt import adopt
 from stepwell.commands.export import export
 from stepwell.commands.inspect import inspect
+from stepwell_client import ClientError
 from stepwell_export.runtime.errors import StepwellError
 
 app = typer.Typer()
@@ -23,7 +24,7 @@ def run_stepwell(*words: object) -> Result:
 
 
 def invoke(app: typer.Typer, words: Sequence[str], *, typed: str = "", **env: str | None) -> Result:
-    """Run one command line; a `StepwellError` is in the result's `exception` and sets exit code 1.
+    """Run one command line; a `StepwellError` or `ClientError` is in the result's `exception` and sets exit code 1.
 
     Args:
         app: The program.
@@ -32,6 +33,6 @@ def invoke(app: typer.Typer, words: Sequence[str], *, typed: str = "", **env: st
         env: Environment variables to set, or to unset where the value is None.
     """
     result = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb", **env}, input=typed)
-    if result.exception is not None and not isinstance(result.exception, SystemExit | StepwellError):
+    if result.exception is not None and not isinstance(result.exception, SystemExit | StepwellError | ClientError):
         raise result.exception
     return result
