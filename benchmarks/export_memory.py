@@ -25,8 +25,9 @@ BATCH, STEPS = 2, 48
 def torch_lstm(folder: Path) -> tuple[Any, int, Callable[[], Any]]:
     """Return two layers of LSTM in PyTorch, the bytes of its weights, and a run of it."""
     import torch
-    from stepwell_export import StepSpec
     from torch import nn
+
+    from stepwell_export import StepSpec
 
     class Model(nn.Module):  # type: ignore[misc]  # torch may be missing
         def __init__(self) -> None:

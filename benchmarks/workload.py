@@ -92,6 +92,7 @@ def make(folder: Path, *, steps: int) -> Workload:
 def _train(workload: Workload) -> None:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # the extra installs JAX
     import keras
+
     from stepwell_export.converted import verify_model
     from stepwell_export.keras import convert
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 DAY, PAST, AHEAD, SAMPLES = 24, 72, 48, 200
 RULE = {"value": {"output": "mean", "std": "spread"}}

@@ -15,10 +15,9 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 RATE, SECONDS, PATIENTS = 50, 12, 3
 LENGTH = RATE * SECONDS

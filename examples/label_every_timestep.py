@@ -11,10 +11,9 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 TIMESTEPS = 10
 LABELS = ["less", "more"]

@@ -11,10 +11,9 @@ from time import perf_counter
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 TIMESTEPS, FEATURES = 60, 8
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 MINUTES, MACHINES = 240, 12
 LIMIT = 0.7

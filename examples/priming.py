@@ -12,10 +12,9 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import httpx2
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 PAST, AHEAD = 60, 20
 EPOCHS, BATCH = 20, 16

@@ -9,11 +9,11 @@ input 10 timesteps ago. Served, a request has one timestep, and the state of a s
 
 from __future__ import annotations
 
-from live import compare, live
-
 import torch
-from stepwell import StepSpec
+from live import compare, live
 from torch import nn
+
+from stepwell import StepSpec
 
 DELAY, TIMESTEPS = 10, 60
 

@@ -10,11 +10,11 @@ It was trained on sequences of 80 timesteps; served, each request has one, and a
 from __future__ import annotations
 
 import numpy as np
-from live import compare, live
-
 import torch
-from stepwell import StepSpec
+from live import compare, live
 from torch import nn
+
+from stepwell import StepSpec
 
 TIMESTEPS = 80
 

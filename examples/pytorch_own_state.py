@@ -10,11 +10,11 @@ the last ones. Its initial state is learned too, not zero.
 from __future__ import annotations
 
 import numpy as np
-from live import compare, live
-
 import torch
-from stepwell import StepSpec
+from live import compare, live
 from torch import nn
+
+from stepwell import StepSpec
 
 TIMESTEPS = 40
 

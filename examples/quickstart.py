@@ -7,9 +7,9 @@ import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 
-import keras
 import stepwell
 
 layers = [keras.Input((None, 3)), keras.layers.LSTM(32, return_sequences=True), keras.layers.Dense(1, name="wear")]

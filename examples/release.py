@@ -18,11 +18,11 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import httpx2
+import keras
 import numpy as np
 from activity.train import build, vary
 from live import compare, serving
 
-import keras
 import stepwell
 
 STREAMS = [f"watch-{n}" for n in range(200)]

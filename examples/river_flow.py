@@ -17,10 +17,9 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import httpx2
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 HOURS, NOW, AHEAD = 200, 140, 48
 STREAM = "/v1/models/river/streams/gauge-7"

@@ -10,10 +10,9 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 PRAISE = ["wonderful", "moving", "brilliant", "funny"]
 BLAME = ["boring", "awful", "clumsy", "dull"]

@@ -11,10 +11,9 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
-
-import keras
 
 SAMPLES = {
     "english": "the river runs under the old stone bridge while the children wait for their father with the bread "

@@ -18,11 +18,10 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 from live import compare, live
 from text_generation import CHARACTERS, START, build, encode, train
-
-import keras
 
 LENGTH, WIDTH = 120, 60
 TEMPERATURES = (0.0, 0.4, 1.0)

@@ -11,12 +11,12 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported, whose own default is TensorFlow
 
+import keras
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-import keras
 from stepwell_export.runtime.manifest import Array
 
 

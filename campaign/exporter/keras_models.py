@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import layers, ops
+
 from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
-from keras import layers, ops
 
 
 class KerasOps:

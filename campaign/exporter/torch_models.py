@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 import torch
+from torch import nn
+
 from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from stepwell_export.spec import StepSpec
-from torch import nn
 
 
 class TorchOps:

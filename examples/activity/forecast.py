@@ -15,9 +15,9 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import keras
 import numpy as np
 
-import keras
 from stepwell import export
 
 HERE = Path(__file__).parent

@@ -15,9 +15,8 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import numpy as np
-
 import keras
+import numpy as np
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE.parents[1] / "service" / "stepwell" / "addons" / "demo" / "recordings.npz"

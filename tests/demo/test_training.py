@@ -31,6 +31,7 @@ def script(name: str) -> ModuleType:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the model was trained, exported and labelled."""
     import jax
+
     from stepwell_export.exporter import export_source
 
     folder = tmp_path_factory.mktemp("activity")

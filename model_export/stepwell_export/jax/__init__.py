@@ -40,6 +40,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     """
     _require()
     import jax
+
     from stepwell_export import streaming
     from stepwell_export.jax import rules
     from stepwell_export.jax.capture import capture

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax._src import config, core
-
 import jax
 from jax import export
+from jax._src import config, core
+
 from stepwell_export.runtime.errors import RefusedModelError
 
 _BY_VALUE = "Use jnp.where(condition, a, b), or lax.scan, in place of `if`, `while`, `float()`, `int()` and numpy."

@@ -53,6 +53,7 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     """
     _require()
     import keras
+
     from stepwell_export.arguments import check_name
     from stepwell_export.converted import ConvertedModel
     from stepwell_export.keras.reference import KerasReference, rounding, samplers

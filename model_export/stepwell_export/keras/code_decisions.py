@@ -20,9 +20,9 @@ from threading import get_ident
 from types import FrameType
 from typing import Any, Literal
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
 from stepwell_export.keras.graph import TRIAL
 from stepwell_export.keras.step_rules import STEP_RULES

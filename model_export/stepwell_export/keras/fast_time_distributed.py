@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.registry import to_array
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-import numpy as np
-
 import keras
+import numpy as np
 
 _DRAWN: Final = (
     keras.initializers.Orthogonal,

@@ -7,6 +7,7 @@ from itertools import islice, product
 from typing import Any
 
 import keras
+
 from stepwell_export.keras.walk import functional
 
 _ELEMENTWISE = {"Rescaling", "Normalization", "Discretization", "Dropout", "GaussianNoise", "Identity", "Cast"}

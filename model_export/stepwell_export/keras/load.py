@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-
 import keras
+
 from stepwell_export.keras.initial_values import zeros_for_random_values
 from stepwell_export.keras.step_rules import load_step_rules
 from stepwell_export.runtime.errors import ModelLoadError

@@ -8,9 +8,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.code_decisions import stateless
 from stepwell_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from stepwell_export.keras.registry import to_array

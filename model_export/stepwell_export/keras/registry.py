@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.graph import KerasGraph
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.value import Value

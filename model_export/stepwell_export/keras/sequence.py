@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import onnx
 
-import keras
 from stepwell_export.keras.code_decisions import decides_by_length
 from stepwell_export.keras.graph import InputFacts, KerasGraph
 from stepwell_export.keras.input_axes import only_looked_up, possible_axes

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import keras
+
 from stepwell_export.keras.sequence import export_keras, plain
 from stepwell_export.keras.subclassed import walkable
 from stepwell_export.keras.walk import functional

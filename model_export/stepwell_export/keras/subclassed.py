@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import keras
+
 from stepwell_export.keras.support.tracing import describe_cause
 from stepwell_export.keras.walk import functional
 from stepwell_export.runtime.errors import RefusedModelError

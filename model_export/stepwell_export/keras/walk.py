@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import keras
+
 from stepwell_export.keras import rules  # noqa: F401  # registers them
 from stepwell_export.keras.graph import KerasGraph
 from stepwell_export.keras.registry import Call, RefusedCallError, to_array

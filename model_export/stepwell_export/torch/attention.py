@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stepwell_export.torch.checks import in_turn
-from torch import Tensor, nn
 
 
 @contextlib.contextmanager

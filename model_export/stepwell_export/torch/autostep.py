@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import ROWS, Sequences
 from stepwell_export.torch.capture import Capture
@@ -20,7 +22,6 @@ from stepwell_export.torch.checks import HOW_TO_WRITE_IT
 from stepwell_export.torch.lengths import check_lengths, check_one_timestep
 from stepwell_export.torch.sampling import STEPS_OF_AN_EXAMPLE
 from stepwell_export.torch.timesteps import check_timesteps
-from torch import Tensor, nn
 
 STARTED = "started"
 """The state that shows whether a stream has begun, where the module computes an initial state from its inputs."""

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import torch
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.checks import first_line, place, run
-from torch import Tensor, nn
 
 _BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """What torch calls an operation whose answer, or its shape, Python may decide by."""

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
+
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.layers import StepLayer
-from torch import Tensor, nn
 
 States = tuple[Tensor, ...]
 """Shape `(rows, *row)` each, in the order of the layer's `initial`."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
-import torch
 from stepwell_export.runtime.errors import RefusedModelError
-from torch import nn
 
 HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, and give that:
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import torch
 from stepwell_export.torch.division import DIVISIONS
 from stepwell_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
-from torch import Tensor
 
 
 class Stable(TorchFunctionMode):

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
-
 import torch
+from onnx import helper
+from torch import Tensor, nn
+
 from stepwell_export.graph.builder import element_type
 from stepwell_export.graph.described import numbered, set_layer
 from stepwell_export.graph.nodes import renamed, replace_items
@@ -30,7 +31,6 @@ from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
 from stepwell_export.torch.recurrences import associative_scans_written_out
-from torch import Tensor, nn
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import hooked, user_frame
-from torch import Tensor, nn
 
 END = 12
 BEYOND = END + 4

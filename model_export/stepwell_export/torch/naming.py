@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import DTYPES
 

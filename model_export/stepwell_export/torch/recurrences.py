@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-import torch
 from stepwell_export.torch.checks import in_turn
-from torch import Tensor
 
 LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""

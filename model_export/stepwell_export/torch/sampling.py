@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 import torch
+
 from stepwell_export.labels import read_columns
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array

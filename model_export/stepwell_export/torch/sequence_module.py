@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-
 import torch
+from torch import Tensor, nn
+
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
 from stepwell_export.runtime.manifest import Array
@@ -25,7 +26,6 @@ from stepwell_export.torch.naming import named
 from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
-from torch import Tensor, nn
 
 _STEPPED = (StepLayer, nn.RNNCellBase)
 """Layers that take one timestep at a time."""

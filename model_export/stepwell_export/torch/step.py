@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from onnxscript.optimizer import optimize
-
 import torch
+from onnxscript.optimizer import optimize
+from torch import Tensor
+
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
@@ -21,7 +22,6 @@ from stepwell_export.torch.naming import flatten, named, numpy_dtype
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers
-from torch import Tensor
 
 ROWS = 3
 AGAINST = f"torch {torch.__version__}"

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
 import torch
+
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.spec import StepSpec
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import torch
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import ROWS, Sequences
 from stepwell_export.torch.capture import FILLS, Capture, CapturedTensor, named, plain
@@ -26,7 +27,6 @@ from stepwell_export.torch.cells import CellAdapter, States, in_order, stepping
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT
 from stepwell_export.torch.layers import StepLayer
 from stepwell_export.torch.naming import flatten
-from torch import Tensor, nn
 
 _PLACES = 1 << 62
 """The bit of what is not the same at every timestep: a table of positions, a number of timesteps."""

@@ -14,6 +14,7 @@ pytest.importorskip("jax", reason="JAX is missing: pip install 'stepwell[keras]'
 import jax
 from jax import lax
 from jax import numpy as jnp
+
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import export_source
 from stepwell_export.jax import convert

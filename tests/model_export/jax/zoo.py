@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
+
 from stepwell_export.spec import StepSpec
 
 Zoo = dict[str, Callable[[], StepSpec]]

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from tests.model_export.keras.zoo_parts import tensor
 
 

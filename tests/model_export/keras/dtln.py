@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-
 import keras
 
 L = keras.layers

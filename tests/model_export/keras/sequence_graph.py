@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.registry import to_array
 from stepwell_export.keras.walk import KerasWalk
 from stepwell_export.runtime.manifest import Array

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import keras
 import numpy as np
 import pytest
 
-import jax
-import keras
 from stepwell_export.converted import verify_model
 from stepwell_export.keras import convert, register_step_rule
 from stepwell_export.keras.registry import Call

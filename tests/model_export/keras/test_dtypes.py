@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 import keras
+import pytest
 from keras import ops
+
 from stepwell_export.runtime.errors import RefusedModelError
 from tests.model_export.keras.proven import export_model
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.chunk.graph import dynamic_graphs, dynamic_manifest
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.step_model import StepModel

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.keras import load_keras
 from stepwell_export.runtime.errors import MissingExtraError, ModelLoadError
 from tests.model_export.keras import zoo

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
-
-import keras
 from keras import ops
+
 from stepwell_export.converted import verify_model
 from stepwell_export.keras import convert
 from stepwell_export.keras.sequence import export_keras

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import T, over

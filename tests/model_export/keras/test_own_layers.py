@@ -7,12 +7,12 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import pytest
 from keras.src import backend
 
-import keras
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel

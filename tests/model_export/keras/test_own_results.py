@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 import keras
+import pytest
 from keras import layers, ops
+
 from tests.model_export.keras.proven import export_model
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import pytest
 
-import keras
 from tests.model_export.keras.proven import export_model
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array

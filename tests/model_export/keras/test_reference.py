@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.keras.fast_time_distributed import may_spread_timesteps
 from stepwell_export.keras.reference import KerasReference
 from stepwell_export.keras.sequence import export_keras

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import pytest
 
-import keras
 from stepwell_export.graph.decompose_rnn import decompose_rnn
 from stepwell_export.keras.sequence import ExportedStep, export_keras
 from stepwell_export.runtime.step_model import StepModel

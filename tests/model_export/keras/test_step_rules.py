@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.exporter import export_source
 from stepwell_export.keras import register_step_rule
 from stepwell_export.keras.registry import Call

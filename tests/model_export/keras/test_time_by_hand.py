@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.step_model import StepModel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-import keras
 from stepwell_export.keras import to_step_model
 from stepwell_export.keras.reference import samplers
 from stepwell_export.keras.sequence import export_keras

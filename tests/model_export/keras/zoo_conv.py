@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+
 from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequence
 
 

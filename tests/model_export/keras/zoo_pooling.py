@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+
 from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequence
 
 _HOW = "the weighed mean of the timesteps so far, the sum of the weights, the highest score unless all are small"

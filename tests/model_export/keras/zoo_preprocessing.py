@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from tests.model_export.keras.zoo_parts import RS, L, ZooModel
 
 BOUNDS = [-0.7, 0.0, 0.25, 1.0]

@@ -56,6 +56,7 @@ def in_torch(case: str) -> Rare:
     """Return a case as a PyTorch module."""
     pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
     import torch
+
     from stepwell_export.verify.decisions.torch import TorchObserver
 
     def lagged(x: Any) -> Any:
@@ -95,6 +96,7 @@ def in_keras(case: str) -> Rare:
     """Return a case as a Keras layer on JAX."""
     import keras
     from keras import ops
+
     from stepwell_export.verify.decisions.jax import JaxObserver
 
     def lagged(x: Any) -> Any:

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.graph.nodes import needed_nodes, uses
 from stepwell_export.keras.registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.support.broadcast import as_long_as, constant_beside

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
-import keras
 from stepwell_export.keras.registry import Call, to_array
 from stepwell_export.keras.support.find_rule import computes_as, find_rule
 from stepwell_export.keras.value import Value

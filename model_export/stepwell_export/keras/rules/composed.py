@@ -8,10 +8,10 @@ from functools import partial
 from string import ascii_lowercase
 from typing import Any
 
-import numpy as np
-
 import keras
+import numpy as np
 from keras import ops
+
 from stepwell_export.keras.registry import Call, op_rule
 from stepwell_export.keras.value import Value
 

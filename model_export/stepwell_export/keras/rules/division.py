@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from keras import ops
+
 from stepwell_export.keras.registry import Call, op_rule, to_array
 from stepwell_export.keras.support.broadcast import broadcast, common_dtype, joined
 from stepwell_export.keras.value import Value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.support.broadcast import constant_beside
 from stepwell_export.keras.value import Value

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.rules.cells import from_its_end, is_activation, recurrent_operator, run_cell, state_names
 from stepwell_export.keras.rules.slicing import WINDOW_FIX

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.registry import Call, op_rule
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.value import Value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.graph import TRIAL
 from stepwell_export.keras.registry import Call, op_rule, to_array
 from stepwell_export.keras.rules.slicing import WINDOW_FIX, picked, sliced

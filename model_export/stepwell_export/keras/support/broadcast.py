@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from stepwell_export.keras.graph import TRIAL
 from stepwell_export.keras.registry import Call, to_array
 from stepwell_export.keras.value import Value

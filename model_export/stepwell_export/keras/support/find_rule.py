@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import keras
+
 from stepwell_export.keras.registry import OPS, RULES, Call, Rule, class_names
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.step_rules import STEP_RULES

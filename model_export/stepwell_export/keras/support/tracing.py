@@ -12,11 +12,11 @@ from importlib import import_module
 from threading import RLock, get_ident
 from typing import Any, Final
 
+import keras
 import numpy as np
 from keras.src import backend
 from keras.src.ops import nn, numpy
 
-import keras
 from stepwell_export.keras.graph import TRIAL
 from stepwell_export.keras.registry import Call, to_array
 from stepwell_export.keras.value import Value

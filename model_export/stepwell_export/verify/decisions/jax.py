@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax._src import source_info_util
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-import jax
-from jax import lax
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.verify.decisions.record import TRUE_FALSE, Observed, is_guard
 
