@@ -23,12 +23,10 @@ from stepwell.asgi.http import RawRoute, problem_response, reject_escaped_slash,
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import (
     admin,
-    alerts,
     drift,
     feed,
     oip,
     releases,
-    savepoints,
     sse,
     stream_ops,
     streams,
@@ -117,7 +115,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     streams.add_step_routes(app, context)  # first: routes are matched in order, and these are the most frequent
     for addon in addons:
         addon.add_routes(app)
-    savepoints.add_routes(app, context)  # before `.../streams/{stream}`, which would match them
     streams.add_routes(app, context)
     oip.add_routes(app, context)
     feed.add_routes(app, context)
@@ -125,7 +122,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     watch.add_routes(app, context)
     sse.add_routes(app, context)
     releases.add_routes(app, context)
-    alerts.add_routes(app, context)
     drift.add_routes(app, context)
     admin.add_routes(app, context)
     app.router.default = rejecting_sockets(app.router.default, context)

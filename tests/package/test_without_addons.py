@@ -34,7 +34,10 @@ def registered_without(addon: str) -> str:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     lines = []
     for group, points in groups.items():
-        lines += [f"[{group}]", *(f"{name}={at}" for name, at in points.items() if at.split(":")[0].split(".")[2] != addon)]
+        lines += [
+            f"[{group}]",
+            *(f"{name}={at}" for name, at in points.items() if at.split(":")[0].split(".")[2] != addon),
+        ]
     return "\n".join(lines)
 
 

@@ -38,8 +38,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "streams": _own("List, show, reset, copy and delete live streams.", "streams:streams_app"),
     "release": _own("Move live streams to another version of their model.", "release:release_app"),
     "drift": _own("Compare live inputs and outputs with the model's own data.", "drift:drift"),
-    "save": _own("Save all streams of a model to a file, a savepoint.", "savepoint:save"),
-    "load": _own("Load the streams of a savepoint into a running service.", "savepoint:load"),
     "backup": _own("Write all data of a store to a file, while it is used.", "backup:backup"),
     "restore": _own("Make a backup the data of the embedded store.", "backup:restore"),
     "keys": _own("Make, list and revoke API keys.", "keys:keys_app"),
