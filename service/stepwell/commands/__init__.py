@@ -37,7 +37,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "check": _own("Report everything that `serve` would refuse.", "check:check"),
     "streams": _own("List, show, reset, copy and delete live streams.", "streams:streams_app"),
     "release": _own("Move live streams to another version of their model.", "release:release_app"),
-    "drift": _own("Compare live inputs and outputs with the model's own data.", "drift:drift"),
     "backup": _own("Write all data of a store to a file, while it is used.", "backup:backup"),
     "restore": _own("Make a backup the data of the embedded store.", "backup:restore"),
     "keys": _own("Make, list and revoke API keys.", "keys:keys_app"),
