@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
+from stepwell.addons.drift.monitor import DriftMonitor
 from stepwell.engine.engine import Engine
-from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
@@ -52,7 +52,9 @@ async def step_alone(engine: Engine, tenant: str, xs: Array, seq: int) -> None:
 
 async def measure(url: str, models: ModelRegistry, one_step: Step, features: int, tenant: str) -> tuple[float, float]:
     """Return the CPU seconds per timestep without and with drift."""
-    off, on = (Engine(StateStore(url), models, EngineOptions(drift=is_on)) for is_on in (False, True))
+    store = StateStore(url)
+    monitor = DriftMonitor(store, is_on=True, max_features=64)
+    off, on = Engine(StateStore(url), models), Engine(store, models, samplers=[monitor])
     rng, used, rounds, counted = np.random.default_rng(0), [0.0, 0.0], 0, 1.0
     while used[0] < SECONDS:
         rounds += 1
@@ -65,7 +67,7 @@ async def measure(url: str, models: ModelRegistry, one_step: Step, features: int
         if used[0] >= counted:
             counted += 1.0
             started = time.process_time()
-            await on.drift.run()
+            await monitor.run()
             used[1] += time.process_time() - started
     for engine in (off, on):
         await engine.close()

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from stepwell.drift.report import FeatureReport
+from stepwell.addons.drift.metrics import DriftMetrics
+from stepwell.addons.drift.report import FeatureReport
 from stepwell.engine.engine import Engine
 from stepwell.metrics import Metrics
 from stepwell.models.changes import ModelChange
@@ -85,8 +86,18 @@ def drifted(name: str, psi: float | None) -> FeatureReport:
     )  # fmt: skip
 
 
-def filled_metrics() -> Metrics:
-    """Metrics after one event of each kind."""
+def read_drift(metrics: Metrics, read: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]]) -> None:
+    """Add the gauges of drift, as its add-on does."""
+    drift = DriftMetrics(metrics.registry, is_shared=metrics.is_shared)
+    metrics.on_refresh(lambda: drift.refresh(read()))
+
+
+def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
+    """Metrics after one event of each kind.
+
+    Args:
+        models: Those whose drift is known, each time that it is read.
+    """
     metrics = Metrics("1.2.3")
     metrics.bind_gauges(
         queue_rows=lambda: {"pump": 7},
@@ -100,8 +111,8 @@ def filled_metrics() -> Metrics:
         connections=lambda: 4,
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
-        drift=lambda: {("pump", 2): [drifted("x[0]", 0.31)]},
     )
+    read_drift(metrics, lambda: {(model, 2): [drifted("x[0]", 0.31)] for model in models})
     metrics.steps_applied("pump", "http", 5)
     metrics.batch_run("pump", 4, 0.003)
     metrics.replied("pump", [0.004])
@@ -282,7 +293,8 @@ def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() 
 
 
 def test_the_exemplars_of_a_model_that_is_gone_are_removed() -> None:
-    metrics, there = filled_metrics(), ["pump"]
+    there = ["pump"]
+    metrics = filled_metrics(there)
     reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
     metrics.bind_gauges(models=lambda: there, **reads)
     metrics.exemplars.add("pump", 0.004, 0xABC)
@@ -322,7 +334,8 @@ def test_the_queue_of_a_removed_model_is_empty() -> None:
 
 
 def test_a_model_that_is_gone_leaves_no_series() -> None:
-    metrics, there = filled_metrics(), ["pump"]
+    there = ["pump"]
+    metrics = filled_metrics(there)
     reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "watchers": int, "websockets": int, "ready": bool}
     metrics.bind_gauges(models=lambda: there, **reads)
     before = page_of(metrics)[0]
@@ -341,7 +354,9 @@ def test_a_feature_whose_psi_is_not_known_any_more_has_no_series() -> None:
     reports = {("pump", 2): [drifted("x[0]", 0.31), drifted("x[1]", 0.02)]}
     metrics = Metrics("1")
     reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
-    metrics.bind_gauges(**reads, drift=lambda: reports)
+    metrics.bind_gauges(**reads)
+    read_drift(metrics, lambda: reports)
+    metrics.refresh()
     reports = {("pump", 2): [drifted("x[0]", None), drifted("x[1]", 0.03)]}
     metrics.refresh()
 

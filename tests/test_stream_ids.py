@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import typer
 
-from stepwell.commands.recorded.backfill import backfill
-from stepwell.commands.replay import replay
+from stepwell.addons.backfill.command import backfill
+from stepwell.addons.replay.command import replay
 from tests.commands.program import invoke
 from tests.connect.connectors import run_once
 from tests.graphs import fold, write_models

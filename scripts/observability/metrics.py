@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stepwell.addons.alert.counters import AlertCounters
+from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.metrics import Metrics
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
@@ -33,7 +34,9 @@ class Definition:
 
 def definitions() -> dict[str, Definition]:
     """Return each metric by the name of each of its series."""
-    page = Metrics("0").render()[0].decode() + generate_latest(AlertCounters().registry).decode()
+    metrics = Metrics("0")
+    DriftMetrics(metrics.registry, is_shared=False)
+    page = metrics.render()[0].decode() + generate_latest(AlertCounters().registry).decode()
     found: dict[str, Definition] = {}
     for family in text_string_to_metric_families(page):
         if family.name.endswith("_created"):

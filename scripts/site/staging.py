@@ -12,7 +12,7 @@ from scripts.site.markdown import links
 
 ROOT: Final = Path(__file__).parents[2]
 _STYLE: Final = Path(__file__).parent / "style.css"
-_ICON: Final = ROOT / "service" / "stepwell" / "asgi" / "static" / "dashboard" / "icon.svg"
+_ICON: Final = ROOT / "service/stepwell/addons/dashboard/page/icon.svg"
 _ROOTS: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 

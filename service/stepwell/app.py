@@ -9,7 +9,7 @@ import functools
 import importlib.metadata
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,9 @@ from stepwell.asgi.http import RawRoute, problem_response, reject_escaped_slash,
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import (
     admin,
-    alerts,
-    drift,
     feed,
     oip,
     releases,
-    savepoints,
     sse,
     stream_ops,
     streams,
@@ -117,7 +114,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     streams.add_step_routes(app, context)  # first: routes are matched in order, and these are the most frequent
     for addon in addons:
         addon.add_routes(app)
-    savepoints.add_routes(app, context)  # before `.../streams/{stream}`, which would match them
     streams.add_routes(app, context)
     oip.add_routes(app, context)
     feed.add_routes(app, context)
@@ -125,15 +121,15 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     watch.add_routes(app, context)
     sse.add_routes(app, context)
     releases.add_routes(app, context)
-    alerts.add_routes(app, context)
-    drift.add_routes(app, context)
     admin.add_routes(app, context)
     app.router.default = rejecting_sockets(app.router.default, context)
     return app
 
 
-def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) -> Engine:
-    """Return an engine on the configured store; its models are not loaded yet.
+def _build_engine(
+    settings: Settings, metrics: Metrics, folders: SharedFolders, addons: Sequence[ServiceAddon]
+) -> Engine:
+    """Return an engine on the configured store, which add-ons observe; its models are not loaded yet.
 
     Raises:
         NoStoreError: `redis` is not set; `stepwell serve` sets it to the embedded store that it starts.
@@ -170,7 +166,7 @@ def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) 
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
-    return Engine(store, models, options, metrics)
+    return Engine(store, models, options, metrics, samplers=addons)
 
 
 def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
@@ -190,7 +186,8 @@ async def _lifespan(
     async with contextlib.AsyncExitStack() as stack:
         if end_tracing is not None:
             stack.push_async_callback(asyncio.to_thread, end_tracing)
-        engine = _build_engine(context.settings, context.metrics, folders)
+        addons: list[ServiceAddon] = app.state.addons
+        engine = _build_engine(context.settings, context.metrics, folders, addons)
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
 
@@ -224,7 +221,6 @@ async def _lifespan(
             streams=worker_releases.streams,
             releases_ended=worker_releases.ended,
             gates_waiting=worker_releases.gates.waiting,
-            drift=lambda: engine.drift.reports,
             connections=lambda: len(context.connections),
             store_reachable=lambda: engine.store_reachable,
             store_safe=lambda: not context.safety.reasons,
@@ -232,7 +228,6 @@ async def _lifespan(
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        addons: list[ServiceAddon] = app.state.addons
         background = [
             *_background(context, worker_releases.gates),
             *(w for addon in addons for w in addon.background()),
@@ -246,7 +241,8 @@ async def _lifespan(
         for addon in addons:
             await addon.stop(settings.drain_s)
         await engine.drain(context.settings.drain_s)
-        await engine.drift.close()
+        for addon in addons:
+            await addon.close()
         context.metrics.refresh()  # metrics requests to other workers include this one
 
 
@@ -283,8 +279,6 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
     yield engine.refusals.run()
     yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
     yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
-    if context.settings.drift:
-        yield run_forever(engine.drift.run, every_s=_HOUSEKEEPING_S, name="Observing the distributions of timesteps")
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

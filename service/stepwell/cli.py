@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, version
 from typing import Annotated
 
 import typer
@@ -32,9 +32,9 @@ _REFUSED_TO_START = {
 
 
 def find_commands() -> dict[str, Command]:
-    """Return our own commands, then those of other installed packages; one that cannot be used is reported."""
+    """Return all commands, ours before those of other packages; one that cannot be used is reported."""
     found = dict(COMMANDS)
-    for point in registered("stepwell.commands").values():
+    for point in sorted(registered("stepwell.commands").values(), key=lambda each: not _is_ours(each)):
         try:
             others: Mapping[str, Command] = load(point, Mapping)
         except StepwellError as exc:  # the other commands are there nevertheless
@@ -44,6 +44,10 @@ def find_commands() -> dict[str, Command]:
             if found.setdefault(name, command) != command:
                 typer.echo(f"stepwell: {point.value} registers the command {name!r}, which is there already.", err=True)
     return found
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == "stepwell"
 
 
 def make_app(wanted: str | None) -> typer.Typer:

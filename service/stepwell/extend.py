@@ -59,6 +59,7 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.engine.stepping.samplers import Sampler
     from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.requests.context import AppContext
     from stepwell_export.graph.builder import GraphBuilder
@@ -86,6 +87,7 @@ __all__ = [
     "Model",
     "OutMessage",
     "ReaderOptions",
+    "Sampler",
     "ServiceAddon",
     "Stage",
     "StepwellError",
@@ -99,6 +101,7 @@ _LOADED_WHEN_USED: Final = {
     "AppContext": "stepwell.requests.context",
     "Call": "stepwell_export.keras",
     "GraphBuilder": "stepwell_export.graph.builder",
+    "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
     "Value": "stepwell_export.keras",
     **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.http_api"),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stepwell.engine.stepping.samplers import Sampler
+    from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
 
 
@@ -48,3 +50,13 @@ class ServiceAddon:
 
     async def stop(self, grace_s: float) -> None:
         """End, within the grace; the engine is still open."""
+
+    async def close(self) -> None:
+        """End for good: the last timestep has been answered, and the store is still open."""
+
+    def sampler(self, served: ServedModel) -> Sampler | None:
+        """Return what sees committed batches of a model version that begins to be stepped; None: nothing."""
+        return None
+
+    def end_sampler(self, served: ServedModel) -> None:
+        """End what `sampler` began: the model version is not stepped any more."""

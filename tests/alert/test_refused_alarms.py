@@ -15,9 +15,9 @@ from stepwell.addons.alert import deliveries
 from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from stepwell.addons.alert.rules import AlarmTarget
+from stepwell.addons.alert.store import AlertStore, AlertWrites
 from stepwell.addons.alert.stream_state import Alarm
 from stepwell.lease import Lease
-from stepwell.store.alerts import AlertStore, AlertWrites
 from stepwell.store.state_store import StateStore
 from stepwell_client.wire.backoff import Backoff
 from tests.alert.alerts import WebhookReceiver

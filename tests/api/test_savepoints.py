@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from stepwell.codec.savepoint import Page, SavepointFormatError, SavepointReader, encode_header, encode_page
+from stepwell.addons.savepoints.file import Page, SavepointFormatError, SavepointReader, encode_header, encode_page
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, fold_reference, write_models
@@ -161,7 +161,7 @@ def test_streams_beyond_the_quota_are_refused_and_those_that_are_there_are_not(
 def test_an_export_goes_on_behind_a_page(service: Service, stream: str) -> None:
     make_streams(service, f"{stream}.", 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stepwell.engine.streams.savepoints._MAX_PAGE_STREAMS", 2)
+        patch.setattr("stepwell.addons.savepoints.records._MAX_PAGE_STREAMS", 2)
         first, *_ = pages_of(export(service, f"{stream}."))
         assert first.cursor is not None
         rest = pages_of(export(service, f"{stream}.", cursor=first.cursor))

@@ -1166,14 +1166,14 @@ def test_the_client_runs_in_a_browser(one: ServiceProcess, tmp_path: Path, strea
 def test_the_client_is_small() -> None:
     together = b"".join(file.read_bytes() for file in SOURCES)
 
-    bundle = CLIENT.parents[1] / "service/stepwell/asgi/static/dashboard/vendor/stepwell-client.js"
+    bundle = CLIENT.parents[1] / "service/stepwell/addons/dashboard/page/vendor/stepwell-client.js"
 
     assert len(gzip.compress(together, 9)) < MAX_COMPRESSED_BYTES
     assert len(gzip.compress(bundle.read_bytes(), 9)) < MAX_BUNDLE_BYTES
 
 
 def test_no_file_names_a_registry_or_has_dependencies() -> None:
-    files = [file for file in CLIENT.parent.rglob("*") if file.is_file() and "node_modules" not in file.parts]
+    files = [file for file in CLIENT.rglob("*") if file.is_file() and "node_modules" not in file.parts]
     package = json.loads((CLIENT / "package.json").read_text())
 
     assert len(files) > 20

@@ -19,7 +19,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from stepwell.commands.recorded.backfill import backfill
+from stepwell.addons.backfill.command import backfill
 from tests.commands.program import invoke
 from tests.graphs import fold, fold_reference, last_seen, nan_at, write_models
 from tests.processes import ServiceProcess, service_process

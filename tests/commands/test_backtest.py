@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import typer
 
-from stepwell.commands.recorded.backtest import backtest
+from stepwell.addons.backtest.command import backtest
 from tests.commands.program import invoke
 from tests.graphs import lstm, write_model
 from tests.recorded.files import write_csv

@@ -18,7 +18,7 @@ import redis
 import typer
 from typer.testing import Result
 
-from stepwell.commands.store import backup as commands
+from stepwell.commands import backup as commands
 from stepwell.store.backup import BackupError, restore, write_backup
 from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from tests.commands.program import invoke

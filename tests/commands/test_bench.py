@@ -14,9 +14,9 @@ import pytest
 import typer
 from typer.testing import Result
 
+from stepwell.addons.bench.command import bench
 from stepwell.addons.bench.latency import LatencyRecorder
 from stepwell.addons.bench.workload import BenchStream, Workload
-from stepwell.commands.bench import bench
 from tests.commands.program import invoke
 from tests.graphs import fold, lstm, nan_at, write_model
 from tests.processes import ServiceProcess, free_port, service_process

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from stepwell.commands.live.drift import drift
+from stepwell.addons.drift.command import drift
 from stepwell.http_api import StreamsError
 from tests.commands.program import invoke
 from tests.drift.live import WITHIN_S, normal, write_reference_model

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from typer.testing import Result
 
-from stepwell.commands.live.release import release_app
+from stepwell.commands.release import release_app
 from stepwell.http_api import StreamsError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model

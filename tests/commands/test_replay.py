@@ -16,8 +16,8 @@ from typer.testing import Result
 
 from stepwell.addons.recorded import open_data
 from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.replay.command import replay
 from stepwell.addons.replay.session import ReplaySession
-from stepwell.commands.replay import replay
 from stepwell_client import Client, Event
 from stepwell_export.runtime.manifest import InputSpec
 from tests.api.running import Service, running_service

@@ -19,7 +19,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from stepwell.commands.live import savepoint
+from stepwell.addons.savepoints import command as savepoint
 from stepwell.store.record import decode
 from stepwell_client.wire.backoff import Backoff
 from tests.commands.program import invoke

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 import typer
 
-from stepwell.addons.sizing import CONSTANTS, MIN_PRIMARIES, MIN_REPLICAS, Load, Sending, allocated, size
-from stepwell.commands.store import size as command
+from stepwell.addons.sizing import command
+from stepwell.addons.sizing.arithmetic import CONSTANTS, MIN_PRIMARIES, MIN_REPLICAS, Load, Sending, allocated, size
 from stepwell_export.runtime.errors import FileError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model

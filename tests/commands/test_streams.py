@@ -16,7 +16,7 @@ import pytest
 import redis
 from typer.testing import Result
 
-from stepwell.commands.live.streams import streams_app
+from stepwell.commands.streams import streams_app
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.keys import record_key
 from stepwell_export.runtime.errors import StepwellError

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from stepwell.addons.connect.command import connect
 from stepwell.addons.connect.config import read_config
 from stepwell.addons.connect.urls import BrokerUrl, stream_segment
-from stepwell.commands.connect import connect
 from stepwell.errors import SettingsError
 from stepwell_export.runtime.errors import StepwellError
 from tests.commands.program import invoke

@@ -12,7 +12,7 @@ import pytest
 
 from tests.dashboard.browser import Browser, Page, browser, chromium
 
-FILES = Path(__file__).parents[2] / "service" / "stepwell" / "asgi" / "static" / "dashboard"
+FILES = Path(__file__).parents[2] / "service/stepwell/addons/dashboard/page"
 
 
 @pytest.fixture(scope="session")

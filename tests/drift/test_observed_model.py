@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell.drift.observed_model import ObservedModel
-from stepwell.drift.sampler import MAX_TIMESTEPS
-from stepwell.drift.windows import WINDOWS, read_window
+from stepwell.addons.drift.observed_model import ObservedModel
+from stepwell.addons.drift.sampler import MAX_TIMESTEPS
+from stepwell.addons.drift.windows import WINDOWS, read_window
 from stepwell.models.served import ServedModel
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel

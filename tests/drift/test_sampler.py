@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwell.drift.sampler import MAX_TIMESTEPS, TimestepSampler
+from stepwell.addons.drift.sampler import MAX_TIMESTEPS, TimestepSampler
 
 
 def offer(sampler: TimestepSampler, batches: int, rows: int = 1) -> None:

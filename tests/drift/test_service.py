@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stepwell.drift.sketch import ERROR
+from stepwell.addons.drift.addon import Drift
+from stepwell.addons.drift.monitor import DriftMonitor
+from stepwell.addons.drift.sketch import ERROR
 from stepwell_export.runtime.distribution import FLOOR, MIN_VALUES, quantile_keys
 from tests.api.running import Service, running_service
 from tests.drift.live import (
@@ -228,10 +230,15 @@ def test_a_paired_timestep_counts_once_for_the_version_that_responds(service: Se
     assert features(service, "paired", query="?version=2")["x[0]"]["count"] == 0
 
 
+def monitor_of(one: Service) -> DriftMonitor:
+    [found] = [each for each in one.app.state.addons if isinstance(each, Drift)]
+    return found.monitor
+
+
 def test_a_version_that_was_replaced_is_written_and_forgotten(shared_redis: Server, tmp_path: Path) -> None:
     write_reference_model(tmp_path, "replaced", DATA)
     with running_service(shared_redis.url, tmp_path) as one:
-        monitor, models = one.app.state.engine.drift, one.app.state.engine.models
+        monitor, models = monitor_of(one), one.app.state.engine.models
         step_all(one, "replaced", names(10), normal(10, 6))
         counted(one, "replaced", 10)
         before = models.get("replaced", None)
@@ -286,7 +293,7 @@ def test_nothing_is_observed_when_the_setting_is_off(shared_redis: Server, tmp_p
     with running_service(shared_redis.url, tmp_path, drift=False) as one:
         step_all(one, "off", names(5), normal(5, 6))
         sampler = next(iter(one.app.state.engine.steps.models))
-        assert one.app.state.engine.drift.sampler(sampler) is None
+        assert monitor_of(one).sampler(sampler) is None
         assert features(one, "off")["x[0]"]["count"] == 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stepwell.drift.sketch import ERROR, RANGE, FeatureSketch
+from stepwell.addons.drift.sketch import ERROR, RANGE, FeatureSketch
 from stepwell_export.runtime.distribution import BINS, quantile_keys
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from stepwell.commands.live.savepoint import load
+from stepwell.addons.savepoints.command import load
 from tests.api.running import Service
 from tests.commands.program import invoke
 from tests.graphs import fold_reference

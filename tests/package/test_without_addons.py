@@ -18,7 +18,7 @@ PACKAGE = ROOT / "service" / "stepwell"
 ADDONS = sorted(path.stem for path in (PACKAGE / "addons").iterdir() if not path.stem.startswith("_"))
 STEP = """
 import importlib, pkgutil, stepwell
-others = ("stepwell.addons", "stepwell.commands", "stepwell.extend", "stepwell.testing", "stepwell.__main__")
+others = ("stepwell.addons", "stepwell.extend", "stepwell.testing", "stepwell.__main__")
 for info in pkgutil.walk_packages(stepwell.__path__, "stepwell."):
     if not info.name.startswith(others):
         importlib.import_module(info.name)
@@ -34,7 +34,10 @@ def registered_without(addon: str) -> str:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     lines = []
     for group, points in groups.items():
-        lines += [f"[{group}]", *(f"{name}={at}" for name, at in points.items() if f".addons.{addon}." not in at)]
+        lines += [
+            f"[{group}]",
+            *(f"{name}={at}" for name, at in points.items() if at.split(":")[0].split(".")[2] != addon),
+        ]
     return "\n".join(lines)
 
 

@@ -26,9 +26,9 @@ _MODULES = (
     "stepwell.cli",
     "stepwell.app",
     "stepwell.commands.serve",
-    "stepwell.commands.connect",
-    "stepwell.commands.live.alert",
-    "stepwell.commands.recorded.backfill",
+    "stepwell.addons.connect.command",
+    "stepwell.addons.alert.command",
+    "stepwell.addons.backfill.command",
 )
 """Imported before the first fork, with all that they import."""
 _MOST_WARM = 3

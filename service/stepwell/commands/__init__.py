@@ -1,4 +1,4 @@
-"""The commands of the `stepwell` program: `Command`, which an installed package registers too, and our own.
+"""The commands of the service and the exporter, and `Command`, which every add-on registers for its own.
 
 The module of a command is imported when it is called: `--help` is fast, and serving imports nothing of exporting.
 """
@@ -30,29 +30,16 @@ def _own(help_: str, target: str, *, reads_options: bool = False) -> Command:
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "demo": _own("Replay real recordings as live streams.", "demo:demo"),
-    "test": _own("Run all tests of a clone, or a part with --quick.", "test:test", reads_options=True),
     "serve": _own("Serve models over HTTP and WebSocket.", "serve:serve"),
     "export": _own("Export a trained model to one verified step graph.", "export:export"),
     "adopt": _own("Write the manifest for a graph that already is stepwise.", "adopt:adopt"),
     "inspect": _own("Show the inputs, outputs and states of a model file.", "inspect:inspect"),
     "check": _own("Report everything that `serve` would refuse.", "check:check"),
-    "bench": _own("Measure a running service under load: rate, latency, errors.", "bench:bench"),
-    "replay": _own("Replay a recording through a model.", "replay:replay"),
-    "connect": _own("Step streams by messages of a broker, and send predictions on.", "connect:connect"),
-    "alert": _own("Send alarms about predictions and silent streams.", "live.alert:alert"),
-    "backtest": _own("Compare two models on recorded data.", "recorded.backtest:backtest"),
-    "backfill": _own("Feed recorded data into the streams of a running service.", "recorded.backfill:backfill"),
-    "push": _own("Upload a model file to the Hugging Face Hub.", "hub:push"),
-    "pull": _own("Download a model file from the Hugging Face Hub.", "hub:pull"),
-    "drift": _own("Compare live inputs and outputs with the model's own data.", "live.drift:drift"),
+    "streams": _own("List, show, reset, copy and delete live streams.", "streams:streams_app"),
+    "release": _own("Move live streams to another version of their model.", "release:release_app"),
+    "backup": _own("Write all data of a store to a file, while it is used.", "backup:backup"),
+    "restore": _own("Make a backup the data of the embedded store.", "backup:restore"),
     "keys": _own("Make, list and revoke API keys.", "keys:keys_app"),
-    "save": _own("Save all streams of a model to a file, a savepoint.", "live.savepoint:save"),
-    "load": _own("Load the streams of a savepoint into a running service.", "live.savepoint:load"),
-    "backup": _own("Write all data of a store to a file, while it is used.", "store.backup:backup"),
-    "restore": _own("Make a backup the data of the embedded store.", "store.backup:restore"),
-    "size": _own("Compute how many replicas, and which Redis, streams need.", "store.size:size"),
-    "release": _own("Move live streams to another version of their model.", "live.release:release_app"),
-    "streams": _own("List, show, reset, copy and delete live streams.", "live.streams:streams_app"),
+    "test": _own("Run all tests of a clone, or a part with --quick.", "test:test", reads_options=True),
 }
-"""Our own, in the order of `stepwell --help`."""
+"""Those of the service and the exporter, in the order of `stepwell --help`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
-from stepwell.drift.monitor import DriftMonitor
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.rollout.service import RolloutService
 from stepwell.engine.run_watchdog import Watchdog
+from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.sweeps import Sweeper
@@ -46,7 +47,6 @@ class Engine:
         releases: The release documents of the models.
         plans: Where streams move by them.
         comparison: Counts the committed timesteps of trials.
-        drift: Observes the distributions of committed timesteps.
         sweeper: Moves streams that sleep.
         store_reachable: Whether the store replied to the last readiness check.
     """
@@ -58,6 +58,8 @@ class Engine:
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
         releases: Releases | None = None,
+        *,
+        samplers: Sequence[Samplers] = (),
     ) -> None:
         """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
 
@@ -67,6 +69,7 @@ class Engine:
             options: The options; None: the defaults.
             observer: Counts the work.
             releases: The release documents; None: no model has one.
+            samplers: What sees committed batches.
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
         quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
@@ -80,7 +83,6 @@ class Engine:
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.plans = ReleasePlans(self.releases, models)
         self.comparison = TrialComparison(store, self.plans, observer)
-        self.drift = DriftMonitor(store, is_on=options.drift, max_features=options.drift_max_features)
         longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
         source_ids = SourceIds(store, longest_ttl_s=longest_ttl_s)
         self.steps = StepService(
@@ -94,7 +96,7 @@ class Engine:
             options=options,
             plans=self.plans,
             comparison=self.comparison,
-            drift=self.drift,
+            samplers=samplers,
             source_ids=source_ids,
         )
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)

@@ -25,8 +25,6 @@ class EngineOptions:
             of idle streams.
         max_snapshots: Snapshots that a stream may have.
         history: By model: the number of events stored per stream, for watchers that reconnect; `*`: all other models.
-        drift: Whether the distributions of inputs and outputs are observed.
-        drift_max_features: The most features of a model version that are observed.
     """
 
     max_batch_size: int = 256
@@ -41,5 +39,3 @@ class EngineOptions:
     snapshot_ttl_s: float | None = None
     max_snapshots: int = 16
     history: Mapping[str, int] = field(default_factory=dict)
-    drift: bool = True
-    drift_max_features: int = 64

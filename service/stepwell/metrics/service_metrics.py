@@ -11,8 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from stepwell.drift.metrics import DriftMetrics
-from stepwell.drift.report import FeatureReport
 from stepwell.engine.observer import EngineObserver
 from stepwell.metrics.exemplars import Exemplars
 from stepwell.metrics.exposition import exposed
@@ -73,7 +71,7 @@ class Metrics(EngineObserver):
             version: The service's version, for `stepwell_build_info`.
         """
         self._folder = shared_folder()
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"stepwell_{name}", text, labels, registry=registry)
@@ -106,7 +104,6 @@ class Metrics(EngineObserver):
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._releases = ReleaseMetrics(registry)
-        self._drift = DriftMetrics(registry, is_shared=self._folder is not None)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         labelled_gauges = {
             "queue_rows": gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"),
@@ -145,14 +142,22 @@ class Metrics(EngineObserver):
         self._by_model: list[Labelled[Any]] = [*of_models, *self._labelled_gauges.values()]
         self._read_models: Callable[[], Collection[str]] | None = None
         self._read_gauges: Mapping[str, Callable[[], Any]] = {}
-        self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
+        self._refresh_others: list[Callable[[], None]] = []
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers share files, from which series cannot be removed."""
+        return self._folder is not None
+
+    def on_refresh(self, refresh: Callable[[], None]) -> None:
+        """Call a function whenever the gauges are read: it sets those that an add-on has in `registry`."""
+        self._refresh_others.append(refresh)
 
     def bind_gauges(
         self,
         *,
         models: Callable[[], Collection[str]] | None = None,
         durability: str = "memory",
-        drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict,
         **gauges: Callable[[], Any],
     ) -> None:
         """Set the functions that `refresh` reads the gauges' values from.
@@ -160,11 +165,9 @@ class Metrics(EngineObserver):
         Args:
             models: Returns the served models; the series of others are removed. None: none is removed.
             durability: The configured durability level.
-            drift: Returns what the features showed in the last hour, by model and version.
             gauges: By the gauge's name in `__init__`, what returns its value in this worker; of a gauge with labels,
                 the values by label, or by a tuple of its labels. A gauge that is not named stays as it is.
         """
-        self._read_drift = drift
         self._read_models = models
         self._read_gauges = gauges
         self._durability.labels(durability).set(1)
@@ -264,7 +267,8 @@ class Metrics(EngineObserver):
             for labels in {*found, *gauges}:
                 gauges[labels].set(found.get(labels, 0))
         self._process.refresh()
-        self._drift.refresh(self._read_drift())
+        for refresh in self._refresh_others:
+            refresh()
         served = None if self._read_models is None else self._read_models()
         if served is not None:
             self.exemplars.keep_models(served)
@@ -298,7 +302,7 @@ class Metrics(EngineObserver):
     def _collector(self) -> Collector:
         """Return the collector of the metrics of all workers."""
         if self._folder is None:
-            return self._registry
+            return self.registry
         return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
 
 

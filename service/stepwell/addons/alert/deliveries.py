@@ -17,13 +17,13 @@ import msgspec
 
 from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.rules import AlarmTarget
+from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.webhook import Webhook
 from stepwell.addons.connect.brokers.protocol import MessageWriter
 from stepwell.addons.connect.messages import ConnectError, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, happens
 from stepwell.errors import ServiceError
-from stepwell.store.alerts import AlertStore
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted
 

@@ -19,13 +19,13 @@ from stepwell.addons.alert.errors import LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
 from stepwell.addons.alert.follower import StreamFollower
 from stepwell.addons.alert.rules import FollowedModel
+from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.stream_state import StreamUpdate
 from stepwell.addons.alert.updates import update_of_message
 from stepwell.background import cancel
 from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
-from stepwell.store.alerts import AlertStore
 from stepwell.store.event_logs import EventLogs
 from stepwell_client import http_transport
 from stepwell_client.errors import ClientError

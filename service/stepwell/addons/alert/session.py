@@ -18,13 +18,13 @@ from stepwell.addons.alert.errors import AlertStartError, LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
 from stepwell.addons.alert.leader import AlertLeader
 from stepwell.addons.alert.rules import AlertRules, FollowedModel
+from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.background import happens, until
 from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError, SettingsError
 from stepwell.lease import Lease
 from stepwell.store import keys
-from stepwell.store.alerts import AlertStore
 from stepwell.store.event_logs import EventLogs
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.retry import deadline

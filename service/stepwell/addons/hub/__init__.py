@@ -5,3 +5,12 @@
 
 Needs the extra `hub`.
 """
+
+from __future__ import annotations
+
+from stepwell.commands import Command
+
+COMMANDS = {
+    "push": Command("Upload a model file to the Hugging Face Hub.", "stepwell.addons.hub.command:push"),
+    "pull": Command("Download a model file from the Hugging Face Hub.", "stepwell.addons.hub.command:pull"),
+}

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stepwell.codec.savepoint import encode_header, encode_page
+from stepwell.addons.savepoints.file import encode_header, encode_page
 from stepwell.ids import bad_stream_id
 from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell_client.wire.ids import is_stream_id

@@ -1,18 +1,16 @@
-"""Routes of the service itself: models, readiness, metrics, documentation, and the dashboard's files."""
+"""Routes of the service itself: models, readiness, metrics, and documentation."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from msgspec import UNSET
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
-from stepwell.asgi.error_page import error_page
+from stepwell.asgi.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
 from stepwell.asgi.openapi import asyncapi
 from stepwell.asgi.openapi import streams as openapi
@@ -31,23 +29,6 @@ from stepwell.requests.problems import RETRY_AFTER_S
 from stepwell_client.wire.formats import JSON, encode
 from stepwell_export.runtime.manifest import TensorSpec
 
-DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
-REFERENCE = Path(__file__).parents[1] / "static" / "reference"
-
-_PAGE_HEADERS = {
-    # The page loads everything from this service; 'self' covers the WebSocket too.
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-
-_HIDDEN_WARNING = b'<p id="open-warning" class="notice" role="alert" hidden'
-
-_NOSNIFF = {"x-content-type-options": "nosniff"}
-
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the routes."""
@@ -65,11 +46,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     if not context.settings.production:
         add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
         add("/asyncapi.json", routes.asyncapi, methods=["GET"], include_in_schema=False)
-        add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
-        app.mount("/reference", PageFiles(directory=REFERENCE), name="reference")
     add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
-    add("/", routes.page, methods=["GET"], include_in_schema=False)
-    app.mount("/dashboard", PageFiles(directory=DASHBOARD), name="dashboard")
 
 
 class AdminRoutes:
@@ -158,31 +135,9 @@ class AdminRoutes:
         authorize(request, self._context, "read")
         return RawResponse(await asyncio.to_thread(self._asyncapi), JSON.value)
 
-    async def docs(self, _request: Request) -> Response:
-        """Return the page of the API documentation, which fetches the OpenAPI document."""
-        return FileResponse(REFERENCE / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
-
     async def errors(self, _request: Request) -> Response:
         """Return the page with the meaning of each error code, which the `type` of problems links to."""
-        return RawResponse(error_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
-
-    async def page(self, _request: Request) -> Response:
-        """Return the dashboard, with a warning if the API is open to other machines without keys."""
-        page = DASHBOARD / "index.html"
-        if self._context.settings.open_address is None:
-            return FileResponse(page, headers={**_PAGE_HEADERS, **_NOSNIFF})
-        with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
-        return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
-
-
-class PageFiles(StaticFiles):
-    """Static files of a page."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Return a file with the page's headers."""
-        response = super().file_response(*args, **kwargs)
-        response.headers.update({**_PAGE_HEADERS, **_NOSNIFF})
-        return response
+        return RawResponse(error_page(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:

@@ -35,9 +35,9 @@ from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.drift.sampler import TimestepSampler
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.stepping.columns.shared_commits import SharedCommits
+    from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.trials.comparison import TrialComparison
     from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.engine.watch.interests import InterestTable
@@ -72,7 +72,7 @@ class PipelineDeps:
         quota: Limit on the streams of a tenant; None: no limit.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
-        sampler: Collects committed batches; None: none is collected.
+        sampler: Sees committed batches; None: nothing does.
         source_ids: Writes the ids of sources before records have their digests.
     """
 
@@ -91,7 +91,7 @@ class PipelineDeps:
     quota: StreamQuota | None
     plans: ReleasePlans
     comparison: TrialComparison
-    sampler: TimestepSampler | None
+    sampler: Sampler | None
     source_ids: SourceIds
 
 

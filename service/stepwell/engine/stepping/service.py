@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from stepwell.engine.stepping.pipeline import PipelineDeps
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.record_cache import CacheMemory
 from stepwell.engine.stepping.rerouter import Rerouter
+from stepwell.engine.stepping.samplers import sampler_of
 from stepwell.engine.stepping.version_batchers import VersionBatchers
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
@@ -26,10 +27,10 @@ from stepwell.store.record_arrays import empty_header
 from stepwell.types import BulkTimesteps, Prediction, ReplyCallback, Source, StreamHandle, StreamKey, Timestep
 
 if TYPE_CHECKING:
-    from stepwell.drift.monitor import DriftMonitor
     from stepwell.engine.admission import RequestAdmission
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.options import EngineOptions
+    from stepwell.engine.stepping.samplers import Samplers
     from stepwell.engine.tenant_limits import StreamQuota
     from stepwell.engine.trials.comparison import TrialComparison
     from stepwell.engine.trials.plans import ReleasePlans
@@ -54,7 +55,7 @@ class StepService:
         options: The options of the engine.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
-        drift: Observes the distributions of committed timesteps.
+        samplers: What sees committed batches.
         source_ids: Writes the ids of sources.
     """
 
@@ -71,10 +72,10 @@ class StepService:
         options: EngineOptions,
         plans: ReleasePlans,
         comparison: TrialComparison,
-        drift: DriftMonitor,
+        samplers: Sequence[Samplers],
         source_ids: SourceIds,
     ) -> None:
-        self._drift = drift
+        self._samplers = samplers
         self._plans = plans
         self._models = models
         self._admission = admission
@@ -292,7 +293,7 @@ class StepService:
                 runner=ModelRunner(served, self._observer),
                 reroute=partial(self._rerouter.reroute, served),
                 changed_error=partial(self._changed_error, served),
-                sampler=self._drift.sampler(served),
+                sampler=sampler_of(served, self._samplers),
             )
             batcher = Batcher(
                 deps,
@@ -321,7 +322,8 @@ class StepService:
             is_idle = batcher.is_idle and (cached or not len(batcher.cache))
             if is_idle and not self._models.is_current(served):
                 batcher.close()
-                self._drift.release(served)
+                for each in self._samplers:
+                    each.end_sampler(served)
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
                 self._link(served.name)

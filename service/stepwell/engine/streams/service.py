@@ -12,7 +12,6 @@ from stepwell.engine.streams.deletions import delete_stream
 from stepwell.engine.streams.moves import StreamMoves
 from stepwell.engine.streams.reset_all import reset_all_streams
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state
-from stepwell.engine.streams.savepoints import Savepoints
 from stepwell.engine.streams.sources import NewState, StateSources, no_stream, responding_half
 from stepwell.errors import ServiceError
 from stepwell.store import keys
@@ -32,17 +31,16 @@ class StreamService:
 
     Attributes:
         copies: Forks streams, creates snapshots, exports states.
-        savepoints: Exports and imports the records of many streams.
+        deps: What an operation on streams works on; for those of add-ons.
         moves: Moves streams to other versions.
     """
 
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         """Create the service."""
-        self._deps = deps
+        self.deps = deps
         self._sources = StateSources(deps.store, deps.models, snapshots, plans)
         self.copies = StreamCopies(deps, snapshots, self._sources)
         self._plans = plans
-        self.savepoints = Savepoints(deps)
         self.moves = StreamMoves(deps, plans, self._sources)
 
     # ---------------------------------------------------------------- reading
@@ -53,9 +51,9 @@ class StreamService:
         Raises:
             ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or an error of the store.
         """
-        models, admission = self._deps.models, self._deps.admission
+        models, admission = self.deps.models, self.deps.admission
         models.get(key.model)
-        raw, ttl = await self._deps.store.load_with_ttl(keys.record_key(*key), deadline=admission.deadline())
+        raw, ttl = await self.deps.store.load_with_ttl(keys.record_key(*key), deadline=admission.deadline())
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
@@ -88,8 +86,8 @@ class StreamService:
             ServiceError: `model_not_found`; `bad_request`: the cursor was not returned by an earlier page; or an error
                 of the store.
         """
-        store, deadline = self._deps.store, self._deps.admission.deadline()
-        self._deps.models.get(model)
+        store, deadline = self.deps.store, self.deps.admission.deadline()
+        self.deps.models.get(model)
         names, next_cursor = await page(store.transport, tenant, model, prefix, cursor, limit=limit, deadline=deadline)
         records = [keys.record_key(tenant, model, name) for name in names]
         heads = await store.heads(records, deadline=deadline)
@@ -106,17 +104,17 @@ class StreamService:
     ) -> Sequence[Sequence[ConsumedSource]]:
         """Return the positions of each stream's sources with their ids."""
         digests = {source.digest for sources in streams for source in sources}
-        ids = await self._deps.source_ids.read(digests, deadline=deadline)
+        ids = await self.deps.source_ids.read(digests, deadline=deadline)
         return [[ConsumedSource(ids.get(digest), at) for digest, at in sources] for sources in streams]
 
     async def count(self) -> None:
         """Count every tenant's streams in the store, if their number is limited and may have changed."""
-        quota = self._deps.quota
+        quota = self.deps.quota
         if quota is None or not quota.needs_recount:
             return
         quota.begin_count()
         try:
-            transport, deadline = self._deps.store.transport, self._deps.admission.deadline
+            transport, deadline = self.deps.store.transport, self.deps.admission.deadline
             quota.set_counts(await count_by_tenant(transport, deadline=deadline))
         except ServiceError:
             quota.needs_recount = True
@@ -151,11 +149,11 @@ class StreamService:
         """
         op_id = _reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
-            served = self._deps.models.get(key.model, version)
+            served = self.deps.models.get(key.model, version)
             moved = 0 if version is None else self._plans.pinned(served.name)
             initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
             return await replace_state(
-                self._deps,
+                self.deps,
                 key,
                 initial,
                 op_id,
@@ -168,7 +166,7 @@ class StreamService:
             stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
             return await self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
-        return await replace_state(self._deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
+        return await replace_state(self.deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
 
     async def put_state(
         self,
@@ -208,7 +206,7 @@ class StreamService:
         state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
         digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
-        return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
+        return await replace_state(self.deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
 
     async def reset_all(self, tenant: str, model: str, *, idempotency_key: str | None = None) -> int:
         """Reset all streams of a model that the tenant has, and return their number.
@@ -222,7 +220,7 @@ class StreamService:
             ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
                 reset is still running then.
         """
-        self._deps.models.get(model)
+        self.deps.models.get(model)
 
         async def reset(key: StreamKey) -> bool:
             try:
@@ -233,11 +231,11 @@ class StreamService:
                 raise
             return True
 
-        return await reset_all_streams(self._deps, tenant, model, reset, idempotency_key=idempotency_key)
+        return await reset_all_streams(self.deps, tenant, model, reset, idempotency_key=idempotency_key)
 
     async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
         """Delete a stream, its snapshots and its event log; see `delete_stream`."""
-        return await delete_stream(self._deps, key, idempotency_key=idempotency_key)
+        return await delete_stream(self.deps, key, idempotency_key=idempotency_key)
 
 
 def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:

@@ -19,7 +19,7 @@ class Script(NamedTuple):
     sha: str
 
     @classmethod
-    def of(cls, file: str) -> Script:
-        """Load a script of this package by its file name."""
-        text = files(__name__).joinpath(file).read_text()
+    def of(cls, file: str, package: str = __name__) -> Script:
+        """Load a script by its file name and its package, by default this one."""
+        text = files(package).joinpath(file).read_text()
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())

@@ -14,7 +14,7 @@ from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
 from stepwell.addons.backfill.run import Backfill, failures_in_words
 from stepwell.addons.backfill.writers import writer_of
 from stepwell.addons.recorded import open_data
-from stepwell.commands.recorded.flags import (
+from stepwell.addons.recorded.flags import (
     DataFiles,
     InputColumns,
     StreamColumn,

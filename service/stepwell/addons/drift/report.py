@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stepwell.codec.drift_responses import FeatureDrift
+from stepwell.addons.drift.responses import FeatureDrift
 from stepwell_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepwell.drift.features import ModelFeatures
-    from stepwell.drift.sketch import FeatureSketch
+    from stepwell.addons.drift.features import ModelFeatures
+    from stepwell.addons.drift.sketch import FeatureSketch
     from stepwell_export.runtime.manifest import Array
 
 _MIN_OF_TENTH: Final = 30

@@ -14,7 +14,7 @@ from stepwell.addons.bench.drivers import BenchError, FeedDriver, HttpDriver, Lo
 from stepwell.addons.bench.latency import LatencyRecorder
 from stepwell.addons.bench.run import LoadPlan, run
 from stepwell.addons.bench.workload import BenchStream, Workload
-from stepwell.addons.sizing import Sending
+from stepwell.addons.sizing.arithmetic import Sending
 from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from stepwell.http_api import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
 from stepwell.interrupted import run_on_loop

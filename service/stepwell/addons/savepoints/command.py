@@ -15,7 +15,13 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import typer
 from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from stepwell.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
+from stepwell.addons.savepoints.file import (
+    MEDIA_TYPE,
+    SavepointFormatError,
+    SavepointReader,
+    encode_header,
+    encode_page,
+)
 from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from stepwell.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from stepwell_client.wire.backoff import Backoff

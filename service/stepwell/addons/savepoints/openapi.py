@@ -1,12 +1,31 @@
-"""The documentation of the routes in `routes/savepoints.py`."""
+"""The documentation of the routes in `addon.py`, with the response to an import."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from stepwell.addons.savepoints.file import MEDIA_TYPE
 from stepwell.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, query, route
-from stepwell.codec.response_bodies import ImportResponse
-from stepwell.codec.savepoint import MEDIA_TYPE
+from stepwell.codec.response_bodies import Document
+from stepwell.codec.step_bodies import StreamId
+
+
+class RefusedStream(Document, kw_only=True):
+    """A stream that was not imported, and the code of the error."""
+
+    stream: StreamId
+    code: str
+
+
+class ImportResponse(Document, kw_only=True):
+    """The result of an import of streams."""
+
+    loaded: Annotated[int, Meta(ge=0, description="Streams that are now as in the savepoint.")]
+    refused: Annotated[list[RefusedStream], Meta(description="The first 1000.")]
+    refused_count: Annotated[int, Meta(ge=0)]
+
 
 _FILE: dict[str, Any] = {
     MEDIA_TYPE: {

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell.drift.features import ModelFeatures, ObservedTensor
-from stepwell.drift.sampler import TimestepSampler
-from stepwell.drift.sketch import FeatureSketch
-from stepwell.drift.tracked_streams import TrackedStreams
-from stepwell.drift.windows import SketchName, SketchWindows
+from stepwell.addons.drift.features import ModelFeatures, ObservedTensor
+from stepwell.addons.drift.sampler import TimestepSampler
+from stepwell.addons.drift.sketch import FeatureSketch
+from stepwell.addons.drift.tracked_streams import TrackedStreams
+from stepwell.addons.drift.windows import SketchName, SketchWindows
 from stepwell_export.runtime.distribution import bins_of
 from stepwell_export.runtime.manifest import Array
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry, Gauge
 
 if TYPE_CHECKING:
-    from stepwell.drift.report import FeatureReport
+    from stepwell.addons.drift.report import FeatureReport
 
 _LABELS: Final = ("model", "version", "tensor", "feature")
 _TEXTS: Final = {

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from stepwell.commands.live.release_tables import release_view
+from stepwell.commands.release_tables import release_view
 from stepwell.commands.tables import Json, print_json
 from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 

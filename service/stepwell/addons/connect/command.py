@@ -18,14 +18,14 @@ from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, until
 from stepwell.collector import freeze_startup_objects
 from stepwell.commands.flags import named_values
-from stepwell.commands.live.until_stopped import (
+from stepwell.commands.tables import Json
+from stepwell.commands.until_stopped import (
     MetricsHost,
     MetricsPort,
     counts_shown,
     report_of,
     serve_metrics,
 )
-from stepwell.commands.tables import Json
 from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.interrupted import run_on_loop, stop_event
 from stepwell_client.wire.texts import counted

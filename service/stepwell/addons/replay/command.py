@@ -20,9 +20,9 @@ from msgspec.structs import asdict
 
 from stepwell.addons.charts import line_chart, lines_of, stacked
 from stepwell.addons.recorded import open_data
+from stepwell.addons.recorded.flags import InputColumns, column_choice, data_progress
 from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 from stepwell.commands.flags import check_ending
-from stepwell.commands.recorded.flags import InputColumns, column_choice, data_progress
 from stepwell.commands.tables import Json, key_value_table, print_json, show
 from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, Model

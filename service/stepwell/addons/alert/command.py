@@ -11,14 +11,14 @@ import typer
 from stepwell.addons.alert.preview import preview
 from stepwell.addons.alert.rules import read_rules
 from stepwell.addons.alert.session import AlertSession
-from stepwell.commands.live.until_stopped import (
+from stepwell.commands.tables import Json
+from stepwell.commands.until_stopped import (
     MetricsHost,
     MetricsPort,
     counts_shown,
     report_of,
     serve_metrics,
 )
-from stepwell.commands.tables import Json
 from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.interrupted import run_on_loop, stop_event
 from stepwell.store.embedded_server import EmbeddedStore

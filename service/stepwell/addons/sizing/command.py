@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stepwell.addons.sizing import CONSTANTS, Load, Sending, Size
-from stepwell.addons.sizing import size as size_of
+from stepwell.addons.sizing.arithmetic import CONSTANTS, Load, Sending, Size
+from stepwell.addons.sizing.arithmetic import size as size_of
 from stepwell.commands.tables import format_bytes, key_value_table, print_json, show, table
 from stepwell_export.runtime.describe import load as load_model
 from stepwell_export.runtime.step_model import StepModel

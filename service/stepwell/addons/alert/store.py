@@ -22,7 +22,7 @@ from stepwell.store.transport.retry import deadline
 MAX_OUTBOX: Final = 1_000_000
 """Most alarms that wait for one target; the oldest ones beyond it are deleted."""
 
-_COMMIT: Final = Script.of("alert_commit.lua")
+_COMMIT: Final = Script.of("alert_commit.lua", "stepwell.addons.alert")
 _SCAN_COUNT: Final = 1000
 _MOST_REFUSED: Final = 10_000
 

@@ -13,8 +13,7 @@ from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.backtest.picture import picture
 from stepwell.addons.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
 from stepwell.addons.recorded import open_data
-from stepwell.commands.flags import check_ending, named_values
-from stepwell.commands.recorded.flags import (
+from stepwell.addons.recorded.flags import (
     DataFiles,
     InputColumns,
     StreamColumn,
@@ -22,6 +21,7 @@ from stepwell.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
+from stepwell.commands.flags import check_ending, named_values
 from stepwell.commands.tables import Json, print_json, show, table
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.files import write_atomically

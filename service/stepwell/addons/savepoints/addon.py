@@ -12,12 +12,8 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
-from stepwell.asgi.http import audited, authorize, encoding_of, model_of, respond
-from stepwell.asgi.openapi import savepoints as openapi
-from stepwell.asgi.query import flag_of
-from stepwell.asgi.routes.streams import prefix_of
-from stepwell.codec.responses import rfc3339
-from stepwell.codec.savepoint import (
+from stepwell.addons.savepoints import openapi
+from stepwell.addons.savepoints.file import (
     MAX_FRAME_BYTES,
     MEDIA_TYPE,
     SavepointFormatError,
@@ -25,10 +21,14 @@ from stepwell.codec.savepoint import (
     encode_header,
     encode_page,
 )
-from stepwell.engine.streams.savepoints import RecordPage
+from stepwell.addons.savepoints.records import RecordPage, Savepoints
+from stepwell.asgi.http import audited, authorize, encoding_of, model_of, respond
+from stepwell.asgi.query import flag_of
+from stepwell.asgi.routes.streams import prefix_of
+from stepwell.codec.responses import rfc3339
 from stepwell.errors import ServiceError
-from stepwell.requests.context import AppContext
 from stepwell.requests.problems import UnreadBodyError, body_timeout
+from stepwell.service_addon import ServiceAddon
 from stepwell_client.wire.ids import is_stream_id
 
 _log = logging.getLogger(__name__)
@@ -38,25 +38,20 @@ _COMMITTED_AT_ONCE: Final = 500  # streams; the store executes them without a pa
 _STREAMS = "/v1/models/{model}/streams"
 
 
-def add_routes(app: FastAPI, context: AppContext) -> None:
-    """Declare the routes. They come before `.../streams/{stream}`, which their paths match too."""
-    routes = SavepointRoutes(context)
-    app.add_api_route(f"{_STREAMS}/export", routes.export_streams, methods=["GET"], **openapi.EXPORT)
-    app.add_api_route(f"{_STREAMS}/import", routes.import_streams, methods=["POST"], **openapi.IMPORT)
+class SavepointRoutes(ServiceAddon):
+    """Two routes, which come before `.../streams/{stream}`, as that matches their paths too."""
 
-
-class SavepointRoutes:
-    """The endpoints of the routes."""
-
-    def __init__(self, context: AppContext) -> None:
-        self._context = context
+    def add_routes(self, app: FastAPI) -> None:
+        """Declare the routes."""
+        app.add_api_route(f"{_STREAMS}/export", self.export_streams, methods=["GET"], **openapi.EXPORT)
+        app.add_api_route(f"{_STREAMS}/import", self.import_streams, methods=["POST"], **openapi.IMPORT)
 
     async def export_streams(self, request: Request) -> Response:
         """Return every live stream of a model that belongs to the caller's tenant, as a savepoint."""
-        context, query = self._context, request.query_params
+        context, query = self.context, request.query_params
         caller = authorize(request, context, "read")
         model, prefix = model_of(request, context).name, prefix_of(query)
-        pages = context.engine.streams.savepoints.pages(
+        pages = Savepoints(context.engine.streams.deps).pages(
             caller.tenant, model, prefix=prefix, cursor=query.get("cursor") or None
         )
         first = await anext(pages)  # an error of the first page is a problem response; later ones cut the response off
@@ -65,7 +60,7 @@ class SavepointRoutes:
 
     async def import_streams(self, request: Request) -> Response:
         """Create streams from a savepoint; the response counts them, and names those that were refused."""
-        context = self._context
+        context = self.context
         caller = authorize(request, context, "admin")
         model, overwrite = model_of(request, context).name, flag_of(request.query_params, "overwrite")
         if (found := encoding_of(request)) != "identity":
@@ -79,8 +74,8 @@ class SavepointRoutes:
         self, request: Request, tenant: str, model: str, counts: dict[str, Any], *, overwrite: bool
     ) -> list[dict[str, str]]:
         """Load the streams of the body, and count them in `loaded` and `refused`; return those that were refused."""
-        context, refused = self._context, list[dict[str, str]]()
-        savepoints, reader = context.engine.streams.savepoints, SavepointReader()
+        context, refused = self.context, list[dict[str, str]]()
+        savepoints, reader = Savepoints(context.engine.streams.deps), SavepointReader()
         try:
             async for data in _chunks(request, context.settings.receive_timeout_s):
                 for page in reader.feed(data):

@@ -9,14 +9,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from stepwell.drift.observed_model import ObservedModel, name_of
-from stepwell.drift.report import FeatureReport, feature_reports
-from stepwell.drift.windows import WINDOWS, SketchName, read_window
+from stepwell.addons.drift.observed_model import ObservedModel, name_of
+from stepwell.addons.drift.report import FeatureReport, feature_reports
+from stepwell.addons.drift.windows import WINDOWS, SketchName, read_window
 from stepwell.errors import ServiceError
 
 if TYPE_CHECKING:
-    from stepwell.drift.features import ModelFeatures
-    from stepwell.drift.sampler import TimestepSampler
+    from stepwell.addons.drift.features import ModelFeatures
+    from stepwell.addons.drift.sampler import TimestepSampler
     from stepwell.models.served import ServedModel
     from stepwell.store.state_store import StateStore
 
@@ -58,7 +58,7 @@ class DriftMonitor:
         self._n_users[observed.name] += 1
         return self._observed.setdefault(observed.name, observed).sampler
 
-    def release(self, served: ServedModel) -> None:
+    def end_sampler(self, served: ServedModel) -> None:
         """End what `sampler` began: the model version, or the pair, is no longer stepped."""
         if self.is_on:
             self._n_users[self._name(served)[1]] -= 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from stepwell.drift.sketch import FeatureSketch
+from stepwell.addons.drift.sketch import FeatureSketch
 from stepwell.store import keys
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument

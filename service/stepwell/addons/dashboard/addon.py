@@ -1,0 +1,53 @@
+"""The dashboard at `/`, and the page of the API at `/docs`, which fetches the OpenAPI document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from stepwell.asgi.error_page import PAGE_HEADERS
+from stepwell.asgi.http import RawResponse
+from stepwell.service_addon import ServiceAddon
+
+_PAGE: Final = Path(__file__).with_name("page")
+_REFERENCE: Final = Path(__file__).with_name("reference")
+_HEADERS: Final = {**PAGE_HEADERS, "x-content-type-options": "nosniff"}
+_HIDDEN_WARNING: Final = b'<p id="open-warning" class="notice" role="alert" hidden'
+
+
+class Dashboard(ServiceAddon):
+    """Serves the files of both pages; that of the API is left out in production."""
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Declare the routes."""
+        app.add_api_route("/", self.page, methods=["GET"], include_in_schema=False)
+        app.mount("/dashboard", PageFiles(directory=_PAGE), name="dashboard")
+        if not self.context.settings.production:
+            app.add_api_route("/docs", self.docs, methods=["GET"], include_in_schema=False)
+            app.mount("/reference", PageFiles(directory=_REFERENCE), name="reference")
+
+    async def page(self, _request: Request) -> Response:
+        """Return the dashboard, with a warning if the API is open to other machines without keys."""
+        page = _PAGE / "index.html"
+        if self.context.settings.open_address is None:
+            return FileResponse(page, headers=_HEADERS)
+        with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
+        return RawResponse(with_warning, "text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    async def docs(self, _request: Request) -> Response:
+        """Return the page of the API."""
+        return FileResponse(_REFERENCE / "index.html", headers=_HEADERS)
+
+
+class PageFiles(StaticFiles):
+    """Static files of a page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file with the page's headers."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response

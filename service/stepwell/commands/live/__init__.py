@@ -1,1 +1,0 @@
-"""The commands on the live streams of a running service, over HTTP."""

@@ -1,1 +1,0 @@
-"""Commands about the store: its backups, and how large it has to be."""
