@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ import typer
 from typer.testing import Result
 
 from stepwell.addons.savepoints import command as savepoint
+from stepwell.addons.savepoints.file import SavepointReader
 from stepwell.store.record import decode
 from stepwell_client.wire.backoff import Backoff
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process
+from tests.releases.fleet import wait_until
 
 app = typer.Typer()
 app.command()(savepoint.save)
@@ -210,11 +212,17 @@ class HeldConnections:
                 target.sendall(data)
 
 
-def kill_while_held(proxy: HeldConnections, *words: object) -> None:
-    """Run the program through a proxy, and kill it once the proxy holds something back."""
+def has_a_page(file: Path) -> bool:
+    """Whether a file that is being written has a whole page."""
+    return file.exists() and next(SavepointReader().feed(file.read_bytes()), None) is not None
+
+
+def kill_while_held(proxy: HeldConnections, *words: object, once: Callable[[], bool] = lambda: True) -> None:
+    """Run the program through a proxy, and kill it once the proxy holds something back and a condition is true."""
     command = [sys.executable, "-m", "stepwell", *map(str, words), "--url", proxy.url]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         held = proxy.holds.wait(60)
+        wait_until(once)
         process.kill()
     assert held
 
@@ -227,8 +235,9 @@ def test_a_killed_save_goes_on_when_it_is_run_again(running: ServiceProcess, tmp
     make_streams(running, "killed.", 3000)
     file = tmp_path / "streams.savepoint"
     words = ("save", file, "--model", "fold", "--prefix", "killed.")
-    kill_while_held(HeldConnections(port_of(running), received=400_000), *words)
-    partial = file.with_name(f"{file.name}.partial").read_bytes()
+    written = file.with_name(f"{file.name}.partial")
+    kill_while_held(HeldConnections(port_of(running), received=400_000), *words, once=lambda: has_a_page(written))
+    partial = written.read_bytes()
 
     saved = report(run(running.url, *words, "--json"))
     [*pages] = savepoint._pages(file)
