@@ -329,8 +329,8 @@ def _deprioritise_background_threads(pid: int) -> None:
     """
     nice = min(os.nice(0) + _BACKGROUND_NICE, 19)  # the server inherits our nice value
     for thread in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):  # the thread may have ended
-            if (thread / "comm").read_text().startswith("bio_"):
+        if int(thread.name) != pid:  # all others are in the background, and have a name only once they run
+            with contextlib.suppress(OSError):  # the thread may have ended
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 
 
