@@ -42,6 +42,7 @@ async def short_work() -> None:
 def test_ctrl_c_at_any_line_leaves_no_loop_open_and_no_coroutine_unstarted() -> None:
     """Also while the event loop is made, begins to run, and is closed."""
     before, n_ended, at_line = sys.gettrace(), 0, AtLine(0, signal.SIGINT)
+    gc.collect()  # what other tests have left, which would warn below
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")  # those of unclosed resources are not shown by default
         while at_line.left <= 0:
