@@ -312,7 +312,7 @@ MUTANTS = (
     ),
     Mutant(
         "a fork starts without its state",
-        "service/stepwell/engine/streams/sources.py",
+        "service/stepwell/engine/streams/derived_states.py",
         "return NewState(kind, record.step, fingerprint, state, outputs, ",
         "return NewState(kind, record.step, fingerprint, bytes(len(state)), outputs, ",
         ("tests/engine/streams/test_copies.py::test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history",),

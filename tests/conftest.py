@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from stepwell.collector import collector_paused
+from stepwell.garbage_collection import collector_paused
 from tests.programs.start import forked_starts, real_starts
 from tests.quick import is_left_out, is_long
 from tests.servers import Server, server

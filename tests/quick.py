@@ -14,7 +14,7 @@ LEFT_OUT = {
     *("grpc_api/test_serve.py", "package/test_extending.py", "package/test_wheel.py", "test_cli.py"),
     *("test_ci.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
-    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
+    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_export_sources.py")),
     *(f"model_export/streaming/{name}" for name in ("test_declared_length.py", "test_node_cases.py", "test_torch.py")),
     *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_mutants.py")),
     "model_export/test_localize.py",

@@ -18,7 +18,7 @@ from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.app import create_app
 from stepwell.settings import Settings
 from stepwell_export import stages
-from stepwell_export.keras.step_rules import load_step_rules
+from stepwell_export.keras.own_layers import load_step_rules
 from stepwell_export.runtime.errors import MissingExtraError
 from stepwell_export.runtime.registered import GROUPS, AddonError, registered
 

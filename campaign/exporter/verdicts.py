@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from campaign.exporter.cases import Case
+from stepwell_export.export_sources import choose_keras_backend
 from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.sources import choose_keras_backend
 
 Verdict = Literal["right", "weak", "refused", "wrong", "failed"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)

@@ -59,7 +59,7 @@ _HOMES = {
     "adopt": "adoption.adopt_file",
     "convert_onnx": "streaming",
     "export": "exporter",
-    "register_step_rule": "keras.step_rules",
+    "register_step_rule": "keras.own_layers",
     "verify_model": "converted",
 }
 """The module of each name."""

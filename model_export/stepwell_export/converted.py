@@ -133,7 +133,7 @@ def verify_model(
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
         UnclearModelError: A tolerance is no number of at least 0.
     """
-    from stepwell_export.structure.judged_rows import with_rows_judged
+    from stepwell_export.structure.rows_verdict import with_rows_judged
 
     check_tolerance(atol)
     check_tolerance(rtol)

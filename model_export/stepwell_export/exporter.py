@@ -11,6 +11,7 @@ from typing import Any
 
 from stepwell_export.arguments import check_name, check_tolerance
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
+from stepwell_export.export_sources import is_jax_function, load_source
 from stepwell_export.labels import read_columns, read_labels, with_labels
 from stepwell_export.precision import FULL, Precision, saved
 from stepwell_export.replacing import Replaced, Replacement, replaced
@@ -18,7 +19,6 @@ from stepwell_export.runtime.errors import FileError, UnclearModelError, WeakPro
 from stepwell_export.runtime.feedback import with_feedback
 from stepwell_export.runtime.files import check_new_file, write_atomically
 from stepwell_export.runtime.manifest import Manifest, TensorSpec
-from stepwell_export.sources import is_jax_function, load_source
 from stepwell_export.spec import StepSpec
 from stepwell_export.stages.pipeline import Pipeline
 from stepwell_export.verify.reference import Progress

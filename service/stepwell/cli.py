@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from stepwell.collector import collector_paused
 from stepwell.commands import COMMANDS, Command
+from stepwell.garbage_collection import collector_paused
 from stepwell.interrupted import loading
 from stepwell_client.errors import ClientError
 from stepwell_export.runtime.errors import StepwellError

@@ -54,14 +54,14 @@ from stepwell.addons.connect.messages import (
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.commands import Command
 from stepwell.service_addon import ServiceAddon
-from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.keras.own_layers import register_step_rule
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.samplers import Sampler
-    from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.requests.context import AppContext
+    from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell_export.graph.builder import GraphBuilder
     from stepwell_export.keras import Call, Value
     from stepwell_export.stages.stage import Stage
@@ -104,7 +104,7 @@ _LOADED_WHEN_USED: Final = {
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
     "Value": "stepwell_export.keras",
-    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.http_api"),
+    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.service_calls"),
 }
 """Names whose modules load NumPy, onnx, an HTTP client or the engine, which most add-ons do not need."""
 

@@ -11,7 +11,7 @@ import typer
 from typer.testing import Result
 
 from stepwell.addons.drift.command import drift
-from stepwell.http_api import StreamsError
+from stepwell.service_calls import StreamsError
 from tests.commands.program import invoke
 from tests.drift.live import WITHIN_S, normal, write_reference_model
 from tests.graphs import lstm, write_model

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import Result
 
 from stepwell.commands.release import release_app
-from stepwell.http_api import StreamsError
+from stepwell.service_calls import StreamsError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess, service_process

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stepwell_export.sources import choose_keras_backend
+from stepwell_export.export_sources import choose_keras_backend
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

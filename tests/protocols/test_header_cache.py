@@ -176,7 +176,7 @@ def test_a_model_check_without_changes_keeps_the_cache(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("stepwell.protocols.request_cache.make_handler", noted)
+    monkeypatch.setattr("stepwell.protocols.hot_requests.make_handler", noted)
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)

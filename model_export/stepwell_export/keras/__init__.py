@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.export_sources import choose_keras_backend
+from stepwell_export.keras.own_layers import register_step_rule
 from stepwell_export.runtime.errors import MissingExtraError
-from stepwell_export.sources import choose_keras_backend
 
 if TYPE_CHECKING:
     from stepwell_export.converted import ConvertedModel
     from stepwell_export.keras.load import load_keras
-    from stepwell_export.keras.registry import Call
+    from stepwell_export.keras.rule_registry import Call
     from stepwell_export.keras.step_model_keras import to_step_model
     from stepwell_export.keras.value import Value
     from stepwell_export.verify.parity import Progress

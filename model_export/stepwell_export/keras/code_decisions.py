@@ -25,7 +25,7 @@ import numpy as np
 
 from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
 from stepwell_export.keras.graph import TRIAL
-from stepwell_export.keras.step_rules import STEP_RULES
+from stepwell_export.keras.own_layers import STEP_RULES
 from stepwell_export.keras.support.tracing import TRACING
 from stepwell_export.runtime.errors import RefusedModelError
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from stepwell_export.keras.registry import to_array
+from stepwell_export.keras.rule_registry import to_array
 
 
 def find_wrappers(model: Any) -> list[Any]:

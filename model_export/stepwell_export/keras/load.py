@@ -13,7 +13,7 @@ import h5py
 import keras
 
 from stepwell_export.keras.initial_values import zeros_for_random_values
-from stepwell_export.keras.step_rules import load_step_rules
+from stepwell_export.keras.own_layers import load_step_rules
 from stepwell_export.runtime.errors import ModelLoadError
 
 _BUILD_IT = (

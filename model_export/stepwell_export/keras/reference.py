@@ -13,7 +13,7 @@ import numpy as np
 
 from stepwell_export.keras.code_decisions import stateless
 from stepwell_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
-from stepwell_export.keras.registry import to_array
+from stepwell_export.keras.rule_registry import to_array
 from stepwell_export.keras.sequence import ExportedStep
 from stepwell_export.keras.walk import functional
 from stepwell_export.localize import Activation

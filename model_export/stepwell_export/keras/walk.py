@@ -13,7 +13,7 @@ import keras
 
 from stepwell_export.keras import rules  # noqa: F401  # registers them
 from stepwell_export.keras.graph import KerasGraph
-from stepwell_export.keras.registry import Call, RefusedCallError, to_array
+from stepwell_export.keras.rule_registry import Call, RefusedCallError, to_array
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.support.broadcast import constant_result
 from stepwell_export.keras.support.find_rule import checked, find_op_rule, find_rule

@@ -17,7 +17,6 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from stepwell.collector import freeze_startup_objects
 from stepwell.commands.flags import Feedback, axes_of, feedback_of, named_values
 from stepwell.commands.tables import (
     Json,
@@ -30,6 +29,7 @@ from stepwell.commands.tables import (
     show,
     table,
 )
+from stepwell.garbage_collection import freeze_startup_objects
 from stepwell.interrupted import reported_interrupt
 from stepwell_export.exporter import Exported, export_source
 from stepwell_export.precision import Precision, StoreDType

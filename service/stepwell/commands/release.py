@@ -14,7 +14,7 @@ from rich.live import Live
 
 from stepwell.commands.release_tables import release_view
 from stepwell.commands.tables import Json, print_json
-from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
+from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 
 release_app = typer.Typer(no_args_is_help=True)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from stepwell.codec.stream_ops import check_snapshot_name
 from stepwell.commands.tables import Json, key_value_table, print_json, show, table
 from stepwell.errors import ServiceError
-from stepwell.http_api import (
+from stepwell.service_calls import (
     DEFAULT_URL,
     HttpApi,
     Key,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from stepwell.errors import ServiceError
-from stepwell.store.fleet import Announcement, FleetReloads
+from stepwell.store.fleet_reloads import Announcement, FleetReloads
 
 if TYPE_CHECKING:
     from stepwell.models.changes import ReloadReport

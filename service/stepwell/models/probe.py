@@ -12,7 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from stepwell.collector import collector_paused
+from stepwell.garbage_collection import collector_paused
 
 with collector_paused():
     from stepwell_export.runtime.errors import StepwellError

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from stepwell.collector import collector_paused, freeze_startup_objects
+from stepwell.garbage_collection import collector_paused, freeze_startup_objects
 from stepwell_export.runtime.errors import StepwellError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A complete request with nothing unusual takes the fast path. Every other request is handled by uvicorn and FastAPI,
 which respond byte for byte the same. `stepwell.requests.hot_routes` is the table of hot routes; `header_cache` and
-`request_cache` recognize their requests; `pipeline` and `fast_http` keep the order of responses and the limits.
+`hot_requests` recognize their requests; `pipeline` and `fast_http` keep the order of responses and the limits.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Final
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from stepwell.errors import ServiceError
+from stepwell.protocols.hot_requests import HotRequestMatcher, RequestHead
 from stepwell.protocols.http_limits import LimitedHttpProtocol, protocol_attributes
 from stepwell.protocols.pipeline import InFlightRequest, ResponsePipeline
-from stepwell.protocols.request_cache import HotRequestMatcher, RequestHead
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import body_timeout

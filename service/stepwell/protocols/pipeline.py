@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stepwell.errors import ServiceError
-from stepwell.protocols.request_cache import CachedRequestLine, HotRequestMatcher, RequestHead
+from stepwell.protocols.hot_requests import CachedRequestLine, HotRequestMatcher, RequestHead
 from stepwell.requests.handlers import RequestHandler
 from stepwell.requests.hot_routes import HOT_ROUTES, HotRoute
 from stepwell.requests.problems import internal_error

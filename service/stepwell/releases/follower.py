@@ -12,7 +12,7 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.releases.document import ReleaseDocument
 from stepwell.releases.lookup import Releases
 from stepwell.releases.store import TOPIC, ReleaseStore
-from stepwell.store.followed import FollowedValue
+from stepwell.store.followed_value import FollowedValue
 from stepwell.store.pubsub import StorePubSub
 from stepwell_export.runtime.errors import StepwellError
 

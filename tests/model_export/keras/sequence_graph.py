@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from stepwell_export.keras.registry import to_array
+from stepwell_export.keras.rule_registry import to_array
 from stepwell_export.keras.walk import KerasWalk
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.session import open_session

@@ -12,9 +12,9 @@ import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.keras import convert, register_step_rule
-from stepwell_export.keras.registry import Call
+from stepwell_export.keras.own_layers import STEP_RULES
+from stepwell_export.keras.rule_registry import Call
 from stepwell_export.keras.sequence import ExportedStep, export_keras
-from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.errors import RefusedModelError
 from tests.model_export.keras.zoo_parts import L, ops

@@ -15,9 +15,9 @@ import pytest
 
 from stepwell_export.exporter import export_source
 from stepwell_export.keras import register_step_rule
-from stepwell_export.keras.registry import Call
+from stepwell_export.keras.own_layers import STEP_RULES
+from stepwell_export.keras.rule_registry import Call
 from stepwell_export.keras.sequence import export_keras
-from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel

@@ -10,9 +10,9 @@ import pytest
 
 from stepwell_export import StepSpec
 from stepwell_export.converted import verify_model
+from stepwell_export.export_sources import load_source
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.sources import load_source
 from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import nn, of, torch
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from stepwell_export.graph.nodes import needed_nodes, uses
-from stepwell_export.keras.registry import Call, op_rule, rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.support.broadcast import as_long_as, constant_beside
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.manifest import Array

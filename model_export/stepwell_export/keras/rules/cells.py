@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
-from stepwell_export.keras.registry import Call, to_array
+from stepwell_export.keras.rule_registry import Call, to_array
 from stepwell_export.keras.support.find_rule import computes_as, find_rule
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.manifest import Array

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stepwell_export.keras.registry import Call, op_rule
+from stepwell_export.keras.rule_registry import Call, op_rule
 from stepwell_export.keras.value import Value
 
 # ---------------------------------------------------------------- element by element

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepwell_export.keras.registry import Call, op_rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, to_array
 from stepwell_export.keras.support.broadcast import as_long_as, broadcast, common_dtype
 from stepwell_export.keras.value import Value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepwell_export.keras.registry import Call, op_rule, rule
+from stepwell_export.keras.rule_registry import Call, op_rule, rule
 from stepwell_export.keras.value import Value
 
 _CAUSAL = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from stepwell_export.keras.registry import Call, op_rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, to_array
 from stepwell_export.keras.support.broadcast import broadcast, common_dtype, joined
 from stepwell_export.keras.value import Value
 

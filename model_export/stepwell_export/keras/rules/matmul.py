@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.keras.registry import Call, op_rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, to_array
 from stepwell_export.keras.support.broadcast import common_dtype
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.manifest import Array

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from stepwell_export.keras.registry import Call, op_rule, rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.support.broadcast import constant_beside
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.manifest import Array

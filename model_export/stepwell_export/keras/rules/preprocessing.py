@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NoReturn
 
-from stepwell_export.keras.registry import Call, rule
+from stepwell_export.keras.rule_registry import Call, rule
 
 _LOOKUP = (
     "its table lives in TensorFlow, and so does its hash",

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-from stepwell_export.keras.registry import Call, op_rule, rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, rule, to_array
 from stepwell_export.keras.rules.cells import from_its_end, is_activation, recurrent_operator, run_cell, state_names
 from stepwell_export.keras.rules.slicing import WINDOW_FIX
 from stepwell_export.keras.scan import StepScan

@@ -7,7 +7,7 @@ from typing import NoReturn
 import keras
 import numpy as np
 
-from stepwell_export.keras.registry import Call, op_rule
+from stepwell_export.keras.rule_registry import Call, op_rule
 from stepwell_export.keras.scan import StepScan
 from stepwell_export.keras.value import Value
 

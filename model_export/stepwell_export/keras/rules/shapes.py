@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from stepwell_export.keras.graph import TRIAL
-from stepwell_export.keras.registry import Call, op_rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, to_array
 from stepwell_export.keras.rules.slicing import WINDOW_FIX, picked, sliced
 from stepwell_export.keras.value import Value
 

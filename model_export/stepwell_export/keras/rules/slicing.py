@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.keras.registry import Call, op_rule, to_array
+from stepwell_export.keras.rule_registry import Call, op_rule, to_array
 from stepwell_export.keras.value import Value
 
 _TO_THE_END = np.iinfo(np.int64).max

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
-from stepwell_export.keras.registry import OPS, RULES, Call, Rule, class_names
+from stepwell_export.keras.own_layers import STEP_RULES
+from stepwell_export.keras.rule_registry import OPS, RULES, Call, Rule, class_names
 from stepwell_export.keras.scan import StepScan
-from stepwell_export.keras.step_rules import STEP_RULES
 from stepwell_export.keras.value import Value
 
 _COMPUTING = ("call", "compute_mask")

@@ -18,7 +18,7 @@ from keras.src import backend
 from keras.src.ops import nn, numpy
 
 from stepwell_export.keras.graph import TRIAL
-from stepwell_export.keras.registry import Call, to_array
+from stepwell_export.keras.rule_registry import Call, to_array
 from stepwell_export.keras.value import Value
 from stepwell_export.runtime.manifest import Array
 

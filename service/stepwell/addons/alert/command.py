@@ -19,8 +19,8 @@ from stepwell.commands.until_stopped import (
     report_of,
     serve_metrics,
 )
-from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
 from stepwell.interrupted import run_on_loop, stop_event
+from stepwell.service_calls import DEFAULT_URL, Key, OptionalUrl
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell_client.wire.texts import counted
 

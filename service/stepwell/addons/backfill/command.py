@@ -23,9 +23,9 @@ from stepwell.addons.recorded.flags import (
     data_progress,
 )
 from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, ClientError
-from stepwell_client.protocol.column_chunks import ColumnChunks
+from stepwell_client.protocol.bulk_chunks import BulkChunks
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec
 
@@ -85,7 +85,7 @@ def backfill(
         with Client(url, key, _CALL_S, keep_bytes=0) as client:
             run = Backfill(
                 client,
-                ColumnChunks(model, _CALL_S),
+                BulkChunks(model, _CALL_S),
                 recorded,
                 slots,
                 past,

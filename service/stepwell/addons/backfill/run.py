@@ -16,7 +16,7 @@ from stepwell.addons.backfill.predictions import PredictionSlots
 from stepwell.addons.recorded import Block, Group, RecordedData, gathered
 from stepwell.addons.recorded.blocks import CHUNK
 from stepwell_client import Client, ClientError
-from stepwell_client.protocol.column_chunks import ChunksResult, ColumnChunks
+from stepwell_client.protocol.bulk_chunks import BulkChunks, ChunksResult
 from stepwell_client.wire.texts import counted
 
 _AT_ONCE: Final = 3
@@ -39,7 +39,7 @@ class Backfill:
     def __init__(
         self,
         client: Client,
-        protocol: ColumnChunks,
+        protocol: BulkChunks,
         data: RecordedData,
         predictions: PredictionSlots | None,
         past: Past,

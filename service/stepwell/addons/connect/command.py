@@ -16,7 +16,6 @@ from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.session import ConnectSession
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, until
-from stepwell.collector import freeze_startup_objects
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import Json
 from stepwell.commands.until_stopped import (
@@ -26,8 +25,9 @@ from stepwell.commands.until_stopped import (
     report_of,
     serve_metrics,
 )
-from stepwell.http_api import DEFAULT_URL, Key, OptionalUrl
+from stepwell.garbage_collection import freeze_startup_objects
 from stepwell.interrupted import run_on_loop, stop_event
+from stepwell.service_calls import DEFAULT_URL, Key, OptionalUrl
 from stepwell_client.wire.texts import counted
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it

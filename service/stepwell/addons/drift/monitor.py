@@ -16,7 +16,7 @@ from stepwell.errors import ServiceError
 
 if TYPE_CHECKING:
     from stepwell.addons.drift.features import ModelFeatures
-    from stepwell.addons.drift.sampler import TimestepSampler
+    from stepwell.addons.drift.sampler import BatchSampler
     from stepwell.models.served import ServedModel
     from stepwell.store.state_store import StateStore
 
@@ -50,7 +50,7 @@ class DriftMonitor:
         self._n_users: Counter[SketchName] = Counter()
         self._read_at = 0.0  # on the monotonic clock
 
-    def sampler(self, served: ServedModel) -> TimestepSampler | None:
+    def sampler(self, served: ServedModel) -> BatchSampler | None:
         """Return the sampler of a model version that begins to be stepped; None: it is not observed."""
         if not self.is_on:
             return None

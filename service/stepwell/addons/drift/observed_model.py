@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.addons.drift.features import ModelFeatures, ObservedTensor
-from stepwell.addons.drift.sampler import TimestepSampler
+from stepwell.addons.drift.sampler import BatchSampler
 from stepwell.addons.drift.sketch import FeatureSketch
 from stepwell.addons.drift.tracked_streams import TrackedStreams
 from stepwell.addons.drift.windows import SketchName, SketchWindows
@@ -49,7 +49,7 @@ class ObservedModel:
         features, self.name = name_of(served, limit)
         self.features = features
         row_values = sum(spec.row_size for spec in (*manifest.inputs, *manifest.answered))
-        self.sampler = TimestepSampler(len(features), row_values)
+        self.sampler = BatchSampler(len(features), row_values)
         self.windows = SketchWindows(store, self.name, worker)
         self._tracked = TrackedStreams(features.moments) if features.has_reference else None
 

@@ -1,4 +1,4 @@
-"""`TimestepSampler`: collects references to the arrays of some committed batches, to be counted later."""
+"""`BatchSampler`: collects references to the arrays of some committed batches, to be counted later."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Collected(NamedTuple):
     outputs: Mapping[str, Array]
 
 
-class TimestepSampler:
+class BatchSampler:
     """Collects about every n-th committed batch; n follows the load, so that the cost has a limit.
 
     n is random for each batch, so that no stream that steps in the same rhythm is always or never chosen.

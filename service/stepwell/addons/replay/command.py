@@ -24,7 +24,7 @@ from stepwell.addons.recorded.flags import InputColumns, column_choice, data_pro
 from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 from stepwell.commands.flags import check_ending
 from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, Model
 from stepwell_client.columns import prediction_columns
 from stepwell_client.memory import MEMORY

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from stepwell.engine.protocol.decide import StepIntent
+from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_half
 from stepwell.engine.streams.resets import replay_position
-from stepwell.engine.streams.sources import StateSources, no_stream, responding_half
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import state_changed, stream_exists, wrong_state_size
 from stepwell.models.served import ServedModel
@@ -30,7 +30,7 @@ class StreamCopies:
         sources: Loads streams and snapshots.
     """
 
-    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, sources: StateSources) -> None:
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, sources: DerivedStates) -> None:
         self._deps = deps
         self._snapshots = snapshots
         self._sources = sources

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepwell.engine.protocol.decide import StepIntent
+from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_half
 from stepwell.engine.streams.resets import replay_position
-from stepwell.engine.streams.sources import StateSources, no_stream, responding_half
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError, state_changed
 from stepwell.models.pair_state import PAIR_BYTES
@@ -47,7 +47,7 @@ class StreamMoves:
         sources: Loads streams.
     """
 
-    def __init__(self, deps: StreamOpDeps, plans: ReleasePlans, sources: StateSources) -> None:
+    def __init__(self, deps: StreamOpDeps, plans: ReleasePlans, sources: DerivedStates) -> None:
         self._deps = deps
         self._plans = plans
         self._sources = sources

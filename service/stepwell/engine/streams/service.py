@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from stepwell.engine.packing import finite_rows, last_prediction
 from stepwell.engine.streams.copies import StreamCopies
 from stepwell.engine.streams.deletions import delete_stream
+from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_half
 from stepwell.engine.streams.moves import StreamMoves
 from stepwell.engine.streams.reset_all import reset_all_streams
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state
-from stepwell.engine.streams.sources import NewState, StateSources, no_stream, responding_half
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.listing import count_by_tenant, page
@@ -38,7 +38,7 @@ class StreamService:
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         """Create the service."""
         self.deps = deps
-        self._sources = StateSources(deps.store, deps.models, snapshots, plans)
+        self._sources = DerivedStates(deps.store, deps.models, snapshots, plans)
         self.copies = StreamCopies(deps, snapshots, self._sources)
         self._plans = plans
         self.moves = StreamMoves(deps, plans, self._sources)

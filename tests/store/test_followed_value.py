@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from stepwell.store.followed import FollowedValue
+from stepwell.store.followed_value import FollowedValue
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from tests.servers import Server

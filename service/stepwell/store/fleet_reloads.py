@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stepwell.errors import ServiceError
 from stepwell.store import keys
-from stepwell.store.followed import FollowedValue
+from stepwell.store.followed_value import FollowedValue
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.transport.retry import deadline, replies_of
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stepwell.http_api import HttpApi, ServiceUnavailableError
+from stepwell.service_calls import HttpApi, ServiceUnavailableError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stepwell_client.protocol.column_chunks import ChunksResult, ColumnChunks
+from stepwell_client.protocol.bulk_chunks import BulkChunks, ChunksResult
 from stepwell_client.protocol.decoding import RawReply
 from stepwell_client.protocol.exchange import drive
 from stepwell_client.protocol.requests import ClientRequest
@@ -36,7 +36,7 @@ def run(*replies: RawReply) -> tuple[ChunksResult, list[ClientRequest]]:
         sent.append(request)
         return next(waiting)
 
-    protocol = ColumnChunks("m", 60.0, clock=lambda: 0.0, jitter=lambda: 0.0)
+    protocol = BulkChunks("m", 60.0, clock=lambda: 0.0, jitter=lambda: 0.0)
     return drive(protocol.step_chunks(["a", "b", "c"], INPUTS, ["log"] * 3, POSITIONS), send), sent
 
 

@@ -1,4 +1,4 @@
-"""`ColumnChunks`: a chunk of each of many streams in one request, read from a log; without network access."""
+"""`BulkChunks`: a chunk of each of many streams in one request, read from a log; without network access."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ChunksResult:
     errors: dict[int, ClientError] = field(default_factory=dict)
 
 
-class ColumnChunks(ModelProtocol):
+class BulkChunks(ModelProtocol):
     """The exchanges of one model whose timesteps come from a log, in columns."""
 
     @timed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stepwell_export.runtime.registered import load, registered
 
 if TYPE_CHECKING:
-    from stepwell_export.keras.registry import Call
+    from stepwell_export.keras.rule_registry import Call
     from stepwell_export.keras.value import Value
 
     Rule = Callable[[Call], Value | list[Value]]

@@ -1,4 +1,4 @@
-"""`StateSources`: the sources of a stream's state besides its own timesteps: other streams, and snapshots."""
+"""`DerivedStates`: the sources of a stream's state besides its own timesteps: other streams, and snapshots."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def responding_half(models: ModelRegistry, model: str, record: Record) -> 
     return served.halves[pair.responded], replace(record, fingerprint=pair.responding, state=state)
 
 
-class StateSources:
+class DerivedStates:
     """Loads streams and snapshots, and derives new states from them.
 
     Args:

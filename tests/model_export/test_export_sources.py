@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from stepwell_export.export_sources import load_source
 from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError
-from stepwell_export.sources import load_source
 from tests import graphs
 
 BROKEN = '    raise ValueError("no data today")'
@@ -195,7 +195,7 @@ def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_p
     here = str(tmp_path)
     code = (
         f"import sys; {before}sys.path = [p for p in sys.path if p not in ('', {here!r})] + [{here!r}]; "
-        "from stepwell_export.sources import load_source; print(type(load_source('wave:build')).__name__)"
+        "from stepwell_export.export_sources import load_source; print(type(load_source('wave:build')).__name__)"
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd=tmp_path)
@@ -211,7 +211,7 @@ def test_a_module_of_python_is_still_one_where_the_caller_has_no_such_file(here:
     assert sys.modules["wave"] is wave
 
 
-CHOOSE = "from stepwell_export.sources import choose_keras_backend as c; c()"
+CHOOSE = "from stepwell_export.export_sources import choose_keras_backend as c; c()"
 
 
 def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
