@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Value", "convert", "load_keras", "register_step_rule", "to_step_model"]
 
 
-_HOMES = {"Call": "registry", "Value": "value", "load_keras": "load", "to_step_model": "step_model_keras"}
+_HOMES = {"Call": "rule_registry", "Value": "value", "load_keras": "load", "to_step_model": "step_model_keras"}
 
 
 def __getattr__(name: str) -> Any:
