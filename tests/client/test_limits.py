@@ -122,6 +122,24 @@ def test_a_call_that_drips_ends_in_time(slow: SlowProxy, large: list[list[int]],
     assert time.monotonic() - began < IN_TIME_S
 
 
+def test_a_call_through_a_proxy_that_drips_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, slow: SlowProxy, large: list[list[int]], stream: str
+) -> None:
+    for name in ("all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", slow.url)
+    with Client("http://steps.test", timeout=TIMEOUT_S) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([1])
+        slow.slow.set()
+
+        began = time.monotonic()
+        error = error_of(handle.steps, large)
+
+    assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
+    assert time.monotonic() - began < IN_TIME_S
+
+
 async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
         handle = client.model("fold").stream(stream)

@@ -68,7 +68,7 @@ class AsyncClient:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx2.AsyncHTTPTransport)
+        transport = http_transport.transport_of(self.url)
         self._http = httpx2.AsyncClient(**http_transport.options(self.url, key), transport=transport)
         # a request that times out here was certainly not sent; of one that times out in httpx2 that is not known
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 
@@ -18,15 +18,13 @@ from stepwell_client.wire.ids import API_KEY
 MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""
 
+LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+
 _SCHEMES = {"http": "ws", "https": "wss"}
 _LAST_PORT = 65_535
 _UNIX = "unix://"
 _LOCAL = "http://localhost"  # of requests to a unix socket
-_LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
-
-
-T = TypeVar("T", httpx2.HTTPTransport, httpx2.AsyncHTTPTransport)
 
 
 def options(url: str, key: str | None) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def options(url: str, key: str | None) -> dict[str, Any]:
         raise _bad_url(url) from exc
     if address.scheme not in _SCHEMES or not address.host or (address.port or 0) > _LAST_PORT:
         raise _bad_url(url)
-    return {"base_url": address, "headers": headers, "limits": _LIMITS}
+    return {"base_url": address, "headers": headers, "limits": LIMITS}
 
 
 def socket_of(url: str) -> str | None:
@@ -62,10 +60,10 @@ def socket_of(url: str) -> str | None:
     return url.removeprefix(_UNIX) if isinstance(url, str) and url.startswith(f"{_UNIX}/") else None
 
 
-def transport_of(url: str, kind: type[T]) -> T | None:
-    """Return the transport of an httpx2 client to a `unix://PATH` URL; None for other URLs, which need none."""
+def transport_of(url: str) -> httpx2.AsyncHTTPTransport | None:
+    """Return the transport of an `httpx2.AsyncClient` to a `unix://PATH` URL; None for other URLs, which need none."""
     path = socket_of(url)
-    return None if path is None else kind(uds=path, limits=_LIMITS)
+    return None if path is None else httpx2.AsyncHTTPTransport(uds=path, limits=LIMITS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from stepwell_client import http_transport, memory
-from stepwell_client.deadline import Deadline, limit
+from stepwell_client.deadline import DeadlineTransport
+from stepwell_client.environment_proxy import environment_proxy
 from stepwell_client.errors import ClientError
 from stepwell_client.handles import KEEP_STREAMS, Handles
 from stepwell_client.memory import StrPath
@@ -70,10 +71,10 @@ class Client:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx2.HTTPTransport)
-        self._http = httpx2.Client(**http_transport.options(self.url, key), transport=transport)
-        self._deadline = Deadline()
-        limit(self._http, self._deadline)
+        options, socket = http_transport.options(self.url, key), http_transport.socket_of(self.url)
+        proxy = environment_proxy(options["base_url"]) if socket is None else None
+        transport = DeadlineTransport(http_transport.LIMITS, socket=socket, proxy=proxy)
+        self._http = httpx2.Client(**options, transport=transport)
         self._timeout = timeout
         self._keep_streams = keep_streams
         self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
@@ -117,7 +118,6 @@ class Client:
         self._watches.closed.wait(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()
-        self._deadline.at = time.monotonic() + request.timeout
         try:
             return http_transport.reply(self._http.request(**http_transport.request_options(request)))
         except httpx2.RequestError as exc:
