@@ -28,7 +28,7 @@ _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, h
 
 
 def options(url: str, key: str | None) -> dict[str, Any]:
-    """Return the constructor arguments of an httpx2 client, except its transport to a unix socket.
+    """Return the constructor arguments of an httpx2 client, except its transport.
 
     Args:
         url: `http://HOST:PORT`, `https://HOST`, or `unix://PATH`, the socket of an engine in this process.
@@ -58,12 +58,6 @@ def options(url: str, key: str | None) -> dict[str, Any]:
 def socket_of(url: str) -> str | None:
     """Return the path of a `unix://PATH` URL; None for any other."""
     return url.removeprefix(_UNIX) if isinstance(url, str) and url.startswith(f"{_UNIX}/") else None
-
-
-def transport_of(url: str) -> httpx2.AsyncHTTPTransport | None:
-    """Return the transport of an `httpx2.AsyncClient` to a `unix://PATH` URL; None for other URLs, which need none."""
-    path = socket_of(url)
-    return None if path is None else httpx2.AsyncHTTPTransport(uds=path, limits=LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
