@@ -33,7 +33,7 @@ class Recorded:
 
     def __init__(self, client: AsyncClient) -> None:
         self.requests: list[httpx2.Request] = []
-        client._http.event_hooks["request"].append(self._keep)
+        client._http.client.event_hooks["request"].append(self._keep)
 
     async def _keep(self, request: httpx2.Request) -> None:
         if request.method != "GET":

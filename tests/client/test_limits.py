@@ -122,6 +122,24 @@ def test_a_call_that_drips_ends_in_time(slow: SlowProxy, large: list[list[int]],
     assert time.monotonic() - began < IN_TIME_S
 
 
+def test_a_call_through_a_proxy_that_drips_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, slow: SlowProxy, large: list[list[int]], stream: str
+) -> None:
+    for name in ("all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", slow.url)
+    with Client("http://steps.test", timeout=TIMEOUT_S) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([1])
+        slow.slow.set()
+
+        began = time.monotonic()
+        error = error_of(handle.steps, large)
+
+    assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
+    assert time.monotonic() - began < IN_TIME_S
+
+
 async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
         handle = client.model("fold").stream(stream)
@@ -390,7 +408,7 @@ class Refusing:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
 
-    async def _refuse(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
         self._left -= 1
         if self._left == 0:
@@ -433,6 +451,47 @@ async def test_closing_a_client_ends_a_watch_that_is_about_to_connect_again(stre
 
         async with asyncio.timeout(1):
             assert await watch == []
+
+
+class Overloaded(Refusing):
+    """A server that asks to repeat each request in half a minute."""
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Busy\r\nRetry-After: 30\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await reader.read()  # until the client has read the response
+        await super()._refuse(reader, writer)
+
+
+async def test_closing_an_asyncio_client_ends_a_call_that_waits_before_its_next_attempt(stream: str) -> None:
+    async with Overloaded(1) as overloaded:
+        client = AsyncClient(overloaded.url)
+        call = asyncio.create_task(client.model("fold").stream(stream).step([7]))
+        await overloaded.has_refused.wait()
+
+        await client.aclose()
+
+        async with asyncio.timeout(10):
+            with pytest.raises(ClientError, match="closed"):
+                await call
+
+
+def test_closing_a_client_ends_a_call_that_waits_before_its_next_attempt(stream: str) -> None:
+    errors: list[ClientError] = []
+
+    async def close_while_it_waits() -> None:
+        async with Overloaded(1) as overloaded:
+            client = Client(overloaded.url)
+            handle = client.model("fold").stream(stream)
+            call = threading.Thread(target=lambda: errors.append(error_of(handle.step, [7])), daemon=True)
+            call.start()
+            await overloaded.has_refused.wait()
+            client.close()
+            await asyncio.to_thread(call.join, 10)
+
+    asyncio.run(close_while_it_waits())
+
+    assert [error.code for error in errors] == ["closed"]
 
 
 def test_a_call_on_a_closed_client_is_refused(url: str, stream: str) -> None:

@@ -103,19 +103,28 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
 
 
 @pytest.fixture
-async def client(one: ServiceProcess) -> AsyncIterator[AsyncClient]:
+async def cuts() -> AsyncIterator[Cuts]:
+    async with httpx2.AsyncHTTPTransport() as transport:
+        yield Cuts(transport)
+
+
+@pytest.fixture
+async def client(one: ServiceProcess, cuts: Cuts) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(one.url) as made:
-        made._http._transport = Cuts(made._http._transport)
+        headers = made._http.client.headers
+        made._http.client = httpx2.AsyncClient(base_url=one.url, headers=headers, transport=cuts)
         yield made
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_a_call_that_was_cancelled_and_is_repeated_has_its_effect_once(client: AsyncClient, name: str) -> None:
+async def test_a_call_that_was_cancelled_and_is_repeated_has_its_effect_once(
+    client: AsyncClient, cuts: Cuts, name: str
+) -> None:
     prefix = name.replace(" ", "-")
-    n_requests, expected = await _run(client, name, prefix, {})
+    n_requests, expected = await _run(client, cuts, name, prefix, {})
 
     for number, plan in enumerate(_plans(n_requests)):
-        n_sent, found = await _run(client, name, f"{prefix}{number}", plan)
+        n_sent, found = await _run(client, cuts, name, f"{prefix}{number}", plan)
 
         assert n_sent > max(plan)
         assert found == expected, plan
@@ -128,24 +137,25 @@ def _plans(n_requests: int) -> Iterator[dict[int, str]]:
         yield {at: cut, at + 1: "late"}
 
 
-async def _run(client: AsyncClient, name: str, stream: str, plan: Mapping[int, str]) -> tuple[int, list[Any]]:
+async def _run(
+    client: AsyncClient, cuts: Cuts, name: str, stream: str, plan: Mapping[int, str]
+) -> tuple[int, list[Any]]:
     """Make a call until it is not cancelled; return the number of its requests, and the streams at the end."""
-    transport, model = client._http._transport, client.model("fold")
-    assert isinstance(transport, Cuts)
+    model = client.model("fold")
     before, call = CALLS[name]
     for other in before:
         await other(model, stream)
-    transport.sent, transport.plan = 0, plan
+    cuts.sent, cuts.plan = 0, plan
     while True:
         try:
             await call(model, stream)
             break
         except asyncio.CancelledError:
             continue
-    n_requests, transport.plan = transport.sent, {}
+    n_requests, cuts.plan = cuts.sent, {}
     for other in THEN:
         await other(model, stream)
-    await transport.deliver()
+    await cuts.deliver()
     await model.stream(stream).step([17])
     return n_requests, [await _content(client, f"{stream}{end}") for end in ("", "-b", "-c")]
 

@@ -10,7 +10,7 @@ from tests.clients.kit import FILE
 
 ROWS = re.findall(r"^\|[^|]+\|([^|]*)\|([^|]*)\|$", (FILE.parent / "README.md").read_text(), re.M)
 NAME = re.compile(r"`([A-Z]\w+\.\w+)`")
-FOR_OTHER_MODULES = {"Client.run", "Client.watch", "AsyncClient.feed_address"}
+FOR_OTHER_MODULES = {"Client.run", "Client.watch", "AsyncClient.run", "AsyncClient.watch", "AsyncClient.feed_address"}
 UNLIKE_SYNC = {"Client.aclose": "Client.close"}  # as in other packages for asyncio
 
 
@@ -39,11 +39,11 @@ def test_the_table_has_the_methods_of_the_python_client() -> None:
     assert in_column(0) == python_methods(Client, Model, Stream, Feed) | {"AsyncModel.feed"}
 
 
-def test_the_client_for_asyncio_has_the_same_methods_but_timesteps_of_a_table() -> None:
+def test_the_client_for_asyncio_has_the_same_methods_and_feeds() -> None:
     found = {name.removeprefix("Async") for name in python_methods(AsyncClient, AsyncModel, AsyncStream)}
 
     named = {UNLIKE_SYNC.get(name, name) for name in found} - {"Model.feed"}
-    assert named == python_methods(Client, Model, Stream) - {"Stream.timesteps_of"}
+    assert named == python_methods(Client, Model, Stream)
 
 
 def test_the_table_has_the_methods_of_the_typescript_client() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Self, TypeVar
 
-import httpx2
+from websockets.exceptions import WebSocketException
 
 from stepwell_client import http_transport, memory
 from stepwell_client.errors import ClientError
 from stepwell_client.feed import Feed
 from stepwell_client.handles import KEEP_STREAMS, Handles
 from stepwell_client.memory import StrPath
+from stepwell_client.on_asyncio import Http, Lock, OpenWatches, acquire, run_blocking
 from stepwell_client.protocol.decoding import ModelInfo, NoReply, RawReply
 from stepwell_client.protocol.exchange import Exchange, Send, drive_async
 from stepwell_client.protocol.inputs import Inputs, Source
@@ -23,17 +24,18 @@ from stepwell_client.protocol.steps import OnResend, busy
 from stepwell_client.protocol.stream_ops import StreamOps
 from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from stepwell_client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
-from stepwell_client.watch import OpenAsyncWatches, WatchCursor, follow_async
+from stepwell_client.watch import WatchCursor
+from stepwell_client.websockets import open_async_socket
 from stepwell_client.wire.outcomes import ReturnMode
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`.
+    """A connection to a service. Tasks of one event loop may share it.
 
     Attributes:
-        url: The address; as for `Client`.
+        url: The address. For an engine in this process, other clients of it are `AsyncClient(client.url)`.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class AsyncClient:
             models: For `:memory:`, one or more folders with models; None: `models`.
             settings: For `:memory:`, settings of the service by name, for example `{"history": "256"}`.
             keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
-            keep_streams: Unreferenced stream handles that a model keeps; as for `Client`.
+            keep_streams: Unreferenced stream handles that a model keeps, the most recently used ones. A handle that
+                was evicted is created again by reading the stream's position from the service.
             on_resend: Called while requests are resent, with the stream's id, the number of requests already
                 resent and the number of requests to resend.
 
@@ -68,15 +71,12 @@ class AsyncClient:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx2.AsyncHTTPTransport)
-        self._http = httpx2.AsyncClient(**http_transport.options(self.url, key), transport=transport)
-        # a request that times out here was certainly not sent; of one that times out in httpx2 that is not known
-        self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
+        self._http = Http(self.url, key)
         self._timeout = timeout
         self._keep_streams = keep_streams
         self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
         self._on_resend = on_resend
-        self._watches = OpenAsyncWatches()
+        self._watches = OpenWatches()
 
     def model(self, name: str) -> AsyncModel:
         """Return a model by name.
@@ -91,10 +91,10 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close all connections, including those of active watches, and end the engine in this process."""
-        await self._watches.close()
+        await self._watches.aclose()
         await self._http.aclose()
         if self._engine is not None:
-            await asyncio.to_thread(self._engine.close)
+            await run_blocking(self._engine.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,34 +102,41 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    async def run(self, exchange: Exchange[T]) -> T:
+        """Send the requests of an exchange and return its result."""
+        return await drive_async(exchange, self._send)
+
+    def watch(
+        self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool
+    ) -> AsyncIterator[Event | Gap]:
+        """Yield commits; use `AsyncModel.watch`."""
+        address = self._http.feed_address("/v1/watch")
+        return _follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
+
+    # unasync: off
     def feed_address(self, path: str) -> http_transport.FeedAddress:
         """Return the WebSocket address of a path of the service."""
-        return http_transport.feed_address(self._http, path, http_transport.socket_of(self.url))
+        return self._http.feed_address(path)
+
+    # unasync: on
 
     async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.wait:
-            await asyncio.sleep(request.wait)
+            await self._watches.pause(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()
-        sent = False
-        try:
-            async with asyncio.timeout(request.timeout), self._request_slots:
-                sent = True
-                return http_transport.reply(await self._http.request(**http_transport.request_options(request)))
-        except (httpx2.RequestError, TimeoutError) as exc:
-            return http_transport.no_reply(exc, self._http.base_url, sent=sent)
+        return await self._http.send(request)
 
 
 class AsyncModel:
-    """A model of a service, with the positions of its streams."""
+    """A model of a service, with the positions of its streams. Tasks of one event loop may share it."""
 
     def __init__(self, client: AsyncClient, name: str, operations: StreamOps, keep_streams: int) -> None:
         """Use `AsyncClient.model`."""
         self.name = name
         self._client = client
         self._operations = operations
-        self._send = client._send
-        self._handles = Handles(lambda cursor: AsyncStream(self, operations, cursor, client._send), keep_streams)
+        self._handles = Handles(lambda cursor: AsyncStream(self, client, operations, cursor), keep_streams)
 
     def stream(self, name: str) -> AsyncStream:
         """Return the handle of a stream; the same id returns the same handle.
@@ -140,19 +147,35 @@ class AsyncModel:
         return self._handles.get(name)
 
     async def describe(self) -> ModelInfo:
-        """Return the model's inputs and outputs; as `Model.describe`."""
-        return await drive_async(self._operations.describe(), self._send)
+        """Return the model's inputs and outputs.
+
+        Raises:
+            ClientError: `model_not_found`, or no response arrived in time.
+        """
+        return await self._client.run(self._operations.describe())
 
     async def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
-        """Step many streams by one timestep each; as `Model.step_many`."""
+        """Step many streams by one timestep each, in one request; in two if only some of the streams exist.
+
+        Args:
+            inputs: The inputs of each stream by its id; shape `(*row)` per input.
+            sources: The source of each stream's timestep by the stream's id, as for `AsyncStream.step`.
+
+        Returns:
+            A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
+
+        Raises:
+            ClientError: No stream was stepped, or it is unknown which streams were: repeat the call for all of them.
+        """
         streams, invalid = self._handles.all_of(inputs)  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         async with _locked(streams, self._operations.timeout):
-            results = await drive_async(exchange, self._send)
+            results = await self._client.run(exchange)
         return {name: (invalid | results)[name] for name in inputs}
 
+    # unasync: off
     def feed(self) -> Feed:
         """Return a feed, which steps many streams over one WebSocket; use it in `async with`."""
 
@@ -162,59 +185,101 @@ class AsyncModel:
             async with _locked([stream], self._operations.timeout):
                 return await drive_async(exchange, send)
 
-        return Feed(self._client.feed_address(f"{self._operations.path}/feed"), step_stream, self._send)
+        return Feed(self._client.feed_address(f"{self._operations.path}/feed"), step_stream, self._client._send)
+
+    # unasync: on
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
-        """Yield predictions as they are committed; as `Model.watch`, for `async for`."""
-        address = self._client.feed_address("/v1/watch")
-        return follow_async(
-            WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
-        )
+        """Yield predictions as they are committed, from any sender, until the client is closed.
+
+        A lost connection is opened again. A watch of one stream then continues after the last event it yielded; steps
+        that the service no longer keeps are reported as a `Gap`. A watch of several streams reports every
+        reconnection as a `Gap`.
+
+        Args:
+            stream: Watch only this stream; None watches all streams of the model.
+            prefix: Watch only streams whose id begins with it.
+            since: With `stream`, the last step already known; later steps are yielded first.
+            inputs: Include the inputs in each event.
+
+        Raises:
+            ClientError: The service rejected the watch.
+        """
+        return self._client.watch(self.name, stream, prefix, since, inputs=inputs)
 
 
 class AsyncStream:
-    """A stream's handle, the asynchronous counterpart of `Stream`; concurrent calls run one after the other.
+    """A stream's handle, which keeps the stream's position and sends it with each step.
+
+    The first call reads the position from the service; later calls use the handle's own last result. If another
+    writer changes or creates the stream, the next call fails with `state_changed` or `stream_exists`, and `resume`
+    reads the position again. After an error with an unknown outcome, repeat the same call: it is applied at most once.
+    Concurrent calls run one after the other.
 
     Attributes:
         name: The stream's id.
     """
 
-    def __init__(self, model: AsyncModel, operations: StreamOps, cursor: StreamCursor, send: Send) -> None:
+    def __init__(self, model: AsyncModel, client: AsyncClient, operations: StreamOps, cursor: StreamCursor) -> None:
         """Use `AsyncModel.stream`."""
         self._model = model
         self.name = cursor.stream
         self._cursor = cursor
-        self._lock = asyncio.Lock()
-        self._forked: AsyncStream | None = None  # as in `Stream`
+        self._lock = Lock()
+        self._forked: AsyncStream | None = (
+            None  # what it is a fork of, until that is done: its position identifies the call
+        )
+        self._client = client
         self._operations = operations
-        self._send = send
 
     async def step(self, x: Inputs, *, source: Source | None = None) -> StepResult:
-        """Step the stream by one timestep; as `Stream.step`."""
+        """Step the stream by one timestep and return the prediction.
+
+        Args:
+            x: Shape `(*row)` per input; converted to the model's dtypes if that loses no value.
+            source: The id of the log that the timestep was read from, and its position in it. A timestep at or before
+                the stream's position of that log is not applied again, whoever sends it, and however late.
+
+        Raises:
+            ClientError: The step was rejected, or no response arrived in time.
+        """
         return await self._run(self._operations.step(self._cursor, x, source=source))
 
     async def steps(self, xs: Inputs, returns: ReturnMode = "all", *, source: Source | None = None) -> StepResult:
-        """Step the stream by a chunk of timesteps; as `Stream.steps`."""
+        """Step the stream by a chunk of timesteps; all are applied, or none.
+
+        Args:
+            xs: Shape `(T, *row)` per input.
+            returns: Which predictions to return: `all`, the `last`, or `none`.
+            source: As for `step`, with a position for each timestep. Those that were applied before are skipped; their
+                outputs are returned if the stream still has them.
+
+        Raises:
+            ClientError: The chunk was rejected, or no response arrived in time.
+        """
         return await self._run(self._operations.step(self._cursor, xs, returns, source=source))
 
     async def prime(self, xs: Inputs) -> StepResult:
-        """Feed the stream past timesteps without returning predictions; as `Stream.prime`."""
+        """Feed the stream past timesteps without returning predictions: `steps` with `none`."""
         return await self.steps(xs, "none")
-
-    async def reset(self, to: str | None = None) -> StepResult:
-        """Reset the stream to its initial state or to a snapshot; as `Stream.reset`."""
-        return await self._run(self._operations.reset(self._cursor, to))
 
     async def replay(
         self, rows: Any, *, columns: Columns | None = None, progress: bool = False
     ) -> AsyncIterator[StepResult]:
-        """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
-        timesteps, table = rows, table_of(rows)
-        if table is not None:
-            inputs = (await self._model.describe()).inputs
-            timesteps = rows_of_table(table, columns_by_input(inputs, list(table.columns), columns), inputs)
+        """Step through recorded timesteps and yield each prediction.
+
+        Args:
+            rows: A pandas DataFrame with one timestep per row, or an iterable of inputs as `step` accepts them.
+            columns: The DataFrame's columns in the order of the input's numbers, or a dict of them by input; None:
+                by their names, which are the input's labels (or `NAME` of one number, `NAME[0]`, `NAME[1]`, ..).
+            progress: Draw a progress bar on standard error.
+
+        Raises:
+            ClientError: As for `step`; `bad_input`: the columns of an input are not known.
+        """
+        timesteps = await self.timesteps_of(rows, columns=columns)
         for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
             try:
                 result = await self.step(x)
@@ -223,16 +288,43 @@ class AsyncStream:
                 raise
             yield result
 
+    async def timesteps_of(self, rows: Any, *, columns: Columns | None = None) -> Iterable[Any]:
+        """Return what `replay` steps: an array per input for each row of a DataFrame, any other iterable as it is."""
+        table = table_of(rows)
+        if table is None:
+            return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
+        model = await self._model.describe()
+        return rows_of_table(table, columns_by_input(model.inputs, list(table.columns), columns), model.inputs)
+
     async def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
-        """Return the result that a step would have, without committing it; as `Stream.peek`."""
-        return await drive_async(self._operations.peek(self._cursor, x, chunk=chunk), self._send)
+        """Return the result that a step (or a chunk) would have from the current state; nothing is committed.
+
+        Raises:
+            ClientError: The peek was rejected, or no response arrived in time.
+        """
+        return await self._client.run(self._operations.peek(self._cursor, x, chunk=chunk))
 
     async def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
-        """Run the stream by its own predictions; as `Stream.rollout`."""
+        """Run the stream by its own predictions and return them.
+
+        Args:
+            horizon: Timesteps to predict.
+            x: The first input; None computes it from the stream's last prediction.
+            commit: Commit the predicted timesteps to the stream.
+            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`; see the page
+                "What else a stream can do" of the documentation.
+
+        Raises:
+            ClientError: As for `step`.
+        """
         return await self._run(self._operations.rollout(self._cursor, horizon, x, options, commit=commit))
 
     async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
-        """Create another stream as a copy of this one; as `Stream.fork`."""
+        """Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
+
+        Raises:
+            ClientError: `stream_exists`, or as for `step`.
+        """
         other = self._model.stream(to)
         other._forked = self
         await other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
@@ -240,61 +332,112 @@ class AsyncStream:
         return other
 
     async def snapshots(self) -> list[Snapshot]:
-        """List the stream's snapshots; as `Stream.snapshots`."""
-        return await drive_async(self._operations.snapshots(self._cursor), self._send)
+        """List the stream's snapshots."""
+        return await self._client.run(self._operations.snapshots(self._cursor))
 
     async def take_snapshot(self, name: str) -> StepResult:
-        """Save a named copy of the stream; as `Stream.take_snapshot`."""
+        """Save a named copy of the stream's current state; an existing snapshot of that name is replaced."""
         return await self._run(self._operations.take_snapshot(self._cursor, name))
 
     async def forget_snapshot(self, name: str) -> None:
-        """Delete a snapshot; as `Stream.forget_snapshot`."""
+        """Delete a snapshot."""
         await self._run(self._operations.forget_snapshot(self._cursor, name))
 
     async def state(self) -> State:
-        """Return the stream's state; as `Stream.state`."""
-        return await drive_async(self._operations.state(self._cursor), self._send)
+        """Return the stream's state."""
+        return await self._client.run(self._operations.state(self._cursor))
 
     async def put_state(self, state: State) -> StepResult:
-        """Replace the stream's state; as `Stream.put_state`."""
+        """Replace the stream's state, possibly by one that another service's stream had.
+
+        Raises:
+            ClientError: `bad_input`, `non_finite`, `model_changed`, or as for `step`.
+        """
         return await self._run(self._operations.put_state(self._cursor, state))
 
     def watch(self, *, since: int | None = None, inputs: bool = False) -> AsyncIterator[Event | Gap]:
-        """Follow the stream; as `AsyncModel.watch`."""
+        """Yield the stream's predictions; as `AsyncModel.watch`."""
         return self._model.watch(self.name, since=since, inputs=inputs)
 
+    async def reset(self, to: str | None = None) -> StepResult:
+        """Reset the stream to its initial state or to a snapshot, if its position is still the handle's.
+
+        Args:
+            to: The snapshot's name; None resets to the initial state.
+
+        Raises:
+            ClientError: As for `step`; `snapshot_not_found`.
+        """
+        return await self._run(self._operations.reset(self._cursor, to))
+
     async def resume(self) -> int:
-        """Read the stream's position from the service and continue from it; as `Stream.resume`."""
+        """Read the stream's position from the service, continue from it, and return the step; 0 without a stream.
+
+        Raises:
+            ClientError: The request was rejected, or no response arrived in time.
+        """
         return await self._run(self._operations.resume(self._cursor))
 
     async def status(self) -> Status:
-        """Return the stream's status; as `Stream.status`."""
-        return await drive_async(self._operations.status(self._cursor), self._send)
+        """Return the stream's status. The handle keeps its own position; `resume` replaces it.
+
+        Raises:
+            ClientError: `stream_not_found`, or as for `step`.
+        """
+        return await self._client.run(self._operations.status(self._cursor))
 
     async def delete(self) -> None:
-        """Delete the stream; as `Stream.delete`."""
+        """Delete the stream, whatever its position; the next step creates a new one.
+
+        Raises:
+            ClientError: The request was rejected, or no response arrived in time.
+        """
         await self._run(self._operations.delete(self._cursor))
 
     async def _run(self, exchange: Exchange[T]) -> T:
+        """Run an exchange that changes this handle, after the handle's earlier calls."""
         async with _locked([self], self._operations.timeout):
-            return await drive_async(exchange, self._send)
+            return await self._client.run(exchange)
 
 
 @asynccontextmanager
 async def _locked(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterator[None]:
-    """Hold the locks of streams, as `sync._locked` does."""
-    acquired: list[AsyncStream] = []
-    try:
+    """Hold the locks of streams.
+
+    Raises:
+        ClientError: `no_answer`: a lock was not acquired within the timeout.
+    """
+    deadline = time.monotonic() + timeout
+    with ExitStack() as acquired:
+        for stream in streams:
+            if not await acquire(stream._lock, deadline - time.monotonic()):
+                raise busy(stream.name, timeout)
+            acquired.callback(stream._lock.release)
         try:
-            async with asyncio.timeout(timeout):
-                for stream in streams:
-                    await stream._lock.acquire()
-                    acquired.append(stream)
-        except TimeoutError:
-            raise busy(streams[len(acquired)].name, timeout) from None
-        yield
-    finally:
-        for stream in acquired:
-            stream._lock.release()
-            if stream._cursor.in_doubt:
-                stream._model.stream(stream.name)  # is kept, also if it was evicted before
+            yield
+        finally:
+            for stream in streams:
+                if stream._cursor.in_doubt:
+                    stream._model.stream(stream.name)  # is kept, also if it was evicted before
+
+
+async def _follow(watch: WatchCursor, open_watches: OpenWatches) -> AsyncIterator[Event | Gap]:
+    """Yield a watch's events and gaps, reconnecting as needed, until the client is closed."""
+    is_back = False
+    closed = open_watches.closed
+    while not closed.is_set():
+        try:
+            async with open_async_socket(watch.address, **watch.options) as socket, open_watches.register(socket):
+                if closed.is_set():  # during the handshake
+                    return
+                await socket.send(watch.subscribe_message())
+                async for message in socket:
+                    event = watch.on_message(message)
+                    if event is None and is_back:
+                        event = watch.gap()
+                    if event is not None:
+                        yield event
+            await open_watches.pause(watch.pause())
+        except (OSError, TimeoutError, WebSocketException) as exc:
+            await open_watches.pause(watch.pause(exc))
+        is_back = True

@@ -1,8 +1,8 @@
-"""A total time limit for one HTTP request of a thread.
+"""`DeadlineTransport`: a total time limit for one HTTP request of a thread.
 
 httpx2 limits each read and each write separately, so a response that arrives byte by byte could block a caller without
-limit. Asyncio has `asyncio.timeout` for this; for threads the limit is enforced in the streams of httpx2's network
-backend, where httpx2 waits.
+limit. Asyncio has `asyncio.timeout` for this; for threads the limit is enforced in the network backend of httpcore2's
+connection pool, where httpx2 waits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import httpcore2
@@ -20,8 +21,71 @@ import httpx2
 _PIECE = 16 * 1024
 """Bytes per write: the deadline is checked before each, so a slow peer can exceed it by one write."""
 
+_ERRORS = (
+    httpcore2.TimeoutException,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.UnsupportedProtocol,
+)
+"""What httpcore2 raises for a request, and classes of it; httpx2 has an error of the same name for each."""
 
-class Deadline(threading.local):
+
+class DeadlineTransport(httpx2.BaseTransport):
+    """Sends requests; the `read` timeout of each limits its whole exchange. Threads may share it."""
+
+    def __init__(self, limits: httpx2.Limits, *, socket: str | None = None, proxy: str | None = None) -> None:
+        """Create it; nothing is connected yet.
+
+        Args:
+            limits: Limits of the connections.
+            socket: The path of the unix socket to connect to; None: TCP.
+            proxy: The URL of an HTTP or SOCKS proxy; None: connect directly.
+        """
+        self._deadline = _Deadline()
+        options: dict[str, Any] = {
+            "ssl_context": httpx2.create_ssl_context(),
+            "max_connections": limits.max_connections,
+            "max_keepalive_connections": limits.max_keepalive_connections,
+            "keepalive_expiry": limits.keepalive_expiry,
+            "network_backend": _Backend(httpcore2.SyncBackend(), self._deadline),
+        }
+        self._pool: httpcore2.ConnectionPool
+        if proxy is None:
+            self._pool = httpcore2.ConnectionPool(uds=socket, **options)
+        else:
+            to = httpx2.Proxy(proxy)
+            kind = httpcore2.SOCKSProxy if to.url.scheme.startswith("socks") else httpcore2.HTTPProxy
+            self._pool = kind(proxy_url=_url(to.url), proxy_auth=to.raw_auth, **options)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request and read its whole response.
+
+        Raises:
+            httpx2.TransportError: There is no response, or not in time.
+        """
+        self._deadline.at = time.monotonic() + request.extensions["timeout"]["read"]
+        assert isinstance(request.stream, httpx2.SyncByteStream)
+        sent = httpcore2.Request(
+            request.method,
+            _url(request.url),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        try:
+            with closing(self._pool.handle_request(sent)) as response:
+                body = response.read()
+        except _ERRORS as exc:
+            raise getattr(httpx2, type(exc).__name__)(str(exc)) from exc
+        return httpx2.Response(response.status, headers=response.headers, stream=httpx2.ByteStream(body))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+
+class _Deadline(threading.local):
     """The deadline of the current thread's request.
 
     Attributes:
@@ -42,19 +106,10 @@ class Deadline(threading.local):
         return left
 
 
-def limit(client: httpx2.Client, deadline: Deadline) -> None:
-    """Apply a deadline, set by each thread for its own request, to all requests of a client."""
-    # httpx2 has no option for the network backend of its pools; a test with a byte-by-byte response covers this
-    for transport in (client._transport, *client._mounts.values()):
-        if transport is not None:  # None: an address that the environment excludes from proxying
-            pool: Any = transport._pool  # type: ignore[attr-defined]
-            pool._network_backend = _Backend(pool._network_backend, deadline)
-
-
 class _Backend(httpcore2.NetworkBackend):
     """Opens connections whose operations end at the deadline."""
 
-    def __init__(self, backend: httpcore2.NetworkBackend, deadline: Deadline) -> None:
+    def __init__(self, backend: httpcore2.NetworkBackend, deadline: _Deadline) -> None:
         self._backend = backend
         self._deadline = deadline
 
@@ -93,7 +148,7 @@ class _Backend(httpcore2.NetworkBackend):
 class _Stream(httpcore2.NetworkStream):
     """A connection whose operations all end at the deadline; it replaces httpx2's own timeouts."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, deadline: Deadline) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: _Deadline) -> None:
         self._stream = stream
         self._deadline = deadline
 
@@ -113,6 +168,10 @@ class _Stream(httpcore2.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _url(url: httpx2.URL) -> httpcore2.URL:
+    return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 
 
 def _addresses(host: str, port: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 
@@ -18,19 +18,17 @@ from stepwell_client.wire.ids import API_KEY
 MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""
 
+LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+
 _SCHEMES = {"http": "ws", "https": "wss"}
 _LAST_PORT = 65_535
 _UNIX = "unix://"
 _LOCAL = "http://localhost"  # of requests to a unix socket
-_LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
 
-T = TypeVar("T", httpx2.HTTPTransport, httpx2.AsyncHTTPTransport)
-
-
 def options(url: str, key: str | None) -> dict[str, Any]:
-    """Return the constructor arguments of an httpx2 client, except its transport to a unix socket.
+    """Return the constructor arguments of an httpx2 client, except its transport.
 
     Args:
         url: `http://HOST:PORT`, `https://HOST`, or `unix://PATH`, the socket of an engine in this process.
@@ -54,18 +52,12 @@ def options(url: str, key: str | None) -> dict[str, Any]:
         raise _bad_url(url) from exc
     if address.scheme not in _SCHEMES or not address.host or (address.port or 0) > _LAST_PORT:
         raise _bad_url(url)
-    return {"base_url": address, "headers": headers, "limits": _LIMITS}
+    return {"base_url": address, "headers": headers, "limits": LIMITS}
 
 
 def socket_of(url: str) -> str | None:
     """Return the path of a `unix://PATH` URL; None for any other."""
     return url.removeprefix(_UNIX) if isinstance(url, str) and url.startswith(f"{_UNIX}/") else None
-
-
-def transport_of(url: str, kind: type[T]) -> T | None:
-    """Return the transport of an httpx2 client to a `unix://PATH` URL; None for other URLs, which need none."""
-    path = socket_of(url)
-    return None if path is None else kind(uds=path, limits=_LIMITS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,21 @@
+# Written from aio.py by `python -m scripts.unasync`: change that file, and run the script.
+
 """`Client`: the client for scripts and threads."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
-import httpx2
+from websockets.exceptions import WebSocketException
 
 from stepwell_client import http_transport, memory
-from stepwell_client.deadline import Deadline, limit
 from stepwell_client.errors import ClientError
 from stepwell_client.handles import KEEP_STREAMS, Handles
 from stepwell_client.memory import StrPath
+from stepwell_client.on_threads import Http, Lock, OpenWatches, acquire, run_blocking
 from stepwell_client.protocol.decoding import ModelInfo, NoReply, RawReply
 from stepwell_client.protocol.exchange import Exchange, drive
 from stepwell_client.protocol.inputs import Inputs, Source
@@ -24,7 +25,8 @@ from stepwell_client.protocol.steps import OnResend, busy
 from stepwell_client.protocol.stream_ops import StreamOps
 from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from stepwell_client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
-from stepwell_client.watch import OpenWatches, WatchCursor, follow
+from stepwell_client.watch import WatchCursor
+from stepwell_client.websockets import open_socket
 from stepwell_client.wire.outcomes import ReturnMode
 
 T = TypeVar("T")
@@ -70,10 +72,7 @@ class Client:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx2.HTTPTransport)
-        self._http = httpx2.Client(**http_transport.options(self.url, key), transport=transport)
-        self._deadline = Deadline()
-        limit(self._http, self._deadline)
+        self._http = Http(self.url, key)
         self._timeout = timeout
         self._keep_streams = keep_streams
         self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
@@ -96,7 +95,7 @@ class Client:
         self._watches.close()
         self._http.close()
         if self._engine is not None:
-            self._engine.close()
+            run_blocking(self._engine.close)
 
     def __enter__(self) -> Self:
         return self
@@ -108,20 +107,19 @@ class Client:
         """Send the requests of an exchange and return its result."""
         return drive(exchange, self._send)
 
-    def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
+    def watch(
+        self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool
+    ) -> Iterator[Event | Gap]:
         """Yield commits; use `Model.watch`."""
-        address = http_transport.feed_address(self._http, "/v1/watch", http_transport.socket_of(self.url))
-        return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
+        address = self._http.feed_address("/v1/watch")
+        return _follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
     def _send(self, request: ClientRequest) -> RawReply | NoReply:
-        self._watches.closed.wait(request.wait)
+        if request.wait:
+            self._watches.pause(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()
-        self._deadline.at = time.monotonic() + request.timeout
-        try:
-            return http_transport.reply(self._http.request(**http_transport.request_options(request)))
-        except httpx2.RequestError as exc:
-            return http_transport.no_reply(exc, self._http.base_url)
+        return self._http.send(request)
 
 
 class Model:
@@ -189,8 +187,7 @@ class Model:
         Raises:
             ClientError: The service rejected the watch.
         """
-        events: Iterator[Event | Gap] = self._client.watch(self.name, stream, prefix, since, inputs=inputs)
-        return events
+        return self._client.watch(self.name, stream, prefix, since, inputs=inputs)
 
 
 class Stream:
@@ -199,6 +196,7 @@ class Stream:
     The first call reads the position from the service; later calls use the handle's own last result. If another
     writer changes or creates the stream, the next call fails with `state_changed` or `stream_exists`, and `resume`
     reads the position again. After an error with an unknown outcome, repeat the same call: it is applied at most once.
+    Concurrent calls run one after the other.
 
     Attributes:
         name: The stream's id.
@@ -209,7 +207,7 @@ class Stream:
         self._model = model
         self.name = cursor.stream
         self._cursor = cursor
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._forked: Stream | None = None  # what it is a fork of, until that is done: its position identifies the call
         self._client = client
         self._operations = operations
@@ -271,8 +269,8 @@ class Stream:
         table = table_of(rows)
         if table is None:
             return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
-        inputs = self._model.describe().inputs
-        return rows_of_table(table, columns_by_input(inputs, list(table.columns), columns), inputs)
+        model = self._model.describe()
+        return rows_of_table(table, columns_by_input(model.inputs, list(table.columns), columns), model.inputs)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step (or a chunk) would have from the current state; nothing is committed.
@@ -388,8 +386,7 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
     deadline = time.monotonic() + timeout
     with ExitStack() as acquired:
         for stream in streams:
-            left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-            if not stream._lock.acquire(timeout=left):
+            if not acquire(stream._lock, deadline - time.monotonic()):
                 raise busy(stream.name, timeout)
             acquired.callback(stream._lock.release)
         try:
@@ -398,3 +395,25 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
             for stream in streams:
                 if stream._cursor.in_doubt:
                     stream._model.stream(stream.name)  # is kept, also if it was evicted before
+
+
+def _follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Gap]:
+    """Yield a watch's events and gaps, reconnecting as needed, until the client is closed."""
+    is_back = False
+    closed = open_watches.closed
+    while not closed.is_set():
+        try:
+            with open_socket(watch.address, **watch.options) as socket, open_watches.register(socket):
+                if closed.is_set():  # during the handshake
+                    return
+                socket.send(watch.subscribe_message())
+                for message in socket:
+                    event = watch.on_message(message)
+                    if event is None and is_back:
+                        event = watch.gap()
+                    if event is not None:
+                        yield event
+            open_watches.pause(watch.pause())
+        except (OSError, TimeoutError, WebSocketException) as exc:
+            open_watches.pause(watch.pause(exc))
+        is_back = True
