@@ -155,6 +155,13 @@ def test_a_package_that_registers_something_of_another_type_is_named(install: In
         BrokerUrl.parse("other:///x")
 
 
+def test_an_addon_that_is_no_subclass_is_named(install: Installer) -> None:
+    install("stepwell-other", "stepwell.addons", "class thing: pass")
+
+    with pytest.raises(AddonError, match=r"stepwell-other is .*; stepwell\.addons takes subclasses of ServiceAddon"):
+        create_app(Settings())
+
+
 def test_a_package_that_a_package_needs_is_named(install: Installer) -> None:
     install("stepwell-other", "stepwell.brokers", "import tea_client")
 

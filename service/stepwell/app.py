@@ -103,7 +103,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     )
     app.state.context = context
     found = registered("stepwell.addons").values()
-    addons: list[ServiceAddon] = [load(point, type)(context, version) for point in found]
+    addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
     app.router.route_class = RawRoute
     # replaced as FastAPI documents it; called after all routes have been added

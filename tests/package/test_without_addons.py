@@ -17,11 +17,7 @@ from tests.package.environment import CLEAN, ROOT
 PACKAGE = ROOT / "service" / "stepwell"
 ADDONS = sorted(path.stem for path in (PACKAGE / "addons").iterdir() if not path.stem.startswith("_"))
 STEP = """
-import importlib, pkgutil, stepwell
-others = ("stepwell.addons", "stepwell.extend", "stepwell.testing", "stepwell.__main__")
-for info in pkgutil.walk_packages(stepwell.__path__, "stepwell."):
-    if not info.name.startswith(others):
-        importlib.import_module(info.name)
+import stepwell
 with stepwell.Client(":memory:", models="models") as client:
     print(client.model("fold").stream("a").step([7]).output.tolist())
 """

@@ -40,12 +40,13 @@ def registered(group: str) -> Mapping[str, EntryPoint]:
     return found
 
 
-def load(point: EntryPoint, kind: type | None = None) -> Any:
+def load(point: EntryPoint, kind: type | None = None, *, base: type | None = None) -> Any:
     """Import what an entry point names.
 
     Args:
         point: One of `registered`.
         kind: The class that it has to be an instance of; None: anything.
+        base: The class that it has to be a subclass of; None: anything.
 
     Raises:
         MissingExtraError: A package that it imports is not installed.
@@ -66,6 +67,11 @@ def load(point: EntryPoint, kind: type | None = None) -> Any:
     if kind is not None and not isinstance(loaded, kind):
         raise AddonError(
             f"{point.name!r} of {_package(point)} is {type(loaded).__name__}; {point.group} takes {kind.__name__}.",
+            fix=f"Report it to the authors of {_package(point)}, or uninstall it.",
+        )
+    if base is not None and not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise AddonError(
+            f"{point.name!r} of {_package(point)} is {loaded!r:.80}; {point.group} takes subclasses of {base.__name__}.",
             fix=f"Report it to the authors of {_package(point)}, or uninstall it.",
         )
     return loaded
