@@ -71,7 +71,8 @@ def load(point: EntryPoint, kind: type | None = None, *, base: type | None = Non
         )
     if base is not None and not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise AddonError(
-            f"{point.name!r} of {_package(point)} is {loaded!r:.80}; {point.group} takes subclasses of {base.__name__}.",
+            f"{point.name!r} of {_package(point)} is {loaded!r:.80}; "
+            f"{point.group} takes subclasses of {base.__name__}.",
             fix=f"Report it to the authors of {_package(point)}, or uninstall it.",
         )
     return loaded
