@@ -73,7 +73,7 @@ class BrokerLaws:
 
             begins = len(first) if self.acknowledges else 0
             assert open_ones
-            assert again == list(range(begins, 12))
+            assert again == list(range(begins, 12)), f"read again, of 0 to 11 from {begins} on: {again}"
 
         asyncio.run(law())
 
