@@ -88,6 +88,29 @@ class TestMqtt(BrokerLaws):
         return topics.url("in/s", "?client=laws")
 
 
+def test_what_was_acknowledged_before_the_end_is_not_delivered_again(topics: MqttTopics) -> None:
+    """Also while more messages arrive than are read: a connection that is closed then is reset."""
+
+    async def first_after_each_end() -> list[int]:
+        found = []
+        reader = BrokerUrl.parse(topics.url("busy", "?client=busy")).reader(ReaderOptions())
+        await reader.open()
+        for n in range(1000):
+            topics.publish("busy", {"n": n})
+        for _ in range(10):
+            taken = [(await next_messages(reader, 1))[0] for _ in range(5)]
+            found.append(json.loads(taken[0].body)["n"])
+            await reader.acknowledge(taken)
+            await reader.close()
+            await reader.open()
+        await reader.close()
+        return found
+
+    found = asyncio.run(first_after_each_end())
+
+    assert found == list(range(0, 50, 5))
+
+
 def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:
     return ["--model", "fold", "--stream", "topic", "--url", service.url, "--to", topics.url("out/{stream}")]
 

@@ -22,7 +22,9 @@ _PORTS: Final = {False: 1883, True: 8883}
 _KEEP_ALIVE_S: Final = 20
 _IN_FLIGHT: Final = 4096
 _FOREVER: Final = 0xFFFFFFFF
+_NO_TOPIC: Final = "stepwell/nothing"  # nobody subscribes to it
 _TAKEN_OVER: Final = 142  # a reason code of MQTT 5
+_LAST_ANSWER_S: Final = 5.0
 _REFUSED: Final = range(128, 163)
 
 
@@ -56,6 +58,7 @@ class MqttSession:
         self._connected: asyncio.Future[int] = self._loop.create_future()
         self._is_resumed = False
         self._subscribed: asyncio.Future[Any] = self._loop.create_future()
+        self._unsubscribed: asyncio.Future[Any] = self._loop.create_future()
         self.lost: asyncio.Future[int] = self._loop.create_future()
         self.client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -74,6 +77,7 @@ class MqttSession:
             client.will_set(cleared_at_end, b"", qos=1, retain=True)
         client.on_connect = lambda _c, _u, flags, code, _p: self._call(self._on_connect, (flags, code))
         client.on_subscribe = lambda _c, _u, _m, codes, _p: self._post(self._subscribed, codes)
+        client.on_unsubscribe = lambda _c, _u, _m, codes, _p: self._post(self._unsubscribed, codes)
         client.on_disconnect = lambda _c, _u, _f, code, _p: self._post(self.lost, code.value)
         client.on_message = lambda _c, _u, message: self._call(on_message, message)
 
@@ -129,7 +133,16 @@ class MqttSession:
         raise BrokerUnavailableError(f"the connection to {self._url.text} was lost")
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Disconnect, once the broker has read what was sent.
+
+        Where messages arrive that are not read any more, the end of a connection resets it, and the broker loses what
+        it has not read yet: acknowledgements. Its answer to any request shows that it has read them.
+        """
+        if self._connected.done() and not self.lost.done():
+            with contextlib.suppress(OSError, ValueError):
+                self.client.unsubscribe(_NO_TOPIC)
+                ended = {self._unsubscribed, self.lost}
+                await asyncio.wait(ended, timeout=_LAST_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
         with contextlib.suppress(OSError, ValueError):
             self.client.disconnect()
         with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
