@@ -236,6 +236,29 @@ def test_a_mean_of_a_long_stream_keeps_its_digits_in_a_chunk(weight: str, diviso
     np.testing.assert_allclose(after["t"] - 3, 37 * 500 / (2**22 + 500), rtol=1e-3)
 
 
+@pytest.mark.parametrize("way", [0, 1])
+def test_what_is_no_number_before_an_operator_is_none_behind_it_in_a_chunk_as_well(way: int) -> None:
+    """A root of a negative number: onnxruntime's operators with a bias make numbers of it."""
+    graph, manifest = lstm_operator(4)
+    proto = onnx.load_from_string(graph)
+    for node in proto.graph.node:
+        node.input[:] = ["root" if name == "x" else name for name in node.input]
+        if node.op_type == "LSTM":
+            node.input[3] = "B"
+    proto.graph.node.insert(0, onnx.helper.make_node("Sqrt", ["x"], ["root"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, 32), 0.1, np.float32), "B"))
+    step = StepModel(decompose_rnn(proto).SerializeToString(), manifest)
+    _, timed, _ = list(dynamic_graphs(proto, manifest))[way]
+    data = np.abs(np.random.default_rng(0).standard_normal((3, 12, 2))).astype(np.float32)
+    data[1, 4, 0] = -1
+
+    want, _ = stepped(step, {"x": data})
+    got, _ = chunked(load(timed, manifest), {"x": data}, [12])
+
+    assert np.isnan(want["y"][1, 4:]).all()
+    np.testing.assert_allclose(got["y"], want["y"], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_single_step_is_bit_for_bit_that_of_the_step_graph(name: str) -> None:
     graph, manifest = GRAPHS[name][0]()

@@ -24,6 +24,8 @@ from stepwell_export.structure import facts as structure
 from stepwell_export.structure.rows import rows_of_step
 
 OLDEST_OPSET = 15  # Shape with a start and an end
+GIVES_NAN = frozenset({"Sqrt", "Log", "Pow", "Acos", "Asin", "Acosh", "Atanh"})
+"""Operators that give NaN for some numbers."""
 
 
 class NoChunkError(Exception):
@@ -111,10 +113,21 @@ class StepGraphAnalysis:
 
     @cached_property
     def may_give_nan(self) -> bool:
-        """Whether a constant has NaN, as tables have behind their last entry."""
+        """Whether an input, an output or a constant may be NaN, as tables are behind their last entry."""
+        if any(spec.missing == "nan" for spec in self.manifest.inputs):
+            return True
+        if any(node.op_type in GIVES_NAN or self._divides_by_zero(node) for node in self.nodes):
+            return True
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
         constants = (numpy_helper.to_array(t) for t in self.model.graph.initializer if t.data_type in floats)
         return any(bool(np.isnan(constant).any()) for constant in constants)
+
+    def _divides_by_zero(self, node: onnx.NodeProto) -> bool:
+        """Whether an operator divides by what may be zero."""
+        if node.op_type not in {"Div", "Mod"}:
+            return False
+        divisor = self.constant(node.input[1])
+        return divisor is None or bool((divisor == 0).any())
 
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph

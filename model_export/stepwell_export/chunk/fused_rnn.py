@@ -100,10 +100,12 @@ def _emit_operator(builder: Vectorizer, node: onnx.NodeProto, first: Sequence[st
 def _with_nan(builder: Vectorizer, sequence: str, y: str, last: Sequence[str]) -> list[str]:
     """Return an operator's outputs, NaN from the first NaN of its input on; onnxruntime gives numbers there.
 
-    A table has NaN behind its last position, which a chunk then gives as single steps do.
+    A root of a negative number is one, as what a table has behind its last position: a chunk gives what steps do.
     """
     emitter = builder.emitter
-    zero = emitter.op("ReduceSum", emitter.op("Sub", sequence, sequence), emitter.ints([2]))
+    signs = emitter.op("Sign", sequence)  # of infinities, too: these are none
+    marked = emitter.op("Where", emitter.op("IsNaN", sequence), sequence, emitter.op("Sub", signs, signs))
+    zero = emitter.op("ReduceSum", marked, emitter.ints([2]))
     so_far = emitter.op("CumSum", zero, emitter.ints([0]))  # (T, rows, 1)
     end = emitter.op("Gather", so_far, emitter.ints([-1]), axis=0)
     timed = emitter.op("Add", y, emitter.op("Unsqueeze", so_far, emitter.ints([1])))

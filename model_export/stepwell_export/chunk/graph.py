@@ -49,10 +49,13 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
     at_once = {name for loop in reading.loops if is_of_operators(reading, loop) for name in loop.made}
     if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
         reading = StepGraphAnalysis(written_out, manifest)
+    inside = reading
+    if reading.may_give_nan:  # of which onnxruntime's operators make numbers
+        inside = StepGraphAnalysis(decompose_rnn(reading.model), manifest)
     reason: NoChunkError | None = None
     found = False
-    for loops in (reading.loops, whole(reading)):
-        builder = Vectorizer(reading, loops)
+    for read, loops in ((reading, reading.loops), (inside, whole(inside))):
+        builder = Vectorizer(read, loops)
         try:
             branch = _chunk_branch(builder)
         except NoChunkError as exc:
@@ -60,7 +63,7 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
             continue
         found = True
         looped = any(node.op_type == "Scan" for node in branch.node)
-        yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(reading, loops)
+        yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(read, loops)
     if reason is not None and not found:
         raise reason
 
