@@ -1,4 +1,4 @@
-"""`ServiceAddon`: what is built on the running service and can be left out. The service knows none by name."""
+"""`ServiceAddon`: what is built on the running service and can be left out. The service imports none."""
 
 from __future__ import annotations
 

@@ -454,7 +454,7 @@ async def test_closing_a_client_ends_a_watch_that_is_about_to_connect_again(stre
 
 
 class Overloaded(Refusing):
-    """A server that asks to repeat each request in half a minute."""
+    """A server that responds to each request with 503 and `Retry-After` of half a minute."""
 
     async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -29,7 +29,7 @@ class StoreLease:
         return int(time.monotonic() * 1000 + self._offset_ms)
 
     async def put(self, holder: str, lease_ms: int, *, only_renew: bool, timeout_s: float) -> str:
-        """Do what `LeaseEntry` says."""
+        """Implement `LeaseEntry`."""
         sent_at = time.monotonic()
         found, seconds, microseconds = await self._store.execute(
             deadline(timeout_s), "EVAL", LEASE_SCRIPT, 1, self._key, holder, lease_ms, int(only_renew)

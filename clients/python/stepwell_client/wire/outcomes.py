@@ -1,4 +1,4 @@
-"""The words by which a response says what has become of a request, and what a request asks to be returned."""
+"""The values of the fields `applied` and `retry` of a response, and of `return` of a request."""
 
 from __future__ import annotations
 

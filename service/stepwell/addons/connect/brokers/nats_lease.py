@@ -47,7 +47,7 @@ class NatsLease:
             )
 
     async def put(self, holder: str, lease_ms: int, *, only_renew: bool, timeout_s: float) -> str:
-        """Do what `LeaseEntry` says; the name of another holder is not read."""
+        """Implement `LeaseEntry`; the name of another holder is not read."""
         async with self._updating:
             try:
                 if self._revision is not None and lease_ms == 0:

@@ -121,7 +121,7 @@ class MessageReader(Protocol):
 
     @property
     def is_done(self) -> bool:
-        """Whether everything was returned that was there at `open`; asked after an empty poll, only with `once`."""
+        """Whether everything was returned that was there at `open`; read after an empty poll, only with `once`."""
 
     def lag(self) -> int | None:
         """Return the number of messages that are not read yet; None: unknown."""
