@@ -24,7 +24,7 @@ import redis
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from tests.connect.brokers import BrokerMissingError, kafka
+from tests.addons.connect.brokers import BrokerMissingError, kafka
 from tests.graphs import lstm, write_model
 from tests.processes import free_port, service_process
 from tests.servers import server

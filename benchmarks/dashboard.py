@@ -18,7 +18,7 @@ import httpx2
 import typer
 
 from benchmarks.processes import processes_of
-from tests.dashboard.browser import Page, browser, chromium
+from tests.addons.dashboard.browser import Page, browser, chromium
 from tests.graphs import lstm, write_model
 from tests.processes import ServiceProcess, service_process
 

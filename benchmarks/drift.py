@@ -11,7 +11,7 @@ from benchmarks.load import Load
 from benchmarks.servers import STEP, Target, stepwell
 from benchmarks.workload import FEATURES, Workload
 from stepwell_export.runtime.step_model import StepModel
-from tests.drift.live import referenced
+from tests.addons.drift.live import referenced
 from tests.graphs import Built, write_model
 
 

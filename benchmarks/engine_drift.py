@@ -29,7 +29,7 @@ from stepwell.store.state_store import StateStore
 from stepwell.types import Prediction, StreamHandle, StreamKey
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from tests.drift.live import normal, write_reference_model
+from tests.addons.drift.live import normal, write_reference_model
 
 SECONDS = 5.0
 """CPU seconds of the engine without drift, in each case."""

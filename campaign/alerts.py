@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 
-from tests.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, webhook
+from tests.addons.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, webhook
 from tests.graphs import lstm, write_models
 from tests.processes import ServiceProcess, service_process
 

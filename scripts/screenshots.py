@@ -15,7 +15,7 @@ import httpx2
 
 from benchmarks.releases import write_next_version
 from stepwell.addons.demo.recordings import MODEL, MODELS, Recordings
-from tests.dashboard.browser import Page, browser, chromium
+from tests.addons.dashboard.browser import Page, browser, chromium
 from tests.processes import free_port, service_process
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

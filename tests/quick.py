@@ -8,10 +8,12 @@ import pytest
 
 TESTS = Path(__file__).parent
 LEFT_OUT = {
-    *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
+    *(f"addons/{name}" for name in ("alert", "connect", "dashboard", "demo", "mlflow", "notebook", "offline")),
+    *(f"addons/{name}/test_command.py" for name in ("backfill", "backtest", "bench", "drift", "replay", "savepoints")),
+    *("addons/sizing", "campaign", "commands", "examples", "exactly_once", "faults", "fuzz"),
+    *("parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
-    *("grpc_api/test_serve.py", "package/test_extending.py", "package/test_wheel.py", "test_cli.py"),
+    *("addons/grpc_api/test_serve.py", "package/test_extending.py", "package/test_wheel.py", "test_cli.py"),
     *("test_ci.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_export_sources.py")),
@@ -26,9 +28,9 @@ LEFT_OUT = {
 A training framework is imported by each worker process that collects its tests.
 """
 OF_THESE = {
-    *("alert/test_thresholds.py", "campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
+    *("campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
     *("commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
-    *("connect/test_mapping.py", "demo/test_model.py"),
+    *(f"addons/{name}" for name in ("alert/test_thresholds.py", "connect/test_mapping.py", "demo/test_model.py")),
 }
 """Files of these folders that take seconds, and run."""
 LONG = (
@@ -37,9 +39,9 @@ LONG = (
     "client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
     "client/test_limits.py::test_a_call_that_drips_ends_in_time",
     "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
-    "hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
-    "hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
-    "hub/test_hub.py::test_what_cannot_be_done_is_said_without_a_traceback",
+    "addons/hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
+    "addons/hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
+    "addons/hub/test_hub.py::test_what_cannot_be_done_is_said_without_a_traceback",
     "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
 )
 """Tests of other files that take seconds each."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboard.browser import browser, chromium
+from tests.addons.dashboard.browser import browser, chromium
 from tests.processes import ServiceProcess, service_process
 
 needs_keras = "the page's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"

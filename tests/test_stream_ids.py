@@ -1,6 +1,6 @@
 """A stream's id on every road: `connect`, `replay` and `backfill` step the same streams, in every format.
 
-The page's CSV has the same table in `tests/dashboard/test_csv.py`.
+The page's CSV has the same table in `tests/addons/dashboard/test_csv.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import typer
 
 from stepwell.addons.backfill.command import backfill
 from stepwell.addons.replay.command import replay
+from tests.addons.connect.connectors import run_once
+from tests.addons.recorded.files import write_csv, write_npz
 from tests.commands.program import invoke
-from tests.connect.connectors import run_once
 from tests.graphs import fold, write_models
 from tests.processes import ServiceProcess, free_port, service_process
-from tests.recorded.files import write_csv, write_npz
 from tests.servers import Server, server
 
 IDS = ["0042", "42", "4_2", "48e2", "1.10"]

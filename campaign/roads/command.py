@@ -25,7 +25,7 @@ from campaign.roads.history import run_backfill
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
-from tests.connect.brokers import BrokerMissingError
+from tests.addons.connect.brokers import BrokerMissingError
 
 ROADS: Final[dict[str, OpenRoad]] = {
     "kafka": kafka_road,

@@ -11,7 +11,7 @@ from typing import Any
 
 from campaign.roads.replicas import MODEL, Replicas
 from campaign.roads.road import Road
-from tests.connect.connectors import ConnectorProcess
+from tests.addons.connect.connectors import ConnectorProcess
 
 _POLL_S = 0.05
 _START_S = 120.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.connect.connectors import wait_for
+from tests.addons.connect.connectors import wait_for
 from tests.processes import is_running
 
 MARK = "CAMPAIGN_OF_A_TEST"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.addons.grpc_api.client import GrpcClient, grpc, infer_request, integer, y_of
+from tests.addons.grpc_api.conftest import GrpcService
 from tests.graphs import fold, fold_reference, write_models
-from tests.grpc_api.client import GrpcClient, grpc, infer_request, integer, y_of
-from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 
 AHEAD = 32  # timesteps of a sequence that are on their way

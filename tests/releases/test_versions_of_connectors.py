@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.connect.connectors import connector, run_once, wait_for
+from tests.addons.connect.connectors import connector, run_once, wait_for
 from tests.releases.fleet import NEW_FACTOR, OLD_FACTOR, Fleet, folded, two_folds
 from tests.servers import Server
 

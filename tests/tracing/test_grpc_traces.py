@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.addons.grpc_api.client import GrpcClient, infer_request, integer, y_of
+from tests.addons.grpc_api.conftest import GrpcService
 from tests.graphs import fold, write_models
-from tests.grpc_api.client import GrpcClient, infer_request, integer, y_of
-from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")

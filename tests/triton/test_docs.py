@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.addons.grpc_api.conftest import GrpcService
 from tests.api.running import Service, running_service
-from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from stepwell_export.runtime.manifest import Array
+from tests.addons.grpc_api.conftest import GrpcService
 from tests.graphs import fold, fold_reference, latch, lstm, stateless, two_inputs, write_models
-from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 from tests.triton.offline import offline_predictions
 

@@ -14,9 +14,9 @@ import httpx2
 import numpy as np
 import pytest
 
+from tests.addons.grpc_api.conftest import GrpcService
 from tests.api.running import running_service
 from tests.graphs import lstm, write_models
-from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 from tests.triton.offline import offline_predictions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from campaign.roads.road import Sent
-from tests.connect.brokers import kafka
+from tests.addons.connect.brokers import kafka
 
 _PARTITIONS: Final = {"in": 4, "out": 2, "dead": 1}
 _WAIT_MS: Final = 500

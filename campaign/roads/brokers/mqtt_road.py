@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from campaign.roads.brokers.rabbitmq_road import all_that_arrived
 from campaign.roads.road import Sent
-from tests.connect.brokers import mosquitto
+from tests.addons.connect.brokers import mosquitto
 
 _WAIT_S: Final = 0.5
 _AT_ONCE: Final = 1000

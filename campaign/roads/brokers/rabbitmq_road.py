@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from campaign.roads.road import Sent
-from tests.connect.brokers import rabbitmq
+from tests.addons.connect.brokers import rabbitmq
 
 _WAIT_S: Final = 0.5
 _AT_ONCE: Final = 2000

@@ -1,0 +1,387 @@
+"""`stepwell backfill`: every row is applied once, also after kills, and the predictions are those of the fold."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import typer
+from typer.testing import Result
+
+from stepwell.addons.backfill.command import backfill
+from tests.addons.recorded.files import write_csv, write_fold_csv
+from tests.commands.program import invoke
+from tests.graphs import fold, fold_reference, last_seen, nan_at, write_models
+from tests.processes import ServiceProcess, service_process
+from tests.programs.start import Program, start_program
+
+app = typer.Typer()
+app.command()(backfill)
+
+FOLD = ("--model", "fold", "--stream-column", "device", "--time-column", "time", "--input", "x=value")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ServiceProcess]:
+    with tempfile.TemporaryDirectory(prefix="sw") as name:  # short enough for a unix socket
+        write_models(Path(name) / "models", fold, last_seen, nan_at=lambda: nan_at(5))
+        with service_process(Path(name) / "models", Path(name) / "one", "--drain-s", "0") as one:
+            yield one
+
+
+def run(service: ServiceProcess, *words: object) -> Result:
+    return invoke(app, [str(word) for word in words], STEPWELL_URL=service.url)
+
+
+def report_of(result: Result) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def status(service: ServiceProcess, stream: str, model: str = "fold") -> dict[str, Any]:
+    document: dict[str, Any] = httpx2.get(f"{service.url}/v1/models/{model}/streams/{stream}", timeout=30).json()
+    return document
+
+
+def next_prediction(service: ServiceProcess, stream: str, x: int) -> int:
+    path = f"{service.url}/v1/models/fold/streams/{stream}/step"
+    answer = httpx2.post(path, json={"inputs": [x], "create": "never"}, timeout=30).json()
+    return int(answer["outputs"]["y"][0])
+
+
+def predictions_of(path: Path) -> dict[str, list[tuple[int, int]]]:
+    """Return step and prediction of each line by stream."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    with path.open() as file:
+        for line in csv.DictReader(file):
+            found.setdefault(line["stream"], []).append((int(line["step"]), int(line["y[0]"])))
+    return found
+
+
+def expected_of(streams: dict[str, list[int]]) -> dict[str, list[tuple[int, int]]]:
+    return {name: list(enumerate(fold_reference(values), 1)) for name, values in streams.items()}
+
+
+def write_streams(path: Path, prefix: str, n_streams: int, n_steps: int, *, seed: int) -> dict[str, list[int]]:
+    """As `write_fold_csv`, with ids that no other test has."""
+    streams = write_fold_csv(path, n_streams, n_steps, seed=seed)
+    lines = path.read_text().replace(",s", f",{prefix}s")
+    path.write_text(lines)
+    return {f"{prefix}{name}": values for name, values in streams.items()}
+
+
+def test_the_predictions_are_those_of_the_fold_and_live_steps_follow(running: ServiceProcess, tmp_path: Path) -> None:
+    streams = write_streams(tmp_path / "data.csv", "a.", 300, 37, seed=1)
+
+    report = report_of(
+        run(running, tmp_path / "data.csv", *FOLD, "--predictions", tmp_path / "out.csv", "--json")
+    )  # fmt: skip
+
+    assert (report["streams"], report["applied"], report["skipped"]) == (300, 300 * 37, 0)
+    assert predictions_of(tmp_path / "out.csv") == expected_of(streams)
+    assert [file.name for file in tmp_path.glob("out*")] == ["out.csv"]
+    assert next_prediction(running, "a.s7", 5) == fold_reference([*streams["a.s7"], 5])[-1]
+
+
+def test_the_same_files_twice_change_nothing(running: ServiceProcess, tmp_path: Path) -> None:
+    streams = write_streams(tmp_path / "data.csv", "b.", 20, 300, seed=2)
+    run(running, tmp_path / "data.csv", *FOLD)
+    before = status(running, "b.s3")["state_id"]
+
+    result = run(running, tmp_path / "data.csv", *FOLD, "--json")
+
+    assert (report_of(result)["applied"], report_of(result)["skipped"]) == (0, 6000)
+    assert result.exit_code == 1
+    assert "Nothing was applied: the streams had all 6,000 rows before." in str(result.exception)
+    assert status(running, "b.s3")["state_id"] == before
+    assert next_prediction(running, "b.s3", 1) == fold_reference([*streams["b.s3"], 1])[-1]
+
+
+def test_predictions_that_are_not_known_any_more_are_empty_and_reported(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    write_streams(tmp_path / "data.csv", "c.", 3, 300, seed=3)
+    run(running, tmp_path / "data.csv", *FOLD)
+
+    result = run(running, tmp_path / "data.csv", *FOLD, "--predictions", tmp_path / "out.csv")
+
+    assert result.exit_code == 1
+    assert "their predictions are not known any more" in str(result.exception)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 901
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["csv", "npz", "parquet"])
+def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, tmp_path: Path, ending: str) -> None:
+    """The command is killed with -9 in the middle, again and again; a last run ends by itself."""
+    if ending == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    streams = write_streams(tmp_path / "data.csv", f"{ending}.", 800, 100, seed=4)
+    out = tmp_path / f"out.{ending}"
+    words = ["backfill", str(tmp_path / "data.csv"), *FOLD, "--predictions", str(out), "--url", running.url, "--json"]
+    log = tmp_path / "log"
+    kills = 0
+
+    for _ in range(4):
+        known = _n_marked(out)
+        process = _start(words, log)
+        while process.poll() is None and _n_marked(out) <= known + 1_000:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    was_finished = out.exists()
+    code = _start(words, log).wait()
+
+    assert kills >= 2
+    assert not was_finished
+    assert code == 0, log.read_text()
+    found = _read(out)
+    assert found == expected_of(streams)
+    name = f"{ending}.s5"
+    assert status(running, name)["step"] == 100
+    assert next_prediction(running, name, 9) == fold_reference([*streams[name], 9])[-1]
+
+
+@pytest.mark.slow
+def test_a_service_that_is_killed_meanwhile_and_starts_again_has_every_row_once(tmp_path: Path) -> None:
+    streams = write_streams(tmp_path / "data.csv", "k.", 300, 100, seed=7)
+    out = tmp_path / "out.csv"
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
+        models = write_models(Path(name) / "models", fold)
+        with service_process(models, Path(name) / "one", "--drain-s", "0") as service:
+            words = ["backfill", str(tmp_path / "data.csv"), *FOLD, "--predictions", str(out), "--url", service.url]
+            process = _start(words, tmp_path / "log")
+            while process.poll() is None and _n_marked(out) == 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+            was_running = process.poll() is None
+            service.kill()
+            service.start()
+
+            assert process.wait(120) == 0
+            assert was_running
+            assert predictions_of(out) == expected_of(streams)
+            assert next_prediction(service, "k.s7", 5) == fold_reference([*streams["k.s7"], 5])[-1]
+
+
+def _start(words: list[str], log: Path) -> Program:
+    with log.open("wb") as file:
+        return start_program(words, env=os.environ, out=file)
+
+
+def _n_marked(out: Path) -> int:
+    """Return the rows that an unfinished run has written."""
+    partial = out.with_name(f"{out.name}.partial")
+    if not partial.exists():
+        return 0
+    raw = np.fromfile(partial, np.uint8)[4096:]
+    return int((raw.reshape(-1, 1 + 4 + 8 + 8)[:, 0] != 0).sum())
+
+
+def _read(out: Path) -> dict[str, list[tuple[int, int]]]:
+    if out.suffix == ".csv":
+        return predictions_of(out)
+    if out.suffix == ".npz":
+        with np.load(out) as arrays:
+            columns = {name: arrays[name].tolist() for name in ("stream", "step", "y[0]")}
+    else:
+        from pyarrow import parquet
+
+        columns = parquet.read_table(out).to_pydict()
+    found: dict[str, list[tuple[int, int]]] = {}
+    for stream, step, y in zip(columns["stream"], columns["step"], columns["y[0]"], strict=True):
+        found.setdefault(stream, []).append((step, y))
+    return found
+
+
+def test_a_stream_out_of_order_is_named_and_nothing_is_sent(running: ServiceProcess, tmp_path: Path) -> None:
+    rows = [(1, "d.good", 1), (1, "d.bad", 7), (1, "d.good", 2), (1, "d.bad", 6)]
+    file = write_csv(tmp_path / "data.csv", ["value", "device", "time"], rows)
+
+    result = run(running, file, *FOLD)
+
+    assert result.exit_code == 1
+    assert "'d.bad' is not sorted by 'time'" in str(result.exception)
+    assert status(running, "d.good")["code"] == "stream_not_found"
+
+
+def test_a_bad_stream_id_or_value_late_in_the_data_is_reported_before_anything_is_sent(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    for cells in [(1, "no spaces please", 2), ("", "e.good", 2)]:
+        file = write_csv(tmp_path / "data.csv", ["value", "device", "time"], [(1, "e.good", 1), cells])
+
+        assert run(running, file, *FOLD).exit_code == 1
+        assert status(running, "e.good")["code"] == "stream_not_found"
+
+
+def test_missing_values_reach_a_model_that_takes_them(running: ServiceProcess, tmp_path: Path) -> None:
+    rows = [(1, 2, 3), ("", 5, ""), (7, "", "")]
+    file = write_csv(tmp_path / "f.csv", ["a[0]", "a[1]", "b"], rows)
+
+    run(running, file, "--model", "last_seen", "--predictions", tmp_path / "out.csv")
+
+    with (tmp_path / "out.csv").open() as lines:
+        numbers = [[float(line[name]) for name in ("y[0]", "y[1]", "z")] for line in csv.DictReader(lines)]
+    assert numbers == [[1, 2, 3], [1, 5, 3], [7, 5, 3]]
+
+
+def test_a_stream_that_is_rejected_fails_alone_and_nothing_follows_its_gap(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    """The model's state becomes NaN at the fifth timestep, which only one stream has."""
+    rows = [(stream, n) for stream, n_rows in (("g.short", 4), ("g.long", 300)) for n in range(n_rows)]
+    file = write_csv(tmp_path / "data.csv", ["device", "value"], rows)
+    out = tmp_path / "out.csv"
+
+    result = run(running, file, "--model", "nan_at", *FOLD[2:4], *FOLD[6:], "--predictions", out)
+
+    assert result.exit_code == 1
+    assert "1 stream failed (non_finite_state: 1): g.long" in str(result.exception)
+    assert not out.exists()
+    assert status(running, "g.short", "nan_at")["step"] == 4
+    assert status(running, "g.long", "nan_at").get("step", 0) <= 4
+
+
+def test_a_service_that_is_not_there_is_reported(tmp_path: Path) -> None:
+    write_fold_csv(tmp_path / "data.csv", 2, 3)
+
+    result = invoke(app, [str(tmp_path / "data.csv"), *FOLD, "--url", "http://127.0.0.1:9"])
+
+    assert result.exit_code == 1
+    assert "No Stepwell service responds" in str(result.exception)
+
+
+# ------------------------------------------------------------- other, grown and repeated data
+
+
+def write_rows(path: Path, rows: list[tuple[str, int]]) -> Path:
+    return write_csv(path, ["value", "device", "time"], [(x, name, n) for n, (name, x) in enumerate(rows)])
+
+
+def rows_of(prefix: str, values: range, n_streams: int = 3) -> list[tuple[str, int]]:
+    return [(f"{prefix}{x % n_streams}", x) for x in values]
+
+
+def reset(service: ServiceProcess, stream: str) -> None:
+    httpx2.post(f"{service.url}/v1/models/fold/streams/{stream}/reset", timeout=30).raise_for_status()
+
+
+def test_another_file_of_the_same_name_and_size_is_applied(running: ServiceProcess, tmp_path: Path) -> None:
+    first, second = range(100, 160), range(300, 360)
+    size = write_rows(tmp_path / "data.csv", rows_of("l.", first)).stat().st_size
+    run(running, tmp_path / "data.csv", *FOLD)
+    assert write_rows(tmp_path / "data.csv", rows_of("l.", second)).stat().st_size == size
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (60, 0)
+    values = [x for x in [*first, *second] if x % 3 == 1]
+    assert next_prediction(running, "l.1", 5) == fold_reference([*values, 5])[-1]
+    assert [source["id"].split(":")[:2] for source in status(running, "l.1")["sources"]] == [["rows", "60"]] * 2
+
+
+@pytest.mark.parametrize("as_a_second_file", [False, True])
+def test_grown_data_goes_on_where_it_grew(running: ServiceProcess, tmp_path: Path, as_a_second_file: bool) -> None:
+    prefix = f"m{as_a_second_file}."
+    write_rows(tmp_path / "data.csv", rows_of(prefix, range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    grown = rows_of(prefix, range(100), 4)  # with a stream more, from row 60 on
+    grown[:60] = rows_of(prefix, range(60))
+    files = [write_rows(tmp_path / "data.csv", grown)]
+    if as_a_second_file:
+        files = [write_rows(tmp_path / "data.csv", grown[:60])]
+        files += [write_csv(tmp_path / "more.csv", ["value", "device", "time"], [(x, n, x) for n, x in grown[60:]])]
+
+    report = report_of(run(running, *files, *FOLD, "--predictions", tmp_path / "out.csv", "--json"))
+
+    assert (report["applied"], report["skipped"]) == (40, 60)
+    expected = expected_of({f"{prefix}{n}": [x for name, x in grown if name == f"{prefix}{n}"] for n in range(4)})
+    new = {name: {x for one, x in grown[60:] if one == name} for name in expected}
+    assert predictions_of(tmp_path / "out.csv") == {name: expected[name][-len(new[name]) :] for name in expected}
+    assert status(running, f"{prefix}0")["step"] == len(expected[f"{prefix}0"])
+
+
+def test_grown_data_of_an_interrupted_run_goes_on_after_what_was_applied(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    """One of the streams was not there when the first run ended: all of its rows are applied."""
+    write_rows(tmp_path / "data.csv", rows_of("n.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    httpx2.delete(f"{running.url}/v1/models/fold/streams/n.1", timeout=30).raise_for_status()
+    write_rows(tmp_path / "data.csv", rows_of("n.", range(90)))
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (10 + 30 + 10, 40)
+    for n in range(3):
+        values = [x for x in range(90) if x % 3 == n]
+        assert next_prediction(running, f"n.{n}", 5) == fold_reference([*values, 5])[-1]
+
+
+def test_a_stream_that_was_reset_is_named_and_takes_its_rows_again(running: ServiceProcess, tmp_path: Path) -> None:
+    write_rows(tmp_path / "data.csv", rows_of("o.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    for _ in range(2):  # as often as it is reset
+        reset(running, "o.1")
+        write_rows(tmp_path / "data.csv", rows_of("o.", range(60)))
+
+        refused = run(running, tmp_path / "data.csv", *FOLD, "--json")
+
+        assert refused.exit_code == 1
+        assert "1 stream had these rows and were reset since: o.1." in str(refused.exception)
+        assert (report_of(refused)["applied"], report_of(refused)["reset"]) == (0, ["o.1"])
+        assert status(running, "o.1")["step"] == 0
+
+        again = run(running, tmp_path / "data.csv", *FOLD, "--again", "--json")
+
+        assert again.exit_code == 0
+        assert (report_of(again)["applied"], report_of(again)["skipped"]) == (20, 40)
+        assert status(running, "o.1")["step"] == 20
+
+    assert run(running, tmp_path / "data.csv", *FOLD, "--again").exit_code == 1
+    assert next_prediction(running, "o.1", 5) == fold_reference([*range(1, 60, 3), 5])[-1]
+
+
+def test_the_rows_of_a_stream_that_was_reset_are_applied_once_also_after_more_rows(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "data.csv", rows_of("p.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    reset(running, "p.1")
+    run(running, tmp_path / "data.csv", *FOLD, "--again")
+    write_rows(tmp_path / "data.csv", rows_of("p.", range(90)))
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (30, 60)
+    assert status(running, "p.1")["step"] == 30
+
+
+def test_columns_of_an_npz_file_are_those_of_a_table(running: ServiceProcess, tmp_path: Path) -> None:
+    rows = rows_of("q.", range(60))
+    np.savez(
+        tmp_path / "data.npz",
+        value=np.array([x for _, x in rows]),
+        device=np.array([name for name, _ in rows]),
+        time=np.arange(60),
+    )
+    run(running, write_rows(tmp_path / "data.csv", rows), *FOLD)
+
+    result = run(running, tmp_path / "data.npz", *FOLD, "--json")
+
+    assert (report_of(result)["applied"], report_of(result)["skipped"]) == (0, 60)

@@ -1,0 +1,23 @@
+"""`or_skip`: skips a test whose broker is not installed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.addons.connect.brokers import BrokerMissingError, BrokerProcess
+
+
+@contextlib.contextmanager
+def or_skip(start: Callable[[Path], AbstractContextManager[BrokerProcess]], folder: Path) -> Iterator[BrokerProcess]:
+    """Run a broker until the block ends; the test is skipped where it is not installed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            broker = stack.enter_context(start(folder))
+        except BrokerMissingError as exc:
+            pytest.skip(str(exc))
+        yield broker

@@ -1,0 +1,239 @@
+"""`stepwell connect` from and to RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import BrokerUnavailableError
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.testing import BrokerLaws
+from tests.addons.connect.brokers import BrokerProcess, rabbitmq
+from tests.addons.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    run_once,
+    streams_equal_the_fold,
+    wait_for,
+    wait_while_killing,
+    written,
+)
+from tests.addons.connect.readers import first_messages_around_a_loss, next_messages
+from tests.addons.connect.skipping import or_skip
+from tests.addons.connect.writers import out_message, write
+from tests.faults.proxy import Proxy
+from tests.processes import ServiceProcess, service_process
+from tests.servers import AOF, server
+
+T = TypeVar("T")
+
+
+class RabbitQueues:
+    """A broker with the queues `in`, `out` and `dead`."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.port = broker.port
+
+    def url(self, queue: str) -> str:
+        return f"amqp://127.0.0.1:{self.port}/{queue}"
+
+    def run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        import aio_pika
+
+        async def connected() -> T:
+            async with await aio_pika.connect(host="127.0.0.1", port=self.port) as one:
+                return await work(await one.channel())
+
+        return asyncio.run(connected())
+
+    async def create(self, channel: Any) -> None:
+        for name in ("in", "out", "dead"):
+            await channel.declare_queue(name, durable=True)
+
+    def add(self, documents: list[Any]) -> None:
+        import aio_pika
+
+        async def publish(channel: Any) -> None:
+            for one in documents:
+                body = one if isinstance(one, bytes) else json.dumps(one).encode()
+                await channel.default_exchange.publish(aio_pika.Message(body), "in")
+
+        self.run(publish)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Take all messages of a queue."""
+
+        async def take(channel: Any) -> list[dict[str, Any]]:
+            queue = await channel.declare_queue(name, passive=True)
+            n, found = queue.declaration_result.message_count, []
+            await channel.set_qos(prefetch_count=n)
+            if n:
+                async with queue.iterator() as messages:  # a request for each message takes ten times as long
+                    async for message in messages:
+                        found.append(json.loads(message.body))
+                        if len(found) == n:
+                            await message.ack(multiple=True)
+                            break
+            return found
+
+        return self.run(take)
+
+    def count(self, name: str) -> int:
+        async def ready(channel: Any) -> int:
+            queue = await channel.declare_queue(name, passive=True)
+            return int(queue.declaration_result.message_count)
+
+        return self.run(ready)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    with or_skip(rabbitmq, tmp_path_factory.mktemp("rabbitmq")) as one:
+        yield one
+
+
+@pytest.fixture
+def queues(broker: BrokerProcess) -> RabbitQueues:
+    one = RabbitQueues(broker)
+    one.run(one.create)
+    for name in ("in", "out", "dead"):
+        one.read(name)
+    return one
+
+
+class TestAmqp(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, queues: RabbitQueues) -> str:
+        return queues.url("in")
+
+
+def flags(service: ServiceProcess, queues: RabbitQueues) -> list[str]:
+    return [
+        *("--model", "fold", "--stream", "stream", "--position", "n"),
+        *("--url", service.url, "--to", queues.url("out")),
+    ]
+
+
+def test_a_queue_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, queues: RabbitQueues, tmp_path: Path
+) -> None:
+    readings = Readings(51, streams=20, steps=20)
+    queues.add([*readings.documents(), b"{"])
+
+    counts = run_once(tmp_path, queues.url("in"), *flags(service, queues), "--dead-letter", queues.url("dead"), code=1)
+
+    assert written(queues.read("out")) == readings.expected()
+    assert [one["code"] for one in queues.read("dead")] == ["bad_json"]
+    assert counts["messages"] == 401
+    assert queues.count("in") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_connectors_that_are_killed_in_turn_lose_nothing(
+    models: Path, queues: RabbitQueues, short_path: Path
+) -> None:
+    """The broker lets one consume the queue; the other one stands by."""
+    readings, out = Readings(52, streams=50, steps=200), []
+    with (
+        server(short_path / "store", *AOF) as store,
+        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        words = (queues.url("in"), *flags(service, queues))
+        with connector(short_path, *words) as one, connector(short_path, *words) as two:
+            queues.add(readings.documents())
+
+            def kill(victim: ConnectorProcess) -> None:
+                victim.kill()
+                victim.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            def n_written() -> int:
+                out.extend(queues.read("out"))
+                return len({(one["stream"], one["step"]) for one in out})
+
+            wait_while_killing(
+                n_written,
+                len(readings),
+                [lambda: kill(one), kill_service, lambda: kill(two), lambda: kill(one)],
+                what=lambda: one.text() + two.text(),
+            )
+
+        out.extend(queues.read("out"))
+        assert written(out, doubles=True) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(
+    queues: RabbitQueues,
+) -> None:
+    """Otherwise a stream has two open polls, and the service keeps the predictions of the newer one."""
+
+    async def read() -> list[bytes]:
+        with Proxy(("127.0.0.1", queues.port)) as proxy:
+            reader = BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in").reader(ReaderOptions())
+            documents = [{"n": n} for n in range(20)]
+            return await first_messages_around_a_loss(reader, proxy, lambda: queues.add(documents))
+
+    assert asyncio.run(read()) == [b'{"n": 0}'] * 2
+
+
+def test_a_queue_that_is_deleted_and_created_again_is_read_on(queues: RabbitQueues) -> None:
+    """The broker ends the consumer, and leaves the connection as it is."""
+
+    async def create_again(channel: Any) -> None:
+        await channel.queue_delete("in")
+        await queues.create(channel)
+
+    async def read() -> bytes:
+        reader = BrokerUrl.parse(queues.url("in")).reader(ReaderOptions())
+        await reader.open()
+        assert not await reader.poll(5)
+        await asyncio.to_thread(queues.run, create_again)
+        await asyncio.to_thread(queues.add, [{"n": 1}])
+        with pytest.raises(BrokerUnavailableError):
+            await next_messages(reader, 5)
+        await reader.close()
+        await reader.open()
+        [found] = await next_messages(reader, 5)
+        await reader.close()
+        return found.body
+
+    assert asyncio.run(read()) == b'{"n": 1}'
+
+
+def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
+    one = ConnectorProcess(tmp_path, queues.url("nowhere"), *flags(service, queues)).start()
+
+    assert one.process.wait(60) == 1
+    assert "no such queue" in one.text()
+
+
+def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
+    queues.add([{"stream": "shown", "x": 5, "n": 1}])
+    one = ConnectorProcess(tmp_path, queues.url("in"), *flags(service, queues), "--check").start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert 'shown: {"x": [5]}' in one.text()
+    wait_for(lambda: queues.count("in") == 1)
+
+
+async def test_a_stream_whose_queue_is_not_there_is_refused_alone(queues: RabbitQueues) -> None:
+    messages = [out_message(one, n) for n, one in enumerate(["out", "nosuch", "out"])]
+
+    [refused] = await write(queues.url("{stream}"), messages)
+
+    assert (refused.message, refused.reason) == (messages[1], "there is no queue 'nosuch'")
+    assert [one["step"] for one in await asyncio.to_thread(queues.read, "out")] == [0, 2]

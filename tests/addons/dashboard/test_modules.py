@@ -1,0 +1,628 @@
+"""The functions of the dashboard's modules, evaluated in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.addons.dashboard.browser import Browser, Page
+
+pytestmark = pytest.mark.browser
+Evaluate = Callable[[str], Any]
+
+MODULES = {
+    "address": "address",
+    "alerts": "cards/alerts",
+    "chart_file": "charts/chart_file",
+    "comparison": "charts/comparison",
+    "csv_table": "recording/csv_table",
+    "default_stream": "streams/default_stream",
+    "forecast": "charts/forecast",
+    "marks": "charts/marks",
+    "metrics": "metrics",
+    "shapes": "shapes",
+    "stream_status": "streams/stream_status",
+    "streams": "streams/streams",
+    "trend": "streams/trend",
+    "truth": "charts/truth",
+}
+VECTOR = "[{name: 'y', shape: [3]}]"
+TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
+
+
+@pytest.fixture(scope="module")
+def evaluate(files: str, chromium_browser: Browser) -> Iterator[Evaluate]:
+    """Evaluates an expression with the modules imported."""
+    with chromium_browser.tab() as tab:
+        tab.open(f"{files}/icon.svg")
+        for module, path in MODULES.items():
+            tab.evaluate(f"import('/{path}.js').then((found) => {{ globalThis.{module} = found; }})")
+        yield tab.evaluate
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen", "shown"),
+    [
+        ("", "null", "live"),
+        ("", "'idle'", "live"),
+        ("all.get('idle').recordCommit(2, [{}]); all.get('idle').seenAt -= 9;", "'idle'", "idle"),
+        ("byDefault.end();", "'idle'", "idle"),
+        ("byDefault.end();", "'of a link'", "of a link"),
+        ("all.remove('live');", "null", "idle"),
+        ("all.remove('live'); all.remove('idle');", "null", None),
+    ],
+    ids=["first", "a live one", "had timesteps", "chosen", "missing", "only idle", "none"],
+)
+def test_the_page_opens_with_a_live_stream_unless_one_is_chosen(
+    evaluate: Evaluate, before: str, chosen: str, shown: str | None
+) -> None:
+    script = f"""(() => {{ const all = new streams.Streams(), byDefault = new default_stream.DefaultStream();
+        all.add([{{stream: 'idle', step: 1}}]); all.get('live').recordCommit(1, [{{}}]);
+        byDefault.restart(); {before}
+        return byDefault.of(all, {chosen}); }})()"""
+
+    assert evaluate(script) == shown
+
+
+def test_a_timestep_becomes_one_row(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})") == [{"y": [1, 2, 3]}]
+
+
+def test_a_chunk_becomes_a_row_for_each_timestep(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})") == [
+        {"y": [1, 2, 3]},
+        {"y": [4, 5, 6]},
+    ]
+
+
+def test_a_scalar_becomes_one_row_and_a_list_of_scalars_many(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.timesteps({y: 7}, [{name: 'y', shape: []}])") == [{"y": [7]}]
+    assert evaluate("shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])") == [{"y": [7]}, {"y": [8]}]
+
+
+def test_values_that_are_no_numbers_become_null(evaluate: Evaluate) -> None:
+    assert evaluate(f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])")
+
+
+def test_a_matrix_is_flattened_in_row_order(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])") == [{"y": [1, 2, 3, 4]}]
+
+
+def test_series_are_named_by_labels_or_by_tensor_and_index(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.seriesOf({TWO}).series.map(s => s.name)") == ["sit", "stand"]
+    assert evaluate(f"shapes.seriesOf({VECTOR}).series.map(s => s.name)") == ["y 0", "y 1", "y 2"]
+    assert evaluate("shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)") == ["y"]
+
+
+def test_labels_of_another_length_are_ignored(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)") == [
+        "y 0",
+        "y 1",
+    ]
+
+
+def test_at_most_twelve_series_are_drawn_and_the_total_is_shown(evaluate: Evaluate) -> None:
+    assert evaluate("(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))") == [12, 500]
+
+
+@pytest.mark.parametrize(
+    ("values", "are"),
+    [
+        ("[0.25, 0.75]", True),
+        ("[0.25, 0.7502]", True),
+        ("[0.25, 0.76]", False),
+        ("[1]", False),
+        ("[1.5, -0.5]", False),
+        ("[NaN, 1]", False),
+        ("undefined", False),
+    ],
+)
+def test_probabilities_are_between_0_and_1_and_sum_to_1(evaluate: Evaluate, values: str, are: bool) -> None:
+    assert evaluate(f"shapes.areProbabilities({values})") is are
+
+
+def test_the_most_probable_class_is_shown_with_label_and_probability(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})") == {"name": "stand", "index": 1, "share": 0.9}
+
+
+def test_values_that_are_no_probabilities_have_no_most_probable_class(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.mostProbable({{y: [3, 4]}}, {TWO})") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0", "0"),
+        ("-0", "0"),
+        ("1234567", "1,234,567"),
+        ("0.12345", "0.123"),
+        ("12.345", "12.35"),
+        ("1e-5", "1.0e-5"),
+        ("-1013.25", "-1,013.3"),
+        ("123456.7", "123,457"),
+        ("3.4e38", "3.4e+38"),
+        ("NaN", "–"),
+        ("-1/0", "–"),
+    ],
+)
+def test_numbers_are_shown_with_few_digits(evaluate: Evaluate, value: str, words: str) -> None:
+    assert evaluate(f"shapes.number({value})") == words
+
+
+def test_the_curl_command_fits_the_models_inputs(evaluate: Evaluate) -> None:
+    model = "{name: 'm', inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'on', shape: [], dtype: 'bool'}]}"
+    line = evaluate(f"shapes.curlLine({model}, 'http://h:1/base/', true)")
+
+    assert line.startswith("curl http://h:1/base/v1/models/m/streams/first/step")
+    assert """-d '{"inputs":{"x":[0,0],"on":false}}'""" in line
+    assert "authorization: Bearer" in line
+
+
+METRICS = r"""`# TYPE stepwell_step_seconds histogram
+stepwell_step_seconds_bucket{le="0.001",model="m"} 50
+stepwell_step_seconds_bucket{le="0.002",model="m"} 100
+stepwell_step_seconds_bucket{le="+Inf",model="m"} 100
+stepwell_step_seconds_bucket{le="0.001",model="other"} 9
+stepwell_replays_total 4
+stepwell_conflicts_total{x="y"} 2
+stepwell_refusals_total{code="bad_input"} 3
+process_start_time_seconds 1.7e9
+`"""
+
+
+def test_the_metrics_of_a_model_are_parsed(evaluate: Evaluate) -> None:
+    assert evaluate(f"metrics.read({METRICS}, 'm')") == {
+        "process": 1.7e9,
+        "replays": 4,
+        "conflicts": 2,
+        "refusals": {"bad_input": 3},
+        "buckets": [[0.001, 50], [0.002, 100], [None, 100]],  # JSON has no infinity
+    }
+
+
+def test_a_quantile_is_interpolated_in_its_bucket(evaluate: Evaluate) -> None:
+    assert evaluate(f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75)") == pytest.approx(0.0015)
+
+
+def test_a_histogram_without_samples_has_no_quantile(evaluate: Evaluate) -> None:
+    assert evaluate("Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))")
+
+
+def test_buckets_since_the_last_scrape_are_the_difference(evaluate: Evaluate) -> None:
+    assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
+    assert evaluate("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 0], [2, 0]]
+
+
+REPLICAS = """(() => { const all = new metrics.Replicas();
+    const scrape = (process, replays, count, refused) =>
+        ({process, replays, conflicts: 0, refusals: {bad_input: refused}, buckets: [[1, count], [Infinity, count]]});
+    return [all, scrape]; })()"""
+
+
+def test_the_numbers_of_replicas_behind_one_address_are_added(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) => {{
+        all.add(scrape(1, 16, 100, 0), 0); all.add(scrape(2, 13, 50, 0), 2);
+        all.add(scrape(1, 17, 104, 0), 4); all.add(scrape(2, 13, 51, 0), 6);
+        return [all.total('replays'), all.recent(6)[0][1]]; }})({REPLICAS})""")
+
+    assert found == [30, 5]
+
+
+def test_an_idle_service_has_no_current_latency(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) => {{
+        all.add(scrape(1, 0, 100, 0), 0); all.add(scrape(1, 0, 100, 0), 2);
+        return Number.isNaN(metrics.quantile(all.recent(2), 0.5)); }})({REPLICAS})""")
+
+    assert found
+
+
+def test_refusals_are_those_since_the_scrape_before(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) =>
+        [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2), all.add(scrape(1, 0, 0, 8), 4)]
+        )({REPLICAS})""")
+
+    assert found == [{}, {}, {"bad_input": 3}]
+
+
+def keep(*messages: str) -> str:
+    takes = "; ".join(f"s.addRows({message})" for message in messages)
+    return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
+
+
+def test_rows_are_kept_in_order_with_their_steps(evaluate: Evaluate) -> None:
+    assert evaluate(keep("1, [], [{}]", "3, [], [{}, {}]")) == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_a_reset_breaks_the_line_and_continues_the_count(evaluate: Evaluate) -> None:
+    assert evaluate(keep("7, [], [{}]", "1, [], [{}]")) == [[1, 7], [2, None], [3, 1]]
+
+
+def test_lost_messages_break_the_line(evaluate: Evaluate) -> None:
+    assert evaluate(keep("7, [], [{}]", "9, [], [{}]")) == [[1, 7], [2, None], [3, 9]]
+
+
+def test_only_rows_in_the_window_are_kept(evaluate: Evaluate) -> None:
+    rows = evaluate(keep("1000, [], Array(1000).fill({})"))
+
+    assert [len(rows), rows[0], rows[-1]] == [300, [701, 701], [1000, 1000]]
+
+
+def test_what_interrupts_a_line_is_marked(evaluate: Evaluate) -> None:
+    script = """(() => { const s = new streams.Streams().get('a');
+        s.addRows(7, [], [{}]); s.addRows(1, [], [{}]); s.addRows(5, [], [{}]); s.addRows(4, [], [{}]);
+        return s.rows.filter(r => r.mark).map(r => r.mark); })()"""
+
+    assert evaluate(script) == ["reset", "3 not received", "reset to step 3"]
+
+
+def test_a_fork_begins_with_the_rows_of_its_parent(evaluate: Evaluate) -> None:
+    script = """(() => { const all = new streams.Streams();
+        const [a, b] = [all.get('a'), all.get('b')];
+        a.addRows(3, [], [{}, {}, {}]); b.inheritFrom(a, 2); b.addRows(3, [], [{}]);
+        return b.rows.map(r => [r.step, r.mark]); })()"""
+
+    assert evaluate(script) == [[1, ""], [2, "fork of a"], [3, ""]]
+
+
+def test_new_steps_are_counted_across_a_gap(evaluate: Evaluate) -> None:
+    commits = (
+        "s.recordCommit(5, [{}]), s.recordCommit(9, [{}]), s.recordCommit(1, [{}]), s.recordCommit(4, [{}, {}, {}])"
+    )
+    script = f"(s => [{commits}])"
+
+    assert evaluate(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
+
+
+def test_a_stream_that_is_no_longer_listed_is_removed(evaluate: Evaluate) -> None:
+    script = """(() => { const all = new streams.Streams();
+        all.list({streams: [{stream: 'a', step: 1}, {stream: 'b', step: 2}], cursor: null});
+        all.list({streams: [{stream: 'b', step: 2}], cursor: null});
+        return [...all.byName.keys()]; })()"""
+
+    assert evaluate(script) == ["b"]
+
+
+def test_a_stream_shows_its_last_known_row_until_an_event_arrives(evaluate: Evaluate) -> None:
+    script = """(() => { const s = new streams.Streams().get('a');
+        s.setStored(7, {y: [1]}); s.setStored(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
+
+    assert evaluate(script % "") == [[1, 7]]
+    assert evaluate(script % "s.addRows(8, [], [{}])") == [[1, 7], [2, 8]]
+    assert evaluate(script % "s.addRows(7, [], [{}])") == [[1, 7]]  # the same row, which arrived meanwhile as an event
+    assert evaluate(script % "s.setStored(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
+    assert evaluate(script % "s.setStored(0, null); s.setStored(0, null); s.addRows(1, [], [{}])") == [
+        [1, 7],
+        [2, None],
+        [3, 1],
+    ]
+
+
+def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) -> None:
+    samples = np.random.default_rng(0).normal(size=(40, 3, 2))
+    low, middle, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)
+    found = evaluate(f"forecast.fans({samples.tolist()})")
+
+    assert len(found) == 2
+    for element, fan in enumerate(found):
+        assert fan["low"] == pytest.approx(low[:, element])
+        assert fan["middle"] == pytest.approx(middle[:, element])
+        assert fan["high"] == pytest.approx(high[:, element])
+
+
+AFTER_STREAM = """(() => { const shown = new forecast.Forecast({});
+    const fan = {middle: [1, 2], low: [0, 1], high: [2, 3]};
+    shown.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
+    const s = new streams.Streams().get('a');
+    s.addRows(7, [{x: [5]}], [{y: [6]}]); %s;
+    const of = (which, tensor) => shown.after(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
+    return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
+
+
+def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
+    outputs, inputs = evaluate(AFTER_STREAM % "")
+
+    assert (outputs["at"], outputs["horizon"]) == (1, 2)
+    assert outputs["fans"] == [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]
+    assert inputs["fans"][0]["middle"] == [None, None, 1]  # the first prediction is the input after the next
+
+
+def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None:
+    assert evaluate(AFTER_STREAM % "s.addRows(8, [], [{}])")[0]["at"] == 1
+    assert evaluate(AFTER_STREAM % "s.addRows(1, [], [{}])") == [None, None]
+
+
+def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
+    assert evaluate("stream_status.norm([[3, 0], [0, 4]])") == 5
+    assert evaluate("stream_status.norm([true, false])") == 1
+
+
+def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evaluate) -> None:
+    script = """(() => { const ctx = new OffscreenCanvas(500, 100).getContext('2d'), drawn = [];
+        ctx.textAlign = 'right'; // as uPlot leaves it
+        ctx.fillText = (text, x) => drawn.push([text, x, x + ctx.measureText(text).width, ctx.textAlign]);
+        const chart = { ctx, bbox: { left: 10, top: 10, width: 400, height: 50 }, valToPos: (at) => at };
+        const rows = [{ at: 250, text: 'reset' }, { at: 410, text: 'fork of watch-1' }];
+        marks.drawMarks(chart, rows, { ink: '#000', font: '11px sans-serif' });
+        return drawn; })()"""
+    (reset, _, reset_end, _), (fork, fork_start, fork_end, align) = evaluate(script)
+
+    assert (reset, fork, align) == ("reset", "fork of watch-1", "left")
+    assert reset_end < fork_start
+    assert fork_end <= 410.5
+
+
+def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
+    assert evaluate(f"stream_status.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
+    assert evaluate("stream_status.inWords({name: 'y', shape: []}, [7])") == "7"
+    assert evaluate("stream_status.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
+
+
+def test_the_stream_that_changed_most_has_the_largest_change(evaluate: Evaluate) -> None:
+    script = """(() => { const trend = (f) => { const t = new trend_.Trend();
+            for (let i = 0; i < 60; i += 1) t.add({y: [f(i)]}); return t; };
+        const jump = (to) => trend(i => i < 45 ? 0 : to);
+        return trend_.changes([trend(() => 1), jump(2), jump(1), new trend_.Trend()]); })()"""
+
+    assert evaluate(script.replace("trend_", "globalThis.trend")) == [0, 1, 0.5, 0]
+
+
+def test_silences_are_drawn_as_parts_of_the_longest_one(evaluate: Evaluate) -> None:
+    alarms = "[{kind: 'silent', at: 60}, {kind: 'when', at: 10}, {kind: 'silent', at: 80}, {kind: 'silent', at: 100.5}]"
+
+    assert evaluate(f"alerts.silences({alarms}, 100)") == [1, None, 0.5, 0]
+    assert evaluate("alerts.silences([], 100)") == []
+
+
+def test_an_alarm_about_refused_timesteps_has_the_code_of_the_error(evaluate: Evaluate) -> None:
+    alarm = "{kind: 'refused', step: 4, code: 'non_finite'}"
+
+    assert evaluate(f"alerts.sentence({alarm})") == "refused after step 4: non_finite"
+
+
+def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    page.evaluate("import('/cards/alerts.js').then((found) => { globalThis.alerts = found; })")
+    script = """(async () => {
+        const parts = {panel: document.createElement('div'), facts: document.createElement('p'),
+            body: document.createElement('div')};
+        const now = Date.now() / 1000;
+        const found = [{id: '1', rule: 'quiet', stream: 'p1', kind: 'silent', step: 4, at: now - 90},
+            {id: '2', rule: 'high', stream: 'p2', kind: 'when', step: 9, at: now - 5}];
+        const fetched = globalThis.fetch;
+        globalThis.fetch = async () => new Response(JSON.stringify({alerts: found, cursor: null}));
+        const card = new alerts.AlertCard(parts, () => undefined);
+        card.setModel({name: 'm'});
+        await card.refresh();
+        globalThis.fetch = fetched;
+        return [parts.facts.textContent, parts.panel.hidden, ...[...parts.body.querySelectorAll('li')].map((item) =>
+            [item.textContent, item.querySelector('.silence')?.style.getPropertyValue('--length') ?? null])];
+    })()"""
+
+    counted, hidden, silent, high = page.evaluate(script)
+
+    assert (counted, hidden) == ("2 raised", False)
+    assert silent[0].startswith("quietp1silent after step 4")
+    assert silent[1] == "1"
+    assert high[1] is None
+
+
+def test_a_service_that_has_not_listed_its_streams_yet_is_not_reported_as_empty(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    script = """Promise.all(['stream_list', 'streams'].map((name) => import(`/streams/${name}.js`))).then(
+        ([{StreamList}, {Streams}]) => {
+            const part = () => document.createElement('div');
+            const list = new StreamList({list: part(), note: part(), more: part(), search: {text: ''}});
+            const streams = new Streams(), notes = [];
+            for (const page of [null, {streams: [], cursor: null}, {streams: [{stream: 'a', step: 1}], cursor: null}]) {
+                if (page) streams.list(page);
+                list.render(streams, [], null);
+                notes.push(list.note.textContent);
+            }
+            return notes; })"""
+
+    assert page.evaluate(script) == ["Loading the streams …", "No streams yet.", ""]
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(6, 65), (20, 0), (90, 0)])
+def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
+    page: Page, files: str, seconds: int, first: float
+) -> None:
+    page.open(f"{files}/index.html")
+    script = f"""import('/tiles.js').then(({{Tiles}}) => {{ let second = 0;
+        performance.now = () => 1000 * second;
+        const tiles = new Tiles();
+        for (; second <= {seconds}; second += 1) {{ tiles.count(second); tiles.drawRate(true); }}
+        return document.getElementById('rate-line').getAttribute('points'); }})"""
+    places = [float(point.split(",")[0]) for point in page.evaluate(script).split(" ")]
+
+    assert (round(places[0]), places[-1], len(places)) == (first, 120, min(seconds, 60))
+
+
+@pytest.mark.parametrize(
+    ("values", "distance", "texts"),
+    [
+        ([0, 0.5, 1], 0.5, ["0", "0.5", "1"]),
+        ([0, 0.25, 0.5], 0.25, ["0", "0.25", "0.5"]),
+        ([1013.2, 1013.4], 0.2, ["1,013.2", "1,013.4"]),
+        ([-20000, 0], 20000, ["-20,000", "0"]),
+        ([0, 1e-9, 2e-9], 1e-9, ["0", "1.0e-9", "2.0e-9"]),
+        ([0, 2.5e8], 2.5e8, ["0", "2.5e+8"]),
+        ([1700000000, 1700000010], 10, ["1,700,000,000", "1,700,000,010"]),
+    ],
+)
+def test_the_tick_marks_of_an_axis_have_different_texts(
+    evaluate: Evaluate, values: list[float], distance: float, texts: list[str]
+) -> None:
+    assert evaluate(f"shapes.tickTexts({values}, {distance})") == texts
+
+
+def test_of_streams_that_are_idle_only_the_newest_are_kept(evaluate: Evaluate) -> None:
+    script = """(() => { const all = new streams.Streams();
+        for (let i = 0; i < 10_500; i += 1) {
+            const one = all.get(`s${i}`);
+            one.recordCommit(1, [{}]);
+            one.addRows(1, [{}], [{}]);
+            one.seenAt -= i < 10_490 ? 20_000 - i : 0;
+        }
+        all.trim(['s0']);
+        const has = (name) => all.byName.get(name)?.rows.length ?? null;
+        return [all.byName.size, ...['s0', 's1', 's9000', 's10300', 's10499'].map(has)]; })()"""
+
+    assert evaluate(script) == [10_011, 1, None, 0, 1, 1]
+
+
+def test_a_missing_value_interrupts_the_lines(evaluate: Evaluate) -> None:
+    rows = "[{rows: [1, 2, 3].map((step) => ({step, inputs: {}, outputs: {y: [step === 2 ? NaN : step]}}))}]"
+    field = "{which: 'outputs', tensor: 'y', index: 0}"
+
+    assert evaluate(f"comparison.linesOf({rows}, {field}, 'newest', 300).lines[0].slice(-3)") == [1, None, 3]
+
+
+def test_all_numbers_of_a_tensor_are_in_a_file(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.seriesOf([{name: 'x', shape: [50]}], Infinity).series.length") == 50
+
+
+def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:
+    script = """(() => { const t = new globalThis.trend.Trend();
+        for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"""
+
+    assert evaluate(script) == list(range(10, 70))
+
+
+def test_settings_that_differ_from_the_defaults_are_in_the_address(evaluate: Evaluate) -> None:
+    assert evaluate("address.addressOf({model: 'm', stream: 'a b', axis: 'steps', last: '100'})") == (
+        "#model=m&stream=a+b&last=100"
+    )
+    assert evaluate("address.readAddress('#model=m&stream=a+b&axis=time')") == {
+        "model": "m", "stream": "a b", "search": "", "view": "streams", "axis": "time", "last": "300", "forecast": "0",
+        "compare": "", "field": "", "align": "newest", "truth": "on",
+    }  # fmt: skip
+
+
+def test_a_chart_as_csv_has_step_time_and_named_values(evaluate: Evaluate) -> None:
+    script = """chart_file.csvOf([{step: 3, time: 0, inputs: {x: [1, 2]}, outputs: {y: [0.5]}}, {step: null}],
+        shapes.seriesOf([{name: 'x', shape: [2], labels: ['a, left', 'b']}]).series,
+        shapes.seriesOf([{name: 'y', shape: [1], unit: 'mm'}]).series)"""
+
+    assert evaluate(script) == 'step,time,"a, left",b,y (mm)\n3,1970-01-01T00:00:00.000Z,1,2,0.5\n'
+
+
+XY = "[{name: 'x', shape: [2], dtype: 'float32', labels: ['a', 'b']}, {name: 'n', shape: [], dtype: 'int64'}]"
+
+
+def test_columns_of_a_csv_are_found_by_name_in_whatever_order(evaluate: Evaluate) -> None:
+    text = json.dumps('n;"b";note;a\n7;2.5;"x ""y""";1\n')
+    script = f"""(() => {{ const t = csv_table.parseCsv({text});
+        return csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }})()"""
+
+    assert evaluate(script) == {"x": [1, 2.5], "n": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,c\\n1,2", "columns a, b; the file has a, c"),
+        ("a,b,n\\n1,x,1", "Row 1, column b: “x” is not a number"),
+        ("a,b,n\\n1,,1", "Row 1, column b: “” is not a number"),
+        ("a,b,n\\n1,2,1.5", "Row 1, column n: “1.5” is not a whole number"),
+        *[(f"a,b,n\\n1,{cell},1", f"“{cell}” is not a number") for cell in ("+5", ".5", "5.", "007", "4_2", "\uff15")],
+        ("a,b,n\\n1,2,+1", "“+1” is not a whole number"),
+        ("a,b,n\\n1,2,1\\n1,2", "Row 2 has 2 cells; the header has 3"),
+        ("a,b,n", "no rows"),
+        ("", "empty"),
+    ],
+)
+def test_a_csv_that_does_not_fit_is_refused_with_the_place(evaluate: Evaluate, text: str, words: str) -> None:
+    script = f"""(() => {{ try {{ const t = csv_table.parseCsv('{text}');
+        csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }}
+        catch (problem) {{ return problem.message; }} }})()"""
+
+    assert words in evaluate(script)
+
+
+MOVES = """{inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'c', shape: [], dtype: 'int64'}],
+    outputs: [{name: 'y', shape: [2]}, {name: 'p', shape: [3], labels: ['a', 'b', 'd']}],
+    feedback: {x: {output: 'y', scale: 2, offset: [0, 1]}, c: 'p'}}"""
+
+
+def test_the_next_inputs_are_what_came_after_a_prediction(evaluate: Evaluate) -> None:
+    script = f"truth.pairsOf({MOVES}).map((pair, i) => truth.fedBack(pair, [[4, 5], [2]][i]))"
+
+    assert evaluate(script) == [[2, 2], [0, 0, 1]]  # (x - offset) / scale; the class that came
+
+
+def test_a_rule_on_logits_gives_no_ground_truth(evaluate: Evaluate) -> None:
+    model = """{inputs: [{name: 'c', shape: [], dtype: 'int64'}], outputs: [{name: 'p', shape: [3]}],
+        feedback: {c: {output: 'p', logits: true}}}"""
+
+    assert evaluate(f"truth.pairsOf({model})") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("step,p,note\n4,b,-\n7,d,-", [[4, {"p": [0, 1, 0]}], [7, {"p": [0, 0, 1]}]]),
+        ("a,b,d\n0.25,0.5,0.25", [[1, {"p": [0.25, 0.5, 0.25]}]]),
+        ("y[1],y[0]\n5,6\n7,8", [[1, {"y": [6, 5]}], [2, {"y": [8, 7]}]]),
+    ],
+)
+def test_a_file_has_the_ground_truth_by_columns_and_steps(evaluate: Evaluate, text: str, found: object) -> None:
+    assert evaluate(f"[...truth.truthOf({MOVES}.outputs, csv_table.parseCsv({json.dumps(text)}))]") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("z\n1", "No column has the name of a prediction: y, y 0, y 1, p, a, b, d; the file has z."),
+        ("step,p\n1,x", "Row 1, column p: “x” is none of a, b, d"),
+        ("step,p\n1.5,a", "Row 1, column step: “1.5” is not a whole number"),
+    ],
+)
+def test_a_file_without_ground_truth_is_refused_with_the_place(evaluate: Evaluate, text: str, words: str) -> None:
+    script = f"""(() => {{ try {{ truth.truthOf({MOVES}.outputs, csv_table.parseCsv({json.dumps(text)})); }}
+        catch (problem) {{ return problem.message; }} }})()"""
+
+    assert words in evaluate(script)
+
+
+def test_the_error_is_the_mean_difference_or_what_the_right_class_lacks(evaluate: Evaluate) -> None:
+    assert evaluate("truth.errorOf({y: [1, 4]}, {y: [2, 2]})") == 1.5
+    assert evaluate("truth.errorOf({p: [0.25, 0.75]}, {p: [1, 0]})") == 0.75
+    assert evaluate("truth.errorOf({y: [1, 4]}, {y: [NaN, 2]})") == 2
+    assert evaluate("truth.errorOf({y: [1, 4]}, null)") is None
+
+
+def rows(*steps: int) -> str:
+    """Rows of a stream whose output `y` is ten times the step; a step of 0 interrupts the lines."""
+    parts = [f"{{step: {step or 'null'}, inputs: {{}}, outputs: {{y: [{10 * step}]}}}}" for step in steps]
+    return f"{{rows: [{', '.join(parts)}]}}"
+
+
+Y = "{which: 'outputs', tensor: 'y', index: 0}"
+
+
+def test_streams_are_compared_by_their_newest_timesteps_or_by_step(evaluate: Evaluate) -> None:
+    two = f"[{rows(1, 2, 3)}, {rows(7, 8)}]"
+    newest = evaluate(f"comparison.linesOf({two}, {Y}, 'newest', 300)")
+    by_step = evaluate(f"comparison.linesOf({two}, {Y}, 'step', 300)")
+
+    assert newest["positions"] == list(range(-19, 1))
+    assert [line[-3:] for line in newest["lines"]] == [[10, 20, 30], [None, 70, 80]]
+    assert by_step["positions"] == list(range(1, 9))
+    assert by_step["lines"] == [[10, 20, 30, *[None] * 5], [*[None] * 6, 70, 80]]
+
+
+def test_rows_before_a_reset_are_not_compared(evaluate: Evaluate) -> None:
+    assert evaluate(f"[...comparison.currentRows({rows(5, 6, 0, 1, 0, 3)}.rows).keys()]") == [3, 1]
+
+
+def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    page.evaluate("import('/app.js')")  # a plain web server serves these files at /, not under /dashboard/
+
+    assert page.wait_for("/does not respond/.exec(document.getElementById('state').textContent)?.[0]")
+    assert "since" in page.text("#stopped")

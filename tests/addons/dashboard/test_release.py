@@ -1,0 +1,169 @@
+"""The release card of the dashboard, in a real browser, with a real service."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.addons.dashboard.browser import Page
+from tests.addons.dashboard.test_operations import accept_dialog, click
+from tests.addons.dashboard.test_page import open_page, post, wait_for_step
+from tests.graphs import fold, total, write_model
+from tests.processes import ServiceProcess, service_process
+
+pytestmark = pytest.mark.browser
+MODELS = [f"pump{i}" for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    folder = tmp_path_factory.mktemp("models")
+    for model in MODELS:
+        write_model(folder, model, lambda: fold(3), version=1)
+        write_model(folder, model, lambda: fold(5), version=2)
+    write_model(folder, "total", total)
+    with tempfile.TemporaryDirectory(prefix="sw") as short, service_process(folder, Path(short)) as one:
+        yield one
+
+
+@pytest.fixture
+def model() -> str:
+    return MODELS.pop()
+
+
+def start(live: ServiceProcess, model: str, **more: Any) -> dict[str, Any]:
+    """Pin version 1 and try version 2."""
+    body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100, **more}
+    response = httpx2.put(f"{live.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def release(live: ServiceProcess, model: str) -> dict[str, Any]:
+    return dict(httpx2.get(f"{live.url}/v1/models/{model}/release", trust_env=False, timeout=30).json())
+
+
+def step(live: ServiceProcess, model: str, stream: str, x: int = 1) -> None:
+    post(live, f"{model}/streams/{stream}/step", {"inputs": [x]})
+
+
+def facts(page: Page, words: str) -> str:
+    """Wait until the card's sentence has these words, and return it."""
+    found = "document.getElementById('release-facts').textContent"
+    return str(page.wait_for(f"!document.getElementById('release').hidden && {found}.includes({words!r}) && {found}"))
+
+
+def versions(page: Page, fact: str) -> list[str]:
+    """Wait until a fact about the rows of the versions holds, and return their texts."""
+    rows = "[...document.querySelectorAll('#release-versions .version')].map(row => row.innerText)"
+    return list(page.wait_for(f"(rows => {fact} && rows)({rows})"))
+
+
+def test_a_model_with_one_version_has_no_card(page: Page, live: ServiceProcess) -> None:
+    post(live, "total/streams/s/step", {"inputs": [1, 2]})
+    open_page(page, live, "s", model="total")
+    wait_for_step(page, "s", 1)
+
+    assert page.evaluate("document.getElementById('release').hidden")
+
+
+def test_versions_streams_and_the_share_are_shown(page: Page, live: ServiceProcess, model: str) -> None:
+    step(live, model, "s")
+    start(live, model, mode="ramp", percent=25)
+    open_page(page, live, model=model)
+
+    assert "version 1 is current" in facts(page, "version 2 is tried: ramp")
+    assert page.text("#release-share") == "25% of the streams"
+    assert page.evaluate("document.getElementById('release-percent').value") == 25
+    rows = versions(page, "rows.some(row => /1 stream$/.test(row))")
+    assert [row.split("\n")[:2] for row in rows] == [["Version 1", "current"], ["Version 2", "ramping"]]
+
+
+def test_the_comparison_is_shown(page: Page, live: ServiceProcess, model: str) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried: shadow")
+    for _ in range(3):
+        step(live, model, "s")
+    page.wait_for("document.getElementById('release-steps').textContent.startsWith('3 timesteps')")
+    cells = page.evaluate("[...document.querySelectorAll('#release-outputs tr > *')].map(cell => cell.textContent)")
+
+    compared = release(live, model)["compared"]["outputs"]["y"]
+    assert cells[0] == "y"
+    assert float(cells[1]) == compared["max_abs"] == (25 * 2 + 5 * 2 + 2) - (9 * 2 + 3 * 2 + 2)
+
+
+def test_the_streams_that_differ_most_are_listed_and_can_be_chosen(
+    page: Page, live: ServiceProcess, model: str
+) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried: shadow")
+    page.wait_for("document.getElementById('candidate-note').textContent || document.getElementById('view').hidden")
+    for x, stream in ((1, "quiet"), (100, "loud")):
+        for _ in range(2):
+            step(live, model, stream, x)
+    names = "[...document.querySelectorAll('#release-streams button')].map(one => one.textContent.split(' ')[0])"
+    found = page.wait_for(f"{names}.length === 2 && {names}")
+    click(page, "#release-streams li:last-child button")
+    wait_for_step(page, "quiet", 2)
+
+    assert found == ["loud", "quiet"]
+    assert page.text("#candidate-note") == "dotted: the candidate, version 2"
+
+
+def test_a_promotion_is_confirmed_with_a_reason(page: Page, live: ServiceProcess, model: str) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried")
+    click(page, "#promote")
+    page.wait_for("document.getElementById('ask').open")
+    asked = page.text("#ask-title")
+    accept_dialog(page, "better on every pump")
+
+    assert asked == "Promote version 2?"
+    assert "version 2 is current" in facts(page, "version 2 was promoted: better on every pump")
+    assert page.evaluate("document.getElementById('promote').hidden && document.getElementById('abort').hidden")
+    assert release(live, model)["ended"]["why"] == "better on every pump"
+
+
+def test_an_abort_needs_no_reason(page: Page, live: ServiceProcess, model: str) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried")
+    click(page, "#abort")
+    page.wait_for("document.getElementById('ask').open")
+    accept_dialog(page)
+
+    assert "version 1 is current" in facts(page, "version 2 was aborted")
+    assert release(live, model)["ended"]["why"] is None
+
+
+def test_a_release_that_was_changed_meanwhile_is_not_promoted(page: Page, live: ServiceProcess, model: str) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried")
+    click(page, "#promote")
+    page.wait_for("document.getElementById('ask').open")
+    start(live, model, percent=1)
+    accept_dialog(page)
+
+    assert page.wait_for("document.getElementById('ask-problem').textContent.includes('revision')")
+    assert release(live, model)["ended"] is None
+
+
+def test_the_page_reports_no_errors_while_a_release_runs(page: Page, live: ServiceProcess, model: str) -> None:
+    start(live, model)
+    open_page(page, live, model=model)
+    facts(page, "version 2 is tried")
+    for _ in range(3):
+        step(live, model, "s")
+    wait_for_step(page, "s", 3)
+    click(page, "#release-title")
+
+    assert page.errors == []

@@ -1,0 +1,54 @@
+"""`ObservedModel` counts a fair choice of the timesteps if more were collected than it may count."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stepwell.addons.drift.observed_model import ObservedModel
+from stepwell.addons.drift.sampler import MAX_TIMESTEPS
+from stepwell.addons.drift.windows import WINDOWS, read_window
+from stepwell.models.served import ServedModel
+from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
+from tests.addons.drift.live import normal, write_reference_model
+from tests.servers import Server
+
+
+async def test_a_choice_of_rows_in_the_same_order_follows_none_of_their_streams(
+    shared_redis: Server, tmp_path: Path
+) -> None:
+    write_reference_model(tmp_path, "fair", normal(20, 50, 2))
+    path = tmp_path / "fair.onnx"
+    store = StateStore(shared_redis.url)
+    observed = ObservedModel(store, ServedModel("fair", 1, StepModel(path), path, ()), 64, "worker")
+    streams, x = [f"s{i}" for i in range(64)], np.zeros((64, 1, 2), np.float32)
+    x[::8] = 100
+    while not observed.sampler.skips():
+        observed.sampler.add(streams, {"x": x}, {"y": x})
+    observed.count(time.time())
+    await observed.windows.write(time.time())
+    found = await read_window(store, observed.name, WINDOWS[0], time.time())
+    await store.close()
+
+    assert found.count[0] == MAX_TIMESTEPS  # every second of them
+    assert found.outside / found.count == pytest.approx(1 / 8, abs=0.04)
+
+
+async def test_a_part_of_a_batch_without_rows_is_counted_with_the_others(shared_redis: Server, tmp_path: Path) -> None:
+    write_reference_model(tmp_path, "parts", normal(20, 50, 2))
+    path = tmp_path / "parts.onnx"
+    store = StateStore(shared_redis.url)
+    observed = ObservedModel(store, ServedModel("parts", 1, StepModel(path), path, ()), 64, "worker")
+    x = np.ones((3, 1, 2), np.float32)
+    observed.sampler.add([], {"x": x[:0]}, {"y": x[:0]})  # all streams of the batch take part in a release
+    observed.sampler.add(["a", "b", "c"], {"x": x}, {"y": x})
+    observed.count(time.time())
+    await observed.windows.write(time.time())
+    found = await read_window(store, observed.name, WINDOWS[0], time.time())
+    await store.close()
+
+    assert found.count[0] == 3
