@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from campaign import mutants, result, soak
+from campaign import answers, mutants, result, soak
 from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, Client, run
 from campaign.clients import conformance
@@ -105,6 +105,31 @@ def chaos(
     if ended_early and not tally.violations:
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(bool(tally.violations) != (without is not None))
+
+
+@app.command(name="answers")
+def compare_answers(
+    *,
+    before: Annotated[
+        Path, typer.Option(metavar="DIR", exists=True, file_okay=False, help="A checkout of another commit.")
+    ],
+    requests: Annotated[int, typer.Option(min=20, help="How many requests; a feed's messages count as one.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of the requests.")] = 1,
+) -> None:
+    """Send the same requests of every kind to this checkout and to another, and compare the answers byte for byte.
+
+    Exits with 0 if all are the same, else with 1.
+    """
+    with tempfile.TemporaryDirectory(prefix="answers-") as folder:
+        counts, found = answers.differing(before.resolve(), Path(folder), seed=seed, count=requests)
+    for kind, count in sorted(counts.items()):
+        _console.print(f"{kind:10} {count:7}", markup=False)
+    for one in found[:10]:
+        _console.print(
+            f"{one.at}: {one.request}\n  before {one.before[:500]!r}\n  now    {one.now[:500]!r}", markup=False
+        )
+    _console.print(f"{len(found)} of {sum(counts.values())} answers differ")
+    raise typer.Exit(bool(found))
 
 
 @app.command(name="conformance")
