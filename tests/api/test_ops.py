@@ -348,6 +348,7 @@ def test_the_openapi_document_has_every_route_of_the_contract(service: Service) 
         ("DELETE", "/v1/models/{model}/streams/{stream}/snapshots/{name}"),
         ("POST", "/v1/models/{model}/step"),
         ("POST", "/v1/models/{model}/steps"),
+        ("POST", "/v1/models/{model}/run"),
         ("POST", "/v1/models/{model}/reset"),
         ("GET", "/v1/models/{model}/streams"),
         ("GET", "/v1/models/{model}/streams/export"),

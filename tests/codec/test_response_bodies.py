@@ -26,6 +26,7 @@ from stepwell.codec.step_bodies import (
     BulkStepsBody,
     FeedMessage,
     PeekBody,
+    RunBody,
     StepBody,
     StepsBody,
     StreamMessage,
@@ -40,7 +41,7 @@ from tests.graphs import manifest_of
 
 BODIES: list[type[Struct]] = [
     *(StepBody, StepsBody, PeekBody, FeedMessage, StreamMessage, BulkBody, BulkStepsBody, BulkMessage),
-    *(RolloutBody, ResetBody, ForkBody, SnapshotBody, StateBody),
+    *(RolloutBody, ResetBody, ForkBody, SnapshotBody, StateBody, RunBody),
 ]
 SPECS = manifest_of(
     name="m",

@@ -16,6 +16,7 @@ from tests.protocols.conftest import MAX_BODY
 
 STEP, STEPS = "/v1/models/fold/streams/s/step", "/v1/models/fold/streams/s/steps"
 BULK, BULK_STEPS = "/v1/models/fold/step", "/v1/models/fold/steps"
+RUN = "/v1/models/fold/run"
 LSTM = "/v1/models/lstm/streams/s/step"
 GOOD = b'{"inputs": {"x": [5]}}'
 PACKED = msgspec.msgpack.encode({"inputs": {"x": {"d": "int64", "s": [1], "b": b"\5" + b"\0" * 7}}})
@@ -76,6 +77,18 @@ RECORDED: dict[str, bytes] = {
     "columns of none": request(b'{"streams": [], "inputs": []}', BULK),
     "columns in msgpack": request(msgspec.msgpack.encode({"streams": ["a"], "inputs": [[1]]}), BULK,
                                   "content-type: application/msgpack"),
+    "a run": request(b'{"inputs": [5], "state": null}', RUN),
+    "columns of runs": request(b'{"inputs": [[5], [6]], "state": [null, "!"]}', RUN),
+    "a run in msgpack": request(msgspec.msgpack.encode({"inputs": [5], "state": None}), RUN,
+                                "content-type: application/msgpack"),
+    "a run of a version": request(b'{"inputs": [5], "state": null}', RUN + "?version=1"),
+    "a run of an unknown version": request(b'{"inputs": [5], "state": null}', RUN + "?version=2"),
+    "a run without a state": request(b'{"inputs": [5]}', RUN),
+    "a run of a bad state": request(b'{"inputs": [5], "state": "!"}', RUN),
+    "a run of no text": request(b'{"inputs": [5], "state": 5}', RUN),
+    "a run with a seq": request(b'{"inputs": [5], "state": null, "seq": 1}', RUN),
+    "a run with a state twice": request(b'{"inputs": [5], "state": null, "state": null}', RUN),
+    "a run with a key": request(b'{"inputs": [5], "state": null}', RUN, "Idempotency-Key: one"),
     "msgpack": request(PACKED, STEP, "Content-Type: application/msgpack"),
     "msgpack for JSON": request(PACKED, STEP, "Content-Type: application/msgpack", "Accept: application/json"),
     "JSON for msgpack": request(GOOD, STEP, "Accept: text/html, application/x-msgpack;q=1"),

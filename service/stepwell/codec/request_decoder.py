@@ -21,11 +21,12 @@ from stepwell.codec.step_bodies import (
     BulkMessage,
     BulkStepsBody,
     DecodedBulk,
+    DecodedRun,
     DecodedStep,
     FeedMessage,
     PeekBody,
+    RunBody,
     StepBody,
-    StepOptions,
     StepsBody,
     StreamMessage,
     correlation_of,
@@ -49,7 +50,7 @@ from stepwell_client.wire.ids import is_stream_id
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, Manifest
 
-B = TypeVar("B", bound=StepOptions)
+B = TypeVar("B", bound=msgspec.Struct)
 ReadStep = Callable[[bytes], TypedStep]
 
 
@@ -130,6 +131,21 @@ class RequestDecoder:
             bulk = self.strict.bulk(body, body_format, body_type, chunk=chunk)
         return self._checked_bulk(bulk, body_format)
 
+    def run(self, body: bytes, body_format: Format) -> DecodedRun:
+        """Decode timesteps whose states are in the body; an error of a single row of columns is in `faults`.
+
+        Raises:
+            ServiceError: `bad_json`, `bad_request`, `bad_input`, `non_finite` or `too_large`.
+        """
+        try:
+            decoded = self._run(_decode(body, body_format, RunBody), body, body_format)
+        except DECODE_ERRORS:
+            decoded = self.strict.run(body, body_format)
+        if not decoded.states:
+            _reject_columns("`state` is empty; expected at least one state, or null.")
+        self._check_rows(len(decoded.states), "states")
+        return decoded
+
     def feed(
         self, message: bytes, message_format: Format, correlation: dict[str, Any], *, many: bool
     ) -> DecodedStep | DecodedBulk:
@@ -202,6 +218,17 @@ class RequestDecoder:
         _check_not_empty(inputs, axis=1)
         return DecodedBulk(envelope, inputs, chunk)
 
+    def _run(self, envelope: RunBody, body: bytes, body_format: Format) -> DecodedRun:
+        inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if envelope.is_columns else 0)
+        if body_format is JSON:
+            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
+        else:
+            reject_duplicate_entries(body, envelope)
+        decoded = DecodedRun(envelope, {name: column[:, None] for name, column in inputs.items()})
+        if any(len(column) != len(decoded.states) for column in inputs.values()):
+            raise NotTypedError
+        return decoded
+
     # ---------------------------------------------------------------- both paths
 
     def _checked(self, step: DecodedStep) -> DecodedStep:
@@ -223,12 +250,7 @@ class RequestDecoder:
         count = len(streams)
         if count == 0:
             _reject_columns("`streams` is empty; expected at least one stream id.")
-        if count > self._max_streams:
-            raise ServiceError(
-                "too_large",
-                f"The body has {count} streams; at most {self._max_streams} are allowed.",
-                fix="Send them in parts, or raise `queue_limit`.",
-            )
+        self._check_rows(count, "streams")
         for name, column in (("seq", body.seq), ("after", body.after)):
             if column is not UNSET and len(column) != count:
                 _reject_columns(
@@ -247,6 +269,14 @@ class RequestDecoder:
         if not invalid:
             self.stream_lists.add(streams)
         return bulk
+
+    def _check_rows(self, count: int, what: str) -> None:
+        if count > self._max_streams:
+            raise ServiceError(
+                "too_large",
+                f"The body has {count} {what}; at most {self._max_streams} are allowed.",
+                fix="Send them in parts, or raise `queue_limit`.",
+            )
 
     def _check_length(self, inputs: dict[str, Array], *, axis: int) -> None:
         """Check that T is the same for all inputs, and not too large."""
@@ -267,10 +297,20 @@ class RequestDecoder:
 
 
 _MODULES = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
-_DECODERS: dict[tuple[Format, type[StepOptions]], Callable[[bytes], Any]] = {
+_DECODERS: dict[tuple[Format, type[msgspec.Struct]], Callable[[bytes], Any]] = {
     (body_format, body_type): module.Decoder(body_type).decode
     for body_format, module in _MODULES.items()
-    for body_type in (StepBody, StepsBody, PeekBody, FeedMessage, StreamMessage, BulkBody, BulkStepsBody, BulkMessage)
+    for body_type in (
+        StepBody,
+        StepsBody,
+        PeekBody,
+        FeedMessage,
+        StreamMessage,
+        BulkBody,
+        BulkStepsBody,
+        BulkMessage,
+        RunBody,
+    )
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.codec.step_bodies import TENSORS, StateId, StreamId
+from stepwell.codec.step_bodies import TENSORS, PackedStateText, StateId, StreamId
 from stepwell.codec.stream_ops import Fingerprint, Position, States
 from stepwell.error_codes import CODES
 from stepwell_client.wire.outcomes import Applied, Retry
@@ -169,11 +169,23 @@ class NewSnapshotResponse(PositionResponse, kw_only=True):
 
 
 class StateResponse(Document, kw_only=True):
-    """The state of a stream."""
+    """The state of a stream: `states` and `fingerprint`; with `?packed=true`, `state` in their place."""
 
-    states: States
+    states: States | UnsetType = UNSET
+    state: PackedStateText | UnsetType = UNSET
     step: Position
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint | UnsetType = UNSET
+
+
+class RunResponse(Document, kw_only=True):
+    """The response to timesteps whose state is in the request; a row that failed is null in each column."""
+
+    outputs: Tensors
+    state: Annotated[
+        PackedStateText | list[PackedStateText | None],
+        Meta(description="The state after the timestep; of columns a list, with null for a row that failed."),
+    ]
+    errors: Annotated[dict[str, Problem], Meta(description="Of columns: by row index, as text.")] | UnsetType = UNSET
 
 
 class SnapshotEntry(Document, kw_only=True):

@@ -71,6 +71,22 @@ Return = Annotated[
 ]
 HasTimeAxis = Annotated[bool, Meta(description="The inputs have a time axis.", extra_json_schema={"default": False})]
 
+PackedStateText = Annotated[
+    str,
+    Meta(
+        description="A packed state: base64url of the model's fingerprint, the states' bytes, and a checksum.",
+        extra={"expected": "a packed state, as in an earlier response"},
+        extra_json_schema={"pattern": "^[A-Za-z0-9_-]+$"},
+    ),
+]
+GivenStates = Annotated[
+    PackedStateText | list[PackedStateText | None] | None,
+    Meta(
+        description="The state before the timestep; null: the initial state. A list: one for each row of the inputs.",
+        extra={"expected": "a packed state, null, or a list of these"},
+    ),
+]
+
 # ------------------------------------------------------------------- bodies
 
 
@@ -152,6 +168,18 @@ class BulkMessage(BulkStepsBody, kw_only=True, forbid_unknown_fields=True, gc=Fa
     id: Raw | UnsetType = UNSET
 
 
+class RunBody(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """The body of a timestep whose state is in the request; with a list of states, of one timestep for each."""
+
+    inputs: Inputs
+    state: GivenStates
+
+    @property
+    def is_columns(self) -> bool:
+        """Whether the body has a list of states, and inputs with an axis for them."""
+        return isinstance(self.state, list)
+
+
 # ------------------------------------------------------------------- decoded bodies
 
 
@@ -212,6 +240,26 @@ class DecodedBulk:
     def column(self, given: list[Any] | UnsetType) -> list[Any]:
         """Return a column of the body, with one None per stream if it was not given."""
         return [None] * len(self.body.streams) if given is UNSET else given
+
+
+@dataclass(slots=True)
+class DecodedRun:
+    """A decoded body of timesteps whose states are in the request.
+
+    Attributes:
+        body: The body as it was sent, with valid fields.
+        inputs: `(N, 1, *row)` per model input; the rows in `faults` must not be used.
+        faults: Errors of single rows, by index; the other rows are valid.
+    """
+
+    body: RunBody
+    inputs: dict[str, Array]
+    faults: dict[int, ServiceError] = field(default_factory=dict)
+
+    @property
+    def states(self) -> list[str | None]:
+        """The state of each row, which is not checked yet."""
+        return self.body.state if isinstance(self.body.state, list) else [self.body.state]
 
 
 _TIMESTEP_FIELDS = [name for name in Timestep.__struct_fields__ if name not in ("inputs", "source")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.codec.step_bodies import TENSORS, StateId
+from stepwell.codec.step_bodies import TENSORS, PackedStateText, StateId
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.codec.strict.parse import bad_request, parse, preview
 from stepwell.codec.strict.tensors import read_tensor
@@ -83,9 +83,10 @@ class ForkBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class StateBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
-    """The body of a request that imports a state; the tensors are not yet checked against a model."""
+    """The body of a request that imports a state, in `states` or packed; it is not yet checked against a model."""
 
-    states: States
+    states: States | UnsetType = UNSET
+    state: PackedStateText | UnsetType = UNSET
     step: Position = 0
     fingerprint: Fingerprint | None = None
 
@@ -140,7 +141,13 @@ def read_state(body: bytes, body_format: Format) -> StateBody:
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    return _read(body, body_format, StateBody)
+    decoded = _read(body, body_format, StateBody)
+    if (decoded.states is UNSET) == (decoded.state is UNSET):
+        found = "neither `states` nor `state`" if decoded.states is UNSET else "both `states` and `state`"
+        bad_request(f"The body has {found}; expected one of them.")
+    if decoded.state is not UNSET and decoded.fingerprint is not None:
+        bad_request("The body has `fingerprint` beside `state`; expected none: a packed state has its own.")
+    return decoded
 
 
 def states_of(states: dict[str, Any], fields: Sequence[StateField]) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw, Struct, inspect
 from msgspec.structs import astuple as _astuple
 
 from stepwell.codec.msgpack_maps import has_unique_keys, n_entries
-from stepwell.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
+from stepwell.codec.step_bodies import FeedMessage, PeekBody, StepBody, StreamMessage
 from stepwell.codec.strict.parse import parse
 from stepwell.codec.strict.tensors import is_finite
 from stepwell.errors import ServiceError
@@ -221,7 +221,7 @@ def _are_inputs_named(body: bytes, brace: int) -> bool:
 
 
 @cache
-def texts_with_colons(body_type: type[StepOptions]) -> tuple[str, ...]:
+def texts_with_colons(body_type: type[Struct]) -> tuple[str, ...]:
     """Return the names of a body's fields whose values may have colons, but `inputs`."""
     info: Any = inspect.type_info(body_type)
     return tuple(field.name for field in info.fields if field.name != "inputs" and not _has_no_colon(field.type))
@@ -240,7 +240,7 @@ def _has_no_colon(info: Any) -> bool:
     return isinstance(info, (inspect.IntType, inspect.FloatType, inspect.BoolType, inspect.NoneType))
 
 
-def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int, n_inputs: int | None = None) -> None:
+def reject_duplicate_keys(body: bytes, envelope: Struct, colons: int, n_inputs: int | None = None) -> None:
     """Check that no key occurs twice, by counting colons: each key has one, and numbers have none.
 
     msgspec silently accepts the last of two equal keys. A backslash could encode a colon in another way.
@@ -267,7 +267,7 @@ def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int, n_inp
         raise NotTypedError
 
 
-def _reject_duplicates_by_escapes(body: bytes, envelope: StepOptions, n_inputs: int | None) -> None:
+def _reject_duplicates_by_escapes(body: bytes, envelope: Struct, n_inputs: int | None) -> None:
     """Do what `reject_duplicate_keys` does for a body with a backslash, by which colons and keys may be encoded.
 
     The names of inputs have no quotation mark, so each has two in the body, however it is encoded; the values have
@@ -286,7 +286,7 @@ def _reject_duplicates_by_escapes(body: bytes, envelope: StepOptions, n_inputs: 
         raise NotTypedError from exc
 
 
-def reject_duplicate_entries(body: bytes, envelope: StepOptions) -> None:
+def reject_duplicate_entries(body: bytes, envelope: Struct) -> None:
     """Check that no key of a msgpack body's envelope occurs twice; for `inputs` its decoder does.
 
     Args:

@@ -10,6 +10,7 @@ from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.rollout.service import RolloutService
 from stepwell.engine.run_watchdog import Watchdog
+from stepwell.engine.state_runs import StateRuns
 from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
@@ -39,6 +40,7 @@ class Engine:
         models: The loaded models.
         steps: Steps streams.
         rollouts: Runs streams by the model's own predictions.
+        state_runs: Runs timesteps whose state is in the request.
         streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
         watch: The watchers of this worker.
         refusals: The timesteps that this worker has refused.
@@ -104,10 +106,11 @@ class Engine:
         self.streams = StreamService(deps, snapshots, self.plans)
         self.sweeper = Sweeper(deps, self.plans, self.releases)
         self.rollouts = RolloutService(deps, self.plans, observer, interests, max_rows=options.max_batch_size)
+        self.state_runs = StateRuns(models, self.admission, observer, max_rows=options.max_batch_size)
         self._watchdog = Watchdog(
             options.run_timeout_s,
             lambda: [
-                *(served.step_model for served in (*self.steps.models, *self.rollouts.models)),
+                *(served.step_model for served in (*self.steps.models, *self.rollouts.models, *self.state_runs.models)),
                 *models.translations.in_use,
             ],
             self.steps.sample_queues,
@@ -141,6 +144,7 @@ class Engine:
         self.admission.draining = True
         self._watchdog.stop()
         self.rollouts.close()
+        self.state_runs.close()
         await self.watch.close()
         await self.steps.close()
         await self.store.close()

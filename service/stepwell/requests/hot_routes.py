@@ -16,6 +16,7 @@ from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, OIP, ErrorFormat
 from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler
 from stepwell.requests.infer_handler import InferHandler, model_for_oip
+from stepwell.requests.run_handler import RunHandler
 from stepwell.types import StreamKey
 from stepwell_client.wire.formats import format_of_answer, format_of_body
 
@@ -171,6 +172,13 @@ def _bulk(context: AppContext, parts: Sequence[str], version: int | None, header
     )
 
 
+def _run(context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders) -> RunHandler:
+    [model] = parts
+    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
+    served = context.engine.models.get(model, version)
+    return RunHandler(context, served, tenant, headers.request_format, headers.response_format)
+
+
 def _infer(context: AppContext, parts: Sequence[str], _version: int | None, headers: RequestHeaders) -> InferHandler:
     model, *versions = parts
     return make_infer_handler(context, model, versions[0] if versions else None, headers)
@@ -205,6 +213,7 @@ HOT_ROUTES: Final = (
     HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps)", "POST /v1/models/{model}/streams/{stream}/steps", _step),
     HotRoute("/v1/models/", f"{_MODEL}/(step)", "POST /v1/models/{model}/step", _bulk),
     HotRoute("/v1/models/", f"{_MODEL}/(steps)", "POST /v1/models/{model}/steps", _bulk),
+    HotRoute("/v1/models/", f"{_MODEL}/run", "POST /v1/models/{model}/run", _run),
     HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", "POST /v2/models/{model}/infer", _infer, OIP),
     HotRoute(
         "/v2/models/",

@@ -11,6 +11,7 @@ from stepwell.asgi.openapi.schemas import (
     STREAM_READ,
     STREAM_WRITE,
     VERSION,
+    query,
     route,
 )
 from stepwell.codec.response_bodies import (
@@ -47,12 +48,22 @@ FORK = _copies(
     answer=ForkResponse,
     problems=(*_WRITE, "stream_exists", "snapshot_not_found", "model_changed", "stream_quota"),
 )
-STATE = _copies(parameters=[VERSION], answer=StateResponse, problems=(*_READ, "model_changed"))
+STATE = _copies(
+    parameters=[
+        VERSION,
+        query("packed", {"type": "boolean", "default": False}, "Return the state as one text, a packed state."),
+    ],
+    answer=StateResponse,
+    problems=(*_READ, "model_changed"),
+)
 PUT_STATE = _copies(
     parameters=_KEYED,
     body=StateBody,
     answer=PositionResponse,
-    problems=(*_WRITE, "bad_input", "non_finite", "model_changed", "precondition_required", "stream_quota"),
+    problems=(
+        *_WRITE,
+        *("bad_input", "non_finite", "non_finite_state", "model_changed", "precondition_required", "stream_quota"),
+    ),
 )
 SNAPSHOTS = _copies(answer=SnapshotsResponse, problems=_READ)
 SNAPSHOT = _snapshot(answer=SnapshotResponse, problems=(*_READ, "snapshot_not_found", "model_changed"))

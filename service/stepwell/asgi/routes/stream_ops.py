@@ -20,8 +20,9 @@ from stepwell.asgi.http import (
     respond,
 )
 from stepwell.asgi.openapi import stream_ops as openapi
-from stepwell.asgi.query import version_of
+from stepwell.asgi.query import flag_of, version_of
 from stepwell.codec import JSON, Format
+from stepwell.codec.packed_states import read_packed_state
 from stepwell.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
 from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.codec.rollout import RolloutLimits, read_rollout, rollout_response
@@ -32,11 +33,13 @@ from stepwell.codec.stream_ops import (
     read_state,
     states_of,
 )
+from stepwell.engine.packed_states import states_in
 from stepwell.requests.bulk import to_timestep
 from stepwell.requests.context import AppContext
 from stepwell.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id
+from stepwell_export.runtime.packed_state import encode_packed_state
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 
@@ -116,9 +119,12 @@ class StreamOpRoutes:
 
     async def state(self, request: Request) -> Response:
         """Return the state of a stream."""
-        state = await self._context.engine.streams.copies.get_state(
-            authorized_stream(request, self._context, "read"), version=version_of(request)
-        )
+        key, version = authorized_stream(request, self._context, "read"), version_of(request)
+        copies = self._context.engine.streams.copies
+        if flag_of(request.query_params, "packed"):
+            packed, step = await copies.get_packed_state(key, version=version)
+            return respond(StateResponse(state=encode_packed_state(*packed), step=step), request)
+        state = await copies.get_state(key, version=version)
         return respond(StateResponse(**_state_fields(state, _response_format(request))), request)
 
     async def put_state(self, request: Request) -> Response:
@@ -132,8 +138,15 @@ class StreamOpRoutes:
         raw_body = await body_of(request, self._context)
         body = await decoded(self._context, raw_body, lambda raw: read_state(raw, request_format))
         self._context.require_precondition("new state", body.after_bytes, idempotency_key)
-        served = await engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
-        imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
+        packed = None if body.state is UNSET else read_packed_state(body.state)
+        fingerprint = body.fingerprint_bytes if packed is None else packed.fingerprint
+        served = await engine.streams.copies.model_for_import(key.model, fingerprint, version)
+        if packed is not None:
+            states = states_in(packed, served, engine.models)
+        else:
+            assert body.states is not UNSET
+            states = states_of(body.states, served.step_model.fields)
+        imported = ImportedState(states, body.step)
         with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
             position = await engine.streams.put_state(
                 key,

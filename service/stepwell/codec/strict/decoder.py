@@ -14,11 +14,12 @@ from stepwell.codec.step_bodies import (
     BulkBody,
     BulkMessage,
     DecodedBulk,
+    DecodedRun,
     DecodedStep,
     FeedMessage,
     PeekBody,
+    RunBody,
     StepBody,
-    StepOptions,
     StreamMessage,
     correlation_in,
 )
@@ -29,7 +30,7 @@ from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import Format, encode
 from stepwell_export.runtime.manifest import Array, InputSpec
 
-B = TypeVar("B", bound=StepOptions)
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 class StrictDecoder:
@@ -59,6 +60,20 @@ class StrictDecoder:
         """
         return self._bulk(check_envelope(parse(body, body_format), body_type), body_type, body_format, chunk=chunk)
 
+    def run(self, body: bytes, body_format: Format) -> DecodedRun:
+        """Decode timesteps whose states are in the body; an error of a single row of columns is not raised.
+
+        Raises:
+            ServiceError: As for `step`.
+        """
+        document = check_envelope(parse(body, body_format), RunBody)
+        given = _body(document, RunBody, body_format)
+        if isinstance(given.state, list):
+            inputs, faults = self._columns(document["inputs"], len(given.state), chunk=False)
+            return DecodedRun(given, inputs, faults)
+        inputs = self._rows(document["inputs"], chunk=False)
+        return DecodedRun(given, {name: array[None] for name, array in inputs.items()})
+
     def message(
         self, message: bytes, message_format: Format, correlation: dict[str, Any], *, many: bool
     ) -> DecodedStep | DecodedBulk:
@@ -81,8 +96,14 @@ class StrictDecoder:
     def _step(
         self, document: dict[str, Any], body_type: type[StepBody], body_format: Format, *, chunk: bool
     ) -> DecodedStep:
+        step = DecodedStep(_body(document, body_type, body_format), self._rows(document["inputs"], chunk=chunk), chunk)
+        check_source(step.body.source, step.length)
+        return step
+
+    def _rows(self, value: Any, *, chunk: bool) -> dict[str, Array]:
+        """Return the inputs of one row, `(T, *row)` by name."""
         lead = (None,) if chunk else ()
-        given = self._by_name(document["inputs"])
+        given = self._by_name(value)
         inputs = {
             name: read_tensor(value, self._specs[name], lead, f"Input {name!r}")
             for name, value in given.items()
@@ -93,21 +114,23 @@ class StrictDecoder:
         if len(inputs) < len(given):
             length = next(iter(map(len, inputs.values())), None if chunk else 1)
             inputs = self._fill_in(inputs, () if length is None else (length,))
-        step = DecodedStep(_body(document, body_type, body_format), inputs, chunk)
-        check_source(step.body.source, step.length)
-        return step
+        return inputs
 
     def _bulk(
         self, document: dict[str, Any], body_type: type[BulkBody], body_format: Format, *, chunk: bool
     ) -> DecodedBulk:
+        inputs, faults = self._columns(document["inputs"], len(document["streams"]), chunk=chunk)
+        return DecodedBulk(_body(document, body_type, body_format), inputs, chunk, faults)
+
+    def _columns(self, value: Any, rows: int, *, chunk: bool) -> tuple[dict[str, Array], dict[int, ServiceError]]:
+        """Return the inputs of all rows, `(rows, T, *row)` by name, and the errors of single rows."""
         inputs: dict[str, Array] = {}
         faults: dict[int, ServiceError] = {}
-        rows = len(document["streams"])
-        given = self._by_name(document["inputs"])
-        for name, value in given.items():
-            if value is None and may_be_missing(self._specs[name]):
+        given = self._by_name(value)
+        for name, item in given.items():
+            if item is None and may_be_missing(self._specs[name]):
                 continue
-            column, column_faults = read_column(value, self._specs[name], rows, chunk=chunk, what=f"Input {name!r}")
+            column, column_faults = read_column(item, self._specs[name], rows, chunk=chunk, what=f"Input {name!r}")
             inputs[name] = column if chunk else column[:, None]
             faults = column_faults | faults
         if len(inputs) < len(given):
@@ -115,7 +138,7 @@ class StrictDecoder:
             inputs = self._fill_in(inputs, (rows, lengths[0]) if lengths else ())
         if rows and len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
             raise faults[0]
-        return DecodedBulk(_body(document, body_type, body_format), inputs, chunk, faults)
+        return inputs, faults
 
     def _fill_in(self, inputs: dict[str, Array], lead: tuple[int, ...]) -> dict[str, Array]:
         """Return all declared inputs, those that are not given as missing values; `lead`: their leading dimensions."""

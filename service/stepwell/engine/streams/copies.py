@@ -19,6 +19,7 @@ from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
 from stepwell.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
+from stepwell_export.runtime.packed_state import PackedState
 
 
 class StreamCopies:
@@ -205,6 +206,16 @@ class StreamCopies:
         record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
         return await self._state(key.model, record, version)
 
+    async def get_packed_state(self, key: StreamKey, *, version: int | None) -> tuple[PackedState, int]:
+        """Return the state of a stream as its record has it, and its step.
+
+        Raises:
+            ServiceError: As for `get_state`.
+        """
+        record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
+        _, record = await self._responding(key.model, record, version)
+        return PackedState(record.fingerprint, record.state), record.step
+
     async def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
         """Return the model version that continues from an imported state.
 
@@ -230,6 +241,12 @@ class StreamCopies:
     # ---------------------------------------------------------------- helpers
 
     async def _state(self, model: str, record: Record, version: int | None) -> StreamState:
+        served, record = await self._responding(model, record, version)
+        rows = served.step_model.unpack(np.frombuffer(record.state, np.uint8)[None])
+        return StreamState({name: array[0] for name, array in rows.items()}, record.step, record.fingerprint)
+
+    async def _responding(self, model: str, record: Record, version: int | None) -> tuple[ServedModel, Record]:
+        """Return the version that responded last to a stream, which is `version` if that is given, and its record."""
         models = self._deps.models
         served, record = await responding_half(models, model, record)
         requested = None if version is None else models.get(model, version)
@@ -239,8 +256,7 @@ class StreamCopies:
             )
         if len(record.state) != served.step_model.state_bytes:
             raise wrong_state_size(len(record.state), served.step_model.state_bytes)
-        rows = served.step_model.unpack(np.frombuffer(record.state, np.uint8)[None])
-        return StreamState({name: array[0] for name, array in rows.items()}, record.step, record.fingerprint)
+        return served, record
 
     async def _status(self, model: str, name: str, snapshot: StoredSnapshot) -> SnapshotStatus:
         record = snapshot.record
