@@ -12,9 +12,11 @@ import struct
 import zlib
 from collections.abc import Callable
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
+from stepwell.codec.packed_states import read_packed_state
 from stepwell.codec.step_bodies import guess_correlation
 from stepwell.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
 from stepwell.engine.protocol.replay import replay_prediction
@@ -88,7 +90,15 @@ def operation(data: bytes) -> None:
     for form in (JSON, MSGPACK):
         for read in (read_reset, read_fork, read_snapshot):
             _refusing(lambda form=form, read=read: read(data, form))  # type: ignore[misc]  # mypy infers no defaults
-        _refusing(lambda form=form: states_of(read_state(data, form).states, _STATES))  # type: ignore[misc]  # as above
+        _refusing(lambda form=form: _imported_state(data, form))  # type: ignore[misc]  # as above
+
+
+def _imported_state(data: bytes, form: Format) -> None:
+    body = read_state(data, form)
+    if body.states is not UNSET:
+        states_of(body.states, _STATES)
+    if body.state is not UNSET:
+        read_packed_state(body.state)
 
 
 def manifest(data: bytes) -> None:
@@ -140,6 +150,7 @@ def _read_body(wire: RequestDecoder, data: bytes, form: Format) -> None:
     for flag in (False, True):
         _refusing(lambda flag=flag: wire.bulk(data, form, chunk=flag))  # type: ignore[misc]  # as above
         _refusing(lambda flag=flag: wire.feed(data, form, {}, many=flag))  # type: ignore[misc]  # as above
+    _refusing(lambda: wire.run(data, form))
     guess_correlation(data, form)
 
 

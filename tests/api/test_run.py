@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_states_are_packed_in_the_type_of_the_store(service: Service, stream: st
 
 @pytest.mark.parametrize("key", ["seq", "after", "step", "create", "return", "source"])
 def test_a_run_has_no_fields_of_a_stream(service: Service, key: str) -> None:
-    assert code_of(run(service, "lstm", X, **{key: 1})) == "bad_request"
+    assert code_of(run(service, "lstm", X, None, "", **{key: 1})) == "bad_request"
 
 
 @pytest.mark.parametrize("body", [{"inputs": X}, {"state": None}, [], {"inputs": X, "state": None, "key": 1}])
@@ -317,7 +318,7 @@ def test_a_thousand_rows_of_a_large_body_run(service: Service) -> None:
 
 def test_a_run_names_its_version(shared_redis: Server, tmp_path: Path) -> None:
     for version in (1, 2):
-        write_model(tmp_path, "scaled", lambda version=version: scaled(version + 1), version=version)
+        write_model(tmp_path, "scaled", partial(scaled, version + 1), version=version)
     with running_service(shared_redis.url, tmp_path) as service:
         old = run(service, "scaled", [1, 2], None, "?version=1").json()
         new = run(service, "scaled", [1, 2]).json()
