@@ -93,7 +93,9 @@ def kit_document(found: KitResult, seed: int, minutes: float) -> dict[str, Any]:
 def save(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(result, indent=2) + "\n")
+    new.replace(path)  # whoever reads it meanwhile gets a whole one
 
 
 def show(result: dict[str, Any], console: Console) -> None:

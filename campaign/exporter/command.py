@@ -14,12 +14,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from campaign import result
 from campaign.exporter import broken
 from campaign.exporter.cases import FRONT_ENDS, find
 from campaign.exporter.run import Found, Plan, run
 from campaign.exporter.verdicts import VERDICTS, Outcome, judge_case
 
 _console = Console(stderr=True)
+_INTERRUPTED = 130
+_SAVED_EVERY_S = 10.0
+_SHOWN_EVERY_S = 60.0
+"""Where the progress is written to a file, which has no bar."""
 
 
 def exporter(
@@ -39,7 +44,8 @@ def exporter(
 ) -> None:
     """Generate models with something rare in them, export each, and judge it by its original.
 
-    Exits with 0 if none was written, wrong, and not called weak; else with 1.
+    Exits with 0 if none was written, wrong, and not called weak; else with 1. Ctrl-C and SIGTERM end it with what was
+    judged so far, and with 130 instead of 0.
     """
     if unknown := set(front_end or ()) - set(FRONT_ENDS):
         raise typer.BadParameter(f"{min(unknown)!r}; expected one of {', '.join(FRONT_ENDS)}", param_hint="--front-end")
@@ -47,7 +53,7 @@ def exporter(
     plan = Plan(
         [name for name in FRONT_ENDS if name in (front_end or FRONT_ENDS)], seed, minutes * 60, models, processes
     )
-    found = Found()
+    found, ended_early = Found(), False
     if case:
         try:
             found.outcomes += [judge_case(find(name)) for name in case]
@@ -55,15 +61,19 @@ def exporter(
             raise typer.BadParameter(f"{exc}", param_hint="--case") from None
     else:
         _console.print(f"seed {seed}")
-        _run_with_progress(plan, found)
+        try:
+            _run_with_progress(plan, found, save)
+        except KeyboardInterrupt:
+            ended_early = True
     document = _document(found, plan)
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(document, indent=1) + "\n")
+        result.save(save, document)
     if as_json:
         print(json.dumps(document, indent=1))  # noqa: T201
     else:
         _show(found, document, all_of_them=bool(case))
+    if ended_early and not found.wrong:
+        raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(bool(found.wrong))
 
 
@@ -105,17 +115,27 @@ def exporter_mutants(
     raise typer.Exit(any(mutant.fate == "escaped" for mutant in found))
 
 
-def _run_with_progress(plan: Plan, found: Found) -> None:
+def _run_with_progress(plan: Plan, found: Found, save: Path | None) -> None:
+    """Judge models; meanwhile show how many, and save what was judged."""
     with Progress(console=_console, transient=True) as bar:
-        total = plan.seconds if plan.models is None else plan.models
-        task = bar.add_task("starting", total=total)
-        started = bar.get_time()
+        task = bar.add_task("starting", total=plan.seconds if plan.models is None else plan.models)
+        started = shown = bar.get_time()
+        saved = started - _SAVED_EVERY_S
 
         def update(outcome: Outcome) -> None:
-            done = bar.get_time() - started if plan.models is None else len(found.outcomes)
-            bar.update(task, completed=done, description=f"{len(found.outcomes)} models, {len(found.wrong)} wrong")
+            nonlocal saved, shown
+            now = bar.get_time()
+            done = now - started if plan.models is None else len(found.outcomes)
+            so_far = f"{len(found.outcomes):,} models, {len(found.wrong)} wrong"
+            bar.update(task, completed=done, description=so_far)
             if outcome.verdict in ("wrong", "failed"):
                 bar.console.print(_line(outcome), markup=False, highlight=False)
+            if not _console.is_terminal and now > shown + _SHOWN_EVERY_S:
+                _console.print(f"{so_far}, {(now - started) / 60:.0f} minutes")
+                shown = now
+            if save is not None and now >= saved + _SAVED_EVERY_S:
+                result.save(save, _document(found, plan))
+                saved = now
 
         run(plan, found, update)
 

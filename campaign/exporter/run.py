@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import select
@@ -80,29 +81,35 @@ def run(plan: Plan, found: Found, on_outcome: Callable[[Outcome], None] = lambda
         plan: What is judged.
         found: The outcomes are added here.
         on_outcome: Called with each.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. All processes have ended, and `found` has what was judged before.
     """
     names, lock, end = _names(plan), threading.Lock(), time.monotonic() + plan.seconds
+    judges = [_Judge() for _ in range(plan.processes)]
 
-    def work() -> None:
-        judge = _Judge()
-        try:
-            while time.monotonic() < end:
-                with lock:
-                    name = next(names, None)
-                if name is None:
-                    return
-                outcome = judge.outcome(name)
-                with lock:
-                    found.outcomes.append(outcome)
-                    on_outcome(outcome)
-        finally:
-            judge.close()
+    def work(judge: _Judge) -> None:
+        while time.monotonic() < end:
+            with lock:
+                name = next(names, None)
+            outcome = None if name is None else judge.outcome(name)
+            if outcome is None:
+                return
+            with lock:
+                found.outcomes.append(outcome)
+                on_outcome(outcome)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(plan.processes)]
+    threads = [threading.Thread(target=work, args=[judge], daemon=True) for judge in judges]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        for judge in judges:
+            judge.end()
+        for thread in threads:
+            thread.join()
 
 
 def _names(plan: Plan) -> Iterator[str]:
@@ -116,38 +123,60 @@ class _Judge:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._judged = 0
+        self._has_ended = False
+        self._lock = threading.Lock()
 
-    def outcome(self, name: str) -> Outcome:
-        """Return what becomes of a model."""
+    def outcome(self, name: str) -> Outcome | None:
+        """Return what becomes of a model; None once another thread has called `end`."""
         started = time.monotonic()
-        if self._process is None or self._judged >= _MOST_MODELS:
-            self.close()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "campaign.exporter.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
+        if self._judged >= _MOST_MODELS:
+            self._close()
+        with self._lock:
+            if self._has_ended:
+                return None
+            process = self._process = self._process or _start()
         self._judged += 1
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{name}\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], _MOST_SECONDS)
-        line = self._process.stdout.readline() if ready else ""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as what it answers shows
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], _MOST_SECONDS)
+        line = process.stdout.readline() if ready else ""
         if line:
             return Outcome(**json.loads(line))
-        self._process.kill()
-        code = self._process.wait()
-        self.close()
+        process.kill()
+        code = process.wait()
+        self._close()
+        if self._has_ended:
+            return None
         case = find(name)
         why = f"the process ended with {code}" if ready else f"it took more than {_MOST_SECONDS:g} s"
         return Outcome(name, case.described, case.rare, case.front_end, "failed", why, time.monotonic() - started)
 
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
-        self._process, self._judged = None, 0
+    def end(self) -> None:
+        """End the process; no other is started."""
+        with self._lock:
+            self._has_ended = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _close(self) -> None:
+        with self._lock:
+            process, self._process, self._judged = self._process, None, 0
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+
+
+def _start() -> subprocess.Popen[str]:
+    """Start a process that reads names; Ctrl-C in a terminal does not reach its process group."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "campaign.exporter.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, process_group=0,
+    )  # fmt: skip

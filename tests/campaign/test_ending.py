@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -76,3 +77,20 @@ def test_a_signal_ends_everything_that_a_campaign_has_started(tmp_path: Path, ho
 
         assert process.wait(120) == 130
         assert [pid for pid in {*started, *marked(mark)} if is_running(pid)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux: /proc lists the processes")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_exporters_campaign_with_what_was_judged_so_far(tmp_path: Path, how: signal.Signals) -> None:
+    saved = tmp_path / "result.json"
+    words = ("exporter", "--front-end", "onnx", "--processes", "2", "--seed", "1", "--save", str(saved))
+    with campaign(tmp_path, *words) as (process, mark):
+        wait_for(saved.exists, what=(tmp_path / "campaign.log").read_text)
+        process.send_signal(how)
+
+        assert process.wait(60) == 130
+        assert [pid for pid in marked(mark) if is_running(pid)] == []
+    models = len(json.loads(saved.read_text())["models"])
+    assert f"{models:,} generated models" in (tmp_path / "campaign.log").read_text()
