@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import onnx
 
 from stepwell_export.chunk.analysis import Loop, StepGraphAnalysis
+from stepwell_export.graph.decompose_rnn import DEFAULT_ACTIVATIONS
 from stepwell_export.graph.nodes import attributes, renamed, uses
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from stepwell_export.chunk.vectorize import Vectorizer
 
 _GLUE = (RESHAPING | PICKING | {"Concat"}) - {"Flatten"}
+
+_EXACT: Final = {"Relu", "LeakyRelu", "Softsign", "HardSigmoid", "Affine"}
+_ACTIVATIONS: Final = {
+    "LSTM": [_EXACT | {"Sigmoid", "Tanh"}] * 3,
+    "GRU": [_EXACT | {"Sigmoid", "Tanh"}, _EXACT | {"Tanh"}],
+    "RNN": [_EXACT],
+}
+"""By operator, the activations at each place that onnxruntime computes in it as it does outside of it. RNN's Tanh is
+off by 3e-8 near zero, which adds up over time; Softplus overflows at 89."""
 
 
 def is_of_operators(reading: StepGraphAnalysis, loop: Loop) -> bool:
@@ -66,12 +76,18 @@ def _first_states(node: onnx.NodeProto) -> Sequence[str]:
 
 
 def _runs_forward(reading: StepGraphAnalysis, node: onnx.NodeProto) -> bool:
-    """Return whether an operator has weights, states from elsewhere and all of its timesteps, in order."""
+    """Return whether an operator has weights, states from elsewhere and all of its timesteps, in order, exactly."""
     first, lengths = _first_states(node), "".join(node.input[4:5])
     weights = {*node.input[1:4], *node.input[7:8]} - {""}
     has_states = len(first) == len(STATEFUL[node.op_type].states) and all(first)
     one_way = attributes(node).get("direction", "forward") == "forward"
-    return has_states and one_way and not lengths and weights <= reading.fixed
+    return has_states and one_way and not lengths and weights <= reading.fixed and _is_exact(node)
+
+
+def _is_exact(node: onnx.NodeProto) -> bool:
+    """Return whether an operator's activations give what they give alone."""
+    kinds = attributes(node).get("activations") or DEFAULT_ACTIVATIONS[node.op_type]
+    return all(kind in exact for kind, exact in zip(kinds, _ACTIVATIONS[node.op_type], strict=True))
 
 
 def _emit_operator(builder: Vectorizer, node: onnx.NodeProto, first: Sequence[str]) -> Mapping[str, str]:

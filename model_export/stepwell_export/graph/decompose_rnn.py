@@ -38,7 +38,7 @@ _ACTIVATIONS: dict[str, dict[str, float]] = {
 }  # fmt: skip
 """Activations that are written out, with their numbers where the operator gives none, as onnxruntime has them."""
 
-_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
 _Activations = list[tuple[str, dict[str, float]]]
 
@@ -223,7 +223,7 @@ def _activations(node: onnx.NodeProto) -> _Activations:
     """Return each activation with its numbers; the operator lists these for those alone that have any."""
     attrs = attributes(node)
     given = {name: iter(attrs.get(f"activation_{name}", ())) for name in ("alpha", "beta")}
-    kinds = attrs.get("activations") or _DEFAULTS[node.op_type]
+    kinds = attrs.get("activations") or DEFAULT_ACTIVATIONS[node.op_type]
     return [(kind, {name: next(given[name], usual) for name, usual in _ACTIVATIONS[kind].items()}) for kind in kinds]
 
 

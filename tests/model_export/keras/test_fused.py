@@ -19,9 +19,11 @@ from tests.model_export.keras.zoo_parts import RS, L, randomise
 
 FUSED = [
     "lstm_softmax", "lstm_last", "lstm_no_bias", "gru_reset_before", "gru_no_bias", "gru_reset_before_no_bias",
-    "simple_relu", "stacked", "cells", "nested", "shared_layer",
+    "simple_relu", "nested", "shared_layer",
 ]  # fmt: skip
-LOOPED = ["tokens_masked", "masked_stacked_cells", "custom_cell", "custom_activation", "return_state"]
+LOOPED = [
+    "tokens_masked", "masked_stacked_cells", "custom_cell", "custom_activation", "return_state", "stacked", "cells",
+]  # fmt: skip
 AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
 
 
