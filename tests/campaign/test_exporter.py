@@ -118,6 +118,21 @@ def test_a_difference_in_one_late_timestep_is_a_fault(tmp_path: Path) -> None:
     assert fault.timestep == 600
 
 
+def test_numbers_that_onnxruntime_makes_of_nan_are_not_required(tmp_path: Path) -> None:
+    one = find("onnx-7301-119")
+    assert (one.rare, one.place, one.blocks) == ("not a number", "before", ("lstm", "rnn"))
+
+    assert fault_of(one, onnx_models.build(one), tmp_path) is None
+
+
+def test_a_step_graph_that_gives_nan_below_the_limit_of_the_original_is_wrong(tmp_path: Path) -> None:
+    one = find("onnx-7301-119")
+    higher = dataclasses.replace(one, setting=dataclasses.replace(one.setting, limit=50.0))
+    built = Built(onnx_models.build(higher).run, onnx_models.build(one).export)
+
+    assert fault_of(higher, built, tmp_path) is not None
+
+
 def test_an_original_whose_rows_depend_on_each_other_is_no_original_of_a_step_graph(tmp_path: Path) -> None:
     one = case("", place="nowhere", blocks=("conv",))
     built = onnx_models.build(one)

@@ -360,7 +360,9 @@ def test_an_old_opset_says_why() -> None:
 
 ACTIVATIONS = ["Tanh", "Sigmoid", "Relu", "LeakyRelu", "Elu", "Softsign", "Softplus", "HardSigmoid", "Affine"]
 FORMS = [("RNN", [kind]) for kind in ACTIVATIONS]
-FORMS += [("GRU", ["Sigmoid", kind]) for kind in ACTIVATIONS] + [("LSTM", ["Sigmoid", kind, kind]) for kind in ACTIVATIONS]
+FORMS += [("GRU", ["Sigmoid", kind]) for kind in ACTIVATIONS] + [
+    ("LSTM", ["Sigmoid", kind, kind]) for kind in ACTIVATIONS
+]
 FORMS += [("GRU", [gate, "Tanh"]) for gate in ("Tanh", "Softsign", "HardSigmoid")]
 FORMS += [("LSTM", [gate, "Tanh", "Tanh"]) for gate in ACTIVATIONS]
 
