@@ -65,7 +65,6 @@ _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
 _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
 _PAIRS = "tests/releases/test_pairs.py::"
-_MIXED = "tests/engine/stepping/test_mixed_batches.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 _LEASE = "tests/store/test_lease.py::"
 _OPERATIONS = "tests/releases/test_operations.py::"
@@ -111,27 +110,6 @@ MUTANTS = (
         "elif decide(record, row.intent(None)) is not Decision.APPLY:",
         "elif decide(record, row.intent(None)) is not Decision.APPLY and not self._plans.plan(self._served.name):",
         ("tests/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",),
-    ),
-    Mutant(
-        "a batch gets the results of another batch's commits",
-        "service/stepwell/engine/stepping/columns/shared_commits.py",
-        "part.results.set_result(found.part(start, stop))",
-        "part.results.set_result(found.part(0, stop - start))",
-        ("tests/engine/stepping/test_shared_commits.py::test_each_batch_gets_its_own_conflicts",),
-    ),
-    Mutant(
-        "pairs of a mixed batch get the results of other rows' commits",
-        "service/stepwell/engine/stepping/columns/mixed.py",
-        "found = results.part(part.rows.start, part.rows.stop)",
-        "found = results.part(0, part.rows.stop - part.rows.start)",
-        (f"{_MIXED}test_a_stream_that_another_worker_stepped_is_rejected_alone",),
-    ),
-    Mutant(
-        "a mixed batch continues from any cached record",
-        "service/stepwell/engine/stepping/columns/mixed.py",
-        "if not all_true(batch.matches_expected_position(headers)):",
-        "if False:",
-        (f"{_MIXED}test_rows_that_were_applied_before_are_replayed",),
     ),
     Mutant(
         "a worker with an older release moves streams back",

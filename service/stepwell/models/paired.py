@@ -8,13 +8,11 @@ A packed state row has the old version's row, the candidate's row, and 32 bytes 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -35,8 +33,6 @@ OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "p
 timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
 finite; and whether it has consumed the last of its `warm_steps` now."""
 
-_TIMED_EVERY: Final = 16  # runs of the candidate alone for one that is timed, as the old version on its rows
-
 _Outcome = tuple[dict[str, Array], dict[str, Array]]
 _Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
 
@@ -52,8 +48,7 @@ class PairedModel:
         fields: The states of both, prefixed, and the state that describes the pair.
         state_bytes: Bytes of one packed state row.
         fingerprint: 8 bytes, of both fingerprints and the mode.
-        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: estimated, as of
-            the runs beside the old version only some are timed.
+        run_s: CPU seconds of the runs so far, of the old version and of the candidate.
     """
 
     def __init__(self, old: StepModel, new: StepModel, mode: PairMode) -> None:
@@ -81,23 +76,12 @@ class PairedModel:
         self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES
         self.initial_state = pack(self.fields, self.initial_states(1), 1)[0].tobytes()
         self.run_s = [0.0, 0.0]
-        self._runs_beside = itertools.count()
         self._has_logged = False
 
     def _pair_field(self, offset: int) -> StateField:
         state = PairState(self.old.fingerprint, self.new.fingerprint, self.mode, 0).encode()
         byte = np.dtype(np.uint8)
         return StateField(PAIR, byte, byte, (PAIR_BYTES,), offset, PAIR_BYTES, np.frombuffer(state, np.uint8))
-
-    @property
-    def batched(self) -> bool:
-        """Whether both versions run rows together."""
-        return self.old.batched and self.new.batched
-
-    @property
-    def chunked(self) -> bool:
-        """Whether both versions run a chunk at once."""
-        return self.old.chunked and self.new.chunked
 
     def step(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Consume one timestep of every row; as `StepModel.step`, with what `OTHER`, `COMPARED` and `FAILED` name.
@@ -112,35 +96,6 @@ class PairedModel:
     def chunk(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Consume T timesteps of every row; otherwise as `step`."""
         return self._run_both(StepModel.chunk, inputs, states)
-
-    def run_beside(
-        self, inputs: Mapping[str, Array], packed: Array, old_outputs: Mapping[str, Array], old_packed: Array
-    ) -> tuple[dict[str, Array], Array]:
-        """Consume the timesteps that the old version has consumed already, with other rows; otherwise as `chunk`.
-
-        Args:
-            inputs: `(rows, T, *row)` by input.
-            packed: The packed states before the timesteps, `(rows, state_bytes)` uint8.
-            old_outputs: The old version's outputs, `(rows, T, *row)`.
-            old_packed: The old version's packed states after them, `(rows, bytes)` uint8.
-
-        Returns:
-            The outputs, and the packed states.
-        """
-        old_bytes = self.old.state_bytes
-        call = StepModel.chunk if next(iter(inputs.values())).shape[1] > 1 else _step_as_chunk
-        weight = 0 if next(self._runs_beside) % _TIMED_EVERY else _TIMED_EVERY
-        if weight:  # the candidate's time is compared with that of the old version on as many rows
-            old_states, started = self.old.unpack(packed[:, :old_bytes]), time.thread_time()
-            try:
-                call(self.old, inputs, old_states)
-            except ModelTimeoutError:  # this run is only timed: its results are there already
-                weight = 0
-            else:
-                self.run_s[0] += weight * (time.thread_time() - started)
-        new_states, pair_state = self.new.unpack(packed[:, old_bytes:-PAIR_BYTES]), packed[:, -PAIR_BYTES:]
-        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, weight=weight)
-        return outputs, np.concatenate([old_packed, self.new.pack(new_next, rows=len(packed)), pair], axis=1)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -181,10 +136,8 @@ class PairedModel:
         new_states: Mapping[str, Array],
         pair_state: Array,
         old_outputs: Mapping[str, Array],
-        *,
-        weight: int = 1,
     ) -> tuple[dict[str, Array], dict[str, Array], Array]:
-        """Run the candidate on rows of which the old version has run; its time counts `weight` times.
+        """Run the candidate on rows of which the old version has run.
 
         Returns:
             The outputs of `step`, the candidate's states, and the states that describe the pairs.
@@ -193,7 +146,7 @@ class PairedModel:
         pair = packed.view(PAIR_DTYPE)[:, 0]
         started = time.thread_time()
         new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
-        self.run_s[1] += weight * (time.thread_time() - started)
+        self.run_s[1] += time.thread_time() - started
         rows, length = next(iter(inputs.values())).shape[:2]
         outputs, others = dict(old_outputs), new_outputs
         compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)

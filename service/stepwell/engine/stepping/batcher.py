@@ -46,7 +46,6 @@ class Batcher:
         cache: The worker's recently used records of this model version.
         queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
-        n_lent: Mixed batches of another batcher that use records of this one.
         versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
@@ -66,7 +65,7 @@ class Batcher:
         self._op_ids = OpIdHasher(served.manifest)
         self._observer = deps.observer
         self._pipeline = BatchPipeline(deps)
-        self._columnar = ColumnarPipeline(deps, lambda: None if self.versions is None else self.versions.mixed(self))
+        self._columnar = ColumnarPipeline(deps)
         self._dry_run = DryRunPipeline(deps)
         self._stateless = StatelessPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
@@ -81,7 +80,7 @@ class Batcher:
         self._is_due_now = False  # the flush is due in this iteration of the loop
         # From this many waiting rows on, `submit` schedules a flush. Infinite: one is due, or too many batches run.
         self._wake_threshold: float = 0
-        self.n_lent, self._processed = 0, 0
+        self._processed = 0
         self._is_stopped = False
         self._batch_plans = BatchPlans(deps.plans, served.name, self._on_new_plan)
         self._on_plan = on_plan
@@ -101,7 +100,7 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not (self._tasks or self.queue.rows or self.n_lent)
+        return not (self._tasks or self.queue.rows)
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep."""
@@ -127,7 +126,7 @@ class Batcher:
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.versions is not None and stream.version is None:
-            self.versions.coalescing(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
+            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
         else:
             self.coalesce(stream, inputs, seq, after, source, done, received)
 
@@ -334,7 +333,7 @@ class Batcher:
         plan = self._batch_plans.started()
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
         if self.versions is not None and columnar is None:
-            batch = [row for row in batch if not self.versions.requeues(row, self)]
+            batch = [row for row in batch if not self.versions.follows_older(row, self)]
         self._observer.batch_started(self.served.name, len(batch))
         try:
             if batch:

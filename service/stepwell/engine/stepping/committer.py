@@ -80,7 +80,7 @@ class BatchCommitter:
         self._served = deps.served
         self._artifacts = deps.served.artifacts
         self._specs = deps.served.manifest.answered
-        self._commits = deps.commits
+        self._store = deps.store
         self._cache = deps.cache
         self._observer = deps.observer
         self._interests = deps.interests
@@ -199,7 +199,7 @@ class BatchCommitter:
         started = time.perf_counter()
         self.check_artifacts()
         with self._interests.commits.begin():
-            results = await self._commits.commit(
+            results = await self._store.commit(
                 commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
             )
         self._observer.store_latency("commit", time.perf_counter() - started)

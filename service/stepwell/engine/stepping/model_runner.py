@@ -15,7 +15,6 @@ import numpy as np
 from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.engine.trials.comparison import Beside
 from stepwell.errors import ServiceError
-from stepwell.models.paired import PairedModel
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
 
@@ -101,30 +100,6 @@ class ModelRunner:
         outputs, beside = Beside.split(result.outputs)
         return replace(result, outputs=outputs, beside=beside)
 
-    def is_short(self, timesteps: int) -> bool:
-        """Whether a run of so many timesteps of all rows is short enough for the event loop."""
-        return self._row_s * timesteps < MAX_INLINE_S
-
-    def run_beside(
-        self, inputs: Mapping[str, Array], states: Array, old_outputs: Mapping[str, Array], old_states: Array
-    ) -> RunResult:
-        """Run the candidate of a pair on rows of which the old version has run, on the event loop.
-
-        Args:
-            inputs: `(rows, T, *row)` of the declared dtype, by input.
-            states: Packed states of the pairs before the run, `(rows, bytes)` uint8.
-            old_outputs: What the old version returned, `(rows, T, *row)` by output; all of them finite.
-            old_states: The old version's packed states after its run, `(rows, bytes)` uint8; all of them finite.
-        """
-        model = self._served.step_model
-        assert isinstance(model, PairedModel)
-        rows, length = next(iter(inputs.values())).shape[:2]
-        started = time.thread_time()
-        outputs, new_states = model.run_beside(inputs, states, old_outputs, old_states)
-        self._record_duration((time.thread_time() - started) / (rows * length))
-        answers, beside = Beside.split(outputs)
-        return RunResult(answers, new_states, beside=beside)
-
     async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
         """Run the rows in which no input is missing that must have a value, and reject the others."""
         rejected: dict[int, ServiceError] = {}
@@ -158,7 +133,7 @@ class ModelRunner:
     async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
         rows, length = next(iter(inputs.values())).shape[:2]
         started = time.perf_counter()
-        if self.is_short(rows * length):
+        if self._row_s * rows * length < MAX_INLINE_S:
             result = self._execute(inputs, states, length)
             seconds = run_s = time.perf_counter() - started
         else:

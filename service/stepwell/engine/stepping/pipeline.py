@@ -36,7 +36,6 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
-    from stepwell.engine.stepping.columns.shared_commits import SharedCommits
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.trials.comparison import TrialComparison
     from stepwell.engine.trials.plans import ReleasePlans
@@ -58,8 +57,7 @@ class PipelineDeps:
 
     Attributes:
         served: The model version.
-        store: Loads records.
-        commits: Commits records.
+        store: Loads and commits records.
         cache: The worker's recently used records of this model version.
         observer: Counts the work.
         interests: Decides which commits are published.
@@ -78,7 +76,6 @@ class PipelineDeps:
 
     served: ServedModel
     store: StateStore
-    commits: SharedCommits
     cache: RecordCache
     observer: EngineObserver
     interests: InterestTable

@@ -252,11 +252,6 @@ class RecordCache:
         is_cached = [*map(slot_of.__contains__, names)]
         return [i for i in indices if is_cached[i]]
 
-    def missing_of(self, names: Sequence[str]) -> list[str]:
-        """Return those of some streams whose records are not cached."""
-        slot_of = self._slot_of
-        return [name for name in names if name not in slot_of]
-
     def __contains__(self, name: str) -> bool:
         """Whether a stream's record is cached."""
         return name in self._slot_of

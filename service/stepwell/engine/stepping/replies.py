@@ -95,20 +95,18 @@ class Replies:
         self._observer.replied(self._served.name, [now - at for at in received])
         self.count_applied(rows)
 
-    def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput, versions: Sequence[int] | None = None) -> None:
+    def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput) -> None:
         """Reply to a batch of which every row was applied to a stream that existed, and count it.
 
         Args:
             batch: The batch.
             output: Its predictions.
-            versions: The version that responded to each row; None: that of the model.
         """
         served, n_rows = self._served, len(batch)
         if batch.has_answered_row:
-            responding = None if versions is None else Responding.unchanged(versions, served.fingerprint)
-            self.reply_committed(list(batch), output, (), responding)
+            self.reply_committed(list(batch), output, ())
             return
-        batch.reply(output, served.version, versions)
+        batch.reply(output, served.version)
         self.on_answered(n_rows, n_rows * batch.length * self._timestep_bytes)
         self._observer.replied(served.name, batch.latencies(self._time()))
         for transport, rows in batch.rows_by_transport.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import PairedModel
@@ -31,12 +31,6 @@ class Responding(NamedTuple):
     fingerprints: Sequence[bytes]
     changed: Sequence[bool]
     by_timestep: Sequence[tuple[int, ...]]
-
-    @classmethod
-    def unchanged(cls, versions: Sequence[int], fingerprint: bytes) -> Self:
-        """Return versions that have responded before, too; they are those of one model."""
-        n = len(versions)
-        return cls(versions, [fingerprint] * n, [False] * n, [()] * n)
 
     def select(self, indices: Sequence[int]) -> Responding:
         """Return some of the rows."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from stepwell.engine.stepping.batcher import Batcher
 from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
-from stepwell.engine.stepping.columns.shared_commits import SharedCommits
 from stepwell.engine.stepping.columns.split import JoinedOutcomes, rows_of
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.engine.stepping.pipeline import PipelineDeps
@@ -84,7 +82,6 @@ class StepService:
         # With fewer open timesteps, one more is accepted without a closer check.
         self._fast_accept_limit = admission.queue_limit
         self._batchers: dict[ServedModel, Batcher] = {}
-        self._commits: defaultdict[str, SharedCommits] = defaultdict(partial(SharedCommits, store))  # by model
         self._cache_memory = CacheMemory(options.cache_bytes)
         self._observer = observer
         self._options = options
@@ -173,7 +170,7 @@ class StepService:
             return False
         parts = [(batcher, bulk)]
         if batcher.versions is not None and bulk.version is None:
-            split = batcher.versions.split(bulk.names, bulk.length, batcher)
+            split = batcher.versions.split(bulk.names, batcher)
             if split is None:
                 return False
             parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
@@ -288,7 +285,6 @@ class StepService:
             cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
             deps = self._new_deps(
                 served,
-                commits=self._commits[served.name],
                 cache=cache,
                 runner=ModelRunner(served, self._observer),
                 reroute=partial(self._rerouter.reroute, served),
@@ -310,7 +306,6 @@ class StepService:
         batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
         moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
         VersionBatchers.link(batchers, moves=moves)
-        self._commits[model].is_on = moves and len(batchers) > 1
 
     def _close_idle_batchers(self, *, cached: bool = True) -> None:
         """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one.

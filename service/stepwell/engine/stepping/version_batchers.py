@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from stepwell.engine.stepping.columns.mixed import MixedPipeline
 from stepwell.models.version_differences import needed_inputs
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ class VersionBatchers:
     def __init__(self) -> None:
         """Create it; `link` gives it the batchers."""
         self._batchers: Sequence[Batcher] = ()
-        self._mixed: dict[Batcher, list[MixedPipeline]] = {}  # by the batcher of the old version of the pairs
         self._submitted: dict[Batcher, set[str]] = {}  # whose timesteps wait where no batcher has moved them on
 
     @classmethod
@@ -37,12 +35,7 @@ class VersionBatchers:
             moves: Whether streams may move between its versions.
         """
         versions = next((batcher.versions for batcher in batchers if batcher.versions is not None), None) or cls()
-        versions._batchers, versions._mixed = batchers, {}
-        for pairs in batchers if moves else ():
-            if pairs.served.halves is not None:
-                for batcher in batchers:
-                    if batcher.served is pairs.served.halves[0]:
-                        versions._mixed.setdefault(batcher, []).append(MixedPipeline(batcher.deps, pairs))
+        versions._batchers = batchers
         for batcher in batchers:
             batcher.versions = versions if moves and len(batchers) > 1 else None
         for decoding, running in itertools.permutations(batchers, 2):  # a request may be run by another than decodes it
@@ -65,26 +58,6 @@ class VersionBatchers:
         self.on_submitted((name,), chosen)
         return chosen
 
-    def coalescing(self, name: str, requested: Batcher) -> Batcher:
-        """Return the batcher whose coalesced batch a timestep joins; otherwise as `batcher_of`."""
-        chosen = self.batcher_of(name, requested)
-        if chosen is requested or chosen.queue.holds(name):
-            return chosen
-        mixed = self.mixed(requested)
-        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_joined + 1):
-            return chosen
-        mixed.n_joined += 1
-        self.on_submitted((name,), requested)
-        return requested
-
-    def mixed(self, batcher: Batcher) -> MixedPipeline | None:
-        """Return what steps streams of a version together with the pairs that have it as their old version.
-
-        None: No record of such pairs is cached, or there are records of several kinds, while the mode is changed.
-        """
-        found = [mixed for mixed in self._mixed.get(batcher, ()) if len(mixed.pairs.cache)]
-        return found[0] if len(found) == 1 else None
-
     def on_submitted(self, names: Sequence[str], batcher: Batcher) -> None:
         """Note that timesteps of streams were submitted to a batcher."""
         for other, submitted in self._submitted.items():
@@ -98,15 +71,6 @@ class VersionBatchers:
             submitted.difference_update(batcher.queue.without_items(names))
             if not submitted:
                 del self._submitted[batcher]
-
-    def requeues(self, row: QueuedStep, batcher: Batcher) -> bool:
-        """Queue a timestep after an older one, or at the batcher of the pair that has its record; whether it was."""
-        if self.follows_older(row, batcher):
-            return True
-        if (mixed := self.mixed(batcher)) is None or not mixed.holds(row):
-            return False
-        mixed.pairs.requeue(row)
-        return True
 
     def follows_older(self, row: QueuedStep, batcher: Batcher) -> bool:
         """Queue a timestep after an older one of its stream, if there is one; whether there was.
@@ -124,31 +88,21 @@ class VersionBatchers:
                 return True
         return False
 
-    def split(
-        self, names: Sequence[str], length: int, requested: Batcher
-    ) -> list[tuple[Batcher, Sequence[int]]] | None:
+    def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
         """Return which batchers have the records of streams, each with the indices of its streams in `names`.
 
         Args:
             names: Keys of the streams' records; in the queue of `requested` they can be reserved.
-            length: Timesteps of each.
             requested: The batcher of the version that the request leads to.
 
         Returns:
-            The streams that no other batcher has are of `requested`, and so are those of pairs that can be in a mixed
-            batch with them. None: one of them has a timestep that waits or
+            The streams that no other batcher has are of `requested`. None: one of them has a timestep that waits or
             runs.
         """
         if not all(other.queue.can_reserve(names) for other in self._others(requested)):
             return None
         parts: list[tuple[Batcher, Sequence[int]]] = []
         left: Sequence[int] = range(len(names))
-        mixed = self.mixed(requested)
-        if mixed is not None:
-            missing = requested.cache.missing_of(names)
-            is_possible = len(missing) < len(names) and mixed.is_possible(len(missing) * length)
-            if is_possible and not mixed.pairs.cache.missing_of(missing):
-                return [(requested, left)]
         for other in self._others(requested):
             if own := other.cache.indices_of(names, left):
                 parts.append((other, own))

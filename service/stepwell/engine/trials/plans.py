@@ -119,9 +119,5 @@ class BatchPlans:
         return plan
 
     def is_outdated(self, plan: ReleasePlan | None) -> bool:
-        """Whether another plan is in force now than the one by which a batch began.
-
-        It is compared with the plan in force and not with that of the newest batch: pairs are stepped by batches of
-        their own and by mixed ones, and neither kind has an object that sees the batches of both.
-        """
+        """Whether another plan is in force now than the one by which a batch began."""
         return self._plans.plan(self._model) is not plan

@@ -79,13 +79,12 @@ class ColumnarBatch(Sequence[QueuedStep]):
         """
 
     @abstractmethod
-    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
+    def reply(self, output: BatchOutput, version: int) -> None:
         """Reply to all rows: they were applied now, to streams that existed. Raises nothing.
 
         Args:
             output: Their predictions.
             version: The version that computed them.
-            versions: That of each row, if not all have the same.
         """
 
     @abstractmethod
@@ -218,12 +217,11 @@ class BulkBatch(ColumnarBatch):
         """Return the request's arrays unchanged."""
         return self._bulk.inputs
 
-    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
+    def reply(self, output: BatchOutput, version: int) -> None:
         """Reply with columns."""
         self.answered = True
         try:
-            versions = [version] * len(self) if versions is None else versions
-            self._done(BulkPrediction(output, versions, self.sources is not None))
+            self._done(BulkPrediction(output, [version] * len(self), self.sources is not None))
         except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
             model, tenant = self._bulk.keys[0].model, self._bulk.keys[0].tenant
             _log.exception("The callback of a bulk request failed (model=%s, tenant=%s)", model, tenant)
@@ -293,14 +291,13 @@ class CoalescedBatch(ColumnarBatch):
         """Return the rows' bytes, joined."""
         return join(self._packed, 1)
 
-    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
+    def reply(self, output: BatchOutput, version: int) -> None:
         """Reply to each row."""
         self.answered = True
         shows_version = self.has_source
         for i, done in enumerate(self._dones):
             try:
-                own = version if versions is None else versions[i]
-                done(Prediction(output, i, False, False, own, shows_version=shows_version))
+                done(Prediction(output, i, False, False, version, shows_version=shows_version))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -37,23 +37,13 @@ from stepwell.store.record_arrays import (
 from stepwell.types import BatchOutput
 from stepwell_export.runtime.manifest import Array
 
-if TYPE_CHECKING:
-    from stepwell.engine.stepping.columns.mixed import MixedPipeline
-
 
 class ColumnarPipeline(BatchPipeline):
     """Processes a `ColumnarBatch` as a whole if every row certainly applies; any other batch row by row."""
 
-    def __init__(self, deps: PipelineDeps, mixed: Callable[[], MixedPipeline | None]) -> None:
-        """Create it.
-
-        Args:
-            deps: What all batches of the model version share.
-            mixed: Returns what processes batches with streams of a trial; None: the version has no trial.
-        """
+    def __init__(self, deps: PipelineDeps) -> None:
         super().__init__(deps)
         self._sampler = deps.sampler
-        self._mixed = mixed
 
     # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
     # for `ColumnarBatch`, which is an abstract class.
@@ -82,8 +72,6 @@ class ColumnarPipeline(BatchPipeline):
             header, sources = cached.header, batch.sources_after(cached.sources)
             if sources is not None and batch.certainly_continues(step_of(header), history_hash_of(header)):
                 return await self._process_single(batch, cached, sources, deadline)
-        if (mixed := self._mixed()) is not None and (remaining := await mixed.attempt(batch, deadline)) is not None:
-            return remaining
         return await self._process_columnar(batch, deadline)
 
     async def _process_single(

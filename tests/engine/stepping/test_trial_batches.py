@@ -1,4 +1,4 @@
-"""Batches with streams of a trial and others: the answers and records are those of batches of their own."""
+"""Requests for streams of a trial and others: the answers and records are those of requests of their own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 import gc
 import random
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
 from stepwell.models.pair_state import PAIR_BYTES, pair_state_of
-from stepwell.models.paired import PairedModel
 from stepwell.models.registry import ModelRegistry
 from stepwell.releases.changes import end
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
@@ -33,7 +31,7 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
-from tests.releases.builds import adder, hanging, heavy, raising_at
+from tests.releases.builds import adder, hanging, raising_at
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
@@ -105,17 +103,11 @@ def applied(found: Sequence[Prediction | ServiceError]) -> list[Prediction]:
     return [one for one in found if isinstance(one, Prediction)]
 
 
-async def begin(engine: Engine, counts: CountingObserver) -> int:
-    """Step every stream until its batch is mixed, and return the step; timestep t is t.
-
-    On a busy machine, the first runs of the candidate are too slow for that.
-    """
-    for seq in range(1, 500):
-        counts.batches.clear()
+async def begin(engine: Engine) -> int:
+    """Step every stream until its record is cached by what steps it, and return the step; timestep t is t."""
+    for seq in (1, 2, 3):
         await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
-        if counts.batches == [len(MANY)]:
-            return seq
-    raise AssertionError("no batch was mixed")
+    return 3
 
 
 def numbers(xs: Sequence[int]) -> Array:
@@ -140,52 +132,9 @@ def totals(seq: int, *more: Sequence[int]) -> list[list[int]]:
     return [[sum(range(seq + 1)) + sum(xs) for xs in zip(*more[: i + 1], strict=True)] for i in range(len(more))]
 
 
-Send = Callable[[Engine, Sequence[str], Sequence[int], int], Any]
-
-
-async def by_columns(engine: Engine, names: Sequence[str], xs: Sequence[int], seq: int) -> Any:
-    return await columns(engine, names, numbers(xs), seq)
-
-
-@pytest.mark.parametrize("mode", ["shadow", "ramp"])
-@pytest.mark.parametrize("send", [by_columns, singles])
-async def test_a_mixed_batch_runs_the_old_version_once_and_commits_once(
-    folder: Path, redis_server: Server, send: Send, mode: str
-) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, mode, counts=counts) as engine:
-        seq = await begin(engine, counts)
-        counts.batches.clear()
-        counts.store_ops.clear()
-        found = await send(engine, MANY, [9] * len(MANY), seq + 1)
-
-    assert (counts.batches, counts.store_ops) == ([len(MANY)], ["commit"])
-    answers = {name: ys(one)[0] for name, one in zip(MANY, found, strict=True)}
-    xs = [*range(1, seq + 1), 9]
-    old, new = (fold_reference(xs, factor=factor)[-1] for factor in (OLD_FACTOR, NEW_FACTOR))
-    assert answers == {name: new if mode == "ramp" and name in PAIRED else old for name in MANY}
-
-
-async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server: Server) -> None:
-    """A gate compares their times, and mixed batches run the old version on more rows than the candidate."""
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as engine:
-        seq = await begin(engine, counts)
-        [paired] = {one.step_model for one in engine.steps.models if isinstance(one.step_model, PairedModel)}
-        timed = [list(paired.run_s)]
-        while len(timed) < 3 and seq < 500:
-            seq += 1
-            await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
-            if list(paired.run_s) != timed[-1]:
-                timed.append(list(paired.run_s))
-
-    assert all(one[0] < other[0] and one[1] < other[1] for one, other in pairwise(timed))
-
-
-async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
-        seq = await begin(engine, counts)
+async def test_each_answer_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder, "ramp") as engine:
+        seq = await begin(engine)
         found = await singles(engine, MANY, range(40), seq + 1)
 
     assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
@@ -195,30 +144,25 @@ async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folde
 
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
-async def test_records_and_answers_are_bit_for_bit_those_of_batches_of_their_own(
+async def test_records_and_answers_are_bit_for_bit_those_of_requests_of_their_own(
     redis_server: Server, tmp_path: Path, mode: str, length: int
 ) -> None:
     """A float model: of streams outside the trial as without a release, of pairs as if all streams were pairs."""
     for version in (1, 2):
         write_model(tmp_path, FOLD, partial(lstm, seed=version), version=version)
-    rng, inputs = np.random.default_rng(7), list[Array]()
+    rng = np.random.default_rng(7)
     seen: list[tuple[dict[str, Any], dict[str, Record]]] = []
+    inputs = [rng.normal(size=(len(MANY), length, 4)).astype(np.float32) for _ in range(6)]
     for percent in (PERCENT, None, 100.0):
-        counts = CountingObserver()
-        async with trial(redis_server.url, tmp_path, mode, percent, counts) as engine:
-            while len(inputs) < 500 and not seen and (counts.batches != [len(MANY)] or len(inputs) < 6):
-                counts.batches.clear()
-                inputs.append(rng.normal(size=(len(MANY), length, 4)).astype(np.float32))
-                found = await columns(engine, MANY, inputs[-1], len(inputs) * length - length + 1)
-            for i, xs in enumerate(inputs if seen else ()):
+        async with trial(redis_server.url, tmp_path, mode, percent) as engine:
+            for i, xs in enumerate(inputs):
                 found = await columns(engine, MANY, xs, i * length + 1)
             seen.append(
                 ({n: one.outputs["y"] for n, one in zip(MANY, applied(found), strict=True)}, await records(engine))
             )
         with redis_server.client() as client:
             client.flushall()
-    assert len(inputs) < 500, "no batch was mixed"
-    (answers, mixed), (plain_answers, plain), (pair_answers, pairs) = seen
+    (answers, tried), (plain_answers, plain), (pair_answers, pairs) = seen
 
     assert {n: answers[n].tobytes() for n in MANY} == {
         n: (pair_answers if n in PAIRED else plain_answers)[n].tobytes() for n in MANY
@@ -226,7 +170,7 @@ async def test_records_and_answers_are_bit_for_bit_those_of_batches_of_their_own
     for name in MANY:
         same = (pairs if name in PAIRED else plain)[name]
         for field in ("step", "history_hash", "op_id", "fingerprint", "outputs", "state", "flags"):
-            assert getattr(mixed[name], field) == getattr(same, field), (name, field)
+            assert getattr(tried[name], field) == getattr(same, field), (name, field)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -272,9 +216,8 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
 
 async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
     stepped = [PAIRED[1], OTHERS[3]]
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as one, trial(redis_server.url, folder) as two:
-        seq = await begin(one, counts)
+    async with trial(redis_server.url, folder) as one, trial(redis_server.url, folder) as two:
+        seq = await begin(one)
         for name in stepped:
             await two.steps.advance(step(name, 8, seq=seq + 1))
         found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
@@ -286,9 +229,8 @@ async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Pa
 
 
 async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as engine:
-        seq = await begin(engine, counts)
+    async with trial(redis_server.url, folder) as engine:
+        seq = await begin(engine)
         sent_before = [PAIRED[0], OTHERS[0]]
         first = await singles(engine, sent_before, [9, 9], seq + 1)
         found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
@@ -305,9 +247,9 @@ async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
 ) -> None:
     write_model(tmp_path, FOLD, lambda: raising_at(2000), version=1)
     write_model(tmp_path, FOLD, lambda: raising_at(1000), version=2)
-    bad, counts = PAIRED[2], CountingObserver()
-    async with trial(redis_server.url, tmp_path, mode, counts=counts) as engine:
-        seq = await begin(engine, counts)
+    bad = PAIRED[2]
+    async with trial(redis_server.url, tmp_path, mode) as engine:
+        seq = await begin(engine)
         xs = [1500 if name == bad else 5 for name in MANY]
         found = [await columns(engine, MANY, numbers(xs), seq + 1)]
         found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
@@ -323,9 +265,9 @@ async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_o
 ) -> None:
     write_model(tmp_path, FOLD, adder, version=1)
     write_model(tmp_path, FOLD, hanging, version=2)
-    counts, options = CountingObserver(), EngineOptions(run_timeout_s=0.5, request_timeout_s=300)
-    async with trial(redis_server.url, tmp_path, mode, counts=counts, options=options) as engine:
-        seq = await begin(engine, counts)
+    options = EngineOptions(run_timeout_s=0.5, request_timeout_s=300)
+    async with trial(redis_server.url, tmp_path, mode, options=options) as engine:
+        seq = await begin(engine)
         xs = [10**12 if name == PAIRED[2] else 5 for name in MANY]
         found = [await columns(engine, MANY, numbers(xs), seq + 1)]
         found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
@@ -338,9 +280,8 @@ async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_o
 async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
     folder: Path, redis_server: Server
 ) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
-        seq = await begin(engine, counts)
+    async with trial(redis_server.url, folder, "ramp") as engine:
+        seq = await begin(engine)
         found = await singles(engine, MANY, [9] * len(MANY), seq + 1, version=1)
 
     assert {name: getattr(one, "code", None) for name, one in zip(MANY, found, strict=True)} == {
@@ -349,9 +290,8 @@ async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one
 
 
 async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as engine:
-        start = await begin(engine, counts)
+    async with trial(redis_server.url, folder) as engine:
+        start = await begin(engine)
         for seq in (start + 1, start + 2):
             sources = [Source(n.to_bytes(8, "little"), (seq,)) for n in range(1, len(MANY) + 1)]
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq, sources=sources)
@@ -361,10 +301,9 @@ async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server)
     assert {[at for _, at in record.sources] == [start + 2] for record in stored.values()} == {True}
 
 
-async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(folder: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as engine:
-        start = await begin(engine, counts)
+async def test_after_the_end_of_a_release_its_streams_move(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder) as engine:
+        start = await begin(engine)
         document = engine.releases.current(FOLD)
         assert document is not None
         engine.releases.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
@@ -375,15 +314,15 @@ async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(fold
     assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)
 
 
-@pytest.mark.parametrize("ended_in", ["pairs", "mixed"])
+@pytest.mark.parametrize("ended_in", ["pairs", "both"])
 async def test_streams_move_although_their_batch_was_in_flight_when_the_release_ended(
     folder: Path, redis_server: Server, ended_in: str
 ) -> None:
-    """Their records are not cached as those of pairs: neither by a mixed batch, nor by one of pairs alone."""
+    """Their records are not cached as those of pairs."""
     counts = CountingObserver()
-    first, second = (PAIRED[:8] + OTHERS[:12], PAIRED[8:] + OTHERS[12:]) if ended_in == "mixed" else (PAIRED, OTHERS)
+    first, second = (PAIRED[:8] + OTHERS[:12], PAIRED[8:] + OTHERS[12:]) if ended_in == "both" else (PAIRED, OTHERS)
     async with trial(redis_server.url, folder, counts=counts) as engine:
-        start = await begin(engine, counts)
+        start = await begin(engine)
         document = engine.releases.current(FOLD)
         assert document is not None
         with redis_server.client() as client:
@@ -404,39 +343,6 @@ async def test_streams_move_although_their_batch_was_in_flight_when_the_release_
 
     assert len(applied(found)) == 2 * len(MANY)
     assert [name for name, one in stored.items() if pair_state_of(one.fingerprint, one.state)] == []
-
-
-async def test_batches_are_mixed_again_after_chunks_that_were_too_long_for_it(
-    folder: Path, redis_server: Server
-) -> None:
-    counts = CountingObserver()
-    async with trial(redis_server.url, folder, counts=counts) as engine:
-        seq = await begin(engine, counts) + 1
-        applied(await columns(engine, MANY, np.ones((len(MANY), 4096, 1), np.int64), seq))
-        seq, counts.batches = seq + 4096, []
-        while len(MANY) not in counts.batches and len(counts.batches) < 1000:
-            applied(await columns(engine, MANY, numbers([seq] * len(MANY)), seq))
-            seq += 1
-
-    assert len(MANY) in counts.batches
-
-
-async def test_single_timesteps_are_mixed_again_after_more_of_them_than_a_mixed_batch_can_have(
-    tmp_path: Path, redis_server: Server
-) -> None:
-    counts = CountingObserver()
-    write_model(tmp_path, FOLD, adder, version=1)
-    write_model(tmp_path, FOLD, heavy, version=2)
-    many, few = [f"s{n}" for n in range(150)], [*PAIRED[:2], *OTHERS[:4]]
-    async with trial(redis_server.url, tmp_path, counts=counts) as engine:
-        for seq in range(1, 4):  # all at once: the candidate is too slow for the pairs among them
-            applied(await singles(engine, many, [1] * len(many), seq))
-        counts.batches, seq = [], 4
-        while len(few) not in counts.batches and seq < 200:
-            applied(await singles(engine, few, [1] * len(few), seq))
-            seq += 1
-
-    assert len(few) in counts.batches
 
 
 async def test_a_pair_whose_release_has_ended_is_not_kept_in_memory(folder: Path, redis_server: Server) -> None:
