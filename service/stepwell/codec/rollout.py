@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from stepwell.codec.strict.parse import bad_request, parse, preview
 from stepwell.codec.strict.tensors import read_tensor
 from stepwell.errors import ServiceError
 from stepwell.types import RolloutResult
-from stepwell_client.wire.formats import Format, encode_tensors
+from stepwell_client.wire.formats import JSON, Format, encode_tensors
 from stepwell_client.wire.ids import SEQ_LIMIT, decode_state_id, encode_state_id
 from stepwell_export.runtime.feedback import FeedbackError, check_draw
 from stepwell_export.runtime.manifest import Array, Manifest
@@ -149,11 +150,7 @@ def read_rollout(
 
 def rollout_response(result: RolloutResult, body_format: Format, *, samples: bool) -> dict[str, Any]:
     """Return the response to a rollout; it has an axis for samples only if `samples` is true."""
-    tensors = [result.outputs, result.next_inputs]
-    if not samples:
-        tensors = [{name: array[0] for name, array in arrays.items()} for arrays in tensors]
-    outputs, following = (encode_tensors(arrays, body_format) for arrays in tensors)
-    response: dict[str, Any] = {"outputs": outputs, "next": following, "step": result.step}
+    response = _tensors(result.outputs, result.next_inputs, body_format, samples=samples) | {"step": result.step}
     if result.state_id:
         response["state_id"] = encode_state_id(result.state_id)
     if result.seed is not None:
@@ -163,6 +160,28 @@ def rollout_response(result: RolloutResult, body_format: Format, *, samples: boo
     if result.created:
         response["created"] = True
     return response
+
+
+def timestep_event(outputs: Mapping[str, Array], next_inputs: Mapping[str, Array], *, samples: bool) -> dict[str, Any]:
+    """Return the event of one timestep of a rollout, from arrays `(samples, *row)` by name."""
+    return _tensors(outputs, next_inputs, JSON, samples=samples)
+
+
+def done_event(result: RolloutResult, *, samples: bool) -> dict[str, Any]:
+    """Return the last event of a rollout: its response without the outputs."""
+    response = rollout_response(result, JSON, samples=samples)
+    del response["outputs"]
+    return response
+
+
+def _tensors(
+    outputs: Mapping[str, Array], next_inputs: Mapping[str, Array], body_format: Format, *, samples: bool
+) -> dict[str, Any]:
+    """Return predictions and the inputs computed from them; an axis for samples, the first, only if `samples`."""
+    return {
+        member: encode_tensors(arrays if samples else {name: array[0] for name, array in arrays.items()}, body_format)
+        for member, arrays in (("outputs", outputs), ("next", next_inputs))
+    }
 
 
 def _check_limits(limits: RolloutLimits, manifest: Manifest, horizon: int, samples: int) -> None:

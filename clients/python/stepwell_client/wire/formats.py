@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+EVENT_STREAM = "text/event-stream"
+"""The media type of server-sent events."""
+
 _MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 
 
@@ -77,6 +80,18 @@ def format_of_answer(accept: str | None, body: Format) -> Format:
         if (weight := _weight(parameters)) > highest:
             chosen, highest = found, weight
     return chosen
+
+
+def prefers_events(accept: str | None) -> bool:
+    """Return whether `Accept` prefers server-sent events to JSON and msgpack; of equal ones, the first is preferred."""
+    if accept is None or EVENT_STREAM not in accept.lower():
+        return False
+    chosen, highest = "", 0.0
+    for part in accept.split(","):
+        media, *parameters = [text.strip() for text in part.lower().split(";")]
+        if media in (EVENT_STREAM, "application/json", *_MSGPACK_TYPES) and (weight := _weight(parameters)) > highest:
+            chosen, highest = media, weight
+    return chosen == EVENT_STREAM
 
 
 def _weight(parameters: Iterable[str]) -> float:

@@ -42,6 +42,13 @@ PEEK = route("rollouts", path=STREAM_PATH, parameters=[VERSION], body=PeekBody, 
 ROLLOUT = route(
     "rollouts", path=STREAM_PATH, parameters=_KEYED, body=RolloutBody, answer=RolloutResponse, problems=STEPPING
 )
+ROLLOUT["responses"][200]["content"]["text/event-stream"] = {
+    "schema": {
+        "type": "string",
+        "description": "Server-sent events, by `Accept: text/event-stream`: a `timestep` with `outputs` and `next` for "
+        "each timestep, then `done` with all other members of the response; or a `problem`, which ends it.",
+    }
+}
 FORK = _copies(
     parameters=_KEYED,
     body=ForkBody,

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event, run_until_disconnect
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.query import flag_of, number_of
 from stepwell.asgi.routes.watching import event_document, parse_subscription, queued_events
@@ -25,12 +26,6 @@ from stepwell_client.wire.formats import encode
 from stepwell_client.wire.ids import SEQ_LIMIT
 
 _RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
-_HEADERS: Final = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would buffer the events
-    (b"x-content-type-options", b"nosniff"),
-]
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -65,7 +60,7 @@ class SseRoutes:
         return SseResponse(context.engine.watch, watcher, auth)
 
 
-class SseResponse(Response):
+class SseResponse(EventStreamResponse):
     """A response that ends when the client disconnects or this process drains."""
 
     def __init__(
@@ -79,10 +74,7 @@ class SseResponse(Response):
             auth: The client; counted while the response lasts, which ends when the client's key is no longer valid.
             heartbeat_s: Seconds without events after which a heartbeat is sent.
         """
-        self.status_code = 200
-        self.raw_headers = _HEADERS
-        self.body = b""
-        self.background = None
+        super().__init__()
         self._hub = hub
         self._subscriber = watcher
         self._auth = auth
@@ -91,17 +83,11 @@ class SseResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client disconnects or the watcher is closed."""
         self._auth.register()
-        work = [asyncio.create_task(self._send(send)), asyncio.create_task(_wait_for_disconnect(receive))]
         try:
-            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await run_until_disconnect(self._send(send), receive)
         finally:
             self._auth.unregister()
             self._hub.remove(self._subscriber)
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
 
     async def _send(self, send: Send) -> None:
         await self._hub.add(self._subscriber)
@@ -113,31 +99,19 @@ class SseResponse(Response):
     async def texts(self) -> AsyncIterator[bytes]:
         """Yield the bytes to send, one event each."""
         watcher = self._subscriber
-        yield b"retry: %d\n" % _RETRY_MS + _event(b'{"watching":1}', event_type=b"watching")
+        yield b"retry: %d\n" % _RETRY_MS + encode_event(b'{"watching":1}', event_type=b"watching")
         async for events in queued_events(watcher, self._heartbeat_s):
             try:
                 self._auth.recheck(asyncio.get_running_loop().time())
             except ServiceError as exc:
-                yield _event(encode({"error": problem_document(exc)}, JSON), event_type=b"problem")
+                yield encode_event(encode({"error": problem_document(exc)}, JSON), event_type=b"problem")
                 return
             if not events:
-                yield b":\n\n"
+                yield COMMENT
             for event in events:
                 data = encode(event_document(event, JSON, watcher), JSON)
                 yield (
-                    _event(data, event_type=b"gap")
+                    encode_event(data, event_type=b"gap")
                     if isinstance(event, EventGap)
-                    else _event(data, event_id=event.step)
+                    else encode_event(data, event_id=event.step)
                 )
-
-
-def _event(data: bytes, *, event_type: bytes = b"", event_id: int | None = None) -> bytes:
-    """Return one encoded event; our JSON has no line breaks."""
-    head = b"event: " + event_type + b"\n" if event_type else b""
-    return head + (b"" if event_id is None else b"id: %d\n" % event_id) + b"data: " + data + b"\n\n"
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

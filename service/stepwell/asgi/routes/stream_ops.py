@@ -21,6 +21,7 @@ from stepwell.asgi.http import (
 )
 from stepwell.asgi.openapi import stream_ops as openapi
 from stepwell.asgi.query import flag_of, version_of
+from stepwell.asgi.rollout_events import RolloutEvents
 from stepwell.codec import JSON, Format
 from stepwell.codec.packed_states import read_packed_state
 from stepwell.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
@@ -37,7 +38,7 @@ from stepwell.engine.packed_states import states_in
 from stepwell.requests.bulk import to_timestep
 from stepwell.requests.context import AppContext
 from stepwell.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
-from stepwell_client.wire.formats import encode_tensors, format_of_answer
+from stepwell_client.wire.formats import encode_tensors, format_of_answer, prefers_events
 from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.packed_state import encode_packed_state
 
@@ -80,7 +81,10 @@ class StreamOpRoutes:
         return respond(document, request, request_format)
 
     async def rollout(self, request: Request) -> Response:
-        """Run a stream on its own predictions for `horizon` timesteps; with `commit` they are applied to the stream."""
+        """Run a stream on its own predictions for `horizon` timesteps; with `commit` they are applied to the stream.
+
+        With `Accept: text/event-stream`, the response is an event for each timestep, and a last one.
+        """
         context, settings = self._context, self._context.settings
         key = authorized_stream(request, context, "step")
         served, request_format, version = model_of(request, context), format_of(request), version_of(request)
@@ -93,6 +97,10 @@ class StreamOpRoutes:
         rollout = RolloutRequest(
             key, inputs=inputs, idempotency_key=idempotency_key_of(request), version=version, **body.options()
         )
+        if prefers_events(request.headers.get("accept")):
+            events = RolloutEvents(context.engine.rollouts, rollout, samples=body.samples is not UNSET)
+            await events.wait_for_first()
+            return events
         result = await context.engine.rollouts.run(rollout)
         response_format = format_of_answer(request.headers.get("accept"), request_format)
         return respond(

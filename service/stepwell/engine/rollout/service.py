@@ -7,13 +7,13 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from stepwell.engine.rollout.plan import RolloutPlan
-from stepwell.engine.rollout.worker import ActiveRollout, RolloutWorker
+from stepwell.engine.rollout.worker import ActiveRollout, OnTimestep, RolloutWorker
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
@@ -23,6 +23,8 @@ from stepwell.store.keys import record_key
 from stepwell.store.record import Record, blake2b_128, decode
 from stepwell.store.state_store import decoded
 from stepwell.types import RolloutRequest, RolloutResult, Timestep
+from stepwell_export.runtime.feedback import Rule
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
@@ -73,8 +75,13 @@ class RolloutService:
         for worker in self._workers.values():
             worker.close()
 
-    async def run(self, request: RolloutRequest) -> RolloutResult:
+    async def run(self, request: RolloutRequest, *, on_timestep: OnTimestep | None = None) -> RolloutResult:
         """Run a rollout of a stream; a missing stream starts from the model's initial state.
+
+        Args:
+            request: The rollout.
+            on_timestep: Without `commit`, called with each timestep as it is made: the prediction and the inputs that
+                were computed from it, `(samples, *row)` by name. A committed rollout may have to be computed again.
 
         Raises:
             ServiceError: It was rejected, or its outcome is not known; see `applied`.
@@ -84,11 +91,11 @@ class RolloutService:
         admission.check_rate(request.key.tenant, request.horizon * request.samples)
         admission.rows += 1
         try:
-            return await self._run(request)
+            return await self._run(request, None if request.commit else on_timestep)
         finally:
             admission.count_answered(1, 0)
 
-    async def _run(self, request: RolloutRequest) -> RolloutResult:
+    async def _run(self, request: RolloutRequest, on_timestep: OnTimestep | None) -> RolloutResult:
         op_id, loop = _op_id(request), asyncio.get_running_loop()
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
@@ -102,6 +109,8 @@ class RolloutService:
             if decide(record, plan.intent) is Decision.REPLAY and record is not None:
                 return Reply(self._replay(plan, record))
             rollout = plan.start(record, time.monotonic() + loaded.deadline - loop.time())
+            if on_timestep is not None:
+                rollout.on_timestep = _on_loop(on_timestep, plan.rules, loop)
             await self._worker_for(plan.served).run(rollout)
             result = plan.result(record, rollout)
             if not request.commit:
@@ -194,6 +203,18 @@ class RolloutService:
             lambda stored: self._replay(plan, decode(stored)),
             notifications,
         )
+
+
+def _on_loop(on_timestep: OnTimestep, rules: Sequence[Rule], loop: asyncio.AbstractEventLoop) -> OnTimestep:
+    """Return a callback for the worker's thread, which calls another one on the loop with the computed inputs."""
+    names = [rule.input.name for rule in rules]
+
+    def publish(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
+        computed = {name: inputs[name] for name in names}
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits any more
+            loop.call_soon_threadsafe(on_timestep, outputs, computed)
+
+    return publish
 
 
 def _op_id(request: RolloutRequest) -> bytes:

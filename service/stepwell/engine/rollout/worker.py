@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from stepwell_export.runtime.manifest import Array
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel
 
+OnTimestep = Callable[[Mapping[str, Array], Mapping[str, Array]], object]
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +42,7 @@ class ActiveRollout:
         first_inputs: The inputs of the first timestep, `(samples, *row)` by name.
         outputs: The predictions so far, one per timestep, each `(samples, *row)` by name.
         next_inputs: The inputs computed from each of these predictions, likewise.
+        on_timestep: Called in the worker's thread with each prediction and the inputs computed from it; None: not.
     """
 
     inputs: dict[str, Array]
@@ -51,6 +53,7 @@ class ActiveRollout:
     first_inputs: Mapping[str, Array] = field(default_factory=dict)
     outputs: list[Mapping[str, Array]] = field(default_factory=list)
     next_inputs: list[Mapping[str, Array]] = field(default_factory=list)
+    on_timestep: OnTimestep | None = None
 
     def __post_init__(self) -> None:
         self.first_inputs = self.inputs
@@ -80,6 +83,8 @@ class ActiveRollout:
         self.states = states
         self.outputs.append(outputs)
         self.next_inputs.append(self.inputs)
+        if self.on_timestep is not None:
+            self.on_timestep(outputs, self.inputs)
         return t == self.horizon
 
 
