@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepwell import extend, testing
     from stepwell.addons import mlflow
+    from stepwell.addons.event_time.frames import resample
     from stepwell.addons.notebook import LiveModel, run
     from stepwell_client import (
         AsyncClient,
@@ -79,6 +80,7 @@ __all__ = [
     "extend",
     "mlflow",
     "register_step_rule",
+    "resample",
     "run",
     "stages",
     "testing",
@@ -94,6 +96,7 @@ _HOMES = {
     **dict.fromkeys(("StepSpec", "StepwellError", "Value", "adopt", "convert_onnx", "export"), "stepwell_export"),
     **dict.fromkeys(("register_step_rule", "stages", "to_step_model", "torch", "verify_model"), "stepwell_export"),
     "LiveModel": "stepwell.addons.notebook",
+    "resample": "stepwell.addons.event_time.frames",
     "run": "stepwell.addons.notebook",
 }
 """The package that gives each name."""

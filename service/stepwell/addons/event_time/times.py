@@ -1,0 +1,94 @@
+"""Times of messages: microseconds since 1970, made of ISO 8601 or of numbers; and durations such as `5s`."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+from stepwell.text_values import number_of
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+"""The unit of times that are numbers."""
+
+SECOND: Final = 1_000_000
+"""Microseconds."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LIMIT: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_US_PER_UNIT: Final = {"s": SECOND, "ms": 1000, "us": 1}
+_NS_PER_US: Final = 1000
+_FRACTION: Final = re.compile(r"([.,])([0-9]{7,})")
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)")
+_US_OF: Final = {"us": 1, "ms": 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
+_PREVIEW: Final = 60
+
+
+class BadTimeError(Exception):
+    """A value is no time; the text says what was found and what was expected."""
+
+
+def time_of(value: Any, unit: TimeUnit) -> int:
+    """Return a time in microseconds since 1970, rounded to the nearest one.
+
+    Args:
+        value: A number in the unit; a text in ISO 8601, which is UTC if it has no zone; or a datetime. A subclass of
+            `str`, a text of a format without numbers, may be a number, too.
+        unit: The unit of numbers.
+
+    Raises:
+        BadTimeError: It is none of these, or before 1970, or after the year 9998.
+    """
+    kind = type(value)
+    if kind is not int and kind is not float and isinstance(value, str):
+        number = None if kind is str else number_of(value)
+        value = _of_text(value) if number is None else number
+    if isinstance(value, datetime):
+        aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        found = (aware - _EPOCH) // timedelta(microseconds=1)
+    elif type(value) is int:
+        found = (2 * value + _NS_PER_US) // (2 * _NS_PER_US) if unit == "ns" else value * _US_PER_UNIT[unit]
+    elif type(value) is float and math.isfinite(value):
+        found = round(value / _NS_PER_US if unit == "ns" else value * _US_PER_UNIT[unit])
+    else:
+        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}; expected ISO 8601, or a number with --time-unit")
+    if found < 0:
+        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is before 1970")
+    if found >= _LIMIT:
+        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is after the year 9998: check --time-unit")
+    return found
+
+
+def _of_text(text: str) -> datetime:
+    """Return the time of a text in ISO 8601; Python cuts what is behind the microseconds, so that is rounded here."""
+    text, nanoseconds = str(text).strip(), 0.0
+    fraction = _FRACTION.search(text)
+    if fraction is not None:
+        nanoseconds = float(f"0.{fraction[2][6:]}")
+        text = text.replace(fraction[0], fraction[0][:7])
+    try:
+        return datetime.fromisoformat(text) + timedelta(microseconds=int(nanoseconds >= 0.5))
+    except (ValueError, OverflowError) as exc:
+        raise BadTimeError(f"the time is {text[:_PREVIEW]!r}; expected ISO 8601 such as 2026-03-01T12:00:00Z") from exc
+
+
+def iso(time: int) -> str:
+    """Return a time in microseconds since 1970 as ISO 8601 in UTC."""
+    return (_EPOCH + timedelta(microseconds=time)).isoformat().replace("+00:00", "Z")
+
+
+def duration_of(text: str) -> int | None:
+    """Return the microseconds of a duration such as `5s`, `500ms`, `1m`, `2h`, `1d` or `0`; None: it is none."""
+    if text == "0":
+        return 0
+    found = _DURATION.fullmatch(text)
+    return None if found is None else round(float(found[1]) * _US_OF[found[2]])
+
+
+def in_words(duration: int) -> str:
+    """Return a duration in microseconds in the form that `duration_of` reads."""
+    for unit, size in reversed(_US_OF.items()):
+        if duration % size == 0:
+            return f"{duration // size}{unit}"
+    return f"{duration}us"
