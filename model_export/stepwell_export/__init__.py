@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stepwell_export.runtime.manifest import Manifest
     from stepwell_export.runtime.step_model import StepModel
     from stepwell_export.spec import StepSpec
-    from stepwell_export.stages import Pipeline
+    from stepwell_export.stages import Part, Pipeline
     from stepwell_export.streaming import convert as convert_onnx
 
 # onnxruntime's own builds report their use to Microsoft unless this is set before they are loaded.
@@ -32,6 +32,7 @@ __all__ = [
     "Call",
     "Exported",
     "Manifest",
+    "Part",
     "Pipeline",
     "StepModel",
     "StepSpec",
@@ -52,7 +53,7 @@ _HOMES = {
     "Adopted": "adoption.adopt_file",
     "Exported": "exporter",
     "Manifest": "runtime.manifest",
-    "Pipeline": "stages",
+    **dict.fromkeys(("Part", "Pipeline"), "stages"),
     "StepModel": "runtime.step_model",
     "StepSpec": "spec",
     "StepwellError": "runtime.errors",

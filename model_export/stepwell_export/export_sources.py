@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -184,14 +185,15 @@ def _is_pipeline(found: Any) -> bool:
 
 def _loaded_parts(pipeline: Any) -> Any:
     """Return a pipeline with its models loaded."""
-    from stepwell_export.stages.pipeline import Pipeline, RowModel
-    from stepwell_export.stages.stage import Stage
+    from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 
     def loaded(part: Any) -> Any:
-        is_loaded = isinstance(part, Stage | RowModel)
-        return part if is_loaded else load_source(str(part) if isinstance(part, Path) else part)
+        if not isinstance(part, Part) or isinstance(part.model, RowModel):
+            return part
+        model = load_source(str(part.model) if isinstance(part.model, Path) else part.model)
+        return replace(part, model=model)
 
-    return Pipeline([loaded(part) for part in pipeline.parts])
+    return Pipeline([loaded(part) for part in pipeline.parts], outputs=pipeline.outputs)
 
 
 def _failed(source: str, exc: BaseException) -> StepwellError:

@@ -154,7 +154,11 @@ def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pi
         if path.suffix != ".onnx" or not path.is_file():
             raise FileError(f"{path} is no ONNX file; expected one for `--before` or `--after`.", fix="Check the path.")
     if isinstance(found, Pipeline):
-        return Pipeline([*before, *found.parts, *after], anchor=found.anchor + len(before))
+        if found.outputs is not None and after:
+            raise UnclearModelError(
+                "`--after` is given for a pipeline that picks its outputs.", fix="Put the file into the pipeline."
+            )
+        return Pipeline([*before, *found.parts, *after], outputs=found.outputs, anchor=found.anchor + len(before))
     return Pipeline([*before, found, *after], anchor=len(before))
 
 

@@ -85,7 +85,7 @@ class StepGraphAnalysis:
         self.model = without_functions(model)
         self.manifest = manifest
         self.after = {state.input: state.output for state in manifest.states}
-        self.inputs = [spec.name for spec in manifest.inputs]
+        self.inputs = [spec.name for spec in manifest.fed]
         self._check()
         self.nodes = list(self.model.graph.node)
         self._constants = constants(self.model.graph)
@@ -131,7 +131,7 @@ class StepGraphAnalysis:
 
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph
-        axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.outputs)]
+        axes = [spec.batch_axis for spec in (*manifest.fed, *manifest.outputs)]
         opset = read_opset(self.model)
         if opset < OLDEST_OPSET:
             raise NoChunkError(f"its opset is {opset}; chunks need {OLDEST_OPSET} or later")

@@ -127,7 +127,7 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     needed = {name for node in nodes for name in uses(node)}
     states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
     kept = {value.name: value for value in (*graph.input, *graph.output)}
-    takes = [_timed(spec) for spec in manifest.inputs]
+    takes = [_timed(spec) for spec in manifest.fed]
     takes += [kept[name] for name in kept if name in states | set(manifest.constants) and _is_input(graph, name)]
     gives = [_timed(spec) for spec in manifest.outputs]
     gives += [kept[state.output] for state in manifest.states if state.output not in {o.name for o in manifest.outputs}]
@@ -144,7 +144,7 @@ def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.Grap
     moving = needed_nodes(written_out.expand(moving, gives), gives)
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
-    for given in manifest.inputs:
+    for given in manifest.fed:
         names[given.name] = f"{_STEP}{given.name}"
         before += _reshape(given.name, names[given.name], given.graph_row_shape, (1, *given.row_shape))
     for spec in manifest.outputs:

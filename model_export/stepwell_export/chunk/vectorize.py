@@ -53,7 +53,7 @@ class Vectorizer:
         Raises:
             NoChunkError: This way does not work for this graph.
         """
-        for given in self.reading.manifest.inputs:
+        for given in self.reading.manifest.fed:
             self._flat[given.name] = self.emitter.flat(given.name, 0, given.graph_row_shape)
         for unit in self._in_order():
             if unit.loop is not None:

@@ -143,7 +143,12 @@ class DataReference(ManifestPart):
 
 
 class Manifest(ManifestPart):
-    """Everything about a step graph that its ONNX file does not declare itself."""
+    """Everything about a step graph that its ONNX file does not declare itself.
+
+    Attributes:
+        learn: The input `(batch,)` bool, with a time axis `(batch, T)`, that says whether a timestep is learned from.
+            It is not sent: it is false in rollouts, else true. None: the graph learns nothing.
+    """
 
     format: Literal[1] = 1
     name: str = "model"
@@ -151,6 +156,7 @@ class Manifest(ManifestPart):
     inputs: list[InputSpec]
     states: list[StateSpec] = Field(default_factory=list)
     outputs: list[OutputSpec]
+    learn: str | None = None
     constants: dict[str, ConstantSpec] = Field(default_factory=dict)
     windows: list[WindowSpec] = Field(default_factory=list)
     feedback: dict[str, Any] = Field(default_factory=dict)
@@ -162,7 +168,7 @@ class Manifest(ManifestPart):
     def _consistent(self) -> Manifest:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name is {self.name!r}; expected {NAME.pattern}")
-        taken = [i.name for i in self.inputs] + [s.input for s in self.states] + list(self.constants)
+        taken = [i.name for i in self.fed] + [s.input for s in self.states] + list(self.constants)
         given = [o.name for o in self.outputs]
         for names, what in ((taken, "input"), (given, "output"), ([s.output for s in self.states], "state output")):
             for name in names:
@@ -191,6 +197,11 @@ class Manifest(ManifestPart):
                 raise ValueError(f"{what} has init {window.init.d}{window.init.s}; expected {spec.dtype}{past}")
             if any(state.input == window.state_name for state in self.states):
                 raise ValueError(f"{what}: a state is named {window.state_name!r} too; that name is the window's")
+
+    @property
+    def fed(self) -> list[InputSpec]:
+        """What the graph is fed in each timestep: the inputs, then `learn` where there is one."""
+        return [*self.inputs, *([InputSpec(name=self.learn, dtype="bool", shape=[])] if self.learn is not None else [])]
 
     @property
     def answered(self) -> list[OutputSpec]:

@@ -28,7 +28,7 @@ def check_signature(manifest: Manifest, session: ort.InferenceSession, where: st
     """
     takes = {i.name: ORT_TYPES.get(i.type, i.type) for i in session.get_inputs()}
     gives = {o.name: ORT_TYPES.get(o.type, o.type) for o in session.get_outputs()}
-    told_in = {i.name: i.dtype for i in manifest.inputs}
+    told_in = {i.name: i.dtype for i in manifest.fed}
     told_in |= {s.input: s.dtype for s in manifest.states}
     told_in |= {name: spec.dtype for name, spec in manifest.constants.items()}
     told_out = {o.name: o.dtype for o in manifest.outputs} | {s.output: s.dtype for s in manifest.states}

@@ -83,9 +83,7 @@ class StepModel:
         self.manifest = manifest or self._read_manifest(source)
         check_random_operators(source, contents, self.manifest)
         self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
-        self._inputs = [
-            TensorLayout(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs
-        ]
+        self._inputs = [TensorLayout(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.fed]
         self._states = [TensorLayout(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
         self._outputs = [
             TensorLayout(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered
@@ -102,7 +100,9 @@ class StepModel:
         self._fetch = [o.name for o in self.manifest.answered] + [s.output for s in self.manifest.states]
         self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
         self.batched = rows_are_independent(
-            self.manifest, self.initial_states, lambda inputs, states: self._run(inputs, states, run_options())
+            self.manifest,
+            self.initial_states,
+            lambda inputs, states: self._run(self._with_learn(inputs, 1, True), states, run_options()),
         )
         if self.chunked:
             zeros = {i.name: np.zeros((1, 2, *i.row_shape), i.dtype) for i in self.manifest.inputs}
@@ -121,13 +121,14 @@ class StepModel:
         return self._initial
 
     def step(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Consume one timestep of every row.
 
         Args:
             inputs: One array per manifest input, shape `(rows, *shape)`, its declared dtype.
             states: One array per state field, shape `(rows, *shape)`; see `initial_states`.
+            learn: Whether stages that learn do so; `inputs` may have it for each row, by the manifest's name for it.
 
         Returns:
             The answered outputs, shape `(rows, *shape)`, and the next states, shaped as `states`.
@@ -136,16 +137,17 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(partial(self._run_rows, self._run), inputs, states)
+        return self._switched(partial(self._run_rows, self._run), self._with_learn(inputs, 1, learn), states)
 
     def chunk(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Consume T timesteps of every row, in order.
 
         Args:
             inputs: One array per manifest input, shape `(rows, T, *shape)`, T >= 1.
             states: As for `step`.
+            learn: As for `step`.
 
         Returns:
             The answered outputs, shape `(rows, T, *shape)`, and the states after the last timestep.
@@ -154,7 +156,8 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the chunk.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(self._in_pieces if self.chunked else self._step_through, inputs, states)
+        run = self._in_pieces if self.chunked else self._step_through
+        return self._switched(run, self._with_learn(inputs, 2, learn), states)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -188,6 +191,13 @@ class StepModel:
                 switch.terminate = True
 
     # ---------------------------------------------------------------- running
+
+    def _with_learn(self, inputs: Mapping[str, Array], axes: int, learn: bool) -> Mapping[str, Array]:
+        """Return inputs with the one that says whether timesteps are learned from, where the graph has it."""
+        name = self.manifest.learn
+        if name is None or name in inputs:
+            return inputs
+        return {**inputs, name: np.full(next(iter(inputs.values())).shape[:axes], learn)}
 
     def _switched(self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Make a call, with a switch within reach of `terminate`."""

@@ -11,14 +11,14 @@ from typing import Any
 from stepwell_export.runtime.registered import load, registered
 from stepwell_export.stages.columns import OneHot, Select
 from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
-from stepwell_export.stages.pipeline import Pipeline
+from stepwell_export.stages.pipeline import Part, Pipeline
 from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
 from stepwell_export.stages.sklearn import from_sklearn
 from stepwell_export.stages.stage import Stage
 
 __all__ = [
-    "EWMA", "Clip", "Diff", "Impute", "Lag", "Log1p", "MinMax", "OneHot", "Pipeline", "RollingMean", "RollingStd",
-    "Select", "Stage", "Standardize", "from_sklearn",
+    "EWMA", "Clip", "Diff", "Impute", "Lag", "Log1p", "MinMax", "OneHot", "Part", "Pipeline", "RollingMean",
+    "RollingStd", "Select", "Stage", "Standardize", "from_sklearn",
 ]  # fmt: skip
 
 

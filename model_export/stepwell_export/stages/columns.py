@@ -22,11 +22,11 @@ class Select(Stage):
 
     Attributes:
         columns: Their places from 0, or their names.
-        of: How many numbers the row has, or the names of all of them.
+        width: How many numbers the row has, or the names of all of them.
     """
 
     columns: Sequence[Any] = ()
-    of: Any = 0
+    width: Any = 0
 
     keeps_missing: ClassVar[bool] = True
 
@@ -43,7 +43,7 @@ class Select(Stage):
             if not is_known:
                 raise ManifestError(
                     f"Select has no column {column!r}; the row has {names or size}.",
-                    fix="Name columns of `of`, or give places from 0.",
+                    fix="Name columns of `width`, or give places from 0.",
                 )
         if not len(self.columns) or isinstance(self.columns, str):
             raise ManifestError(
@@ -53,10 +53,10 @@ class Select(Stage):
             object.__setattr__(self, "labels", tuple(names))
 
     def _names(self) -> list[str]:
-        return [] if isinstance(self.of, int | np.integer) else [str(name) for name in self.of]
+        return [] if isinstance(self.width, int | np.integer) else [str(name) for name in self.width]
 
     def _size(self) -> int:
-        return len(self._names()) or count("of", self.of)
+        return len(self._names()) or count("width", self.width)
 
     def _places(self) -> list[int]:
         names = self._names()
@@ -74,7 +74,7 @@ class Select(Stage):
         if row[-1:] != (self._size(),):
             raise UnclearModelError(
                 f"Select takes {self._size()} numbers; a row there has shape {list(row)}.",
-                fix="Set `of` to the numbers of that row.",
+                fix="Set `width` to the numbers of that row.",
             )
         return (*row[:-1], len(self.columns))
 

@@ -15,74 +15,167 @@ from stepwell_export.graph.nodes import read_opset
 from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
-from stepwell_export.stages.join import join
-from stepwell_export.stages.pipeline import Pipeline, RowModel
+from stepwell_export.stages.merge import OLDEST_OPSET, merge
+from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
 from stepwell_export.stages.stage import Row, Stage
+from stepwell_export.stages.stepwise_file import has_manifest, read_stepwise
+from stepwell_export.stages.values import NamedValue, NamedValues, Node, bind
 
 Convert = Callable[[Any, bool], ConvertedModel]
-"""Makes the step graph of a model; the flag is whether the other parts are fitted to this one."""
+"""Makes the step graph of a model; the flag is whether flags such as `--time-axis` are for this one."""
 
 
 def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> ConvertedModel:
     """Make one step graph of a pipeline, not yet verified.
 
     Raises:
-        UnclearModelError: A stage does not fit its neighbour, or it is unclear which input it belongs to.
+        UnclearModelError: A name is unknown, a value does not fit what reads it, or it is unclear what a part reads.
         RefusedModelError: A model cannot be stepped.
     """
-    parts = pipeline.parts
-    anchor = pipeline.anchor
-    model = parts[anchor]
-    whole = convert_rows(model) if isinstance(model, RowModel) else convert(model, True)
-    for part in reversed(parts[:anchor]):
-        whole = _in_front(part, whole, convert)
-    for part in parts[anchor + 1 :]:
-        whole = _behind(whole, part, convert)
+    models = _models(pipeline, convert)
+    values = bind(pipeline.parts, models, pipeline.outputs)
+    _describe_inputs(values)
+    opset = max(OLDEST_OPSET, *(read_opset(model.proto) for model in models.values()))
+    for node in values.nodes:
+        if node.stage is not None:
+            node.model = _stage(node, node.stage, opset)
+        for output, value in node.gives.items():
+            value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
+    whole = merge(values.nodes, values.inputs, {value.name: value for value in values.answers})
     return replace(whole, manifest=whole.manifest.model_copy(update={"name": name}))
 
 
-def _in_front(part: Any, whole: ConvertedModel, convert: Convert) -> ConvertedModel:
-    if not isinstance(part, Stage):
-        first = _model(part, whole.manifest.inputs, convert, ahead=True)
-        return join(first, whole, _links(first.manifest, whole.manifest))
-    into = _chosen(part, "input", whole.manifest.inputs)
-    is_missing = getattr(into, "missing", "refuse") == "nan"
-    if is_missing and not part.keeps_missing:
-        raise UnclearModelError(
-            f"{part.title} stands in front of a stage that replaces missing values, and cannot take them.",
-            fix="Put Impute in front of it.",
-        )
-    row = part.row_before(into.row_shape)
-    first = _stage(part, row, whole, takes=into.name, labels=_labels_before(part, row, into))
-    if is_missing or part.fills_missing:
-        first.manifest.inputs[0].missing = "nan"
-    return join(first, whole, {first.manifest.outputs[0].name: into.name}, draw_before=part.draw_before)
+# ---------------------------------------------------------------- models
 
 
-def _behind(whole: ConvertedModel, part: Any, convert: Convert) -> ConvertedModel:
-    if not isinstance(part, Stage):
-        second = _model(part, whole.manifest.answered, convert, ahead=False)
-        return join(whole, second, _links(whole.manifest, second.manifest))
-    out = _chosen(part, "output", [spec for spec in whole.manifest.answered if spec.kind == "value"])
-    second = _stage(part, out.row_shape, whole, returns=out.name, labels=_labels(out))
-    return join(whole, second, {out.name: second.manifest.inputs[0].name})
+def _models(pipeline: Pipeline, convert: Convert) -> dict[int, ConvertedModel]:
+    """Return the step graphs of all models by place: the anchor's first, then outwards from it."""
+    parts, anchor = pipeline.parts, pipeline.anchor
+    found: dict[int, ConvertedModel] = {}
+    places = [anchor, *range(anchor - 1, -1, -1), *range(anchor + 1, len(parts))]
+    for place in places:
+        part = parts[place]
+        if isinstance(part, Part):
+            found[place] = _model(parts, place, part.model, found, convert, is_anchor=place == anchor)
+    return found
 
 
-def _chosen(stage: Stage, what: str, specs: Sequence[TensorSpec]) -> TensorSpec:
-    """Return the input or output that a stage applies to.
+def _model(
+    parts: Sequence[Stage | Part],
+    place: int,
+    model: Any,
+    found: Mapping[int, ConvertedModel],
+    convert: Convert,
+    *,
+    is_anchor: bool,
+) -> ConvertedModel:
+    """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
+    if isinstance(model, Path) and has_manifest(model):
+        return read_stepwise(model)
+    if isinstance(model, Path) and not is_anchor:
+        ahead = place < min(found)
+        model = read_row_model(model, ranks=_ranks(parts, place, found, ahead=ahead), ahead=ahead) or model
+    return convert_rows(model) if isinstance(model, RowModel) else convert(model, is_anchor)
+
+
+def _ranks(parts: Sequence[Stage | Part], place: int, found: Mapping[int, ConvertedModel], *, ahead: bool) -> set[int]:
+    """Return the ranks of rows next to a place: of what the next model takes, or the last one gives."""
+    if ahead:
+        next_to = min(at for at in found if at > place)
+        rows = [spec.row_shape for spec in found[next_to].manifest.inputs]
+        between = reversed(parts[place + 1 : next_to])
+    else:
+        next_to = max(at for at in found if at < place)
+        rows = [spec.row_shape for spec in found[next_to].manifest.answered]
+        between = iter(parts[next_to + 1 : place])
+    for stage in between:
+        assert isinstance(stage, Stage)
+        rows += [row for row in (_row_beside(stage, row, ahead=ahead) for row in rows) if row is not None]
+    return {len(row) for row in rows}
+
+
+def _row_beside(stage: Stage, row: Row, *, ahead: bool) -> Row | None:
+    try:
+        return stage.row_before(row) if ahead else stage.row_after(row)
+    except UnclearModelError:
+        return None
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _describe_inputs(values: NamedValues) -> None:
+    """Give each input that a model or a stage in front of one reads its row, labels, and whether it may be missing.
 
     Raises:
-        UnclearModelError: There is none of that name, or there are several and none is named.
+        UnclearModelError: No part shows its row, or a part that cannot take missing values stands in front of one that
+            replaces them.
     """
-    fitting = [spec for spec in specs if stage.on in (None, spec.name)]
-    if len(fitting) != 1:
+    for name, value in values.inputs.items():
+        spec = _wanted(value)
+        if spec is None:
+            raise UnclearModelError(
+                f"The row of input {name!r} is not known; expected a model that reads it, or stages in front of one.",
+                fix="Let a model read it.",
+            )
+        missing = "nan" if _is_missing(value) else "refuse"
+        value.spec = spec.model_copy(update={"name": name, "missing": missing})
+
+
+def _wanted(value: NamedValue) -> InputSpec | None:
+    """Return what the parts that read a value take; None: none of them shows it."""
+    found: list[InputSpec] = []
+    for node, into in value.readers:
+        if node.stage is None:
+            found.insert(0, next(spec for spec in node.step.manifest.inputs if spec.name == into))
+        elif _is_plain(node) and (behind := _wanted(_only(node))) is not None:
+            stage, row = node.stage, node.stage.row_before(behind.row_shape)
+            spec = InputSpec(name=value.name, dtype=stage.takes, shape=list(row))
+            labels = _labels_before(stage, row, behind)
+            found.append(spec.model_copy(update={"labels": labels} if labels else {}))
+    return found[0] if found else None
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a part makes one value of one."""
+    return len(node.reads) == len(node.gives) == 1
+
+
+def _only(node: Node) -> NamedValue:
+    return next(iter(node.gives.values()))
+
+
+def _is_missing(value: NamedValue) -> bool:
+    """Whether a value may be missing: something replaces it, and all that read it can take that.
+
+    Raises:
+        UnclearModelError: Something replaces it, and something else cannot take it.
+    """
+    takes = [(node, *_takes_missing(node, into)) for node, into in value.readers]
+    is_wanted = any(wanted for _, _, wanted in takes)
+    refusing = [node for node, can_take, _ in takes if not can_take]
+    if is_wanted and refusing:
         raise UnclearModelError(
-            f"{stage.title} stands next to the {what}s {[spec.name for spec in specs]} and applies to "
-            f"{'one of them' if stage.on is None else repr(stage.on)}.",
-            fix=f"Name the {what}: `{stage.title}(..., on={specs[0].name!r})`." if specs else "Leave it out.",
+            f"{refusing[0].title} reads {value.name!r} in front of what replaces its missing values, or beside it, and "
+            "cannot take them.",
+            fix="Put Impute in front of it.",
         )
-    return fitting[0]
+    return is_wanted
+
+
+def _takes_missing(node: Node, into: str) -> tuple[bool, bool]:
+    """Return whether a part can take missing values, and whether it or what stands behind it is there for them."""
+    if node.stage is None:
+        is_nan = next(spec.missing for spec in node.step.manifest.inputs if spec.name == into) == "nan"
+        return is_nan, is_nan
+    if node.stage.fills_missing:
+        return True, True
+    behind = [_takes_missing(*reader) for value in node.gives.values() for reader in value.readers]
+    is_wanted = any(wanted for _, wanted in behind)
+    if not node.stage.keeps_missing:
+        return False, is_wanted
+    return bool(behind) and all(can for can, _ in behind), is_wanted
 
 
 def _labels(spec: TensorSpec) -> list[str]:
@@ -96,52 +189,33 @@ def _labels_before(stage: Stage, row: Row, into: TensorSpec) -> list[str]:
     return _labels(into) if row == into.row_shape else []
 
 
-def _stage(
-    stage: Stage, row: Row, whole: ConvertedModel, *, takes: str = "", returns: str = "", labels: Sequence[str]
-) -> ConvertedModel:
-    """Return a stage as a step graph; the name of its input or output is given, the other one is internal."""
+# ---------------------------------------------------------------- stages
+
+
+def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
+    """Return a stage as a step graph."""
+    (value,), (output,) = node.reads.values(), node.gives
+    assert value.spec is not None
+    if getattr(value.spec, "kind", "value") != "value":
+        raise UnclearModelError(
+            f"{stage.title} reads {value.name!r}, which is drawn at random.", fix="Read a value that is computed."
+        )
+    row, labels = value.spec.row_shape, _labels(value.spec)
     stage.check(row)
-    graph, after = GraphBuilder(stage.title), stage.row_after(row)
-    given = InputSpec(name=takes or f"{returns}/{stage.title}/in", dtype=stage.takes, shape=list(row))
-    returned = OutputSpec(name=returns or f"{takes}/{stage.title}/out", dtype="float32", shape=list(after))
+    graph = GraphBuilder(stage.title)
+    given = InputSpec(name="in0", dtype=stage.takes, shape=list(row))
+    returned = OutputSpec(name=output, dtype="float32", shape=list(stage.row_after(row)))
     x = graph.add_input(given)
     is_float = np.dtype(stage.takes).kind == "f"
     made = stage.emit(graph, graph.cast(x, "float64") if is_float else x, row)
     graph.add_output(returned, graph.cast(made, "float32"))
     manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    known = {given.name: labels, returned.name: stage.labels_after(labels)}
-    manifest = with_labels(manifest, {key: names for key, names in known.items() if names})
+    after = stage.labels_after(labels)
+    manifest = with_labels(manifest, {returned.name: after} if after else {})
 
     def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values = inputs[given.name]
+        values = inputs["in0"]
         found = stage.reference(values.astype(np.float64) if is_float else values)
-        return {returned.name: found.astype(np.float32)}
+        return {output: found.astype(np.float32)}
 
-    proto = graph.proto("stage", {"": read_opset(whole.proto)})
-    return ConvertedModel(proto, manifest, reference, against=f"numpy {np.__version__}")
-
-
-def _model(part: Any, neighbours: Sequence[TensorSpec], convert: Convert, *, ahead: bool) -> ConvertedModel:
-    """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
-    if isinstance(part, Path):
-        ranks = {len(spec.row_shape) for spec in neighbours}
-        part = read_row_model(part, ranks=ranks, ahead=ahead) or part
-    return convert_rows(part) if isinstance(part, RowModel) else convert(part, False)
-
-
-def _links(first: Manifest, second: Manifest) -> dict[str, str]:
-    """Return which outputs of a model become which inputs of the one behind it.
-
-    Raises:
-        UnclearModelError: No names are equal, and there are several outputs or inputs.
-    """
-    outputs, inputs = [spec.name for spec in first.answered], [spec.name for spec in second.inputs]
-    same = {name: name for name in outputs if name in inputs}
-    if same:
-        return same
-    if len(outputs) == len(inputs) == 1:
-        return {outputs[0]: inputs[0]}
-    raise UnclearModelError(
-        f"A model has the outputs {outputs}; the one behind it takes {inputs}.",
-        fix="Give an output the name of the input that it becomes.",
-    )
+    return ConvertedModel(graph.proto("stage", {"": opset}), manifest, reference, against=f"numpy {np.__version__}")

@@ -1,4 +1,4 @@
-"""`Pipeline`: stages and models one behind the other, exported as one step graph."""
+"""`Pipeline`: stages and models as a graph of named values, exported as one step graph."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Array]
 """One array by name, shape `(n, *row)`."""
+
+Names = str | Sequence[str] | Mapping[str, str] | None
+"""One name, one for each input or output in order, or by the model's own name; None: the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +38,65 @@ class RowModel:
     file: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model in a `Pipeline`, with the values that it reads and writes.
+
+    Attributes:
+        model: A Keras model, a `StepSpec`, the path of a model file, or what `from_sklearn` returns.
+        of: The values that its inputs read: one name, a tuple in the order of the inputs, or `{input: name}`. An input
+            without one reads the value of its own name, or the only one that no part has read yet.
+        to: The names of its outputs, in the same forms; by default their own.
+    """
+
+    model: Any
+    of: Names = None
+    to: Names = None
+
+
 class Pipeline:
-    """Stages and models one behind the other, in the order in which a timestep passes them.
+    """Stages and models as a graph of named values.
 
     `Pipeline([Impute("last"), Standardize(mean, std), model, Standardize(mean_y, std_y).inverse()])` is exported as one
     graph with one manifest, and verified as a whole: against the stages in NumPy and the model in its own framework.
+    Each part reads values by `of=` and writes values by `to=`; without these it reads the only value that no part has
+    read yet. What no part has read at the end is the answer.
 
     Attributes:
-        parts: `Stage`s, and at least one model: a Keras model, a `StepSpec`, the path of a model file, or what
-            `from_sklearn` returns.
+        parts: `Stage`s and `Part`s, in order; at least one is a model.
+        outputs: The names of the answers, in order; None: what no part has read, in the order in which it was written.
     """
 
-    def __init__(self, parts: Sequence[Any], *, anchor: int | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Any], *, outputs: Sequence[str] | None = None, anchor: int | None = None
+    ) -> None:
         """Check the parts.
 
+        Args:
+            parts: Stages, and at least one model: a `Part`, or what a `Part` has for its model.
+            outputs: The names of the answers.
+            anchor: The place of the model that flags such as `--time-axis` are for.
+
         Raises:
-            ManifestError: There is no model among them.
+            ManifestError: There is no model among them, or no output is named.
         """
-        self.parts = list(parts)
+        self.parts = [part if isinstance(part, Stage | Part) else Part(part) for part in parts]
         if all(isinstance(part, Stage) for part in self.parts):
             raise ManifestError(
                 "Pipeline has no model; expected stages and at least one model.",
                 fix="Give `Pipeline([stage, model, stage])`; parts are a model, a StepSpec or a model file.",
             )
+        if outputs is not None and (isinstance(outputs, str) or not outputs or len({*outputs}) != len(outputs)):
+            raise ManifestError(
+                f"`outputs` is {outputs!r}; expected a list of names that differ.", fix='Give `outputs=["y"]`.'
+            )
+        self.outputs = None if outputs is None else list(outputs)
         self._anchor = anchor
 
     @property
     def anchor(self) -> int:
-        """The place of the model that the other parts are fitted to: the first that is no ONNX file, else the first."""
-        models = [i for i, part in enumerate(self.parts) if not isinstance(part, Stage)]
-        others = [i for i in models if not isinstance(self.parts[i], RowModel | Path)]
-        files = [i for i in models if isinstance(self.parts[i], Path)]
-        return (others or files or models)[0] if self._anchor is None else self._anchor
+        """The place of the model that flags are for: the first that is no ONNX file, else the first."""
+        models = {i: part.model for i, part in enumerate(self.parts) if isinstance(part, Part)}
+        others = [i for i, model in models.items() if not isinstance(model, RowModel | Path)]
+        files = [i for i, model in models.items() if isinstance(model, Path)]
+        return (others or files or [*models])[0] if self._anchor is None else self._anchor

@@ -29,11 +29,14 @@ class Stage(ABC):
     A stage is computed in float64; between stages, values are float32.
 
     Attributes:
-        on: The input of the model (in front of it) or the output (behind it) that the stage applies to; None: the only
-            one.
+        of: The value that it reads; None: the only one that no part has read yet.
+        to: The names of its values, in the documented order; None: the name that it read, or the documented ones.
+        on: Short for `of` and `to` of one name.
         labels: A name for each number of the row that the stage takes; empty: unknown.
     """
 
+    of: str | tuple[str, ...] | None = None
+    to: str | tuple[str, ...] | None = None
     on: str | None = None
     labels: tuple[str, ...] = ()
 
@@ -43,11 +46,21 @@ class Stage(ABC):
     """Whether it replaces NaN."""
     keeps_missing: ClassVar[bool] = False
     """Whether NaN in one element makes NaN in the corresponding element alone, now and later."""
+    gives: ClassVar[tuple[str, ...]] = ()
+    """The names of its values; empty: one value, with the name of that which it reads."""
+    learns: ClassVar[bool] = False
+    """Whether it learns from timesteps, and so takes the input `learn`."""
 
     @property
     def title(self) -> str:
         """The stage's name in messages and tensor names."""
         return type(self).__name__
+
+    @property
+    def sources(self) -> list[str | None]:
+        """The names of the values that it reads, in order; None: the only one that no part has read yet."""
+        named = self.of if self.of is not None else self.on
+        return [*named] if isinstance(named, tuple) else [named]
 
     def row_before(self, row: Row) -> Row:
         """Return the shape of the row that the stage takes, given the shape of the row that it returns.

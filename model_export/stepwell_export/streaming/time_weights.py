@@ -19,7 +19,7 @@ PARTS = ("scores", "shift", "weight", "values", "factor")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedPart:
     """A factor of such a value, as it is at this timestep.
 
     Attributes:
@@ -55,11 +55,11 @@ class TimeWeights:
         zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
     """
 
-    scores: Part | None = None
-    shift: Part | None = None
-    weight: Part | None = None
-    values: Part | None = None
-    factor: Part | None = None
+    scores: WeightedPart | None = None
+    shift: WeightedPart | None = None
+    weight: WeightedPart | None = None
+    values: WeightedPart | None = None
+    factor: WeightedPart | None = None
     is_log: bool = False
     divisor: str = ""
     mask: str = ""
@@ -69,7 +69,7 @@ class TimeWeights:
     zero_of_nothing: bool = False
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[WeightedPart]:
         """All parts that there are."""
         return [part for name in PARTS if (part := getattr(self, name)) is not None]
 
@@ -78,7 +78,7 @@ class TimeWeights:
         """The axes of the product of all parts."""
         return joint_dims(*(part.dims for part in self.parts))
 
-    def mapped(self, change: Callable[[Part], Part]) -> TimeWeights:
+    def mapped(self, change: Callable[[WeightedPart], WeightedPart]) -> TimeWeights:
         """Return the same of changed parts."""
         made: dict[str, Any] = {name: change(part) for name in PARTS if (part := getattr(self, name)) is not None}
         return replace(self, **made)
@@ -95,7 +95,7 @@ class Total:
         largest: The largest score so far; empty: they are none.
     """
 
-    total: Part
+    total: WeightedPart
     is_heavy: str
     share: str
     largest: str = ""

@@ -95,7 +95,7 @@ def rows_of_step(model: onnx.ModelProto, manifest: Manifest) -> RowAnalysis:
     """
     past = {window.input: window for window in manifest.windows}
     given: dict[str, tuple[Shape, int | None]] = {}
-    for spec in manifest.inputs:
+    for spec in manifest.fed:
         row = list(spec.graph_row_shape)
         if spec.name in past:
             row[past[spec.name].axis] += past[spec.name].context

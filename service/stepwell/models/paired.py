@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +84,15 @@ class PairedModel:
         byte = np.dtype(np.uint8)
         return StateField(PAIR, byte, byte, (PAIR_BYTES,), offset, PAIR_BYTES, np.frombuffer(state, np.uint8))
 
-    def step(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+    def step(self, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True) -> _Outcome:
         """Consume one timestep of every row; as `StepModel.step`, with what `OTHER`, `COMPARED` and `FAILED` name.
 
         Raises:
             ModelTimeoutError: The run of the old version was ended.
             ModelLoadError: onnxruntime failed in the old version.
         """
-        outputs, next_states = self._run_both(_step_as_chunk, {n: a[:, None] for n, a in inputs.items()}, states)
+        call = partial(_step_as_chunk, learn=learn)
+        outputs, next_states = self._run_both(call, {n: a[:, None] for n, a in inputs.items()}, states)
         return {name: array[:, 0] for name, array in outputs.items()}, next_states
 
     def chunk(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
@@ -219,8 +221,10 @@ class PairedModel:
             )  # fmt: skip
 
 
-def _step_as_chunk(model: StepModel, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
-    outputs, next_states = model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+def _step_as_chunk(
+    model: StepModel, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True
+) -> _Outcome:
+    outputs, next_states = model.step({name: array[:, 0] for name, array in inputs.items()}, states, learn=learn)
     return {name: array[:, None] for name, array in outputs.items()}, next_states
 
 

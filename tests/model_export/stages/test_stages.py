@@ -85,7 +85,7 @@ CASES: list[tuple[str, Stage]] = [
     ("rolling mean", RollingMean(5)),
     ("rolling std", RollingStd(4)),
     ("ewma", EWMA(0.3)),
-    ("select", Select([5, 0, 2, 2], of=6)),
+    ("select", Select([5, 0, 2, 2], width=6)),
 ]
 
 
@@ -103,7 +103,8 @@ def test_a_stage_in_front_of_a_model_is_verified_with_it(tmp_path: Path, stage: 
 
 
 @pytest.mark.parametrize(
-    "stage", [Standardize(3.0, 7.0).inverse(), EWMA(0.2), Lag(2), Clip(-0.1, 0.1), RollingStd(3), Select([4, 0], of=5)]
+    "stage",
+    [Standardize(3.0, 7.0).inverse(), EWMA(0.2), Lag(2), Clip(-0.1, 0.1), RollingStd(3), Select([4, 0], width=5)],
 )
 def test_a_stage_behind_a_model_is_verified_with_it(tmp_path: Path, stage: Stage) -> None:
     content, report = verify_model(converted(lstm(tmp_path), stage), long_steps=128)
@@ -114,7 +115,7 @@ def test_a_stage_behind_a_model_is_verified_with_it(tmp_path: Path, stage: Stage
 
 @pytest.mark.parametrize("stage", [Lag(3, append=True), RollingMean(4, append=True), EWMA(0.5, append=True)])
 def test_an_appended_statistic_stands_behind_the_numbers_of_the_row(tmp_path: Path, stage: Stage) -> None:
-    candidate = converted(Select([0, 1], of=["a", "b"]), stage, lstm(tmp_path))
+    candidate = converted(Select([0, 1], width=["a", "b"]), stage, lstm(tmp_path))
 
     verify_model(candidate, long_steps=128)
     assert candidate.manifest.inputs[0].shape == [2]
@@ -201,17 +202,6 @@ def test_a_second_model_may_have_inputs_of_its_own(tmp_path: Path) -> None:
     assert stepped(StepModel(content), inputs)[0]["z"].shape == (2, 40, 5)
 
 
-def test_models_with_one_name_for_two_inputs_are_not_joined(tmp_path: Path) -> None:
-    second = tmp_path / "second.onnx"
-    text = """(float[b, t, 5] y, float[b, t, 4] x) => (float[b, t, 5] z) {
-        p = MatMul (x, W) s = Add (p, y) z = CumSum (s, a)
-    }"""
-    onnx.save(graph(text, a=np.int64(1), W=(4, 5)), second)
-
-    with pytest.raises(UnclearModelError, match="Both models have an input 'x'"):
-        converted(lstm(tmp_path), second)
-
-
 def test_an_input_keeps_its_name_where_a_tensor_inside_the_other_model_has_it(tmp_path: Path) -> None:
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     text = "(float[b, t, 2] raw) => (float[b, t, 2] y, float[b, t, 2] sums) { sums = CumSum (raw, a) y = Neg (sums) }"
@@ -273,7 +263,7 @@ def test_a_model_of_rows_with_an_input_of_its_own_follows_an_answer_for_the_whol
 
 
 def test_names_of_columns_become_labels(tmp_path: Path) -> None:
-    candidate = converted(Select(["c", "a", "b", "d"], of=["a", "b", "c", "d"]), Standardize(), lstm(tmp_path))
+    candidate = converted(Select(["c", "a", "b", "d"], width=["a", "b", "c", "d"]), Standardize(), lstm(tmp_path))
 
     assert candidate.manifest.inputs[0].model_dump()["labels"] == ["a", "b", "c", "d"]
 
@@ -290,9 +280,9 @@ def test_names_of_columns_become_labels(tmp_path: Path) -> None:
         (lambda: RollingMean(1), "expected a whole number of at least 2"),
         (lambda: EWMA(0.0), "expected a number above 0"),
         (lambda: OneHot(1), "expected a whole number of at least 2"),
-        (lambda: Select([], of=3), "at least one column"),
-        (lambda: Select([3], of=3), "has no column 3"),
-        (lambda: Select(["z"], of=["a"]), "has no column 'z'"),
+        (lambda: Select([], width=3), "at least one column"),
+        (lambda: Select([3], width=3), "has no column 3"),
+        (lambda: Select(["z"], width=["a"]), "has no column 'z'"),
         (lambda: Standardize().fit(["a"]), "no array of numbers"),
         (lambda: Standardize().fit([[1.0, np.nan]]), "without any finite value in column 1"),
         (lambda: Pipeline([Lag(1)]), "has no model"),
@@ -311,8 +301,7 @@ def test_a_wrong_parameter_is_refused(make: Any, problem: str) -> None:
         ([Clip(), Impute("last")], "cannot take them"),
         ([Impute("mean")], "has no mean"),
         ([OneHot(3)], "returns 3 numbers"),
-        ([Select([0], of=9)], "returns 1 numbers"),
-        ([Standardize(on="z")], "applies to 'z'"),
+        ([Select([0], width=9)], "returns 1 numbers"),
     ],
 )
 def test_a_stage_that_does_not_fit_is_refused(tmp_path: Path, parts: list[Any], problem: str) -> None:

@@ -212,7 +212,7 @@ class RolloutWorker:
 
     def _step_together(self, rollouts: Sequence[ActiveRollout], ended: dict[int, ServiceError | None]) -> None:
         outputs, states = self._model.step(
-            _concatenated([r.inputs for r in rollouts]), _concatenated([r.states for r in rollouts])
+            _concatenated([r.inputs for r in rollouts]), _concatenated([r.states for r in rollouts]), learn=False
         )
         outputs = {spec.name: outputs[spec.name] for spec in self._model.manifest.answered}  # of a pair, no comparison
         start = 0

@@ -23,7 +23,7 @@ from stepwell_export.streaming.rules.pooling.quotients import divisor_of, is_wei
 from stepwell_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
 from stepwell_export.streaming.rules.reductions import is_whole
 from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.time_weights import ANY, Part, TimeWeights, joint_dims
+from stepwell_export.streaming.time_weights import ANY, TimeWeights, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 
@@ -41,7 +41,7 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         check_causal(walk, node, out)
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
-    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     infinite = _is_infinite(walk, name)
     weights = TimeWeights(
         scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=infinite,
@@ -74,13 +74,13 @@ def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | Non
     )
 
 
-def _joined(walk: StreamingWalk, node: onnx.NodeProto, part: Part | None, by: Part) -> Part:
+def _joined(walk: StreamingWalk, node: onnx.NodeProto, part: WeightedPart | None, by: WeightedPart) -> WeightedPart:
     """Return a part times or by another one; None: ones."""
     if part is None and node.op_type == "Mul":
         return by
     if part is None:  # not 1 / by: onnxruntime joins that with products, and fails where a state is a factor
-        return Part(walk.graph.op("Reciprocal", by.step), by.dims)
-    return Part(walk.graph.op(node.op_type, part.step, by.step), joint_dims(part.dims, by.dims))
+        return WeightedPart(walk.graph.op("Reciprocal", by.step), by.dims)
+    return WeightedPart(walk.graph.op(node.op_type, part.step, by.step), joint_dims(part.dims, by.dims))
 
 
 def product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
@@ -114,7 +114,7 @@ def difference(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
         return False
     by, weights = side_by_side(walk, out, right, weights)
     assert weights.shift is not None
-    shift = Part(walk.graph.op("Add", weights.shift.step, by.step), joint_dims(weights.shift.dims, by.dims))
+    shift = WeightedPart(walk.graph.op("Add", weights.shift.step, by.step), joint_dims(weights.shift.dims, by.dims))
     return set_weights(walk, out, name, replace(weights, shift=shift))
 
 
@@ -142,7 +142,7 @@ def masked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     by, weights = side_by_side(walk, out, kept, weights)
     values = weights.values or ones(walk, by, walk.dtype(out))
     both = [walk.operand(other), values.step] if place else [values.step, walk.operand(other)]
-    now = Part(walk.graph.op("Where", by.step, *both), joint_dims(by.dims, values.dims))
+    now = WeightedPart(walk.graph.op("Where", by.step, *both), joint_dims(by.dims, values.dims))
     return set_weights(walk, out, name, replace(weights, values=now, is_uneven=True))
 
 

@@ -11,7 +11,7 @@ import onnx
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.streaming.constants import reshaped
 from stepwell_export.streaming.rules.pooling.parts import emit_again, expanded, keeps_time, ones, ranked, set_weights
-from stepwell_export.streaming.time_weights import ONE, PARTS, Part, TimeWeights
+from stepwell_export.streaming.time_weights import ONE, PARTS, TimeWeights, WeightedPart
 from stepwell_export.streaming.walk import StreamingWalk
 
 
@@ -32,8 +32,8 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     weights, rank = walk.tensors[name].weights, len(walk.facts.dims(name))
     perm = attributes(node).get("perm") or list(range(rank))[::-1]
 
-    def moved(part: Part) -> Part:
-        return Part(emit_again(walk, node, part.step)[0], tuple(part.dims[axis] for axis in perm))
+    def moved(part: WeightedPart) -> WeightedPart:
+        return WeightedPart(emit_again(walk, node, part.step)[0], tuple(part.dims[axis] for axis in perm))
 
     return weights is not None and set_weights(walk, node.output[0], name, weights.mapped(moved))
 
@@ -49,8 +49,8 @@ def refolded(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
             return False
     whole, dims = walk.facts.dims(name), walk.facts.dims(out)
 
-    def changed(part: Part) -> Part:
-        return Part(reshaped(walk.graph, expanded(walk, part, whole).step, dims), dims)
+    def changed(part: WeightedPart) -> WeightedPart:
+        return WeightedPart(reshaped(walk.graph, expanded(walk, part, whole).step, dims), dims)
 
     return set_weights(walk, out, name, weights.mapped(changed))
 
@@ -63,7 +63,7 @@ def picked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     whole = weights.mapped(lambda part: expanded(walk, part, walk.facts.dims(name)))
     cut = {id(part): emit_again(walk, node, part.step) for part in whole.parts}
     for place, out in enumerate(node.output):
-        parts = {key: Part(made[place], walk.facts.dims(out)) for key, made in cut.items()}
+        parts = {key: WeightedPart(made[place], walk.facts.dims(out)) for key, made in cut.items()}
         set_weights(walk, out, name, whole.mapped(lambda part, cut_parts=parts: cut_parts[id(part)]))  # type: ignore[misc]
     return True
 
@@ -92,13 +92,13 @@ def joint(walk: StreamingWalk, node: onnx.NodeProto, _: str) -> bool:
         return False
     all_given = [weights for weights in given if weights is not None]
 
-    def joined(field: str) -> Part | None:
+    def joined(field: str) -> WeightedPart | None:
         parts = [getattr(weights, field) for weights in all_given]
         if not any(parts):
             return None
         filled = [part or ones(walk, w.parts[0], walk.dtype(out)) for part, w in zip(parts, all_given, strict=True)]
         steps = [expanded(walk, part, dims).step for part, dims in zip(filled, shapes, strict=True)]
-        return Part(walk.graph.op("Concat", *steps, axis=axis), walk.facts.dims(out))
+        return WeightedPart(walk.graph.op("Concat", *steps, axis=axis), walk.facts.dims(out))
 
     parts: dict[str, Any] = {field: joined(field) for field in PARTS}
     made = TimeWeights(

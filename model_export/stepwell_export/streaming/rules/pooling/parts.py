@@ -11,7 +11,7 @@ import onnx
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.constants import reshaped, shape_at_one_step
 from stepwell_export.streaming.rules.reductions import is_whole
-from stepwell_export.streaming.time_weights import ONE, Part, TimeWeights, joint_dims
+from stepwell_export.streaming.time_weights import ONE, TimeWeights, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 
@@ -22,43 +22,43 @@ def is_beside(walk: StreamingWalk, name: str) -> bool:
     return equal or tensor.kind in {"constant", "static", "by_position"} or is_whole(walk, name)
 
 
-def part_of(walk: StreamingWalk, name: str, rank: int) -> Part:
+def part_of(walk: StreamingWalk, name: str, rank: int) -> WeightedPart:
     """Return a tensor at this timestep, with axes in front of its own where it has fewer than `rank`."""
-    return ranked(walk, Part(walk.operand(name, 0), walk.facts.dims(name)), rank)
+    return ranked(walk, WeightedPart(walk.operand(name, 0), walk.facts.dims(name)), rank)
 
 
-def side_by_side(walk: StreamingWalk, out: str, other: str, weights: TimeWeights) -> tuple[Part, TimeWeights]:
+def side_by_side(walk: StreamingWalk, out: str, other: str, weights: TimeWeights) -> tuple[WeightedPart, TimeWeights]:
     """Return an operand and weights with as many axes as the result has."""
     rank = len(walk.facts.dims(out))
     return part_of(walk, other, rank), weights.mapped(lambda part: ranked(walk, part, rank))
 
 
-def ranked(walk: StreamingWalk, part: Part, rank: int) -> Part:
+def ranked(walk: StreamingWalk, part: WeightedPart, rank: int) -> WeightedPart:
     """Return a part with axes of length 1 in front of its own where it has fewer than `rank`."""
     if len(part.dims) >= rank:
         return part
     dims = (ONE,) * (rank - len(part.dims)) + part.dims
-    return Part(reshaped(walk.graph, part.step, dims), dims)
+    return WeightedPart(reshaped(walk.graph, part.step, dims), dims)
 
 
-def expanded(walk: StreamingWalk, part: Part, dims: tuple[Dim, ...]) -> Part:
+def expanded(walk: StreamingWalk, part: WeightedPart, dims: tuple[Dim, ...]) -> WeightedPart:
     """Return a part with all elements of these axes."""
     if [dim.at_one_step() for dim in part.dims] == [dim.at_one_step() for dim in dims]:
         return part
-    return Part(walk.graph.op("Expand", part.step, shape_at_one_step(walk.graph, dims)), dims)
+    return WeightedPart(walk.graph.op("Expand", part.step, shape_at_one_step(walk.graph, dims)), dims)
 
 
-def ones(walk: StreamingWalk, like: Part, dtype: str) -> Part:
+def ones(walk: StreamingWalk, like: WeightedPart, dtype: str) -> WeightedPart:
     """Return ones, with as many axes as a part has."""
     shape = (1,) * len(like.dims)
-    return Part(walk.graph.constant(np.ones(shape, dtype)), (ONE,) * len(shape))
+    return WeightedPart(walk.graph.constant(np.ones(shape, dtype)), (ONE,) * len(shape))
 
 
-def times(walk: StreamingWalk, part: Part, other: Part | None) -> Part:
+def times(walk: StreamingWalk, part: WeightedPart, other: WeightedPart | None) -> WeightedPart:
     """Return the product of two parts; None: ones."""
     if other is None:
         return part
-    return Part(walk.graph.op("Mul", part.step, other.step), joint_dims(part.dims, other.dims))
+    return WeightedPart(walk.graph.op("Mul", part.step, other.step), joint_dims(part.dims, other.dims))
 
 
 def emit_again(walk: StreamingWalk, node: onnx.NodeProto, step: str) -> list[str]:

@@ -14,7 +14,7 @@ from stepwell_export.streaming.rules.pooling.parts import expanded, is_beside, o
 from stepwell_export.streaming.rules.pooling.ranges import is_gate
 from stepwell_export.streaming.rules.pooling.sums import summed_so_far
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.time_weights import ONE, Part
+from stepwell_export.streaming.time_weights import ONE, WeightedPart
 from stepwell_export.streaming.walk import StreamingWalk
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -73,14 +73,14 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     kept = result.replace(time, "")
     order = kept + "".join(letter for letter in dict.fromkeys("".join(terms)) if letter not in kept + time)
 
-    def spread(part: Part, term: str) -> Part:
+    def spread(part: WeightedPart, term: str) -> WeightedPart:
         """Give a part one axis for each letter but time, in order."""
         axes = [term.index(letter) for letter in order if letter in term]
         step = part.step
         if axes != sorted(axes):
             step = graph.op("Transpose", step, perm=[*axes, *(axis for axis in range(len(term)) if axis not in axes)])
         dims = tuple(part.dims[term.index(letter)] if letter in term else ONE for letter in order)
-        return Part(reshaped(graph, step, dims), dims)
+        return WeightedPart(reshaped(graph, step, dims), dims)
 
     whole = walk.facts.dims(name)
     if any(a.at_one_step() != b.at_one_step() for a, b in zip(weights.dims, whole, strict=True)):
@@ -94,7 +94,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     early = [axis for axis in gone if values.varies(axis) and not any(part.varies(axis) for part in weighing)]
     if early:
         dims = tuple(ONE if axis in early else dim for axis, dim in enumerate(values.dims))
-        values = Part(graph.op("ReduceSum", values.step, graph.ints(early), keepdims=1), dims)
+        values = WeightedPart(graph.op("ReduceSum", values.step, graph.ints(early), keepdims=1), dims)
     is_uneven = weights.is_uneven or any(is_gate(walk, given) for given in others.values())
     weights = replace(weights, values=values, is_uneven=is_uneven)
     if time not in result:
@@ -106,9 +106,9 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
         return False
     place = result.index(time)
 
-    def with_time(part: Part) -> Part:
+    def with_time(part: WeightedPart) -> WeightedPart:
         dims = (*part.dims[:place], ONE, *part.dims[place : len(kept)])
-        return Part(reshaped(graph, part.step, dims), dims)
+        return WeightedPart(reshaped(graph, part.step, dims), dims)
 
     walk.tensors[out] = replace(walk.tensors[name], weights=weights.mapped(with_time))
     return True

@@ -18,7 +18,7 @@ from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.pooling.parts import times
 from stepwell_export.streaming.rules.reductions import is_whole, over_time
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.time_weights import Part, TimeWeights, Total, joint_dims
+from stepwell_export.streaming.time_weights import TimeWeights, Total, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 _SMALL = 30
@@ -28,7 +28,7 @@ _EVEN = 1000
 """How many times as much as another timestep one may weigh that is still added like any other."""
 
 
-def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) -> Part:
+def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) -> WeightedPart:
     """Emit the sum over the timesteps so far; all parts have as many axes as the result, whose time axis has length 1.
 
     Args:
@@ -44,7 +44,7 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
         state, spec = graph.state_like(f"{label}.sum", values.dims, dtype, None)
         added = graph.op("Add", state, values.step)
         graph.next_state_like(spec, added, values.dims)
-        return times(walk, Part(added, values.dims), weights.factor)
+        return times(walk, WeightedPart(added, values.dims), weights.factor)
     so_far = _total(walk, label, weights, counted, dtype)
     if weights.scores is not None and weights.weight is not None:
         values = times(walk, weights.weight, values)
@@ -53,14 +53,14 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
         factor = times(walk, so_far.total, weights.factor)
         if weights.scores is not None and weights.shift is not None:
             relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
-            factor = times(walk, factor, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
+            factor = times(walk, factor, WeightedPart(relative, joint_dims(counted.dims, weights.shift.dims)))
         return factor if mean is None else times(walk, mean, factor)
     if mean is not None and (weights.zero_of_nothing or weights.bounds[0] > -math.inf):
         return times(walk, mean, weights.factor)
     # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
     some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
-    result = mean or Part(some, counted.dims)
-    return times(walk, Part(graph.op("Div", result.step, some), result.dims), weights.factor)
+    result = mean or WeightedPart(some, counted.dims)
+    return times(walk, WeightedPart(graph.op("Div", result.step, some), result.dims), weights.factor)
 
 
 @over_time
@@ -70,13 +70,13 @@ def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if not is_whole(walk, name):
         pointwise(walk, node)
         return
-    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     so_far = _total(walk, plain(node.name), TimeWeights(scores), scores, walk.dtype(name))
     result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "final")
 
 
-def _total(walk: StreamingWalk, label: str, weights: TimeWeights, counted: Part, dtype: str) -> Total:
+def _total(walk: StreamingWalk, label: str, weights: TimeWeights, counted: WeightedPart, dtype: str) -> Total:
     """Emit the sum of weights so far, once for all sums that they apply to.
 
     Args:
@@ -114,11 +114,13 @@ def _total(walk: StreamingWalk, label: str, weights: TimeWeights, counted: Part,
             divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
         is_heavy = "" if is_even else graph.op("Less", before, now)
         lighter = graph.op("Where", is_heavy, graph.op("Neg", before), now) if is_heavy else now
-        walk.totals[key] = Total(Part(total, counted.dims), is_heavy, graph.op("Div", lighter, divisor), highest)
+        walk.totals[key] = Total(
+            WeightedPart(total, counted.dims), is_heavy, graph.op("Div", lighter, divisor), highest
+        )
     return walk.totals[key]
 
 
-def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: str) -> Part:
+def _mean(walk: StreamingWalk, label: str, values: WeightedPart, so_far: Total, dtype: str) -> WeightedPart:
     """Move the mean so far towards this timestep's values, or these towards the mean, whichever weighs less.
 
     Neither then cancels the other out, so that a mean of a few small numbers keeps its digits.
@@ -128,7 +130,7 @@ def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: s
     nearest = graph.op("Where", so_far.is_heavy, values.step, state) if so_far.is_heavy else state
     mean = graph.op("Add", nearest, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
     graph.next_state_like(spec, mean, dims)
-    return Part(mean, dims)
+    return WeightedPart(mean, dims)
 
 
 def _row(dims: tuple[Dim, ...], fill: Array) -> Array:

@@ -1,0 +1,264 @@
+"""`merge`: the step graphs of the parts of a pipeline as one step graph with one reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import onnx
+from onnx import helper
+
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.graph.builder import NodeBuilder, declared
+from stepwell_export.graph.nodes import read_opset, tensor_names
+from stepwell_export.graph.onnx_file import with_opset, without_functions
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.stages.merged_reference import MergedReference
+from stepwell_export.stages.renaming import with_names
+from stepwell_export.stages.values import NamedValue, Node
+
+OLDEST_OPSET = 13
+"""The first opset in which the operators of stages and joints have their present form."""
+
+LEARN = "learn"
+"""The name of the input that says whether timesteps are learned from, where no other has it."""
+
+
+def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]) -> ConvertedModel:
+    """Merge the step graphs of parts.
+
+    Args:
+        nodes: The parts, each behind those whose values it reads; every one has its step graph.
+        inputs: What the caller sends, by name; each has its `InputSpec`.
+        answers: What the caller gets, by name.
+
+    Raises:
+        UnclearModelError: A value does not fit what reads it.
+        RefusedModelError: The graphs have versions of operators that cannot be converted, or need different numbers of
+            timesteps.
+    """
+    _check(nodes)
+    nodes = _same_versions(nodes)
+    return _Merged(nodes, inputs, answers).converted()
+
+
+class _Merged:
+    """Parts with names of tensors that no other has.
+
+    Attributes:
+        nodes: The parts, their tensors renamed.
+        tensors: The tensor of each value.
+        inputs: The specs of the inputs, by the name in the graph.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]
+    ) -> None:
+        both = inputs.keys() & answers.keys()
+        self._glue = NodeBuilder("joint", [*answers, *inputs])
+        self.given = {
+            value: self._glue.unique(f"{name}/first") if name in both else name for name, value in inputs.items()
+        }
+        self.tensors = {**self.given, **{value: name for name, value in answers.items()}}
+        self._answers = answers
+        learns = any(node.step.manifest.learn for node in nodes)
+        self._learn = self._glue.unique(LEARN) if learns else None
+        self._is_direct = {value for value in self.given if len(value.readers) == 1 or _count(value, nodes) == 1}
+        self.nodes = [self._renamed(node) for node in nodes]
+
+    def _renamed(self, node: Node) -> tuple[Node, ConvertedModel, dict[str, str]]:
+        """Return a part, its step graph with other names of tensors, and its new names by the old ones."""
+        part, names = node.step, {}
+        for into, value in node.reads.items():
+            is_same = value in self._is_direct
+            names[into] = self.given[value] if is_same else self._glue.unique(f"{value.name}/in")
+        for output, value in node.gives.items():
+            if value not in self.tensors:
+                self.tensors[value] = self._glue.unique(output)
+            names[output] = self.tensors[value]
+        if part.manifest.learn is not None and self._learn is not None:
+            names[part.manifest.learn] = self._learn
+        for name in sorted(tensor_names(part.proto.graph) - names.keys()):
+            names[name] = self._glue.unique(name)
+        changed = {old: new for old, new in names.items() if old != new}
+        return node, with_names(part, changed), names
+
+    def converted(self) -> ConvertedModel:
+        """Return the whole."""
+        parts = [part for _, part, _ in self.nodes]
+        lengths = {part.only_length for part in parts} - {None}
+        if len(lengths) > 1:
+            raise RefusedModelError(
+                f"The models take sequences of {' and '.join(map(str, sorted(filter(None, lengths))))} timesteps "
+                "alone.",
+                fix="Join models that take the same number of timesteps, or any number.",
+            )
+        limits = [part.longest for part in parts if part.longest is not None]
+        reference = MergedReference(self.nodes, {name: value for value, name in self.given.items()}, self._answers)
+        return ConvertedModel(
+            self._proto(),
+            self._manifest(),
+            reference.original,
+            against=", ".join(dict.fromkeys(name for part in parts for name in part.against.split(", "))),
+            samplers=reference.samplers(),
+            only_length=next(iter(lengths), None),
+            longest=min(limits, default=None),
+            probe=reference.probe if any(part.probe for part in parts) else None,
+            rounding=max(part.rounding for part in parts),
+            windows={window for part in parts for window in part.windows},
+            observer=reference.observe if any(part.observer for part in parts) else None,
+            vocabularies={
+                names[name]: count
+                for node, part, names in self.nodes
+                for name, count in part.vocabularies.items()
+                if node.reads[name] in self._is_direct
+            },
+            compiles=any(part.compiles for part in parts),
+        )
+
+    def _spec(self, value: NamedValue) -> InputSpec:
+        """Return what an input is in the graph: as its only reader has it, or with rows as they are sent."""
+        assert isinstance(value.spec, InputSpec)
+        spec = value.spec.model_copy(update={"name": self.given[value]})
+        if value not in self._is_direct:
+            return spec.model_copy(update={"graph_shape": None, "batch_axis": 0})
+        part, into = next(
+            (part, names[into])
+            for node, part, names in self.nodes
+            for into, read in node.reads.items()
+            if read is value
+        )
+        placed = next(own for own in part.manifest.inputs if own.name == into)
+        return spec.model_copy(update={
+            "dtype": placed.dtype, "shape": placed.shape, "graph_shape": placed.graph_shape,
+            "batch_axis": placed.batch_axis,
+        })  # fmt: skip
+
+    def _manifest(self) -> Manifest:
+        parts = [part.manifest for _, part, _ in self.nodes]
+        outputs: dict[str, OutputSpec] = {}
+        for node, part, names in self.nodes:
+            own = {spec.name: spec for spec in part.manifest.outputs}
+            for output, value in node.gives.items():
+                if value in self._answers.values():
+                    outputs[self.tensors[value]] = _as_output(own[names[output]], value)
+        joined = parts[-1].model_copy(update={
+            "inputs": [self._spec(value) for value in self.given],
+            "outputs": [outputs[name] for name in self._answers],
+            "states": [state for part in parts for state in part.states],
+            "constants": {name: spec for part in parts for name, spec in part.constants.items()},
+            "windows": [window for part in parts for window in part.windows],
+            "learn": self._learn,
+            "batch": BatchSpec(
+                mode="single" if any(part.batch.mode == "single" for part in parts) else "stack",
+                max=min(part.batch.max for part in parts),
+            ),
+        })  # fmt: skip
+        return Manifest.from_json(joined.to_json(), where="the joined graph")
+
+    def _proto(self) -> onnx.ModelProto:
+        inputs = {self.given[value]: self._spec(value) for value in self.given}
+        nodes, weights = [], []
+        for node, part, names in self.nodes:
+            specs = {spec.name: spec for spec in part.manifest.inputs}
+            start = len(self._glue.nodes)
+            for into, value in node.reads.items():
+                if value not in self._is_direct:
+                    self._join(self._made(value, inputs), specs[names[into]])
+            nodes += [*self._glue.nodes[start:], *part.proto.graph.node]
+            weights += part.proto.graph.initializer
+        protos = [part.proto for _, part, _ in self.nodes]
+        kept = {spec.name: spec for spec in inputs.values()}
+        takes = [declared(spec.name, spec.dtype, spec.graph_row_shape, spec.batch_axis) for spec in kept.values()]
+        takes += [] if self._learn is None else [declared(self._learn, "bool", (), 0)]
+        shared = {*kept, self._learn}
+        takes += [
+            value
+            for node, part, names in self.nodes
+            for value in part.proto.graph.input
+            if value.name not in shared and value.name not in {names[into] for into in node.reads}
+        ]
+        gone = {tensor for value, tensor in self.tensors.items() if tensor not in self._answers}
+        own = {value.name: value for proto in protos for value in proto.graph.output if value.name not in gone}
+        gives = [own[name] for name in self._answers] + [v for name, v in own.items() if name not in self._answers]
+        versions = {entry.domain or "": entry.version for proto in protos for entry in proto.opset_import}
+        return helper.make_model(
+            helper.make_graph(nodes, protos[-1].graph.name, takes, gives, [*self._glue.constants, *weights]),
+            ir_version=max(proto.ir_version for proto in protos),
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in versions.items()],
+            producer_name="stepwell",
+        )
+
+    def _made(self, value: NamedValue, inputs: Mapping[str, InputSpec]) -> TensorSpec:
+        """Return a value's tensor as the graph has it."""
+        if value.maker is None:
+            return inputs[self.given[value]]
+        part, names = next((part, names) for node, part, names in self.nodes if node is value.maker)
+        return next(spec for spec in part.manifest.outputs if spec.name == names[value.output])
+
+    def _join(self, out: TensorSpec, into: InputSpec) -> None:
+        """Emit what brings a value to the form of an input."""
+        graph, name, at = self._glue, out.name, into.name
+        rank = len(out.graph_row_shape)
+        if out.batch_axis:
+            others = [axis for axis in range(rank + 1) if axis != out.batch_axis]
+            name = graph.op("Transpose", name, perm=[out.batch_axis, *others], at=at)
+        if out.batch_axis is None or into.batch_axis is None or out.graph_row_shape != into.graph_row_shape:
+            shape = graph.ints([*([] if into.batch_axis is None else [-1]), *into.graph_row_shape])
+            name = graph.op("Reshape", name, shape, at=at)
+        if into.batch_axis:
+            others = list(range(1, len(into.graph_row_shape) + 1))
+            others.insert(into.batch_axis, 0)
+            name = graph.op("Transpose", name, perm=others, at=at)
+        if out.dtype != into.dtype:
+            name = graph.cast(name, into.dtype, at=at)
+        graph.add("Identity", [name], [into.name])
+
+
+def _as_output(spec: OutputSpec, value: NamedValue) -> OutputSpec:
+    labels = (value.spec.model_extra or {}).get("labels") if value.spec is not None else None
+    return spec.model_copy(update={"labels": labels}) if labels else spec
+
+
+def _count(value: NamedValue, nodes: Iterable[Node]) -> int:
+    return sum(read is value for node in nodes for read in node.reads.values())
+
+
+def _check(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        specs = {spec.name: spec for spec in node.step.manifest.inputs}
+        for into, value in node.reads.items():
+            assert value.spec is not None
+            if _plain(value.spec.row_shape) != _plain(specs[into].row_shape):
+                raise UnclearModelError(
+                    f"Value {value.name!r} has rows {list(value.spec.row_shape)}; {node.title}, which reads it, takes "
+                    f"{list(specs[into].row_shape)}.",
+                    fix="Put a stage between them, or join models that fit.",
+                )
+
+
+def _plain(row: Sequence[int]) -> list[int]:
+    return [length for length in row if length != 1]
+
+
+def _same_versions(nodes: Sequence[Node]) -> list[Node]:
+    """Return parts with the operators of the newest one of them, functions inlined."""
+    newest = max(OLDEST_OPSET, *(read_opset(node.step.proto) for node in nodes))
+    for node in nodes:
+        node.model = replace(node.step, proto=_converted(node.step.proto, newest))
+    return list(nodes)
+
+
+def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    proto = without_functions(proto)
+    if read_opset(proto) == opset:
+        return proto
+    try:
+        return with_opset(proto, opset)
+    except ModelLoadError as exc:
+        raise RefusedModelError(
+            f"{proto.graph.name!r} uses opset {read_opset(proto)}, a model that it is joined with {opset}. "
+            f"{exc.problem}",
+            fix=exc.fix,
+        ) from exc

@@ -1,0 +1,61 @@
+"""A file with a manifest as a part of a pipeline: its graph as it is, and itself as the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.graph.onnx_file import read_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.manifest import METADATA_KEY, Array, TimeSpec, sidecar_of
+from stepwell_export.runtime.specs import shape_of_rows
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether an ONNX file has a manifest, inside or beside it, and so is stepwise already."""
+    if path.suffix != ".onnx" or not path.is_file():
+        return False
+    if sidecar_of(path).is_file():
+        return True
+    return any(entry.key == METADATA_KEY for entry in onnx.load(path, load_external_data=False).metadata_props)
+
+
+def read_stepwise(path: Path) -> ConvertedModel:
+    """Return a file with a manifest as a step graph whose original is the file itself.
+
+    Raises:
+        RefusedModelError: The service keeps past inputs for it (a window), so that its graph alone is not the model.
+    """
+    model = StepModel(path)
+    manifest = model.manifest.model_copy(update={"verified": None, "reference": None})
+    if manifest.windows:
+        raise RefusedModelError(
+            f"{path} has a window of past inputs, which is kept outside of its graph.",
+            fix="Give the model that it was made of as the part.",
+        )
+    if manifest.time.chunk == "dynamic":
+        inputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.inputs]
+        outputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.outputs]
+        manifest = manifest.model_copy(update={"time": TimeSpec(), "inputs": inputs, "outputs": outputs})
+    proto = read_model(path, weights=True)
+    del proto.metadata_props[:]
+    _fix_time(proto, {spec.name: shape_of_rows(spec.graph_row_shape, spec.batch_axis, 0) for spec in manifest.inputs})
+
+    def original(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return stepped(model, inputs, stored=False)[0]
+
+    return ConvertedModel(proto, manifest, original, against=f"onnxruntime {ort.__version__}")
+
+
+def _fix_time(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the time axes of inputs their length of 1; 0 stands for the batch axis."""
+    for value in proto.graph.input:
+        for dim, length in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            if length:
+                dim.dim_value = length
