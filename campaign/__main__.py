@@ -23,7 +23,7 @@ from campaign.fuzz import TARGETS
 from campaign.releases import ramp
 from campaign.roads.command import roads
 from campaign.tally import Tally
-from stepwell.process.grpc_port import missing_packages
+from stepwell.addons.grpc_api.settings import missing_packages
 from tests.npm import NEEDS_NODE, node_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

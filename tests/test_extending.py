@@ -16,7 +16,7 @@ import pytest
 from stepwell import cli, extend
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.app import create_app
-from stepwell.settings import Settings
+from stepwell.settings import Settings, setting_groups
 from stepwell_export import stages
 from stepwell_export.keras.own_layers import load_step_rules
 from stepwell_export.runtime.errors import MissingExtraError
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 CONTRACT: tuple[Any, ...] = (
     *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
-    *(extend.Command, extend.Stage, extend.ServiceAddon),
+    *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon),
 )
 
 
@@ -76,7 +76,7 @@ def test_an_example_of_the_page_is_code_of_the_example_package() -> None:
 
     assert [name for name, code in shown if code not in (package / name).read_text()] == []
     assert [lines for lines in entry_points if lines not in (package / "pyproject.toml").read_text()] == []
-    assert (len(shown), len(entry_points)) == (7, len(GROUPS))
+    assert (len(shown), len(entry_points)) == (8, len(GROUPS))
 
 
 @pytest.mark.parametrize("name", extend.__all__)
@@ -106,15 +106,21 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     monkeypatch.syspath_prepend(tmp_path)
-    registered.cache_clear()
+    _forget_what_is_registered()
     yield one
     monkeypatch.undo()
+    _forget_what_is_registered()
+
+
+def _forget_what_is_registered() -> None:
     registered.cache_clear()
+    setting_groups.cache_clear()
 
 
 USES: dict[str, Callable[[], Any]] = {
     "stepwell.addons": lambda: create_app(Settings()),
     "stepwell.brokers": lambda: BrokerUrl.parse("other:///x"),
+    "stepwell.settings": setting_groups,
     "stepwell.stages": lambda: stages.other,
     "stepwell.step_rules": load_step_rules,
 }
@@ -175,3 +181,11 @@ def test_two_packages_that_register_one_name_are_named(install: Installer) -> No
 
     with pytest.raises(AddonError, match="stepwell-another and stepwell-other both register 'other'"):
         BrokerUrl.parse("file:///x")
+
+
+def test_a_setting_whose_name_is_taken_is_named(install: Installer) -> None:
+    source = "from stepwell.extend import AddonSettings\nclass thing(AddonSettings):\n    drift: bool = False"
+    install("stepwell-other", "stepwell.settings", source)
+
+    with pytest.raises(AddonError, match=r"stepwell_other has the setting 'drift', which stepwell\.addons\.drift"):
+        setting_groups()

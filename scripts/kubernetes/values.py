@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 
 from scripts.kubernetes.facts import default_of, limits, redis_command
 from scripts.observability.alerts import JOB
-from stepwell.settings import Settings
+from stepwell.settings import describe_settings, setting_groups
 
 _TEXT: Final = {"type": "string"}
 _NAME: Final = {"type": "string", "minLength": 1}
@@ -199,13 +199,14 @@ def schema_file() -> str:
 
 def _settings_schema() -> dict[str, Any]:
     """Return the schema of the service's settings, of which lists are texts here and `null` is left out."""
-    schema = Settings.model_json_schema()
-    texts = Settings.descriptions()
-    properties = {
-        name: _setting_schema(field, schema.get("$defs", {})) | {"description": texts[name]}
-        for name, field in schema["properties"].items()
-        if name not in OWN_VALUES
-    }
+    texts, properties = describe_settings(), dict[str, Any]()
+    for group in dict.fromkeys(setting_groups().values()):
+        schema = group.model_json_schema()
+        properties |= {
+            name: _setting_schema(field, schema.get("$defs", {})) | {"description": texts[name]}
+            for name, field in schema["properties"].items()
+            if name not in OWN_VALUES
+        }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 

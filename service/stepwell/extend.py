@@ -27,6 +27,12 @@ configure. Stepwell registers its own brokers and gRPC in the same way.
         A module that calls `register_step_rule`. Imported before a Keras model is loaded from a file; the entry
         point's name has no meaning.
 
+    [project.entry-points."stepwell.settings"]
+    fleet = "stepwell_fleet.settings:FleetSettings"
+
+        A subclass of `AddonSettings`: more flags of `serve` and variables of the service, which its add-ons read. The
+        entry point's name has no meaning.
+
     [project.entry-points."stepwell.addons"]
     overview = "stepwell_fleet.overview:Overview"
 
@@ -62,6 +68,7 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
     from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
+    from stepwell.settings import AddonSettings
     from stepwell_export.graph.builder import GraphBuilder
     from stepwell_export.keras import Call, Value
     from stepwell_export.stages.stage import Stage
@@ -69,6 +76,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_URL",
     "AddonError",
+    "AddonSettings",
     "AppContext",
     "Broker",
     "BrokerMessage",
@@ -98,6 +106,7 @@ __all__ = [
 ]
 
 _LOADED_WHEN_USED: Final = {
+    "AddonSettings": "stepwell.settings",
     "AppContext": "stepwell.requests.context",
     "Call": "stepwell_export.keras",
     "GraphBuilder": "stepwell_export.graph.builder",

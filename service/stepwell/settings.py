@@ -1,21 +1,25 @@
-"""`Settings`, from flags and `STEPWELL_*` variables, and `SharedFolders`: the configuration of each worker."""
+"""`Settings`, from flags and `STEPWELL_*` variables, with those of add-ons; and `SharedFolders` of the workers."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import ipaddress
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from stepwell.errors import SettingsError
 from stepwell_export.runtime.manifest import NAME
+from stepwell_export.runtime.registered import AddonError, load, registered
 
 PREFIX = "STEPWELL_"
 METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
@@ -49,10 +53,60 @@ Bytes = Annotated[int, Field(ge=1)]
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
-class Settings(BaseModel):
-    """The settings of the service. Durations are in seconds and sizes in bytes, unless the name has another unit."""
+class SettingsGroup(BaseModel):
+    """Settings whose descriptions are the docstrings of their fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Return the docstring of each setting. pydantic would read them at every start, which takes 20 ms."""
+        module = ast.parse(Path(str(sys.modules[cls.__module__].__file__)).read_bytes())
+        [body] = [node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+        return {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+
+
+class AddonSettings(SettingsGroup):
+    """The settings of one add-on: flags of `serve` and variables, as the service's own.
+
+    An entry point of the group `stepwell.settings` is a subclass. Its module is imported by `serve` and `check`, so it
+    should import little. `Settings.of` returns the add-on's object.
+    """
+
+    def check(self, settings: Settings) -> None:
+        """Refuse settings with which the service must not start.
+
+        Raises:
+            StepwellError: They are such.
+        """
+
+    @contextlib.contextmanager
+    def reserved(self, settings: Settings) -> Iterator[Self]:
+        """Hold what the workers share, such as a port, while the block runs; yield the settings that they get.
+
+        Raises:
+            StepwellError: It cannot be had.
+        """
+        yield self
+
+    def addresses(self, settings: Settings) -> Mapping[str, str]:
+        """Return the addresses on which the add-on listens, by what is spoken there."""
+        return {}
+
+
+_OfAddon = TypeVar("_OfAddon", bound=AddonSettings)
+
+
+class Settings(SettingsGroup):
+    """The settings of the service. Durations are in seconds and sizes in bytes, unless the name has another unit."""
 
     models: list[Path] = Field(default_factory=lambda: [Path("models")], min_length=1)
     """Folder of models, in the environment separated as PATH is. Of two models of one name, the first is served."""
@@ -60,9 +114,6 @@ class Settings(BaseModel):
     """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: a free one."""
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Port of the Open Inference Protocol over gRPC, on the same host; 0: a free one. Needs the extra grpc. Unset: no
-    gRPC."""
     published: str | None = None
     """HOST:PORT at which a proxy in front of the service is reached. Only for the warning about an API that is open
     without keys. Unset: `host`."""
@@ -146,10 +197,6 @@ class Settings(BaseModel):
     """Format of log lines."""
     audit_log: bool = True
     """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
-    drift: bool = True
-    """Observe how the inputs and outputs of live streams are distributed, for GET /v1/models/{model}/drift."""
-    drift_max_features: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Maximum numbers of the inputs and outputs of a model version whose distributions are observed."""
     model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30
@@ -171,6 +218,8 @@ class Settings(BaseModel):
     """Listen on other addresses than loopback without keys."""
     allow_eviction: bool = False
     """Start on a store that evicts live streams when its memory is full."""
+
+    _of_addons: dict[type[AddonSettings], AddonSettings] = PrivateAttr(default_factory=dict)
 
     @field_validator("data_dir", "api_keys_file", mode="before")
     @classmethod
@@ -223,6 +272,11 @@ class Settings(BaseModel):
         return max(1.25 * self.stream_ttl_s, self.snapshot_ttl_s or self.stream_ttl_s, self.idempotency_ttl_s)
 
     @property
+    def url_host(self) -> str:
+        """`host` as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def has_keys(self) -> bool:
         """Whether requests need a key or a token."""
         return self.api_keys_file is not None or self.jwt_keys is not None
@@ -234,60 +288,122 @@ class Settings(BaseModel):
         host = self.published.rpartition(":")[0].strip("[]") if self.published else self.host  # PORT alone: any host
         return None if self.has_keys or is_loopback(host) else address
 
+    def of(self, addon: type[_OfAddon]) -> _OfAddon:
+        """Return the settings of an add-on."""
+        found = self._of_addons.get(addon)
+        return found if isinstance(found, addon) else addon()
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[Settings]:
+        """Hold what the add-ons' workers share while the block runs, and yield the settings of the workers.
+
+        Raises:
+            StepwellError: As for `AddonSettings.reserved`.
+        """
+        with contextlib.ExitStack() as stack:
+            found = {addon: stack.enter_context(self.of(addon).reserved(self)) for addon in addon_settings()}
+            chosen = self.model_copy()
+            chosen._of_addons = found
+            yield chosen
+
+    @property
+    def more_addresses(self) -> dict[str, str]:
+        """The addresses on which add-ons listen, by what is spoken there."""
+        return {spoken: at for addon in addon_settings() for spoken, at in self.of(addon).addresses(self).items()}
+
+    @classmethod
+    def create(cls, values: Mapping[str, Any], *, fix: str = "") -> Settings:
+        """Return settings with these values by name, those of add-ons among them.
+
+        Args:
+            values: The values; the others have their defaults.
+            fix: What to do about a wrong one; by default its flag and variable are named.
+
+        Raises:
+            SettingsError: A value or a name is wrong.
+            AddonError: As for `setting_groups`.
+        """
+        groups = setting_groups()
+        own = {name: value for name, value in values.items() if groups.get(name, cls) is cls}
+        try:
+            settings = cls(**own)
+            for addon in addon_settings():
+                if given := {name: value for name, value in values.items() if groups.get(name) is addon}:
+                    settings._of_addons[addon] = addon(**given)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "the settings"
+            raise SettingsError(
+                f"{name} is {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}.",
+                fix=fix or f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
+            ) from exc
+        return settings
+
     @classmethod
     def load(cls, **flags: Any) -> Settings:
         """Return settings from the environment; flags that are not None override it.
 
         Raises:
             SettingsError: A setting has an invalid value, or a variable with our prefix is none.
+            AddonError: As for `setting_groups`.
         """
         around = {name.upper(): value for name, value in os.environ.items()}
-        cls._check_variables(around)
-        found = {name: around[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in around}
-        try:
-            return cls(**found | {name: value for name, value in flags.items() if value is not None})
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "the settings"
-            raise SettingsError(
-                f"{name} is {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}.",
-                fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
-            ) from exc
+        variables = {name: PREFIX + name.upper() for name in setting_groups()}
+        _check_variables(around, OTHER_VARIABLES | set(variables.values()))
+        found = {name: around[variable] for name, variable in variables.items() if variable in around}
+        return cls.create(found | {name: value for name, value in flags.items() if value is not None})
 
-    @classmethod
-    def _check_variables(cls, around: Mapping[str, str]) -> None:
-        """Refuse a variable that nothing reads: what it was meant to set would silently keep its default."""
-        known = OTHER_VARIABLES | {PREFIX + name.upper() for name in cls.model_fields}
-        unknown = sorted(
-            name
-            for name, value in around.items()
-            if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value)
-        )
-        if not unknown:
-            return
-        import difflib  # only here: it takes a moment
 
-        near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown}
-        found = [f"{name} (did you mean {match[0]}?)" if match else name for name, match in near.items()]
-        raise SettingsError(
-            f"The environment has {', '.join(found)}, which is no setting.",
-            fix="Correct the name, or unset it; `stepwell serve --help` lists all settings.",
-        )
+def addon_settings() -> Sequence[type[AddonSettings]]:
+    """Return the settings of the installed add-ons.
 
-    @classmethod
-    def descriptions(cls) -> dict[str, str]:
-        """Return the docstring of each setting. pydantic would read them at every start, which takes 20 ms."""
-        module = ast.parse(Path(__file__).read_bytes())
-        [body] = [node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
-        return {
-            field.target.id: " ".join(text.value.value.split())
-            for field, text in itertools.pairwise(body)
-            if isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        }
+    Raises:
+        AddonError: A package registers something else, or it cannot be imported.
+    """
+    return [load(point, base=AddonSettings) for point in registered("stepwell.settings").values()]
+
+
+@functools.cache
+def setting_groups() -> Mapping[str, type[SettingsGroup]]:
+    """Return the names of all settings, each with the class that has it; the service's come first.
+
+    Raises:
+        AddonError: As for `addon_settings`; or a name is taken.
+    """
+    groups: dict[str, type[SettingsGroup]] = dict.fromkeys(Settings.model_fields, Settings)
+    for addon in addon_settings():
+        if taken := sorted(groups.keys() & addon.model_fields.keys()):
+            raise AddonError(
+                f"{addon.__module__} has the setting {taken[0]!r}, which {groups[taken[0]].__module__} has already.",
+                fix="Report it to the authors of the package, or uninstall it.",
+            )
+        groups |= dict.fromkeys(addon.model_fields, addon)
+    return groups
+
+
+def describe_settings() -> dict[str, str]:
+    """Return the description of each setting, those of add-ons among them."""
+    groups = dict.fromkeys(setting_groups().values())
+    return {name: text for group in groups for name, text in group.descriptions().items()}
+
+
+def _check_variables(around: Mapping[str, str], known: frozenset[str]) -> None:
+    """Refuse a variable that nothing reads: what it was meant to set would silently keep its default."""
+    unknown = sorted(
+        name
+        for name, value in around.items()
+        if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value)
+    )
+    if not unknown:
+        return
+    import difflib  # only here: it takes a moment
+
+    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown}
+    found = [f"{name} (did you mean {match[0]}?)" if match else name for name, match in near.items()]
+    raise SettingsError(
+        f"The environment has {', '.join(found)}, which is no setting.",
+        fix="Correct the name, or unset it; `stepwell serve --help` lists all settings.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

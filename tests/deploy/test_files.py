@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 
 from stepwell.addons.connect.config import read_config
 from stepwell.error_codes import CODES
-from stepwell.settings import Settings
+from stepwell.settings import setting_groups
 from stepwell.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def container(name: str) -> dict[str, Any]:
 
 
 def default_of(setting: str) -> Any:
-    return Settings.model_fields[setting].get_default(call_default_factory=True)
+    return setting_groups()[setting].model_fields[setting].get_default(call_default_factory=True)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -158,7 +158,7 @@ def test_no_variable_of_compose_looks_like_a_setting() -> None:
 
 @pytest.mark.parametrize("name", OF_THE_SERVICE)
 def test_a_variable_of_the_services_example_is_a_setting(name: str) -> None:
-    assert name.removeprefix("STEPWELL_").lower() in Settings.model_fields
+    assert name.removeprefix("STEPWELL_").lower() in setting_groups()
 
 
 @pytest.mark.parametrize("setting", ["durability", "workers", "stream_ttl_s", "max_body_bytes", "log_format"])

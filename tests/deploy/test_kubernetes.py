@@ -18,7 +18,7 @@ from scripts.kubernetes.facts import REPOSITORY, container, default_of, version
 from scripts.kubernetes.kustomize import difference
 from scripts.kubernetes.values import OWN_VALUES, VALUES
 from scripts.observability.metrics import used_in
-from stepwell.settings import PREFIX, Settings
+from stepwell.settings import PREFIX, setting_groups
 from tests.deploy.manifests import by_name, kustomize, needs_helm, needs_kubectl, needs_schemas, of_overlay
 
 VERSIONS = ("1.32", "1.35", "1.37")
@@ -192,7 +192,7 @@ def test_the_grace_period_follows_the_drain() -> None:
 def test_the_schema_has_every_setting_that_the_chart_does_not_set() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
-    assert set(schema["properties"]["settings"]["properties"]) == Settings.model_fields.keys() - OWN_VALUES
+    assert set(schema["properties"]["settings"]["properties"]) == setting_groups().keys() - OWN_VALUES
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
@@ -236,7 +236,7 @@ def test_the_grace_period_is_longer_than_the_hook_and_the_drain() -> None:
 def test_every_variable_of_the_pod_is_a_setting() -> None:
     names = {one["name"].removeprefix(PREFIX).lower() for one in SERVICE_CONTAINER["env"]}
 
-    assert names <= OWN_VALUES <= Settings.model_fields.keys()
+    assert names <= OWN_VALUES <= setting_groups().keys()
 
 
 def test_redis_of_the_development_overlay_has_the_settings_of_compose() -> None:

@@ -29,7 +29,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="module")
 def serving(extended: Environment) -> Iterator[ServiceProcess]:
-    with serve(extended) as one:
+    with serve(extended, "--fleet-site", "mill") as one:
         yield one
 
 
@@ -50,10 +50,10 @@ def test_a_file_with_its_layer_is_exported_by_its_step_rule(extended: Environmen
     assert (made.returncode, exported.returncode) == (0, 0), made.stderr + exported.stderr
 
 
-def test_its_route_is_served(serving: ServiceProcess) -> None:
+def test_its_route_is_served_with_its_setting(serving: ServiceProcess) -> None:
     found = httpx2.get(f"{serving.url}/fleet", trust_env=False, timeout=30).json()
 
-    assert (found["models"], found["problems"]) == (["fold"], [])
+    assert (found["models"], found["problems"], found["site"]) == (["fold"], [], "mill")
 
 
 def test_timesteps_are_read_from_its_broker_and_predictions_written_to_it(

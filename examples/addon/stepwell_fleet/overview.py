@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from stepwell import extend
+from stepwell_fleet.settings import FleetSettings
 
 
 class Overview(extend.ServiceAddon):
@@ -17,5 +18,5 @@ class Overview(extend.ServiceAddon):
     async def show(self, request: Request) -> Response:
         self.context.authenticate(request.headers.get("authorization"), "read")
         problems = await self.context.check_readiness()
-        models = self.context.engine.models.names()
-        return JSONResponse({"version": self.version, "models": models, "problems": problems})
+        site, models = self.context.settings.of(FleetSettings).fleet_site, self.context.engine.models.names()
+        return JSONResponse({"site": site, "version": self.version, "models": models, "problems": problems})

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 
-GROUPS: Final = ("stepwell.addons", "stepwell.brokers", "stepwell.commands", "stepwell.stages", "stepwell.step_rules")
+GROUPS: Final = tuple(
+    f"stepwell.{name}" for name in ("addons", "brokers", "commands", "settings", "stages", "step_rules")
+)
 """The groups that are read."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from stepwell.settings import PREFIX, Settings
+from stepwell.settings import PREFIX, describe_settings, setting_groups
 
 _HEAD = f"""\
 # Settings
@@ -23,8 +23,8 @@ explains which ones a deployment needs.
 def page() -> str:
     """Return the page."""
     parts = [_HEAD]
-    for name, text in Settings.descriptions().items():
-        field = Settings.model_fields[name]
+    for name, text in describe_settings().items():
+        field = setting_groups()[name].model_fields[name]
         parts.append(
             f"## {name}\n\n{text}\n\n"
             f"* flag: `{_flag(name, field)}`\n"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from stepwell.settings import PREFIX, Settings
+from stepwell.settings import PREFIX, describe_settings, setting_groups
 
 _METAVARS = {
     "models": "FOLDER",
@@ -36,7 +36,7 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `**flags` by one flag per setting; a flag that is not given is None."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters += [_flag(name, text) for name, text in Settings.descriptions().items()]
+    parameters += [_flag(name, text) for name, text in describe_settings().items()]
     # typer reads one of these two
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
@@ -104,7 +104,7 @@ def feedback_of(texts: Iterable[str] | None) -> dict[str, Any]:
 
 
 def _flag(name: str, description: str) -> inspect.Parameter:
-    field = Settings.model_fields[name]
+    field = setting_groups()[name].model_fields[name]
     kind = _plain(field.annotation)
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
@@ -118,7 +118,7 @@ def _flag(name: str, description: str) -> inspect.Parameter:
 
 
 def _default(name: str) -> str:
-    default = Settings.model_fields[name].get_default(call_default_factory=True)
+    default = setting_groups()[name].model_fields[name].get_default(call_default_factory=True)
     if default is None or default is False or default == []:
         return ""
     values = default if isinstance(default, list) else ["on" if default is True else default]

@@ -18,11 +18,10 @@ from stepwell import logs
 from stepwell.commands.flags import with_setting_flags
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
-from stepwell.process.grpc_port import check_grpc, reserve_grpc_port
 from stepwell.process.server import StartError
 from stepwell.process.supervisor import Supervisor
 from stepwell.requests.auth.jwt import load_api_keys
-from stepwell.settings import PREFIX, Settings, SharedFolders, is_loopback
+from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
 from stepwell.store.embedded_server import EmbeddedStore
@@ -48,7 +47,7 @@ def run(settings: Settings) -> int:
     Raises:
         StartError: The configuration is unsafe, a models folder is not there, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
-        MissingExtraError, TracingError: As for `check_tracing` and `check_grpc`.
+        MissingExtraError, TracingError: As for `check_tracing`, and of add-ons.
         EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
@@ -65,7 +64,7 @@ def run(settings: Settings) -> int:
     _allow_open_files(settings)
     with (
         contextlib.closing(server.listen(settings)) as sock,
-        reserve_grpc_port(settings) as with_ports,
+        settings.reserved() as with_ports,
         open_store(with_ports) as (with_store, store_info),
         _shared_folders(settings) as folders,
     ):
@@ -178,6 +177,12 @@ def check_traces(_settings: Settings) -> None:
     check_tracing(os.environ)
 
 
+def check_addons(settings: Settings) -> None:
+    """Check what add-ons need, as for `AddonSettings.check`."""
+    for addon in addon_settings():
+        settings.of(addon).check(settings)
+
+
 START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
     *(
         check_bind_address,
@@ -186,7 +191,7 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
         check_artifacts,
         load_api_keys,
         check_traces,
-        check_grpc,
+        check_addons,
     ),
 )
 """Each refuses settings with which the service must not start, by raising a `StepwellError`."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from pydantic import ValidationError
 
 from stepwell.errors import SettingsError
 from stepwell.process import server
 from stepwell.process.server import StartError
-from stepwell.settings import Settings, SharedFolders
+from stepwell.settings import Settings, SharedFolders, addon_settings
 from stepwell.store.embedded_server import EmbeddedStore
 
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
@@ -117,16 +116,15 @@ def _stop(serving: _ThreadServer, thread: threading.Thread) -> None:
 
 def _settings(models: Sequence[Path], folder: Path, store_url: str, more: Mapping[str, Any]) -> Settings:
     fixed = {"models": list(models), "redis": store_url, "data_dir": folder / "data", "workers": 1}
-    if clash := sorted(set(more) & {*fixed, "host", "port", "grpc_port"}):
+    settings = Settings.create(
+        {"watch_models": True, "audit_log": False, "drain_s": 0, **more, **fixed},
+        fix="`stepwell serve --help` lists all settings.",
+    )
+    of_ports = [addon for addon in addon_settings() if settings.of(addon).addresses(settings)]
+    not_used = {*fixed, "host", "port"}.union(*(addon.model_fields for addon in of_ports))
+    if clash := sorted(not_used & set(more)):
         raise SettingsError(
             f"The settings have {', '.join(clash)}, which an engine in this process does not use.",
             fix="Leave them out; models are an argument of the client.",
         )
-    try:
-        return Settings(**{"watch_models": True, "audit_log": False, "drain_s": 0, **more, **fixed})
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = first["loc"][0] if first["loc"] else "settings"
-        raise SettingsError(
-            f"{name} is {first.get('input')!r}: {first['msg']}.", fix="`stepwell serve --help` lists all settings."
-        ) from exc
+    return settings

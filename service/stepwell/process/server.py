@@ -296,17 +296,16 @@ def import_app() -> None:
 
 def _greet(settings: Settings, models: ModelRegistry, store: str) -> None:
     """Print what is served, for the operator's terminal; where log lines are JSON, log it."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
-    grpc = "" if settings.grpc_port is None else f", gRPC {host}:{settings.grpc_port}"
+    url, more = f"http://{settings.url_host}:{settings.port}", settings.more_addresses
+    also = "".join(f", {spoken} {address}" for spoken, address in more.items())
     served = [f"{name} ({', '.join(f'v{version}' for version in models.versions(name))})" for name in models.names()]
     if settings.log_format == "json":
         fields = {"url": url, "store": store, "durability": settings.durability, "workers": settings.workers}
-        fields |= {} if settings.grpc_port is None else {"grpc": f"{host}:{settings.grpc_port}"}
+        fields |= {spoken.lower(): address for spoken, address in more.items()}
         _log.info("Serving %s", ", ".join(served) or "no model yet", extra=fields)
         return
     print(  # noqa: T201
-        f"Stepwell serves {', '.join(served) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs{grpc} ); "
+        f"Stepwell serves {', '.join(served) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs{also} ); "
         f"{store}, durability {settings.durability}, workers {settings.workers}",
         file=sys.stderr,
         flush=True,

@@ -13,6 +13,7 @@ from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.addons.drift.monitor import DriftMonitor
 from stepwell.addons.drift.report import FeatureReport
 from stepwell.addons.drift.responses import DriftResponse, DriftWindow, FeatureDrift
+from stepwell.addons.drift.settings import DriftSettings
 from stepwell.asgi.http import authorize, format_of, model_of, respond
 from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, VERSION, route
 from stepwell.background import run_forever
@@ -45,7 +46,7 @@ class Drift(ServiceAddon):
     @cached_property
     def monitor(self) -> DriftMonitor:
         """The observed models of this worker."""
-        settings = self.context.settings
+        settings = self.context.settings.of(DriftSettings)
         return DriftMonitor(self.context.engine.store, is_on=settings.drift, max_features=settings.drift_max_features)
 
     def add_routes(self, app: FastAPI) -> None:
@@ -66,7 +67,7 @@ class Drift(ServiceAddon):
 
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
         """Count what was sampled, once a second."""
-        if self.context.settings.drift:
+        if self.context.settings.of(DriftSettings).drift:
             yield run_forever(self.monitor.run, every_s=_EVERY_S, name="Observing the distributions of timesteps")
 
     def sampler(self, served: ServedModel) -> Sampler | None:

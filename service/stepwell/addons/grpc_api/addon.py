@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stepwell.addons.grpc_api.settings import GrpcSettings
 from stepwell.service_addon import ServiceAddon
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class GrpcAddon(ServiceAddon):
         Raises:
             RuntimeError: The port cannot be bound.
         """
-        if self.context.settings.grpc_port is None:
+        if self.context.settings.of(GrpcSettings).grpc_port is None:
             return
         from stepwell.addons.grpc_api.server import GrpcServer
 

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from stepwell.addons.grpc_api.messages import HEALTH_SERVICE, POOL, SERVICE
 from stepwell.addons.grpc_api.methods import InferenceMethods
+from stepwell.addons.grpc_api.settings import GrpcSettings
 from stepwell.background import cancel, run_forever
 from stepwell.requests.context import AppContext
 
@@ -32,8 +33,9 @@ class GrpcServer:
     def __init__(self, context: AppContext, version: str) -> None:
         """Create a server that does not listen yet; needs a running loop."""
         settings = context.settings
-        assert settings.grpc_port is not None
-        self.port = settings.grpc_port
+        port = settings.of(GrpcSettings).grpc_port
+        assert port is not None
+        self.port = port
         self._context = context
         self._host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._methods = InferenceMethods(context, version)
