@@ -24,6 +24,7 @@ _REPLACEMENTS = (
     (r"_async(?=\b|_)", ""),  # drive_async, open_async_socket
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\baclose\b", "close"),
+    (r"\baclosing\b", "closing"),
     (r"\b__a(enter|exit)__", r"__\1__"),
     (r"\bon_asyncio\b", "on_threads"),
     (r"\bthe client for asyncio\b", "the client for scripts and threads"),

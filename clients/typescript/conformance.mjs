@@ -103,17 +103,19 @@ async function runCalls(actions, prefix) {
 }
 
 async function runActions(actions, prefix, models) {
+  const saved = {};
   for (const action of actions) {
     const model = models[action.handle ?? "a"];
     const stream = model.stream(fill(action.stream ?? "{id:a}", prefix));
     if (action.lose_answer && !seconds) answersToLose = 1;
-    const found = await outcome(() => call(model, stream, fill(action, prefix)));
+    const found = await outcome(() => call(model, stream, fill(action, prefix, saved)));
     if (answersToLose) throw new Error("no answer was lost");
-    check(action, found, prefix, {});
+    check(action, found, prefix, saved);
+    if (action.as) saved[action.as] = found;
   }
 }
 
-function call(model, stream, action) {
+async function call(model, stream, action) {
   switch (action.call) {
     case "step":
       return options.feed ? feedOf(model).step(stream.id, action.inputs) : stream.step(action.inputs);
@@ -122,8 +124,21 @@ function call(model, stream, action) {
       return stream[action.call](action.inputs);
     case "rollout":
       return stream.rollout(action.horizon, { commit: action.commit });
+    case "rollout_timesteps": {
+      const timesteps = [];
+      for await (const one of stream.rolloutTimesteps(action.horizon, { commit: action.commit })) timesteps.push(one);
+      return timesteps;
+    }
     case "step_many":
       return model.stepMany(action.inputs);
+    case "run":
+      return model.run(action.inputs, action.state);
+    case "run_many":
+      return model.runMany(action.inputs, action.states);
+    case "packed_state":
+      return stream.packedState();
+    case "put_state":
+      return stream.putState({ state: action.state, step: action.step });
     case "fork":
       return stream.fork(action.to);
     case "feed":

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from stepwell_client import AsyncClient, AsyncModel, ClientError, Feed, StepResult
+from stepwell_client import (
+    AsyncClient,
+    AsyncModel,
+    ClientError,
+    Feed,
+    PackedState,
+    RolloutTimestep,
+    RunResult,
+    StepResult,
+)
 from stepwell_client.protocol import decoding
 from stepwell_client.protocol.decoding import RawReply
 from stepwell_client.protocol.exchange import Exchange, drive_async
@@ -89,6 +99,15 @@ class PythonKit:
                 return await getattr(stream, method)(call["inputs"])
             case "rollout":
                 return await stream.rollout(call["horizon"], commit=call.get("commit", False))
+            case "rollout_timesteps":
+                made = stream.rollout_timesteps(call["horizon"], commit=call.get("commit", False))
+                return [timestep async for timestep in made]
+            case "run":
+                return await model.run(call["inputs"], call["state"])
+            case "run_many":
+                return await model.run_many(call["inputs"], call["states"])
+            case "put_state":
+                return await stream.put_state(PackedState(call["state"], call["step"]))
             case "step_many":
                 return await model.step_many(call["inputs"])
             case "fork":
@@ -128,6 +147,8 @@ def _plain(value: Any) -> Any:
             names = ("outputs", "step", "state_id", "replayed", "created")
             fields = {name: _plain(getattr(value, name)) for name in names}
             return {name: field for name, field in fields.items() if field is not False}
+        case RunResult() | RolloutTimestep():
+            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case np.ndarray() | np.generic():
             return value.tolist()
         case {"d": dtype, "s": shape, "b": data}:

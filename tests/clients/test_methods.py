@@ -10,7 +10,14 @@ from tests.clients.kit import FILE
 
 ROWS = re.findall(r"^\|[^|]+\|([^|]*)\|([^|]*)\|$", (FILE.parent / "README.md").read_text(), re.M)
 NAME = re.compile(r"`([A-Z]\w+\.\w+)`")
-FOR_OTHER_MODULES = {"Client.run", "Client.watch", "AsyncClient.run", "AsyncClient.watch", "AsyncClient.feed_address"}
+FOR_OTHER_MODULES = {
+    "Client.run",
+    "Client.watch",
+    "AsyncClient.run",
+    "AsyncClient.watch",
+    "AsyncClient.feed_address",
+    *("Client.rollout_timesteps", "AsyncClient.rollout_timesteps"),
+}
 UNLIKE_SYNC = {"Client.aclose": "Client.close"}  # as in other packages for asyncio
 
 

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from stepwell_client.errors import ClientError
     from stepwell_client.feed import Feed
     from stepwell_client.protocol.decoding import ModelInfo, TensorInfo
-    from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
+    from stepwell_client.results import (
+        Event,
+        Gap,
+        PackedState,
+        Rollout,
+        RolloutTimestep,
+        RunResult,
+        Snapshot,
+        State,
+        Status,
+        StepResult,
+    )
     from stepwell_client.sync import Client, Model, Stream
 
 __all__ = [
@@ -28,7 +39,10 @@ __all__ = [
     "Gap",
     "Model",
     "ModelInfo",
+    "PackedState",
     "Rollout",
+    "RolloutTimestep",
+    "RunResult",
     "Snapshot",
     "State",
     "Status",
@@ -41,6 +55,7 @@ _HOMES = {
     **dict.fromkeys(("AsyncClient", "AsyncModel", "AsyncStream"), "aio"),
     **dict.fromkeys(("Client", "Model", "Stream"), "sync"),
     **dict.fromkeys(("Event", "Gap", "Rollout", "Snapshot", "State", "Status", "StepResult"), "results"),
+    **dict.fromkeys(("PackedState", "RolloutTimestep", "RunResult"), "results"),
     **dict.fromkeys(("ModelInfo", "TensorInfo"), "protocol.decoding"),
     "ClientError": "errors",
     "Feed": "feed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any, Self, TypeVar
 
 from websockets.exceptions import WebSocketException
@@ -20,9 +20,21 @@ from stepwell_client.protocol.exchange import Exchange, Send, drive_async
 from stepwell_client.protocol.inputs import Inputs, Source
 from stepwell_client.protocol.requests import ClientRequest, StreamCursor
 from stepwell_client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
+from stepwell_client.protocol.rollout_events import RolloutEvents, timesteps_of
 from stepwell_client.protocol.steps import OnResend, busy
 from stepwell_client.protocol.stream_ops import StreamOps
-from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from stepwell_client.results import (
+    Event,
+    Gap,
+    PackedState,
+    Rollout,
+    RolloutTimestep,
+    RunResult,
+    Snapshot,
+    State,
+    Status,
+    StepResult,
+)
 from stepwell_client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from stepwell_client.watch import WatchCursor
 from stepwell_client.websockets import open_async_socket
@@ -120,12 +132,31 @@ class AsyncClient:
 
     # unasync: on
 
+    async def rollout_timesteps(self, events: RolloutEvents) -> AsyncIterator[RolloutTimestep]:
+        """Yield the timesteps of a rollout; use `AsyncStream.rollout_timesteps`."""
+        while not events.is_done:
+            await self._pause(events.request)
+            async with aclosing(self._http.lines(events.request)) as lines:
+                async for line in lines:
+                    timestep = events.receive(line)
+                    if timestep is not None:
+                        yield timestep
+            events.on_end()
+
     async def _send(self, request: ClientRequest) -> RawReply | NoReply:
+        await self._pause(request)
+        return await self._http.send(request)
+
+    async def _pause(self, request: ClientRequest) -> None:
+        """Wait until a request is to be sent.
+
+        Raises:
+            ClientError: `closed`.
+        """
         if request.wait:
             await self._watches.pause(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()
-        return await self._http.send(request)
 
 
 class AsyncModel:
@@ -174,6 +205,35 @@ class AsyncModel:
         async with _locked(streams, self._operations.timeout):
             results = await self._client.run(exchange)
         return {name: (invalid | results)[name] for name in inputs}
+
+    async def run(self, x: Inputs, state: str | None = None) -> RunResult:
+        """Run one timestep whose state is in the call; the service stores nothing.
+
+        Args:
+            x: Shape `(*row)` per input.
+            state: The packed state: that of an earlier result, or of `AsyncStream.packed_state`; None is the model's
+                initial state.
+
+        Raises:
+            ClientError: `bad_request`: the state cannot be read; `model_changed`: another model wrote it; or as for
+                `AsyncStream.step`.
+        """
+        return await self._client.run(self._operations.run(x, state))
+
+    async def run_many(self, x: Inputs, states: Sequence[str | None]) -> list[RunResult | ClientError]:
+        """Run one timestep of each of several states, in one request.
+
+        Args:
+            x: Shape `(N, *row)` per input.
+            states: N packed states, as for `run`.
+
+        Returns:
+            A result per row, or its error; a failed row does not affect the others.
+
+        Raises:
+            ClientError: No row was run.
+        """
+        return await self._client.run(self._operations.run_many(x, states))
 
     # unasync: off
     def feed(self) -> Feed:
@@ -319,6 +379,32 @@ class AsyncStream:
         """
         return await self._run(self._operations.rollout(self._cursor, horizon, x, options, commit=commit))
 
+    async def rollout_timesteps(
+        self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any
+    ) -> AsyncIterator[RolloutTimestep]:
+        """Run the stream by its own predictions, and yield each timestep as it is made.
+
+        With `commit`, all timesteps are computed and committed before the first is yielded. Without it, leaving the
+        loop ends the run.
+
+        Args:
+            horizon: Timesteps to predict.
+            x: As for `rollout`, like `options`.
+            commit: Commit the predicted timesteps to the stream.
+            options: As for `rollout`.
+
+        Raises:
+            ClientError: As for `rollout`, also after some timesteps.
+        """
+        if commit:
+            rollout = await self.rollout(horizon, x, commit=True, **options)
+            for timestep in timesteps_of(rollout, horizon, samples="samples" in options):
+                yield timestep
+            return
+        events = await self._client.run(self._operations.rollout_events(self._cursor, horizon, x, options))
+        async for timestep in self._client.rollout_timesteps(events):
+            yield timestep
+
     async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
         """Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
 
@@ -347,11 +433,15 @@ class AsyncStream:
         """Return the stream's state."""
         return await self._client.run(self._operations.state(self._cursor))
 
-    async def put_state(self, state: State) -> StepResult:
-        """Replace the stream's state, possibly by one that another service's stream had.
+    async def packed_state(self) -> PackedState:
+        """Return the stream's state as one text, for `put_state`, for `AsyncModel.run` or for a model on a device."""
+        return await self._client.run(self._operations.packed_state(self._cursor))
+
+    async def put_state(self, state: State | PackedState) -> StepResult:
+        """Replace the stream's state, possibly by one that another service's stream had, or a device.
 
         Raises:
-            ClientError: `bad_input`, `non_finite`, `model_changed`, or as for `step`.
+            ClientError: `bad_input`, `non_finite`, `non_finite_state`, `model_changed`, or as for `step`.
         """
         return await self._run(self._operations.put_state(self._cursor, state))
 

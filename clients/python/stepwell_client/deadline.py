@@ -11,12 +11,14 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpcore2
 import httpx2
+
+from stepwell_client.wire.formats import EVENT_STREAM
 
 _PIECE = 16 * 1024
 """Bytes per write: the deadline is checked before each, so a slow peer can exceed it by one write."""
@@ -59,12 +61,13 @@ class DeadlineTransport(httpx2.BaseTransport):
             self._pool = kind(proxy_url=_url(to.url), proxy_auth=to.raw_auth, **options)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and read its whole response.
+        """Send a request and read its whole response; of a stream of events, the head.
 
         Raises:
             httpx2.TransportError: There is no response, or not in time.
         """
-        self._deadline.at = time.monotonic() + request.extensions["timeout"]["read"]
+        timeout = request.extensions["timeout"]["read"]
+        self._deadline.at = time.monotonic() + timeout
         assert isinstance(request.stream, httpx2.SyncByteStream)
         sent = httpcore2.Request(
             request.method,
@@ -73,16 +76,48 @@ class DeadlineTransport(httpx2.BaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
-        try:
-            with closing(self._pool.handle_request(sent)) as response:
+        with _translated_errors():
+            response = self._pool.handle_request(sent)
+            if request.headers.get("accept") == EVENT_STREAM:
+                events = _Events(response, self._deadline, timeout)
+                return httpx2.Response(response.status, headers=response.headers, stream=events)
+            with closing(response):
                 body = response.read()
-        except _ERRORS as exc:
-            raise getattr(httpx2, type(exc).__name__)(str(exc)) from exc
         return httpx2.Response(response.status, headers=response.headers, stream=httpx2.ByteStream(body))
 
     def close(self) -> None:
         """Close all connections."""
         self._pool.close()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except _ERRORS as exc:
+        raise getattr(httpx2, type(exc).__name__)(str(exc)) from exc
+
+
+class _Events(httpx2.SyncByteStream):
+    """The body of a stream of events; the deadline begins anew with each part of it."""
+
+    def __init__(self, response: httpcore2.Response, deadline: _Deadline, timeout: float) -> None:
+        self._response = response
+        self._deadline = deadline
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[bytes]:
+        parts = self._response.iter_stream()
+        with _translated_errors():
+            while True:
+                self._deadline.at = time.monotonic() + self._timeout
+                part = next(parts, None)
+                if part is None:
+                    return
+                yield part
+
+    def close(self) -> None:
+        self._response.close()
 
 
 class _Deadline(threading.local):

@@ -12,7 +12,7 @@ from stepwell_client.errors import ClientError
 from stepwell_client.protocol.decoding import NoReply, RawReply, seconds
 from stepwell_client.protocol.inputs import encode_body
 from stepwell_client.protocol.requests import ClientRequest
-from stepwell_client.wire.formats import MSGPACK, format_of_body
+from stepwell_client.wire.formats import EVENT_STREAM, MSGPACK, format_of_body
 from stepwell_client.wire.ids import API_KEY
 
 MAX_CONNECTIONS = 32
@@ -97,6 +97,18 @@ def request_options(request: ClientRequest) -> dict[str, Any]:
         "content": content,
         "timeout": request.timeout,
     }
+
+
+def event_options(request: ClientRequest) -> dict[str, Any]:
+    """Return the arguments of `httpx2.Client.stream` for a request whose response is a stream of events."""
+    options = request_options(request)
+    options["headers"]["Accept"] = EVENT_STREAM
+    return options
+
+
+def has_events(response: httpx2.Response) -> bool:
+    """Return whether a response is a stream of events."""
+    return str(response.headers.get("content-type", "")).startswith(EVENT_STREAM)
 
 
 def reply(response: httpx2.Response) -> RawReply:

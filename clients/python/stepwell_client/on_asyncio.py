@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import httpx2
@@ -69,6 +69,20 @@ class Http:
                 return http_transport.reply(await self.client.request(**http_transport.request_options(request)))
         except (httpx2.RequestError, TimeoutError) as exc:
             return http_transport.no_reply(exc, self.client.base_url, sent=sent)
+
+    async def lines(self, request: ClientRequest) -> AsyncGenerator[str | RawReply | NoReply]:
+        """Send a request and yield the lines of its events; a reply without events alone, and a `NoReply` at last."""
+        options = http_transport.event_options(request)
+        try:
+            async with self._slots, self.client.stream(**options) as response:
+                if not http_transport.has_events(response):
+                    await response.aread()
+                    yield http_transport.reply(response)
+                    return
+                async for line in response.aiter_lines():
+                    yield line
+        except httpx2.RequestError as exc:
+            yield http_transport.no_reply(exc, self.client.base_url)
 
     async def aclose(self) -> None:
         """Close all connections."""

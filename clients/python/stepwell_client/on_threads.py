@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 import httpx2
@@ -61,6 +61,18 @@ class Http:
             return http_transport.reply(self.client.request(**http_transport.request_options(request)))
         except httpx2.RequestError as exc:
             return http_transport.no_reply(exc, self.client.base_url)
+
+    def lines(self, request: ClientRequest) -> Generator[str | RawReply | NoReply]:
+        """Send a request and yield the lines of its events; a reply without events alone, and a `NoReply` at last."""
+        try:
+            with self.client.stream(**http_transport.event_options(request)) as response:
+                if not http_transport.has_events(response):
+                    response.read()
+                    yield http_transport.reply(response)
+                    return
+                yield from response.iter_lines()
+        except httpx2.RequestError as exc:
+            yield http_transport.no_reply(exc, self.client.base_url)
 
     def close(self) -> None:
         """Close all connections."""

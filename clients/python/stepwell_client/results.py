@@ -76,6 +76,34 @@ class Rollout(StepResult):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RolloutTimestep:
+    """A timestep of a rollout that is received timestep by timestep.
+
+    Attributes:
+        outputs: The prediction, `(*row)` by output; with several samples `(samples, *row)`.
+        next: The input computed from it, in the same shapes.
+        rollout: Of the last timestep, the rollout: step, state id, seed and all of `next`. Else None.
+    """
+
+    outputs: dict[str, Array]
+    next: dict[str, Array]
+    rollout: Rollout | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunResult:
+    """The result of a timestep whose state was in the request.
+
+    Attributes:
+        outputs: The prediction, `(*row)` by output.
+        state: The packed state after the timestep, for the next call.
+    """
+
+    outputs: dict[str, Array]
+    state: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Event(StepResult):
     """A committed step or chunk, as a watch reports it.
 
@@ -114,6 +142,18 @@ class State:
     states: dict[str, Array]
     step: int = 0
     fingerprint: str = ""
+
+
+class PackedState(msgspec.Struct, frozen=True):
+    """A stream's state as one text, with which a stream elsewhere goes on, or `Model.run`.
+
+    Attributes:
+        state: The text: the model's fingerprint, the states and a checksum.
+        step: Timesteps that the stream had consumed.
+    """
+
+    state: str
+    step: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Self, TypeVar
 
 from websockets.exceptions import WebSocketException
@@ -21,9 +21,21 @@ from stepwell_client.protocol.exchange import Exchange, drive
 from stepwell_client.protocol.inputs import Inputs, Source
 from stepwell_client.protocol.requests import ClientRequest, StreamCursor
 from stepwell_client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
+from stepwell_client.protocol.rollout_events import RolloutEvents, timesteps_of
 from stepwell_client.protocol.steps import OnResend, busy
 from stepwell_client.protocol.stream_ops import StreamOps
-from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from stepwell_client.results import (
+    Event,
+    Gap,
+    PackedState,
+    Rollout,
+    RolloutTimestep,
+    RunResult,
+    Snapshot,
+    State,
+    Status,
+    StepResult,
+)
 from stepwell_client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from stepwell_client.watch import WatchCursor
 from stepwell_client.websockets import open_socket
@@ -114,12 +126,31 @@ class Client:
         address = self._http.feed_address("/v1/watch")
         return _follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
+    def rollout_timesteps(self, events: RolloutEvents) -> Iterator[RolloutTimestep]:
+        """Yield the timesteps of a rollout; use `Stream.rollout_timesteps`."""
+        while not events.is_done:
+            self._pause(events.request)
+            with closing(self._http.lines(events.request)) as lines:
+                for line in lines:
+                    timestep = events.receive(line)
+                    if timestep is not None:
+                        yield timestep
+            events.on_end()
+
     def _send(self, request: ClientRequest) -> RawReply | NoReply:
+        self._pause(request)
+        return self._http.send(request)
+
+    def _pause(self, request: ClientRequest) -> None:
+        """Wait until a request is to be sent.
+
+        Raises:
+            ClientError: `closed`.
+        """
         if request.wait:
             self._watches.pause(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()
-        return self._http.send(request)
 
 
 class Model:
@@ -168,6 +199,35 @@ class Model:
         with _locked(streams, self._operations.timeout):
             results = self._client.run(exchange)
         return {name: (invalid | results)[name] for name in inputs}
+
+    def run(self, x: Inputs, state: str | None = None) -> RunResult:
+        """Run one timestep whose state is in the call; the service stores nothing.
+
+        Args:
+            x: Shape `(*row)` per input.
+            state: The packed state: that of an earlier result, or of `Stream.packed_state`; None is the model's
+                initial state.
+
+        Raises:
+            ClientError: `bad_request`: the state cannot be read; `model_changed`: another model wrote it; or as for
+                `Stream.step`.
+        """
+        return self._client.run(self._operations.run(x, state))
+
+    def run_many(self, x: Inputs, states: Sequence[str | None]) -> list[RunResult | ClientError]:
+        """Run one timestep of each of several states, in one request.
+
+        Args:
+            x: Shape `(N, *row)` per input.
+            states: N packed states, as for `run`.
+
+        Returns:
+            A result per row, or its error; a failed row does not affect the others.
+
+        Raises:
+            ClientError: No row was run.
+        """
+        return self._client.run(self._operations.run_many(x, states))
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
@@ -295,6 +355,32 @@ class Stream:
         """
         return self._run(self._operations.rollout(self._cursor, horizon, x, options, commit=commit))
 
+    def rollout_timesteps(
+        self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any
+    ) -> Iterator[RolloutTimestep]:
+        """Run the stream by its own predictions, and yield each timestep as it is made.
+
+        With `commit`, all timesteps are computed and committed before the first is yielded. Without it, leaving the
+        loop ends the run.
+
+        Args:
+            horizon: Timesteps to predict.
+            x: As for `rollout`, like `options`.
+            commit: Commit the predicted timesteps to the stream.
+            options: As for `rollout`.
+
+        Raises:
+            ClientError: As for `rollout`, also after some timesteps.
+        """
+        if commit:
+            rollout = self.rollout(horizon, x, commit=True, **options)
+            for timestep in timesteps_of(rollout, horizon, samples="samples" in options):
+                yield timestep
+            return
+        events = self._client.run(self._operations.rollout_events(self._cursor, horizon, x, options))
+        for timestep in self._client.rollout_timesteps(events):
+            yield timestep
+
     def fork(self, to: str, *, snapshot: str | None = None) -> Stream:
         """Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
 
@@ -323,11 +409,15 @@ class Stream:
         """Return the stream's state."""
         return self._client.run(self._operations.state(self._cursor))
 
-    def put_state(self, state: State) -> StepResult:
-        """Replace the stream's state, possibly by one that another service's stream had.
+    def packed_state(self) -> PackedState:
+        """Return the stream's state as one text, for `put_state`, for `Model.run` or for a model on a device."""
+        return self._client.run(self._operations.packed_state(self._cursor))
+
+    def put_state(self, state: State | PackedState) -> StepResult:
+        """Replace the stream's state, possibly by one that another service's stream had, or a device.
 
         Raises:
-            ClientError: `bad_input`, `non_finite`, `model_changed`, or as for `step`.
+            ClientError: `bad_input`, `non_finite`, `non_finite_state`, `model_changed`, or as for `step`.
         """
         return self._run(self._operations.put_state(self._cursor, state))
 

@@ -199,6 +199,13 @@ export type PackedPositions = {
   b: string;
 };
 
+/** The state of a stream, with `?packed=true`. */
+export type PackedStateResponse = {
+  /** A packed state: base64url of the model's fingerprint, the states' bytes, and a checksum. */
+  state: string;
+  step: number;
+};
+
 /** The body of a peek. */
 export type PeekBody = {
   /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
@@ -432,6 +439,23 @@ export type RolloutResponse = {
   created?: true;
 };
 
+/** The body of a timestep whose state is in the request; with a list of states, of one timestep for each. */
+export type RunBody = {
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  /** The state before the timestep; null: the initial state. A list: one for each row of the inputs. */
+  state: string | Array<string | null> | null;
+};
+
+/** The response to timesteps whose state is in the request; a row that failed is null in each column. */
+export type RunResponse = {
+  outputs: { [name: string]: Tensor };
+  /** The state after the timestep; of columns a list, with null for a row that failed. */
+  state: string | Array<string | null>;
+  /** Of columns: by row index, as text. */
+  errors?: { [name: string]: Problem };
+};
+
 /** Version and limits of the service, and what is known of its store. */
 export type ServiceResponse = {
   version: string;
@@ -504,12 +528,14 @@ export type SourceField = {
   at: number | Array<number>;
 };
 
-/** The body of a request that imports a state; the tensors are not yet checked against a model. */
+/** The body of a request that imports a state, in `states` or packed; it is not yet checked against a model. */
 export type StateBody = {
   /** Hash of the stream's history. */
   after?: string;
   /** One tensor per state of the model. */
-  states: { [name: string]: Tensor };
+  states?: { [name: string]: Tensor };
+  /** A packed state: base64url of the model's fingerprint, the states' bytes, and a checksum. */
+  state?: string;
   step?: number;
   fingerprint?: string | null;
 };

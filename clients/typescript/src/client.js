@@ -1,4 +1,4 @@
-import { StepwellError } from "./errors.js";
+import { problemError, StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
 import { plain, stringify } from "./formats.js";
 import { Handles } from "./handles.js";
@@ -8,11 +8,12 @@ import { watch } from "./watch.js";
 
 /** @import { CallOptions, ClientOptions, Limits, Request, Send } from "./options.js" */
 /** @import { Inputs, InputsByStream, Source } from "./inputs.js" */
-/** @import { Position, StepResults } from "./results.js" */
+/** @import { Position, RolloutTimestep, StepResults } from "./results.js" */
 /** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
- *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
+ * @import { ModelDescription, NewSnapshotResponse, PackedStateResponse, PeekResponse, PositionResponse, RolloutBody,
+ *   RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse,
+ *   StepsBody } from "./api.js"
  */
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
@@ -112,6 +113,34 @@ export class Model {
    */
   stepMany(inputs, options) {
     return bulkStep(this, plain(inputs), this.client.transport.limits(options));
+  }
+
+  /**
+   * Run one timestep whose state is in the call; the service stores nothing.
+   * @param {Inputs} inputs
+   * @param {string | null} [state] The packed state of an earlier response, or of `Stream.packedState`; null, the default,
+   *   is the model's initial state.
+   * @param {CallOptions} [options]
+   * @returns {Promise<{ outputs: any, state: string }>}
+   */
+  run(inputs, state = null, options) {
+    const request = { method: "POST", path: `${this.path}/run`, body: { inputs, state }, mutates: false };
+    return this.client.request(request, options);
+  }
+
+  /**
+   * Run one timestep of each of several states, in one request. Return a response per state, or its error.
+   * @param {Inputs} inputs With a leading axis for the states.
+   * @param {(string | null)[]} states
+   * @param {CallOptions} [options]
+   * @returns {Promise<({ outputs: any, state: string } | StepwellError)[]>}
+   */
+  async runMany(inputs, states, options) {
+    const request = { method: "POST", path: `${this.path}/run`, body: { inputs, state: states }, mutates: false };
+    const { outputs, state, errors } = await this.client.request(request, options);
+    return state.map((/** @type {string | null} */ text, /** @type {number} */ row) =>
+      text === null ? problemError(errors[row]) : { outputs: each(outputs, (column) => column[row]), state: text },
+    );
   }
 
   /** Open a live feed: steps of many streams over one WebSocket. */
@@ -217,6 +246,35 @@ export class Stream {
   }
 
   /**
+   * Run the stream by its own predictions, and yield each timestep as it is made; leaving the loop ends the run. With
+   * `commit`, all timesteps are committed before the first is yielded.
+   * @param {number} horizon Timesteps to predict.
+   * @param {Parameters<Stream["rollout"]>[1]} [options] As for `rollout`.
+   * @returns {AsyncGenerator<RolloutTimestep, void, void>}
+   */
+  async *rolloutTimesteps(horizon, options = {}) {
+    const { timeoutMs, signal, ...rest } = options;
+    if (options.commit) {
+      const rollout = await this.rollout(horizon, options);
+      for (let t = 0; t < horizon; t++) {
+        const at = (/** @type {any} */ tensor) =>
+          options.samples ? tensor.map((/** @type {any} */ one) => one[t]) : tensor[t];
+        const last = t === horizon - 1 ? { rollout } : {};
+        yield { outputs: each(rollout.outputs, at), next: each(rollout.next, at), ...last };
+      }
+      return;
+    }
+    const request = { ...this.#post("rollout", { horizon, ...rest }), mutates: false };
+    let n = 0;
+    let last;
+    for await (const { event, data } of this.model.client.transport.events(request, this.#limits(options))) {
+      if (event === "done") yield { ...last, rollout: { outputs: {}, ...data } };
+      else if (++n < horizon) yield data;
+      else last = data;
+    }
+  }
+
+  /**
    * Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
    * @param {string} to
    * @param {CallOptions & { snapshot?: string }} [options]
@@ -287,8 +345,17 @@ export class Stream {
   }
 
   /**
+   * Return the stream's state as one text, for `putState`, for `Model.run`, or for a model on a device.
+   * @param {CallOptions} [options]
+   * @returns {Promise<PackedStateResponse>}
+   */
+  packedState(options) {
+    return this.#read({ method: "GET", path: `${this.path}/state?packed=true` }, options);
+  }
+
+  /**
    * Replace the stream's state, and continue from it.
-   * @param {Pick<StateBody, "states" | "step" | "fingerprint">} state As `state` returns it.
+   * @param {Pick<StateBody, "states" | "state" | "step" | "fingerprint">} state As `state` or `packedState` returns it.
    * @param {CallOptions} [options]
    * @returns {Promise<PositionResponse>}
    */
@@ -464,6 +531,11 @@ export class Stream {
   #limits(options) {
     return this.model.client.transport.limits(options);
   }
+}
+
+/** @param {Record<string, any>} tensors @param {(tensor: any) => any} act */
+function each(tensors, act) {
+  return Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, act(tensor)]));
 }
 
 /** @param {string} stream */

@@ -5,6 +5,9 @@ import { JSON_FORMAT, msgpackFormat } from "./formats.js";
 
 /** Milliseconds to wait for one response: longer than the service's default limit for a request. */
 const ATTEMPT_MS = 15_000;
+/** Milliseconds to wait for the next bytes of a stream of events, which has a comment every 15 s. */
+const SILENCE_MS = 30_000;
+const EVENT_STREAM = "text/event-stream";
 const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 2_000;
 /** Statuses of a proxy whose backend is temporarily unavailable. */
@@ -102,10 +105,64 @@ export class Transport {
     return this.#read(response, body, request);
   }
 
-  /** @param {Request} request @returns {RequestInit} */
-  #init({ method, body, key }) {
+  /**
+   * Send a request and yield the events of its response. It is sent again until there is a first event.
+   * @param {Request} request
+   * @param {Limits} limits
+   * @returns {AsyncGenerator<{ event: string, data: any }, void, void>}
+   * @throws {StepwellError} Also for the event `problem`.
+   */
+  async *events(request, { deadline, signal }) {
+    const retries = new Retries(deadline);
+    for (;;) {
+      const abort = new AbortController();
+      const off = this.onEnd(signal, () => abort.abort());
+      let isOpen = false;
+      try {
+        if (signal?.aborted || this.closing.signal.aborted) throw this.#ended(signal);
+        const init = { ...this.#init(request, EVENT_STREAM), signal: abort.signal };
+        const response = await this.#inTime(this.fetch(this.base + request.path, init), request);
+        if (!response.headers.get("content-type")?.startsWith(EVENT_STREAM)) {
+          this.#read(response, new Uint8Array(await response.arrayBuffer()), request);
+          throw unreadable(response.status, new Uint8Array(), request);
+        }
+        const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+        const decoder = new TextDecoder();
+        for (let text = ""; ; ) {
+          const { done, value } = await this.#inTime(reader.read(), request);
+          if (done) throw noAnswer(this.base, "the connection was closed", request);
+          const blocks = (text + decoder.decode(value, { stream: true })).split("\n\n");
+          text = blocks.pop() ?? "";
+          for (const block of blocks) {
+            const [, event, data] = block.match(/^event: (.*)\ndata: (.*)$/) ?? [];
+            if (!event) continue; // a comment
+            isOpen = true;
+            if (event === "problem") throw problemError(JSON_FORMAT.decode(data));
+            yield { event, data: JSON_FORMAT.decode(data) };
+            if (event === "done") return;
+          }
+        }
+      } catch (error) {
+        if (signal?.aborted || this.closing.signal.aborted) throw this.#ended(signal);
+        const failure = error instanceof StepwellError ? error : noAnswer(this.base, error, request);
+        if (isOpen) throw failure;
+        await this.wait(retries.pause(failure), signal);
+      } finally {
+        abort.abort(); // which ends the run
+        off();
+      }
+    }
+  }
+
+  /** @template T @param {Promise<T>} promise @param {Request} request @returns {Promise<T>} */
+  #inTime(promise, request) {
+    return within(promise, SILENCE_MS, () => noAnswer(this.base, `none within ${SILENCE_MS} ms`, request));
+  }
+
+  /** @param {Request} request @param {string} [accept] @returns {RequestInit} */
+  #init({ method, body, key }, accept = this.format.type) {
     /** @type {Record<string, string>} */
-    const headers = { Accept: this.format.type };
+    const headers = { Accept: accept };
     if (this.key !== undefined) headers.Authorization = `Bearer ${this.key}`;
     if (key !== undefined) headers["Idempotency-Key"] = key;
     if (body === undefined) return { method, headers };

@@ -1,10 +1,11 @@
+import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
 import { Transport } from "./transport.js";
 import type { CallOptions, ClientOptions, Request } from "./options.js";
 import type { Inputs, InputsByStream, Source } from "./inputs.js";
-import type { StepResults } from "./results.js";
+import type { RolloutTimestep, StepResults } from "./results.js";
 import type { Event, Gap, WatchOptions } from "./events.js";
-import type { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
+import type { ModelDescription, NewSnapshotResponse, PackedStateResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
 /** A connection to a service, in browsers and Node. */
 export declare class Client {
     transport: Transport;
@@ -71,6 +72,29 @@ export declare class Model {
      * @throws {StepwellError} No stream was stepped, or the outcome is unknown.
      */
     stepMany(inputs: InputsByStream, options?: CallOptions): Promise<StepResults>;
+    /**
+     * Run one timestep whose state is in the call; the service stores nothing.
+     * @param {Inputs} inputs
+     * @param {string | null} [state] The packed state of an earlier response, or of `Stream.packedState`; null, the default,
+     *   is the model's initial state.
+     * @param {CallOptions} [options]
+     * @returns {Promise<{ outputs: any, state: string }>}
+     */
+    run(inputs: Inputs, state?: string | null, options?: CallOptions): Promise<{
+        outputs: any;
+        state: string;
+    }>;
+    /**
+     * Run one timestep of each of several states, in one request. Return a response per state, or its error.
+     * @param {Inputs} inputs With a leading axis for the states.
+     * @param {(string | null)[]} states
+     * @param {CallOptions} [options]
+     * @returns {Promise<({ outputs: any, state: string } | StepwellError)[]>}
+     */
+    runMany(inputs: Inputs, states: (string | null)[], options?: CallOptions): Promise<({
+        outputs: any;
+        state: string;
+    } | StepwellError)[]>;
     /** Open a live feed: steps of many streams over one WebSocket. */
     feed(): Feed;
     /**
@@ -146,6 +170,14 @@ export declare class Stream {
         inputs?: Inputs;
     }): Promise<RolloutResponse>;
     /**
+     * Run the stream by its own predictions, and yield each timestep as it is made; leaving the loop ends the run. With
+     * `commit`, all timesteps are committed before the first is yielded.
+     * @param {number} horizon Timesteps to predict.
+     * @param {Parameters<Stream["rollout"]>[1]} [options] As for `rollout`.
+     * @returns {AsyncGenerator<RolloutTimestep, void, void>}
+     */
+    rolloutTimesteps(horizon: number, options?: Parameters<Stream["rollout"]>[1]): AsyncGenerator<RolloutTimestep, void, void>;
+    /**
      * Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
      * @param {string} to
      * @param {CallOptions & { snapshot?: string }} [options]
@@ -188,12 +220,18 @@ export declare class Stream {
      */
     state(options?: CallOptions): Promise<StateResponse>;
     /**
+     * Return the stream's state as one text, for `putState`, for `Model.run`, or for a model on a device.
+     * @param {CallOptions} [options]
+     * @returns {Promise<PackedStateResponse>}
+     */
+    packedState(options?: CallOptions): Promise<PackedStateResponse>;
+    /**
      * Replace the stream's state, and continue from it.
-     * @param {Pick<StateBody, "states" | "step" | "fingerprint">} state As `state` returns it.
+     * @param {Pick<StateBody, "states" | "state" | "step" | "fingerprint">} state As `state` or `packedState` returns it.
      * @param {CallOptions} [options]
      * @returns {Promise<PositionResponse>}
      */
-    putState(state: Pick<StateBody, "states" | "step" | "fingerprint">, options?: CallOptions): Promise<PositionResponse>;
+    putState(state: Pick<StateBody, "states" | "state" | "step" | "fingerprint">, options?: CallOptions): Promise<PositionResponse>;
     /**
      * Return the stream's position and times. The handle keeps its own position; `resume` replaces it.
      * @param {CallOptions} [options]

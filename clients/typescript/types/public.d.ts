@@ -2,6 +2,7 @@
 export * from "./index.js";
 export type {
   ModelDescription,
+  PackedStateResponse,
   PeekResponse,
   PositionResponse,
   RolloutResponse,
@@ -14,4 +15,4 @@ export type {
 export type { Event, Gap, WatchOptions } from "./events.js";
 export type { Inputs, InputsByStream, Source } from "./inputs.js";
 export type { CallOptions, ClientOptions } from "./options.js";
-export type { StepResults } from "./results.js";
+export type { RolloutTimestep, StepResults } from "./results.js";

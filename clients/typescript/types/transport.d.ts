@@ -33,6 +33,17 @@ export declare class Transport {
     onEnd(signal: AbortSignal | undefined, act: () => void): () => void;
     /** @param {Request} request @param {number} timeoutMs @param {AbortSignal} [signal] */
     attempt(request: Request, timeoutMs: number, signal?: AbortSignal): Promise<any>;
+    /**
+     * Send a request and yield the events of its response. It is sent again until there is a first event.
+     * @param {Request} request
+     * @param {Limits} limits
+     * @returns {AsyncGenerator<{ event: string, data: any }, void, void>}
+     * @throws {StepwellError} Also for the event `problem`.
+     */
+    events(request: Request, { deadline, signal }: Limits): AsyncGenerator<{
+        event: string;
+        data: any;
+    }, void, void>;
 }
 /** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
 export declare class Retries {

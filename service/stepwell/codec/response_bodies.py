@@ -169,12 +169,18 @@ class NewSnapshotResponse(PositionResponse, kw_only=True):
 
 
 class StateResponse(Document, kw_only=True):
-    """The state of a stream: `states` and `fingerprint`; with `?packed=true`, `state` in their place."""
+    """The state of a stream."""
 
-    states: States | UnsetType = UNSET
-    state: PackedStateText | UnsetType = UNSET
+    states: States
     step: Position
-    fingerprint: Fingerprint | UnsetType = UNSET
+    fingerprint: Fingerprint
+
+
+class PackedStateResponse(Document, kw_only=True):
+    """The state of a stream, with `?packed=true`."""
+
+    state: PackedStateText
+    step: Position
 
 
 class RunResponse(Document, kw_only=True):

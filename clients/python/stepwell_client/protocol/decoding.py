@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from stepwell_client.errors import ClientError
-from stepwell_client.results import Event, Gap, Rollout, Snapshot, State, StepResult
+from stepwell_client.results import Event, Gap, Rollout, RunResult, Snapshot, State, StepResult
 from stepwell_client.wire.formats import JSON, Array, Format
 from stepwell_client.wire.outcomes import Applied, Retry
 
@@ -165,6 +165,35 @@ class StateReply(Struct):
     def state(self) -> State:
         """Return the response as a `State`."""
         return State(_arrays(self.states), self.step, self.fingerprint)
+
+
+class RunReply(Struct):
+    """The response to a timestep whose state was in the request."""
+
+    outputs: dict[str, PackedArray]
+    state: str
+
+    def result(self) -> RunResult:
+        """Return the response as a `RunResult`."""
+        return RunResult(_arrays(self.outputs), self.state)
+
+
+class RunManyReply(Struct):
+    """The response to columns of such timesteps; a failed row is nil, with its problem in `errors`."""
+
+    outputs: dict[str, PackedArray]
+    state: list[str | None]
+    errors: dict[str, ProblemReply] = {}
+
+    def results(self) -> list[RunResult | ClientError]:
+        """Return the result of each row, or its error."""
+        arrays = _arrays(self.outputs)
+        return [
+            self.errors[str(i)].error()
+            if state is None
+            else RunResult({name: array[i] for name, array in arrays.items()}, state)
+            for i, state in enumerate(self.state)
+        ]
 
 
 class SnapshotsReply(Struct):

@@ -17,6 +17,9 @@ R = TypeVar("R", bound=StepResult)
 ATTEMPT_S: Final = 15.0
 """Seconds to wait for one reply: longer than the service's default limit for a request."""
 
+SILENCE_S: Final = 30.0
+"""Seconds to wait for the next line of a stream of events, which has a comment every 15 s."""
+
 _OVERHEAD: Final = 400  # bytes of a kept request in addition to its inputs
 
 

@@ -93,6 +93,7 @@ class ModelProtocol:
         self._clock = clock
         self._jitter = jitter
         self._declared: dict[str, decoding.TensorInfo] = {}
+        self._outputs: dict[str, decoding.TensorInfo] = {}
         self._is_durable = False  # whether a confirmed commit also survives a failover of the store
 
     @timed
@@ -276,12 +277,16 @@ class ModelProtocol:
 
     def _prepare_inputs(self, x: Inputs, policy: RetryPolicy) -> Exchange[dict[str, Array]]:
         """Return the inputs as arrays of the model's dtypes, which are read from the service once."""
+        yield from self._ensure_described(policy)
+        return cast_inputs(x, dtypes_of(self._declared))
+
+    def _ensure_described(self, policy: RetryPolicy) -> Exchange[None]:
         if not self._declared:
             model = yield from self._describe(policy)
             if self._resend_buffer is not None:
                 self._is_durable = yield from self._survives_failover(policy)
+            self._outputs = {declared.name: declared for declared in model.outputs}
             self._declared = {declared.name: declared for declared in model.inputs}
-        return cast_inputs(x, {name: np.dtype(each.dtype) for name, each in self._declared.items()})
 
     def _describe(self, policy: RetryPolicy) -> Exchange[decoding.ModelInfo]:
         return (yield from self._fetch(ClientRequest("GET", self.path), policy, decoding.ModelInfo))
@@ -309,6 +314,11 @@ def busy(stream: str, timeout: float) -> ClientError:
         fix="Repeat the call, or give the client a longer timeout.",
         retry="same",
     )
+
+
+def dtypes_of(declared: Mapping[str, decoding.TensorInfo]) -> dict[str, np.dtype[Any]]:
+    """Return the dtypes of inputs or outputs, by name."""
+    return {name: np.dtype(each.dtype) for name, each in declared.items()}
 
 
 def _read_step(reply: RawReply) -> StepResult:

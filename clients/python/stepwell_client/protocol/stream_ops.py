@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from stepwell_client.protocol import decoding
 from stepwell_client.protocol.bulk_steps import BulkSteps
 from stepwell_client.protocol.exchange import Exchange
 from stepwell_client.protocol.inputs import Inputs, packed
-from stepwell_client.protocol.requests import ClientRequest, StreamCursor
+from stepwell_client.protocol.requests import SILENCE_S, ClientRequest, StreamCursor
 from stepwell_client.protocol.retry import RetryPolicy
-from stepwell_client.protocol.steps import timed
-from stepwell_client.results import Rollout, Snapshot, State, StepResult
+from stepwell_client.protocol.rollout_events import RolloutEvents
+from stepwell_client.protocol.steps import dtypes_of, timed
+from stepwell_client.results import PackedState, Rollout, RunResult, Snapshot, State, StepResult
 from stepwell_client.wire.ids import NAME, snapshot_name_problem
 
 T = TypeVar("T")
@@ -57,6 +58,39 @@ class StreamOps(BulkSteps):
         if "create" in options:
             document["create"] = options["create"]
         return (yield from self._apply(cursor, ClientRequest("POST", path, document), policy, _read_rollout))
+
+    @timed
+    def rollout_events(
+        self, policy: RetryPolicy, cursor: StreamCursor, horizon: int, x: Inputs | None, options: Mapping[str, Any]
+    ) -> Exchange[RolloutEvents]:
+        """Return the reader of a rollout that is not committed, which has the request to send."""
+        yield from self._ensure_described(policy)
+        document: dict[str, Any] = {"horizon": horizon, **options}
+        if x is not None:
+            document["inputs"] = packed((yield from self._prepare_inputs(x, policy)))
+        path = f"{self._stream_path(cursor)}/rollout"
+        request = ClientRequest("POST", path, document, timeout=SILENCE_S, mutates=False)
+        return RolloutEvents(request, horizon, policy, dtypes_of(self._outputs), dtypes_of(self._declared))
+
+    @timed
+    def run(self, policy: RetryPolicy, x: Inputs, state: str | None) -> Exchange[RunResult]:
+        """Run a timestep whose state is in the request."""
+        document = {"inputs": packed((yield from self._prepare_inputs(x, policy))), "state": state}
+        request = ClientRequest("POST", f"{self.path}/run", document, mutates=False)
+        return (yield from self._fetch(request, policy, decoding.RunReply)).result()
+
+    @timed
+    def run_many(
+        self, policy: RetryPolicy, x: Inputs, states: Sequence[str | None]
+    ) -> Exchange[list[RunResult | ClientError]]:
+        """Run a timestep of each of several states."""
+        if isinstance(states, str):
+            raise ClientError(
+                "bad_request", "`states` is a text; expected a list of packed states.", fix="Give a list."
+            )
+        document = {"inputs": packed((yield from self._prepare_inputs(x, policy))), "state": [*states]}
+        request = ClientRequest("POST", f"{self.path}/run", document, mutates=False)
+        return (yield from self._fetch(request, policy, decoding.RunManyReply)).results()
 
     @timed
     def fork(
@@ -109,14 +143,23 @@ class StreamOps(BulkSteps):
         request = ClientRequest("GET", f"{self._stream_path(cursor)}/state")
         return (yield from self._fetch(request, self._retry_policy(), decoding.StateReply)).state()
 
+    def packed_state(self, cursor: StreamCursor) -> Exchange[PackedState]:
+        """Read a stream's state as one text."""
+        request = ClientRequest("GET", f"{self._stream_path(cursor)}/state?packed=true")
+        return (yield from self._fetch(request, self._retry_policy(), PackedState))
+
     @timed
-    def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
+    def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State | PackedState) -> Exchange[StepResult]:
         """Replace a stream's state."""
+        path = f"{self._stream_path(cursor)}/state"
+        if isinstance(state, PackedState):
+            request = ClientRequest("PUT", path, {"state": state.state, "step": state.step})
+            return (yield from self._replace(cursor, request, policy))
         states = {name: np.asarray(array) for name, array in state.states.items()}
         document: dict[str, Any] = {"states": packed(states), "step": state.step}
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
-        request = ClientRequest("PUT", f"{self._stream_path(cursor)}/state", document)
+        request = ClientRequest("PUT", path, document)
         return (yield from self._replace(cursor, request, policy))
 
     def _replace(

@@ -12,11 +12,13 @@ from stepwell.asgi.openapi.schemas import (
     STREAM_WRITE,
     VERSION,
     query,
+    ref,
     route,
 )
 from stepwell.codec.response_bodies import (
     ForkResponse,
     NewSnapshotResponse,
+    PackedStateResponse,
     PeekResponse,
     PositionResponse,
     RolloutResponse,
@@ -63,6 +65,9 @@ STATE = _copies(
     answer=StateResponse,
     problems=(*_READ, "model_changed"),
 )
+STATE["responses"][200]["content"]["application/json"]["schema"] = {
+    "anyOf": [ref(StateResponse), ref(PackedStateResponse)]
+}
 PUT_STATE = _copies(
     parameters=_KEYED,
     body=StateBody,

@@ -24,7 +24,13 @@ from stepwell.asgi.query import flag_of, version_of
 from stepwell.asgi.rollout_events import RolloutEvents
 from stepwell.codec import JSON, Format
 from stepwell.codec.packed_states import read_packed_state
-from stepwell.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
+from stepwell.codec.response_bodies import (
+    PackedStateResponse,
+    SnapshotEntry,
+    SnapshotResponse,
+    SnapshotsResponse,
+    StateResponse,
+)
 from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.codec.rollout import RolloutLimits, read_rollout, rollout_response
 from stepwell.codec.stream_ops import (
@@ -131,7 +137,7 @@ class StreamOpRoutes:
         copies = self._context.engine.streams.copies
         if flag_of(request.query_params, "packed"):
             packed, step = await copies.get_packed_state(key, version=version)
-            return respond(StateResponse(state=encode_packed_state(*packed), step=step), request)
+            return respond(PackedStateResponse(state=encode_packed_state(*packed), step=step), request)
         state = await copies.get_state(key, version=version)
         return respond(StateResponse(**_state_fields(state, _response_format(request))), request)
 
