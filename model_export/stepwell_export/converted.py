@@ -77,6 +77,7 @@ class ConvertedModel:
         observer: Records the decisions of the original; None: it cannot be looked into.
         vocabularies: By input, how many ids it may have; other inputs take any number that their dtype has.
         compiles: Whether the original is compiled for each length, so that few of them are compared.
+        finish: Takes out of a verified file and its manifest what is there for the verification; None: nothing is.
     """
 
     proto: onnx.ModelProto
@@ -92,6 +93,7 @@ class ConvertedModel:
     observer: Observer | None = None
     vocabularies: Mapping[str, int] = field(default_factory=dict)
     compiles: bool = False
+    finish: Callable[[bytes, Manifest], tuple[bytes, Manifest]] | None = None
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:
@@ -175,6 +177,8 @@ def verify_model(
     report = replace(report, chunk=chunk, lowered=lowered)
     verified = report.parity.model_copy(update={"weak": report.weak})
     manifest.verified, manifest.reference = verified, report.reference
+    if candidate.finish is not None:
+        content, manifest = candidate.finish(content, manifest)
     return with_manifest(content, manifest), replace(report, parity=verified)
 
 

@@ -48,12 +48,12 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
     """Return the inputs, outputs, states and sizes of a loaded model, as plain data.
 
     Returns:
-        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
-        `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch` (`mode`,
-        `max`, and `together`: whether the probe found that rows can be run together), `chunked` (whether many
-        timesteps of a stream are one run), `weights` (`fp16`, `int8`, or None where they are as they were), `parity`
-        (None where the model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`,
-        `opset`).
+        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `latency`,
+        `constants`, `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch`
+        (`mode`, `max`, and `together`: whether the probe found that rows can be run together), `chunked` (whether
+        many timesteps of a stream are one run), `weights` (`fp16`, `int8`, or None where they are as they were),
+        `parity` (None where the model was not verified against anything), `fingerprint` and `graph` (`bytes`,
+        `nodes`, `opset`).
     """
     manifest = model.manifest
     parts = manifest.model_dump(mode="json", by_alias=True)
@@ -65,6 +65,7 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
         "inputs": parts["inputs"],
         "outputs": parts["outputs"],
         "states": [{**state, "bytes": sizes[state["in"]]} for state in parts["states"]],
+        "latency": manifest.latency,
         "constants": parts["constants"],
         "windows": [
             {**part, "bytes": sizes[window.state_name]}

@@ -67,6 +67,10 @@ class UnclearModelError(StepwellError):
     code = "model_unclear"
 
 
+class NothingCarriedError(UnclearModelError):
+    """A graph over sequences whose answers do not depend on earlier timesteps, as far as its axes are known."""
+
+
 class RefusedModelError(StepwellError):
     """A model that cannot be stepped; names the layer or node, and the reason.
 

@@ -148,6 +148,7 @@ class Manifest(ManifestPart):
     Attributes:
         learn: The input `(batch,)` bool, with a time axis `(batch, T)`, that says whether a timestep is learned from.
             It is not sent: it is false in rollouts, else true. None: the graph learns nothing.
+        latency: The largest latency of the outputs, in samples; None: none of them has samples.
     """
 
     format: Literal[1] = 1
@@ -157,6 +158,7 @@ class Manifest(ManifestPart):
     states: list[StateSpec] = Field(default_factory=list)
     outputs: list[OutputSpec]
     learn: str | None = None
+    latency: Annotated[int, Field(ge=0)] | None = None
     constants: dict[str, ConstantSpec] = Field(default_factory=dict)
     windows: list[WindowSpec] = Field(default_factory=list)
     feedback: dict[str, Any] = Field(default_factory=dict)

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 Array = npt.NDArray[Any]
 """An array of any dtype; shape and dtype are in the docstring of what uses it."""
@@ -166,9 +176,19 @@ class OutputSpec(TensorSpec):
 
     Attributes:
         kind: `value` is answered; `random` is answered but differs from run to run; `ignore` is left out.
+        latency: How many samples its newest sample is behind the newest one of the input; None: it has no samples. It
+            is written where it is known.
     """
 
     kind: Literal["value", "random", "ignore"] = "value"
+    latency: Annotated[int, Field(ge=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if "latency" not in self.model_fields_set:
+            del written["latency"]
+        return written
 
 
 class StateSpec(ManifestPart):

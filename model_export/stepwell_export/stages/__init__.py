@@ -9,16 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from stepwell_export.runtime.registered import load, registered
+from stepwell_export.stages.arithmetic import Add, Multiply
 from stepwell_export.stages.columns import OneHot, Select
 from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
 from stepwell_export.stages.pipeline import Part, Pipeline
+from stepwell_export.stages.samples import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
 from stepwell_export.stages.sklearn import from_sklearn
+from stepwell_export.stages.spectra import RFFT, InverseRFFT, Log, Magnitude, Mel, Power
 from stepwell_export.stages.stage import Stage
 
 __all__ = [
-    "EWMA", "Clip", "Diff", "Impute", "Lag", "Log1p", "MinMax", "OneHot", "Part", "Pipeline", "RollingMean",
-    "RollingStd", "Select", "Stage", "Standardize", "from_sklearn",
+    "EWMA", "PCM16", "RFFT", "STFT", "Add", "Clip", "Context", "Diff", "Frames", "Impute", "InverseRFFT", "InverseSTFT",
+    "Lag", "Log", "Log1p", "Magnitude", "Mel", "MinMax", "Multiply", "OneHot", "OverlapAdd", "Part", "Pipeline",
+    "Power", "RollingMean", "RollingStd", "Select", "Stage", "Standardize", "from_sklearn",
 ]  # fmt: skip
 
 

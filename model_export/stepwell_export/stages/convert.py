@@ -12,9 +12,11 @@ import numpy as np
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.graph.builder import GraphBuilder
 from stepwell_export.graph.nodes import read_opset
+from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.labels import with_labels
-from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.errors import NothingCarriedError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.stages.latency import with_latency
 from stepwell_export.stages.merge import OLDEST_OPSET, merge
 from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
@@ -43,7 +45,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
         for output, value in node.gives.items():
             value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
     whole = merge(values.nodes, values.inputs, {value.name: value for value in values.answers})
-    return replace(whole, manifest=whole.manifest.model_copy(update={"name": name}))
+    return replace(whole, manifest=with_latency(whole.manifest.model_copy(update={"name": name}), values))
 
 
 # ---------------------------------------------------------------- models
@@ -73,10 +75,18 @@ def _model(
     """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
     if isinstance(model, Path) and has_manifest(model):
         return read_stepwise(model)
-    if isinstance(model, Path) and not is_anchor:
-        ahead = place < min(found)
-        model = read_row_model(model, ranks=_ranks(parts, place, found, ahead=ahead), ahead=ahead) or model
-    return convert_rows(model) if isinstance(model, RowModel) else convert(model, is_anchor)
+    if isinstance(model, Path):
+        ahead = not is_anchor and place < min(found)
+        ranks = _ranks_behind(parts[:place]) if is_anchor else _ranks(parts, place, found, ahead=ahead)
+        model = read_row_model(model, ranks=ranks, ahead=ahead) or model
+    if isinstance(model, RowModel):
+        return convert_rows(model)
+    try:
+        return convert(model, is_anchor)
+    except NothingCarriedError:
+        if not isinstance(model, Path):
+            raise
+        return convert_rows(RowModel(read_model(model, weights=True), file=model))
 
 
 def _ranks(parts: Sequence[Stage | Part], place: int, found: Mapping[int, ConvertedModel], *, ahead: bool) -> set[int]:
@@ -92,6 +102,16 @@ def _ranks(parts: Sequence[Stage | Part], place: int, found: Mapping[int, Conver
     for stage in between:
         assert isinstance(stage, Stage)
         rows += [row for row in (_row_beside(stage, row, ahead=ahead) for row in rows) if row is not None]
+    return {len(row) for row in rows}
+
+
+def _ranks_behind(parts: Sequence[Stage | Part]) -> set[int]:
+    """Return the ranks of rows behind stages, as far as their parameters tell them."""
+    rows: list[Row] = []
+    for stage in parts:
+        if isinstance(stage, Stage):
+            taken = [stage.row] if stage.row is not None else rows
+            rows = [row for row in (_row_beside(stage, row, ahead=False) for row in taken) if row is not None]
     return {len(row) for row in rows}
 
 
@@ -129,21 +149,21 @@ def _wanted(value: NamedValue) -> InputSpec | None:
     for node, into in value.readers:
         if node.stage is None:
             found.insert(0, next(spec for spec in node.step.manifest.inputs if spec.name == into))
-        elif _is_plain(node) and (behind := _wanted(_only(node))) is not None:
-            stage, row = node.stage, node.stage.row_before(behind.row_shape)
-            spec = InputSpec(name=value.name, dtype=stage.takes, shape=list(row))
-            labels = _labels_before(stage, row, behind)
-            found.append(spec.model_copy(update={"labels": labels} if labels else {}))
+        elif len(node.reads) == 1 and (spec := _taken(node, node.stage)) is not None:
+            found.append(spec.model_copy(update={"name": value.name}))
     return found[0] if found else None
 
 
-def _is_plain(node: Node) -> bool:
-    """Whether a part makes one value of one."""
-    return len(node.reads) == len(node.gives) == 1
-
-
-def _only(node: Node) -> NamedValue:
-    return next(iter(node.gives.values()))
+def _taken(node: Node, stage: Stage) -> InputSpec | None:
+    """Return what a stage takes, as its parameters or the parts that read its values tell; None: they do not."""
+    behind = next((spec for spec in map(_wanted, node.gives.values()) if spec is not None), None)
+    row = stage.row if behind is None else stage.row_before(behind.row_shape)
+    if row is None:
+        return None
+    labels = [] if behind is None else _labels_before(stage, row, behind)
+    return InputSpec.model_validate({
+        "name": "x", "dtype": stage.takes, "shape": list(row), **({"labels": labels} if labels else {}),
+    })  # fmt: skip
 
 
 def _is_missing(value: NamedValue) -> bool:
@@ -194,28 +214,39 @@ def _labels_before(stage: Stage, row: Row, into: TensorSpec) -> list[str]:
 
 def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
     """Return a stage as a step graph."""
-    (value,), (output,) = node.reads.values(), node.gives
+    specs = [_computed(stage, value) for value in node.reads.values()]
+    rows, labels = [spec.row_shape for spec in specs], _labels(specs[0])
+    for row in rows:
+        stage.check(row)
+    graph = GraphBuilder(stage.title)
+    is_float = np.dtype(stage.takes).kind == "f"
+    given = [InputSpec(name=name, dtype=stage.takes, shape=[*row]) for name, row in zip(node.reads, rows, strict=True)]
+    xs = [graph.add_input(spec) for spec in given]
+    after = stage.rows_after(rows)
+    made = stage.emit_all(graph, [graph.cast(x, stage.computes) for x in xs] if is_float else xs, rows)
+    for output, row, tensor in zip(node.gives, after, made, strict=True):
+        graph.add_output(OutputSpec(name=output, dtype=stage.returns, shape=[*row]), graph.cast(tensor, stage.returns))
+    manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
+    known = stage.labels_after(labels)
+    manifest = with_labels(manifest, {graph.outputs[0].name: known} if known else {})
+
+    def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        values = [inputs[spec.name] for spec in given]
+        found = stage.references([value.astype(np.float64) for value in values] if is_float else values)
+        return {output: value.astype(stage.returns) for output, value in zip(node.gives, found, strict=True)}
+
+    return ConvertedModel(graph.proto("stage", {"": opset}), manifest, reference, against=f"numpy {np.__version__}")
+
+
+def _computed(stage: Stage, value: NamedValue) -> TensorSpec:
+    """Return what is known of a value that a stage reads.
+
+    Raises:
+        UnclearModelError: It is drawn at random.
+    """
     assert value.spec is not None
     if getattr(value.spec, "kind", "value") != "value":
         raise UnclearModelError(
             f"{stage.title} reads {value.name!r}, which is drawn at random.", fix="Read a value that is computed."
         )
-    row, labels = value.spec.row_shape, _labels(value.spec)
-    stage.check(row)
-    graph = GraphBuilder(stage.title)
-    given = InputSpec(name="in0", dtype=stage.takes, shape=list(row))
-    returned = OutputSpec(name=output, dtype="float32", shape=list(stage.row_after(row)))
-    x = graph.add_input(given)
-    is_float = np.dtype(stage.takes).kind == "f"
-    made = stage.emit(graph, graph.cast(x, "float64") if is_float else x, row)
-    graph.add_output(returned, graph.cast(made, "float32"))
-    manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    after = stage.labels_after(labels)
-    manifest = with_labels(manifest, {returned.name: after} if after else {})
-
-    def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values = inputs["in0"]
-        found = stage.reference(values.astype(np.float64) if is_float else values)
-        return {output: found.astype(np.float32)}
-
-    return ConvertedModel(graph.proto("stage", {"": opset}), manifest, reference, against=f"numpy {np.__version__}")
+    return value.spec

@@ -15,7 +15,9 @@ from stepwell_export.graph.onnx_file import with_opset, without_functions
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.merged_reference import MergedReference
+from stepwell_export.stages.phases import with_turned_phases
 from stepwell_export.stages.renaming import with_names
+from stepwell_export.stages.spectra import POLAR
 from stepwell_export.stages.values import NamedValue, Node
 
 OLDEST_OPSET = 13
@@ -96,7 +98,7 @@ class _Merged:
             )
         limits = [part.longest for part in parts if part.longest is not None]
         reference = MergedReference(self.nodes, {name: value for value, name in self.given.items()}, self._answers)
-        return ConvertedModel(
+        whole = ConvertedModel(
             self._proto(),
             self._manifest(),
             reference.original,
@@ -116,6 +118,21 @@ class _Merged:
             },
             compiles=any(part.compiles for part in parts),
         )
+        phases = self._phases()
+        if not phases:
+            return whole
+        magnitudes = {name: self.tensors[magnitude] for name, magnitude in phases.items()}
+        more = {self.tensors[magnitude]: magnitude for magnitude in phases.values()}
+        return with_turned_phases(whole, magnitudes, replace(reference, answers={**self._answers, **more}).original)
+
+    def _phases(self) -> dict[str, NamedValue]:
+        """Return the magnitude of each answer that is the phase of one."""
+        return {
+            name: value.maker.gives["magnitude"]
+            for name, value in self._answers.items()
+            if value.maker is not None and value.maker.stage is not None
+            if value.output == "phase" and value.maker.stage.gives == POLAR
+        }
 
     def _spec(self, value: NamedValue) -> InputSpec:
         """Return what an input is in the graph: as its only reader has it, or with rows as they are sent."""

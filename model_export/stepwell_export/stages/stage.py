@@ -26,7 +26,7 @@ Numbers = float | Sequence[float] | Array
 class Stage(ABC):
     """One transformation of rows.
 
-    A stage is computed in float64; between stages, values are float32.
+    Between stages, values are float32.
 
     Attributes:
         of: The value that it reads; None: the only one that no part has read yet.
@@ -42,6 +42,12 @@ class Stage(ABC):
 
     takes: ClassVar[str] = "float32"
     """The dtype of the rows that it takes."""
+    returns: ClassVar[str] = "float32"
+    """The dtype of the rows that it returns."""
+    computes: ClassVar[str] = "float64"
+    """The dtype in which its part of the graph computes with floats; the reference is in float64."""
+    samples: ClassVar[bool | None] = None
+    """Whether its rows are samples of a signal; None: if those that it reads are."""
     fills_missing: ClassVar[bool] = False
     """Whether it replaces NaN."""
     keeps_missing: ClassVar[bool] = False
@@ -61,6 +67,16 @@ class Stage(ABC):
         """The names of the values that it reads, in order; None: the only one that no part has read yet."""
         named = self.of if self.of is not None else self.on
         return [*named] if isinstance(named, tuple) else [named]
+
+    @property
+    def delay(self) -> int:
+        """How many samples later a sample leaves it."""
+        return 0
+
+    @property
+    def row(self) -> Row | None:
+        """The shape of the row that it takes; None: whatever its parameters do not tell."""
+        return None
 
     def row_before(self, row: Row) -> Row:
         """Return the shape of the row that the stage takes, given the shape of the row that it returns.
@@ -106,12 +122,24 @@ class Stage(ABC):
 
         Args:
             graph: Where its nodes and states go.
-            x: Tensor `(batch, *row)`, float64 (or the integers that the stage takes).
+            x: Tensor `(batch, *row)`, of dtype `computes` (or the integers that the stage takes).
             row: The shape of a row.
 
         Returns:
-            Tensor `(batch, *row_after)`, float64.
+            Tensor `(batch, *row_after)`, of dtype `computes`.
         """
+
+    def rows_after(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the same as `row_after`, of all values that it reads and gives."""
+        return [self.row_after(rows[0])]
+
+    def references(self, values: Sequence[Array]) -> list[Array]:
+        """Return the same as `reference`, of all values that it reads and gives."""
+        return [self.reference(values[0])]
+
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        """Emit the same as `emit`, for all values that it reads and gives."""
+        return [self.emit(graph, xs[0], rows[0])]
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         """Return random sequences for verification that the stage maps to about the given ones.
@@ -130,9 +158,26 @@ class Stage(ABC):
             UnclearModelError: There is none.
         """
         raise UnclearModelError(
-            f"{self.title} has no inverse; expected Standardize, MinMax or Log1p.",
+            f"{self.title} has no inverse; expected Standardize, MinMax, Log1p, PCM16, RFFT or STFT.",
             fix="Leave out `.inverse()`, or write the stage that you need.",
         )
+
+
+class ManyValued(Stage):
+    """A stage that reads or gives several values; a subclass has `rows_after`, `references` and `emit_all`."""
+
+    def row_after(self, row: Row) -> Row:
+        """Return the shape of its first value, given that of the only one that it reads."""
+        return self.rows_after([row])[0]
+
+    def reference(self, *values: Array) -> Any:  # one array for each value that it reads
+        """Return the results for whole sequences: an array, or a tuple where the stage gives several values."""
+        found = self.references(values)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
+        """Emit its first value, given the only one that it reads."""
+        return self.emit_all(graph, [x], [row])[0]
 
 
 class FittableStage(Stage):
@@ -186,6 +231,18 @@ def count(name: str, value: Any, least: int = 1) -> int:
             f"`{name}` is {value!r:.80}; expected a whole number of at least {least}.", fix=f"Give `{name}={least}`."
         )
     return int(value)
+
+
+def choice(name: str, value: Any, among: Sequence[Any]) -> None:
+    """Check that a parameter is one of some values.
+
+    Raises:
+        ManifestError: It is not.
+    """
+    if value not in among:
+        raise ManifestError(
+            f"`{name}` is {value!r:.80}; expected {' or '.join(map(repr, among))}.", fix=f"Give `{name}={among[0]!r}`."
+        )
 
 
 def check_row(stage: Stage, row: Row, **parameters: Array) -> None:

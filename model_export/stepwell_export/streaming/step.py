@@ -16,7 +16,7 @@ from stepwell_export.graph.equal_states import without_equal_states
 from stepwell_export.graph.nodes import all_nodes, uses
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_unit_axes
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from stepwell_export.runtime.memory import release
 from stepwell_export.runtime.random_ops import random_outputs
@@ -203,7 +203,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
     if not walk.graph.states and not inputs.is_certain and not loops:
         times = [f"axis {one.time} of {one.name!r}" for one in inputs.external if one.time is not None]
-        raise UnclearModelError(
+        raise NothingCarriedError(
             f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ def inspect(
             {
                 "bytes per stream": format_bytes(description["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else f"run one at a time{why}",
+                **_latency(description["outputs"]),
                 "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
                 "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",
                 "parity": parity_lines(description["parity"]),
@@ -53,6 +54,13 @@ def inspect(
             },
         ),
     )
+
+
+def _latency(outputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how many samples outputs are late, where they have samples."""
+    late = [(output["name"], output["latency"]) for output in outputs if output.get("latency") is not None]
+    each = ", ".join(f"{name} {count:,} samples" for name, count in late)
+    return {"latency": each} if late else {}
 
 
 def _covered(parity: Mapping[str, Any] | None) -> dict[str, str]:
