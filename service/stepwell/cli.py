@@ -28,6 +28,8 @@ _REFUSED_TO_START = {
     "unsafe_store",
     "bad_store_url",
     "bad_keys_file",
+    "login_refused",
+    "access_refused",
 }
 
 

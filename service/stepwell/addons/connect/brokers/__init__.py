@@ -9,14 +9,17 @@ from stepwell.addons.connect.brokers.protocol import Broker
 
 _CLIENTS = "Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect."
 
+_LOGIN = ("user", "password", "ca", "cert", "key")
+
 FILE: Final = Broker(
-    "file:///PATH.jsonl", "stepwell.addons.connect.brokers.jsonl_files", has_host=False, acknowledges=False
+    "file:///PATH.jsonl", "stepwell.addons.connect.brokers.jsonl_files", has_host=False, acknowledges=False, login=()
 )
 REDIS: Final = Broker(
     "redis://HOST:6379/0?stream=NAME&group=NAME",
     "stepwell.addons.connect.brokers.redis_streams",
     options=("stream", "group"),
     place="stream",
+    login=_LOGIN,
 )
 REDISS: Final = replace(REDIS, is_encrypted=True)
 KAFKA: Final = Broker(
@@ -24,6 +27,7 @@ KAFKA: Final = Broker(
     "stepwell.addons.connect.brokers.kafka",
     options=("group", "member"),
     install=_CLIENTS,
+    login=(*_LOGIN, "token", "sasl"),
 )
 KAFKAS: Final = replace(KAFKA, is_encrypted=True)
 MQTT: Final = Broker(
@@ -33,6 +37,7 @@ MQTT: Final = Broker(
     install=_CLIENTS,
     has_positions=False,
     has_segments=True,
+    login=_LOGIN,
 )
 MQTTS: Final = replace(MQTT, is_encrypted=True)
 NATS: Final = Broker(
@@ -42,6 +47,16 @@ NATS: Final = Broker(
     install=_CLIENTS,
     has_segments=True,
     separator=".",
+    login=(*_LOGIN, "token", "nkey", "creds"),
+    user_is_token=True,
 )
-AMQP: Final = Broker("amqp://HOST/QUEUE", "stepwell.addons.connect.brokers.amqp", install=_CLIENTS, has_positions=False)
+NATSS: Final = replace(NATS, is_encrypted=True)
+AMQP: Final = Broker(
+    "amqp://HOST/QUEUE?vhost=NAME",
+    "stepwell.addons.connect.brokers.amqp",
+    options=("vhost",),
+    install=_CLIENTS,
+    has_positions=False,
+    login=(*_LOGIN, "sasl"),
+)
 AMQPS: Final = replace(AMQP, is_encrypted=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -14,9 +13,12 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.exceptions import (
     AMQPError,
+    AuthenticationError,
     ChannelAccessRefused,
     ChannelLockedResource,
     ChannelNotFoundEntity,
+    ConnectionClosed,
+    InvalidFrameError,
     ProbableAuthenticationError,
     PublishError,
 )
@@ -24,9 +26,11 @@ from aiormq.exceptions import (
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
+    AccessRefusedError,
     BrokerMessage,
     BrokerUnavailableError,
     ConnectError,
+    ConnectUsageError,
     OutMessage,
     Undeliverable,
 )
@@ -46,12 +50,18 @@ _CONTENT_TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> AmqpReader:
-    """Return the reader of a queue."""
+    """Return the reader of a queue.
+
+    Raises:
+        ConnectUsageError: AMQP has no such SASL mechanism.
+    """
+    _check_login(url)
     return AmqpReader(url, options)
 
 
 def open_writer(url: BrokerUrl, body_format: str) -> AmqpWriter:
-    """Return the writer of a queue."""
+    """Return the writer of a queue; raises as `open_reader` does."""
+    _check_login(url)
     return AmqpWriter(url, body_format)
 
 
@@ -250,30 +260,53 @@ class AmqpWriter:
 
 
 async def _connect(url: BrokerUrl) -> AbstractConnection:
-    host, port = url.address(_PORTS[url.broker.is_encrypted])
-    options: dict[str, Any] = (
-        {"ssl": True, "ssl_context": ssl.create_default_context()} if url.broker.is_encrypted else {}
-    )
-    with _amqp_errors(url):
-        return await aio_pika.connect(
-            host=host,
-            port=port,
-            login=url.user or "guest",
-            password=url.password or "guest",
-            timeout=_TIMEOUT_S,
-            **options,
-        )
+    login, sasl = await url.login.credentials(), url.login.section.sasl
+    host, port = url.address(_PORTS[url.login.is_encrypted])
+    options: dict[str, Any] = {} if login.ssl_context is None else {"ssl": True, "ssl_context": login.ssl_context}
+    if sasl is not None:
+        options["auth"] = sasl
+    try:
+        with _amqp_errors(url):
+            return await aio_pika.connect(
+                host=host,
+                port=port,
+                login=login.user or "guest",
+                password=login.password or "guest",
+                virtualhost=url.options.get("vhost", "/"),
+                timeout=_TIMEOUT_S,
+                **options,
+            )
+    except BrokerUnavailableError as exc:
+        raise await url.login.failure(url.text, (host, port), exc) from exc
+
+
+def _check_login(url: BrokerUrl) -> None:
+    sasl = url.login.section.sasl
+    if sasl not in (None, "PLAIN", "EXTERNAL"):
+        raise ConnectUsageError(f"{url.text!r} has the sasl {sasl!r}; AMQP has PLAIN and EXTERNAL.")
 
 
 @contextlib.contextmanager
 def _amqp_errors(url: BrokerUrl) -> Iterator[None]:
     try:
         yield
-    except ProbableAuthenticationError as exc:
-        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
+    except (ProbableAuthenticationError, AuthenticationError) as exc:
+        raise url.login.refused(url.text, exc) from exc
+    except (ConnectionClosed, InvalidFrameError) as exc:
+        # aiormq keeps no words of a broker that closes the connection where it should open the virtual host
+        is_closed_at_opening = "OpenOk" in str(exc) and "Connection.Close" in str(exc)
+        if "NOT_ALLOWED" not in str(exc) and not is_closed_at_opening:
+            raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
+        words = "" if is_closed_at_opening else f": {exc}"
+        raise AccessRefusedError(
+            f"{url.text} refuses the virtual host {url.options.get('vhost', '/')!r} to the login {url.login}{words}.",
+            fix="Check vhost, and the user's permissions.",
+        ) from exc
     except (ChannelNotFoundEntity, PublishError) as exc:  # not a queue that is full: that one is waited for
         raise ConnectError(f"{url.text}: there is no such queue: {exc}.", fix="Create the queue.") from exc
     except ChannelAccessRefused as exc:
-        raise ConnectError(f"{url.text} refuses it: {exc}.", fix="Check the permissions.") from exc
+        raise AccessRefusedError(
+            f"{url.text} refuses it to the login {url.login}: {exc}.", fix="Check the user's permissions."
+        ) from exc
     except (AMQPError, OSError, TimeoutError, RuntimeError) as exc:
         raise BrokerUnavailableError(f"{url.text} does not respond: {exc or type(exc).__name__}") from exc

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import re
-import ssl
 import time
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
@@ -14,20 +13,31 @@ from typing import Any, Final
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     CommitFailedError,
+    GroupAuthorizationFailedError,
+    IllegalSaslStateError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
 )
 
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.login import Login
 from stepwell.addons.connect.messages import (
+    AccessRefusedError,
     BrokerMessage,
     BrokerUnavailableError,
     ConnectError,
     ConnectUsageError,
+    LoginRefusedError,
     MessageColumns,
     OutMessage,
     Undeliverable,
@@ -53,6 +63,17 @@ _METADATA_S: Final = 0.1
 _MISSING_S: Final = 30.0
 """Seconds for which a topic that was missing is not looked for again: its predictions must not delay the others."""
 
+_LOGIN_MS: Final = 5000
+_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
+_LOGIN_REFUSED: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
+_ACCESS_REFUSED: Final = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
+_QUIET_S: Final = 5.0
+"""Seconds without a message after which it is checked that the broker still admits the login."""
+
 _VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
 _ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
@@ -60,7 +81,12 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs as erro
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> KafkaReader:
-    """Return the reader of a topic."""
+    """Return the reader of a topic.
+
+    Raises:
+        ConnectUsageError: The login lacks something.
+    """
+    _check_login(url)
     return KafkaReader(url, options)
 
 
@@ -68,8 +94,9 @@ def open_writer(url: BrokerUrl, body_format: str) -> KafkaWriter:
     """Return the writer of a topic.
 
     Raises:
-        ConnectUsageError: The topic's name is illegal.
+        ConnectUsageError: The topic's name is illegal, or the login lacks something.
     """
+    _check_login(url)
     if not url.is_per_stream and not _is_topic(url.path):
         raise ConnectUsageError(f"{url.text!r}: {_illegal(url.path)}.", fix="Give a legal topic.")
     return KafkaWriter(url, body_format)
@@ -105,12 +132,13 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._next: dict[TopicPartition, int] = {}  # offsets behind what was read
         self._open: dict[TopicPartition, int] = {}  # offsets behind the messages of the last poll
         self._done = False
+        self._heard_at = 0.0
 
     async def open(self) -> None:
         """Connect, and join the group."""
         preview = self._options.preview
         self._consumer = AIOKafkaConsumer(
-            **_connection(self._url),
+            **await _connection(self._url),
             group_id=None if preview else self._url.options.get("group") or _GROUP,
             # A member with a name takes its partitions back at once after a kill; without one, the broker gives them to
             # nobody until the session of the killed connector has expired
@@ -129,6 +157,8 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         with _kafka_errors(self._url):
             await self._consumer.start()
             if self._topic not in await self._consumer.topics():
+                if self._topic in self._consumer._client.cluster.unauthorized_topics:
+                    raise TopicAuthorizationFailedError(self._topic)
                 raise BrokerUnavailableError(f"{self._url.text}: the broker has no topic {self._topic!r}")
         self._consumer.subscribe([self._topic], listener=self)
 
@@ -147,6 +177,11 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Return the next messages of all partitions that this connector has."""
         with _kafka_errors(self._url):
             found = await self._fetched(limit) or await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            if found:
+                self._heard_at = time.monotonic()
+            elif self._url.login.secrets and time.monotonic() - self._heard_at > _QUIET_S:
+                await self._consumer._client.fetch_all_metadata()  # fails if a new connection is refused
+                self._heard_at = time.monotonic()
             # Not before: a wait that outlives a rebalance returns records of the new assignment
             generation = self._generation
             if self._options.once or self._options.preview:
@@ -274,7 +309,7 @@ class KafkaWriter:
     async def open(self) -> None:
         """Connect."""
         self._producer = AIOKafkaProducer(
-            **_connection(self._url), acks="all", linger_ms=5, max_request_size=_MAX_REQUEST_BYTES
+            **await _connection(self._url), acks="all", linger_ms=5, max_request_size=_MAX_REQUEST_BYTES
         )
         with _kafka_errors(self._url):
             await self._producer.start()
@@ -351,16 +386,87 @@ class KafkaWriter:
             self._producer = None
 
 
-def _connection(url: BrokerUrl) -> dict[str, Any]:
+def _check_login(url: BrokerUrl) -> None:
+    """Check that a mechanism has what it needs.
+
+    Raises:
+        ConnectUsageError: It is unknown, or has no user or no secret.
+    """
+    section, secrets = url.login.section, url.login.secrets
+    sasl = _sasl(url)
+    if section.sasl is not None and sasl not in _MECHANISMS:
+        raise ConnectUsageError(
+            f"{url.login.where} has the sasl {section.sasl!r}; expected one of {', '.join(_MECHANISMS)}."
+        )
+    needed = {None: (), "OAUTHBEARER": ("token",)}.get(sasl, ("user", "password"))
+    missing = [name for name in needed if name not in secrets and not (name == "user" and section.user)]
+    if missing:
+        raise ConnectUsageError(
+            f"{url.login.where} has no {' and no '.join(missing)}, which {sasl} needs.",
+            fix="Give user with password_env or password_file; for OAUTHBEARER token_env, token_file or token_command.",
+        )
+
+
+def _sasl(url: BrokerUrl) -> str | None:
+    """Return the mechanism: that which is named, or the usual one for what is given."""
+    login = url.login
+    usual = "OAUTHBEARER" if "token" in login.secrets else "PLAIN" if login.section.user or login.secrets else None
+    return login.section.sasl or usual
+
+
+class _Token(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
+    """Reads the token again for each connection to a broker."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+
+    async def token(self) -> str:
+        return (await self._login.credentials()).token or ""
+
+
+async def _connection(url: BrokerUrl) -> dict[str, Any]:
+    """Return the options of a consumer or a producer, once one of the brokers was seen to admit the login.
+
+    Raises:
+        ConnectError: No broker responds, or one rejects the login.
+    """
     hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
-    login = {} if url.user is None else {
-        "sasl_mechanism": "PLAIN",
-        "sasl_plain_username": url.user,
-        "sasl_plain_password": url.password or "",
-    }  # fmt: skip
-    protocol = ("SASL_" if login else "") + ("SSL" if url.broker.is_encrypted else "PLAINTEXT")
-    context = {"ssl_context": ssl.create_default_context()} if url.broker.is_encrypted else {}
-    return {"bootstrap_servers": hosts, "security_protocol": protocol, **login, **context}
+    login, sasl = await url.login.credentials(), _sasl(url)
+    options: dict[str, Any] = {
+        "security_protocol": ("SASL_" if sasl else "") + ("SSL" if login.ssl_context else "PLAINTEXT"),
+        "ssl_context": login.ssl_context,
+    }
+    if sasl is not None:
+        options |= {"sasl_mechanism": sasl}
+        if sasl == "OAUTHBEARER":
+            options["sasl_oauth_token_provider"] = _Token(url.login)
+        else:
+            options |= {"sasl_plain_username": login.user, "sasl_plain_password": login.password}
+    if sasl is not None or login.ssl_context is not None:
+        await _check_admits(url, hosts, options)
+    return {"bootstrap_servers": hosts, **options}
+
+
+async def _check_admits(url: BrokerUrl, hosts: Sequence[str], options: dict[str, Any]) -> None:
+    """Connect once: a consumer that is refused says only that it cannot connect."""
+    error: BaseException = OSError("no host")
+    for host in hosts:
+        name, _, port = host.rpartition(":")
+        address = (name.strip("[]"), int(port))
+        try:
+            connection = await create_conn(*address, request_timeout_ms=_LOGIN_MS, **options)
+        except _LOGIN_REFUSED as exc:
+            raise url.login.refused(url.text, exc) from exc
+        except (KafkaError, OSError, TimeoutError) as exc:
+            error = await url.login.failure(url.text, address, exc)
+            if isinstance(error, LoginRefusedError):
+                raise error from exc
+            continue
+        except (KeyError, ValueError) as exc:  # of aiokafka: there is no proof of the server in the last part of SCRAM
+            raise url.login.refused(url.text, "the user or the password is wrong") from exc
+        connection.close()
+        return
+    raise error
 
 
 @contextlib.contextmanager
@@ -368,7 +474,13 @@ def _kafka_errors(url: BrokerUrl) -> Iterator[None]:
     try:
         yield
     except (KafkaConnectionError, CommitFailedError, IllegalStateError, OSError, TimeoutError) as exc:
-        raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
+        raise BrokerUnavailableError(f"{url.text} does not respond: {url.login.masked(exc)}") from exc
+    except _LOGIN_REFUSED as exc:
+        raise url.login.refused(url.text, exc) from exc
+    except _ACCESS_REFUSED as exc:
+        raise AccessRefusedError(
+            f"{url.text} refuses it to the login {url.login}: {exc}.", fix="Check the permissions (ACLs)."
+        ) from exc
     except KafkaError as exc:
         if exc.retriable:
             raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc

@@ -16,9 +16,9 @@ from stepwell.addons.connect.brokers.mqtt_lease import MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
+    AccessRefusedError,
     BrokerMessage,
     BrokerUnavailableError,
-    ConnectError,
     ConnectUsageError,
     OutMessage,
     Undeliverable,
@@ -223,7 +223,10 @@ class MqttWriter:
                     self._refused_topics[topic] = until, self._refused[one.mid]
         if self._refused and not self._url.is_per_stream:
             reason = next(iter(self._refused.values()))
-            raise ConnectError(f"{self._url.text} refuses messages: {reason}.", fix="Check the user's permissions.")
+            raise AccessRefusedError(
+                f"{self._url.text} refuses messages: {reason}; the login is one {self._url.login}.",
+                fix="Check the user's permissions.",
+            )
         self._session.check()
         if not all(one.is_published() for one in sent):
             raise BrokerUnavailableError(f"{self._url.text} did not confirm all messages")

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError
+from stepwell.addons.connect.messages import AccessRefusedError, BrokerUnavailableError, ConnectError
 from stepwell.addons.connect.urls import BrokerUrl
 
 TIMEOUT_S: Final = 10.0
@@ -26,6 +26,8 @@ _NO_TOPIC: Final = "stepwell/nothing"  # nobody subscribes to it
 _TAKEN_OVER: Final = 142  # a reason code of MQTT 5
 _LAST_ANSWER_S: Final = 5.0
 _REFUSED: Final = range(128, 163)
+_LOGIN_REFUSED: Final = (134, 135, 138, 140)  # bad user or password, not authorized, banned, bad method
+_BUSY: Final = (136, 137, 151, 156, 157, 159)  # the server is away or busy, a quota or a rate is reached
 
 
 class MqttSession:
@@ -69,10 +71,6 @@ class MqttSession:
         )
         client.max_inflight_messages_set(_IN_FLIGHT)
         client.max_queued_messages_set(0)
-        if url.user is not None:
-            client.username_pw_set(url.user, url.password)
-        if url.broker.is_encrypted:
-            client.tls_set()
         if cleared_at_end is not None:
             client.will_set(cleared_at_end, b"", qos=1, retain=True)
         client.on_connect = lambda _c, _u, flags, code, _p: self._call(self._on_connect, (flags, code))
@@ -87,7 +85,12 @@ class MqttSession:
         properties.ReceiveMaximum = _IN_FLIGHT
         if self._keep:
             properties.SessionExpiryInterval = _FOREVER
-        host, port = self._url.address(_PORTS[self._url.broker.is_encrypted])
+        login = await self._url.login.credentials()
+        if login.user is not None:
+            self.client.username_pw_set(login.user, login.password)
+        if login.ssl_context is not None:
+            self.client.tls_set_context(login.ssl_context)
+        address = host, port = self._url.address(_PORTS[self._url.login.is_encrypted])
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.to_thread(
@@ -96,11 +99,19 @@ class MqttSession:
                 self.client.loop_start()
                 await asyncio.wait({self._connected, self.lost}, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, TimeoutError, ValueError) as exc:
-            raise BrokerUnavailableError(f"{self._url.text} does not respond: {exc or 'timeout'}") from exc
+            raise await self._url.login.failure(self._url.text, address, exc) from exc
+        if not self._connected.done():
+            lost = ConnectionError("it has ended the connection")
+            raise await self._url.login.failure(self._url.text, address, lost) from lost
+        value = self._connected.result()
+        if value in _REFUSED:
+            code = mqtt.ReasonCode(PacketTypes.CONNACK, identifier=value)
+            if value in _LOGIN_REFUSED:
+                raise self._url.login.refused(self._url.text, code)
+            if value in _BUSY:
+                raise BrokerUnavailableError(f"{self._url.text} cannot do it now: {code}")
+            raise ConnectError(f"{self._url.text} refuses the connection: {code}.", fix="Check the client's name.")
         self.check()
-        if self._connected.result() in _REFUSED:
-            code = mqtt.ReasonCode(PacketTypes.CONNACK, identifier=self._connected.result())
-            raise ConnectError(f"{self._url.text} refuses the connection: {code}.", fix="Check user and password.")
 
     async def subscribe(self, topic: str, qos: int) -> None:
         """Subscribe to a filter.
@@ -123,8 +134,9 @@ class MqttSession:
             ConnectError: The broker refuses the subscription.
         """
         if self._subscribed.done() and (code := self._subscribed.result()[0]).value in _REFUSED:
-            raise ConnectError(
-                f"{self._url.text} refuses the subscription: {code}.", fix="Check the user's permissions."
+            raise AccessRefusedError(
+                f"{self._url.text} refuses the subscription to the login {self._url.login}: {code}.",
+                fix="Check the user's permissions.",
             )
         if not self.lost.done():
             return

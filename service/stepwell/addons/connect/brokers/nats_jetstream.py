@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 import nats
-from nats.errors import AuthorizationError
 from nats.js import api
 from nats.js import errors as js_errors
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
+from stepwell.addons.connect.brokers.nats_connection import TIMEOUT_S, NatsConnection, RefusedSubjectError
 from stepwell.addons.connect.brokers.nats_lease import LEASE_S, NatsLease
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
@@ -28,12 +27,10 @@ from stepwell.addons.connect.messages import (
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.lease import Lease
 
-_PORT: Final = 4222
 _DURABLE: Final = "stepwell"
 _WAIT_S: Final = 0.5
+_FIRST_S: Final = 4.0
 _STAND_BY_S: Final = 0.2
-_RETRY_S: Final = 0.2
-_TIMEOUT_S: Final = 10.0
 _TOO_MANY_CONSUMERS: Final = 10026  # an error code of JetStream
 _ACK_WAIT_S: Final = 3600.0
 """A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
@@ -65,6 +62,7 @@ class NatsReader:
         self._options = options
         self._subject = url.wildcard("*")
         self._durable = url.options.get("durable") or _DURABLE
+        self._connection = NatsConnection(url)
         self._client: Any = None
         self._js: Any = None
         self._stream = ""
@@ -79,12 +77,14 @@ class NatsReader:
 
     async def open(self) -> None:
         """Connect, and find the stream of the subject."""
-        self._client = await _connect(self._url)
+        self._connection = NatsConnection(self._url)
+        self._client = await self._connection.open()
         self._subscription, self._done = None, False
-        with _nats_errors(self._url):
-            self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+        with self._connection.errors():
+            self._js = self._client.jetstream(timeout=TIMEOUT_S)
             try:
-                self._stream = await self._js.find_stream_name_by_subject(self._subject)
+                first = self._client.jetstream(timeout=_FIRST_S)  # a login without permission gets no response
+                self._stream = await first.find_stream_name_by_subject(self._subject)
             except js_errors.NotFoundError as exc:
                 raise ConnectError(
                     f"{self._url.text}: no JetStream stream has the subject {self._subject!r}.",
@@ -107,7 +107,7 @@ class NatsReader:
         """Return the next messages; none while another connector has the lease."""
         if self._done:
             return []
-        with _nats_errors(self._url):
+        with self._connection.errors():
             if self._options.preview:
                 found = await self._next_of_preview()
             else:
@@ -126,14 +126,14 @@ class NatsReader:
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
         """Acknowledge the messages, and wait for the server's consent to the last one."""
-        with _nats_errors(self._url):
+        with self._connection.errors():
             for message in messages[:-1] if self._ack_each else ():
                 await message.handle.ack()
-            await messages[-1].handle.ack_sync(timeout=_TIMEOUT_S)
+            await messages[-1].handle.ack_sync(timeout=TIMEOUT_S)
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
-        with _nats_errors(self._url):
+        with self._connection.errors():
             if self._lease is None or await self._lease.renew():
                 return True
         self._subscription = None
@@ -154,8 +154,7 @@ class NatsReader:
             await self._lease.release()
             self._lease = None
         if self._client is not None:
-            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
-                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            await self._connection.close()
             self._client = None
 
     async def _begin(self) -> None:
@@ -264,19 +263,21 @@ class NatsWriter:
         """Use `open_writer`."""
         self._url = url
         self._encode = _ENCODE[body_format]
+        self._connection = NatsConnection(url)
         self._client: Any = None
         self._js: Any = None
 
     async def open(self) -> None:
         """Connect."""
-        self._client = await _connect(self._url)
-        self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+        self._connection = NatsConnection(self._url)
+        self._client = await self._connection.open()
+        self._js = self._client.jetstream(timeout=TIMEOUT_S)
 
     async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Publish the messages, and wait until the server has confirmed all of them."""
         refused: list[Undeliverable] = []
         sent: list[tuple[OutMessage, asyncio.Future[Any]]] = []
-        with _nats_errors(self._url):
+        with self._connection.errors():
             for one in messages:
                 if not all(self._url.target(one.key).split(".")):
                     reason = f"the subject {self._url.target(one.key)!r} is illegal: it has an empty part"
@@ -285,25 +286,28 @@ class NatsWriter:
                 headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
                 try:
                     confirmed = await self._js.publish_async(
-                        self._url.target(one.key), self._encode(one.document), wait_stall=_TIMEOUT_S, headers=headers
+                        self._url.target(one.key), self._encode(one.document), wait_stall=TIMEOUT_S, headers=headers
                     )
                 except nats.errors.MaxPayloadError as exc:
                     refused.append(Undeliverable(one, f"the message is too large for the server: {exc}"))
                     continue
                 sent.append((one, confirmed))
-            of_one_stream = (js_errors.NoStreamResponseError,) if self._url.is_per_stream else ()
-            await all_confirmed((one for _, one in sent), _TIMEOUT_S, but=of_one_stream)
+                if self._url.is_per_stream:
+                    self._connection.watch(self._url.target(one.key), confirmed)
+            of_one_stream = (js_errors.NoStreamResponseError, RefusedSubjectError) if self._url.is_per_stream else ()
+            await all_confirmed((one for _, one in sent), TIMEOUT_S, but=of_one_stream)
             for message, confirmed in sent:
-                if confirmed.exception() is not None:
-                    subject = self._url.target(message.key)
+                error, subject = confirmed.exception(), self._url.target(message.key)
+                if isinstance(error, RefusedSubjectError):
+                    refused.append(Undeliverable(message, f"the server refuses the subject {subject!r}: {error}"))
+                elif error is not None:
                     refused.append(Undeliverable(message, f"no JetStream stream has the subject {subject!r}"))
         return refused
 
     async def close(self) -> None:
         """Disconnect."""
         if self._client is not None:
-            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
-                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            await self._connection.close()
             self._client = None
 
 
@@ -311,37 +315,3 @@ def _beginning_at(sequence: int, config: api.ConsumerConfig, name: str) -> api.C
     return replace(
         config, durable_name=name, deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=sequence
     )  # fmt: skip
-
-
-async def _connect(url: BrokerUrl) -> Any:
-    hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
-
-    async def on_error(_error: Exception) -> None:
-        """Ignore it: the call that it concerns fails, too."""
-
-    with _nats_errors(url):
-        return await nats.connect(
-            servers=[f"nats://{host}" for host in hosts],
-            user=url.user,
-            password=url.password,
-            allow_reconnect=False,  # a new connection is a new start: `open` begins with what was not acknowledged
-            # Otherwise nats-py tries for two minutes, whatever `allow_reconnect` is, and nothing is reported meanwhile
-            max_reconnect_attempts=1,
-            reconnect_time_wait=_RETRY_S,
-            connect_timeout=int(_TIMEOUT_S),
-            error_cb=on_error,
-        )
-
-
-@contextlib.contextmanager
-def _nats_errors(url: BrokerUrl) -> Iterator[None]:
-    try:
-        yield
-    except AuthorizationError as exc:
-        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
-    except js_errors.NoStreamResponseError as exc:
-        raise ConnectError(f"{url.text}: no JetStream stream has this subject.", fix="Create one.") from exc
-    except js_errors.BadRequestError as exc:
-        raise ConnectError(f"{url.text} rejects a request: {exc}.", fix="Check the subject and the stream.") from exc
-    except (nats.errors.Error, OSError, TimeoutError) as exc:
-        raise BrokerUnavailableError(f"{url.text} does not respond: {exc or type(exc).__name__}") from exc

@@ -30,6 +30,8 @@ class Broker:
         has_segments: Whether a topic is a path of segments, one of which may be the stream's id.
         separator: What stands between two segments.
         is_encrypted: Whether this is the scheme for connections by TLS.
+        login: What a login may have: `user`, `password`, `token`, `nkey`, `creds`, `sasl`, `ca`, `cert`, `key`.
+        user_is_token: Whether a user in the URL who has no password is a token.
     """
 
     form: str
@@ -43,6 +45,8 @@ class Broker:
     has_segments: bool = False
     separator: str = "/"
     is_encrypted: bool = False
+    login: tuple[str, ...] = ("user", "password")
+    user_is_token: bool = False
 
 
 class BrokerModule(Protocol):

@@ -102,11 +102,10 @@ class RedisStreamReader:
 
     async def open(self) -> None:
         """Connect."""
-        self._client = connect(self._url)
+        self._client = await connect(self._url)
         # Entries as they are in the reply: dictionaries of them take longer than everything else
         self._client.set_response_callback("XREADGROUP", lambda reply, **_: reply)
         with redis_errors(self._url):
-            await self._client.ping()
             if self._options.once or self._options.preview:
                 last = await self._client.xrevrange(self._name, count=1)
                 self._end, self._done = (_split(last[0][0]), False) if last else (None, True)

@@ -44,9 +44,7 @@ class RedisStreamWriter:
 
     async def open(self) -> None:
         """Connect."""
-        self._client = connect(self._url)
-        with redis_errors(self._url):
-            await self._client.ping()
+        self._client = await connect(self._url)
 
     async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Append the entries that were not appended yet; a stream takes all."""

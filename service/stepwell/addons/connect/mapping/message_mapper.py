@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from stepwell.addons.connect.brokers.protocol import Broker
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.mapping.decoding import TextValue, decoder_of
 from stepwell.addons.connect.mapping.input_columns import InputColumn
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.mapping.stream_places import StreamPlace
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
+from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.text_values import number_of
 from stepwell_client.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
@@ -118,15 +118,15 @@ class MessageMapper:
         return MappedTimestep(stream, source, at, seq, values)
 
 
-def check_segment(section: FromSection, segment: re.Pattern[str] | None, broker: Broker) -> None:
+def check_segment(section: FromSection, segment: re.Pattern[str] | None, url: BrokerUrl) -> None:
     """Check that topics have a segment for the stream's id, if it is there.
 
     Raises:
         ConnectUsageError: `stream` is `topic`, and the filter of the URL has no `{stream}`.
     """
-    if section.stream == "topic" and segment is None and broker.has_segments:
+    if section.stream == "topic" and segment is None and url.broker.has_segments:
         raise ConnectUsageError(
-            f"The stream is a segment of the topic, and {section.url!r} has no {{stream}}.",
+            f"The stream is a segment of the topic, and {url.text!r} has no {{stream}}.",
             fix="Put {stream} in place of that segment, for example mqtt://HOST/plant/+/pump/{stream}.",
         )
 
