@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,27 @@ _PAD_WINDOW = (
     "it."
 )
 
+_NO_LONGER = "the original was asked for no more"
+
+LEARNED_STEPS = 2000
+"""Timesteps over which a graph that learns is compared with the twins of its stages."""
+
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """How a step graph that learns is compared: the twin of a stage is given the graph's own values.
+
+    Attributes:
+        front: The graph in front of what learns, whose answers are the values that it reads; None: those are inputs.
+        twin: Makes the original, given what runs `front`.
+        long_steps: Timesteps of the long run.
+    """
+
+    front: ConvertedModel | None
+    twin: Callable[[StepModel | None], ReferenceModel]
+    long_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,8 @@ class ConvertedModel:
         vocabularies: By input, how many ids it may have; other inputs take any number that their dtype has.
         compiles: Whether the original is compiled for each length, so that few of them are compared.
         finish: Takes out of a verified file and its manifest what is there for the verification; None: nothing is.
+        learned: How it is compared if it learns; None: it learns nothing.
+        constants: Names of constants that belong to stages; they are stored as they are.
     """
 
     proto: onnx.ModelProto
@@ -94,6 +116,8 @@ class ConvertedModel:
     vocabularies: Mapping[str, int] = field(default_factory=dict)
     compiles: bool = False
     finish: Callable[[bytes, Manifest], tuple[bytes, Manifest]] | None = None
+    learned: Learned | None = None
+    constants: Collection[str] = ()
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:
@@ -108,8 +132,9 @@ def verify_model(
     rtol: float | None = None,
     default: Tolerance = DEFAULT,
     user_data: UserData | None = None,
-    long_steps: int = error_growth.STEPS,
+    long_steps: int | None = None,
     lowered: str = "",
+    kept: str = "",
     progress: Progress | None = None,
 ) -> tuple[bytes, ParityReport]:
     """Compare a step graph with its original over whole sequences; writes nothing.
@@ -122,9 +147,10 @@ def verify_model(
             the original's own rounding is.
         user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
             reads them.
-        long_steps: Timesteps of the long run, fewer where the model is large.
+        long_steps: Timesteps of the long run, fewer where the model is large; None: 2,000, or as what learns needs.
         lowered: What is stored in fewer bits than the original has, in words; without sequences of the user's own, the
             verification is weak then.
+        kept: What is stored as it is nevertheless, in words.
         progress: Called as parts are done.
 
     Returns:
@@ -143,6 +169,13 @@ def verify_model(
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     lengths = _long_lengths(candidate)
+    learned, front, original = candidate.learned, None, candidate.original
+    if learned is not None:
+        front, original = _verified_front(
+            learned, given, partial(verify_model, atol=atol, rtol=rtol, default=default, progress=progress)
+        )
+        lengths = {} if candidate.longest is None else {_NO_LONGER: candidate.longest}
+    most = long_steps or (error_growth.STEPS if learned is None else learned.long_steps)
 
     @cache
     def made() -> tuple[bytes, StepModel, ChunkChoice]:
@@ -152,16 +185,16 @@ def verify_model(
 
     with _blaming(candidate, tolerance):
         report = verify_parity(
-            candidate.original,
+            original,
             lambda: made()[1],
             candidate.manifest,
             against=candidate.against,
             tolerance=tolerance,
             samplers=candidate.kinds,
             user_data=given,
-            steps=candidate.only_length or STEPS,
+            steps=candidate.only_length or (STEPS if learned is None else LEARNED_STEPS),
             size=sum(_sizes(candidate)),
-            long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
+            long_steps=0 if candidate.only_length else min([most, *lengths.values()]),
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             observer=candidate.observer,
             vocabularies=candidate.vocabularies,
@@ -174,7 +207,8 @@ def verify_model(
     manifest = model.manifest
     del model  # its weights are in memory until here
     release(len(content))
-    report = replace(report, chunk=chunk, lowered=lowered)
+    report = replace(report, chunk=chunk, lowered=lowered, kept=kept)
+    report = report if front is None else report.with_front(front)
     verified = report.parity.model_copy(update={"weak": report.weak})
     manifest.verified, manifest.reference = verified, report.reference
     if candidate.finish is not None:
@@ -201,6 +235,10 @@ def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
     tolerance = _tolerance(atol, None, DEFAULT, candidate.rounding)
+    if candidate.learned is not None:
+        if candidate.learned.front is not None:
+            check_model(candidate.learned.front, atol=atol)
+        return  # the twins of what learns are on the values of the graph itself, whatever its bits are
     with _blaming(candidate, tolerance):
         verify_parity(
             candidate.original,
@@ -235,6 +273,18 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
         raise ParityError(f"{problem} {suspect}", fix=fix) from exc
 
 
+def _verified_front(
+    learned: Learned, given: Mapping[str, Array] | None, verify: Callable[..., tuple[bytes, ParityReport]]
+) -> tuple[ParityReport | None, ReferenceModel]:
+    """Verify the graph in front of what learns; return its report, and the original on its values."""
+    if learned.front is None:
+        return None, learned.twin(None)
+    names = [spec.name for spec in learned.front.manifest.inputs]
+    own = None if given is None else {name: given[name] for name in names}
+    content, report = verify(learned.front, user_data=own)
+    return report, learned.twin(StepModel(content))
+
+
 def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:
     if atol is None:
         relative = default.rtol if rtol is None else rtol
@@ -247,7 +297,7 @@ def _long_lengths(candidate: ConvertedModel) -> dict[str, int]:
     weights, carried = _sizes(candidate)
     limits = {f"the model has {weights:,} weights": error_growth.steps_for(weights + carried)}
     if candidate.longest is not None:
-        limits["the original was asked for no more"] = candidate.longest
+        limits[_NO_LONGER] = candidate.longest
     return limits
 
 

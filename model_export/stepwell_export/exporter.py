@@ -132,6 +132,7 @@ def export_source(
         default=Tolerance(precision.atol, precision.rtol, scaled=True),
         user_data=partial(read_user_data, verify) if verify else None,
         lowered=precision.in_words,
+        kept=precision.kept_in(full),
         progress=progress,
     )
     replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)

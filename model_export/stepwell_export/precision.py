@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,13 @@ class Precision:
         states = f"the states are stored as {self.store_dtype}" if self.store_dtype else ""
         return " and ".join(filter(None, [weights, states]))
 
+    def kept_in(self, candidate: ConvertedModel) -> str:
+        """What a candidate keeps as it is, in words behind `in_words`; empty: nothing."""
+        weights = "constants of stages stay as they are" if self.weights and candidate.constants else ""
+        is_learned = any(state.is_learned for state in candidate.manifest.states)
+        states = "what stages have learned stays as it is, float64" if self.store_dtype and is_learned else ""
+        return " and ".join(filter(None, [weights, states]))
+
     def lower(self, candidate: ConvertedModel) -> ConvertedModel:
         """Return the candidate with fewer bits, not yet verified against its original; itself if nothing is lowered.
 
@@ -65,7 +73,7 @@ class Precision:
             return candidate
         proto, manifest = candidate.proto, candidate.manifest
         if self.weights:
-            proto = compress_weights(proto, self.weights)
+            proto = compress_weights(proto, self.weights, kept=candidate.constants)
             if proto.ByteSize() >= candidate.proto.ByteSize():
                 raise RefusedModelError(
                     f"Model {manifest.name!r} has no float32 weight large enough to be smaller as {self.weights}; "
@@ -75,7 +83,18 @@ class Precision:
             manifest = manifest.model_copy(update={"weights": self.weights})
         if self.store_dtype:
             manifest = store_as(manifest, self.store_dtype)
-        return replace(candidate, proto=proto, manifest=manifest)
+        learned = candidate.learned
+        if learned is not None and learned.front is not None:
+            learned = replace(learned, front=self._lower_front(learned.front))
+        return replace(candidate, proto=proto, manifest=manifest, learned=learned)
+
+    def _lower_front(self, front: ConvertedModel) -> ConvertedModel:
+        """Return the graph in front of what learns with the same bits as the whole, where it has any to save."""
+        found = front
+        for part in (Precision(weights=self.weights), Precision(store_dtype=self.store_dtype)):
+            with suppress(RefusedModelError):
+                found = part.lower(found)
+        return found
 
 
 FULL = Precision()
@@ -120,12 +139,16 @@ def stream_bytes(manifest: Manifest) -> int:
 
 
 def store_as(manifest: Manifest, dtype: StoreDType) -> Manifest:
-    """Return the manifest with every wider float state stored in this type.
+    """Return the manifest with every wider float state stored in this type, but for what stages have learned.
 
     Raises:
         RefusedModelError: There is none.
     """
-    wide = {s.input for s in manifest.states if np.dtype(s.dtype).kind == "f" and np.dtype(s.dtype).itemsize > 2}
+    wide = {
+        s.input
+        for s in manifest.states
+        if np.dtype(s.dtype).kind == "f" and np.dtype(s.dtype).itemsize > 2 and not s.is_learned
+    }
     if not wide:
         raise RefusedModelError(
             f"Model {manifest.name!r} has no state in float32 or float64; expected one to store as {dtype}.",

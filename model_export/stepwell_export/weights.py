@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ _LARGEST = np.finfo(np.float32).max / 2
 _SLICE = 16  # elements that share a scale, at least; a matrix of SMALLEST elements always has an axis for it
 
 
-def compress_weights(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+def compress_weights(model: onnx.ModelProto, weights: Weights, *, kept: Collection[str] = ()) -> onnx.ModelProto:
     """Return a copy whose float32 weights are stored in fewer bits and expanded when the file is loaded.
 
     `fp16` rounds each weight to float16. `int8` rounds each matrix to int8 with one scale for each slice along the
@@ -40,19 +41,20 @@ def compress_weights(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProt
     Args:
         model: Any model; its weights are the float32 initializers and Constant nodes, subgraphs included.
         weights: The format.
+        kept: Names of weights that stay as they are.
     """
     shrunk = copy.deepcopy(model)
     shrunk.ir_version = max(shrunk.ir_version, 4)  # before, every initializer had to be an input as well
     for graph in reversed(list(all_graphs(shrunk.graph))):  # the inner ones first: nodes are copied
-        _shrink_graph(graph, weights)
+        _shrink_graph(graph, weights, kept)
     return shrunk
 
 
-def _shrink_graph(graph: Any, weights: Weights) -> None:
+def _shrink_graph(graph: Any, weights: Weights, left: Collection[str]) -> None:
     from onnx import numpy_helper
 
     _constants_to_initializers(graph)
-    given = {value.name for value in graph.input}  # a caller may give these another value
+    given = {*left, *(value.name for value in graph.input)}  # a caller may give these another value
     kept, expanding = [], []
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)

@@ -238,6 +238,11 @@ class StateSpec(ManifestPart):
         return self
 
     @property
+    def is_learned(self) -> bool:
+        """Whether a stage has learned it, or delays what it learns from: it is stored as it is."""
+        return bool((self.model_extra or {}).get("learned", False))
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """One row, without batch axis."""
         return tuple(self.shape)

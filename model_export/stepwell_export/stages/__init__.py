@@ -12,6 +12,7 @@ from stepwell_export.runtime.registered import load, registered
 from stepwell_export.stages.arithmetic import Add, Multiply
 from stepwell_export.stages.columns import OneHot, Select
 from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
+from stepwell_export.stages.learning import AdaptiveThreshold, Conformal, Readout
 from stepwell_export.stages.pipeline import Part, Pipeline
 from stepwell_export.stages.samples import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
@@ -20,9 +21,10 @@ from stepwell_export.stages.spectra import RFFT, InverseRFFT, Log, Magnitude, Me
 from stepwell_export.stages.stage import Stage
 
 __all__ = [
-    "EWMA", "PCM16", "RFFT", "STFT", "Add", "Clip", "Context", "Diff", "Frames", "Impute", "InverseRFFT", "InverseSTFT",
-    "Lag", "Log", "Log1p", "Magnitude", "Mel", "MinMax", "Multiply", "OneHot", "OverlapAdd", "Part", "Pipeline",
-    "Power", "RollingMean", "RollingStd", "Select", "Stage", "Standardize", "from_sklearn",
+    "EWMA", "PCM16", "RFFT", "STFT", "AdaptiveThreshold", "Add", "Clip", "Conformal", "Context", "Diff", "Frames",
+    "Impute", "InverseRFFT", "InverseSTFT", "Lag", "Log", "Log1p", "Magnitude", "Mel", "MinMax", "Multiply", "OneHot",
+    "OverlapAdd", "Part", "Pipeline", "Power", "Readout", "RollingMean", "RollingStd", "Select", "Stage",
+    "Standardize", "from_sklearn",
 ]  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import NothingCarriedError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.latency import with_latency
+from stepwell_export.stages.learning import LearningStage
+from stepwell_export.stages.learning_graph import is_truth, learning_graph
 from stepwell_export.stages.merge import OLDEST_OPSET, merge
 from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
@@ -40,7 +42,9 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
     _describe_inputs(values)
     opset = max(OLDEST_OPSET, *(read_opset(model.proto) for model in models.values()))
     for node in values.nodes:
-        if node.stage is not None:
+        if isinstance(node.stage, LearningStage):
+            node.model = learning_graph(node, node.stage, opset)
+        elif node.stage is not None:
             node.model = _stage(node, node.stage, opset)
         for output, value in node.gives.items():
             value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
@@ -134,6 +138,8 @@ def _describe_inputs(values: NamedValues) -> None:
     """
     for name, value in values.inputs.items():
         spec = _wanted(value)
+        if spec is None and any(is_truth(node, into) for node, into in value.readers):
+            continue  # its row follows from the stage's
         if spec is None:
             raise UnclearModelError(
                 f"The row of input {name!r} is not known; expected a model that reads it, or stages in front of one.",
@@ -167,7 +173,7 @@ def _taken(node: Node, stage: Stage) -> InputSpec | None:
 
 
 def _is_missing(value: NamedValue) -> bool:
-    """Whether a value may be missing: something replaces it, and all that read it can take that.
+    """Whether a value may be missing: all that read it can take that.
 
     Raises:
         UnclearModelError: Something replaces it, and something else cannot take it.
@@ -175,13 +181,15 @@ def _is_missing(value: NamedValue) -> bool:
     takes = [(node, *_takes_missing(node, into)) for node, into in value.readers]
     is_wanted = any(wanted for _, _, wanted in takes)
     refusing = [node for node, can_take, _ in takes if not can_take]
-    if is_wanted and refusing:
+    if not refusing:
+        return True
+    if is_wanted:
         raise UnclearModelError(
-            f"{refusing[0].title} reads {value.name!r} in front of what replaces its missing values, or beside it, and "
-            "cannot take them.",
+            f"{refusing[0].title} reads {value.name!r}, whose values may be missing for another part: one that "
+            "replaces them, or learns from those that are there. It cannot take them.",
             fix="Put Impute in front of it.",
         )
-    return is_wanted
+    return False
 
 
 def _takes_missing(node: Node, into: str) -> tuple[bool, bool]:
@@ -189,8 +197,10 @@ def _takes_missing(node: Node, into: str) -> tuple[bool, bool]:
     if node.stage is None:
         is_nan = next(spec.missing for spec in node.step.manifest.inputs if spec.name == into) == "nan"
         return is_nan, is_nan
-    if node.stage.fills_missing:
+    if node.stage.fills_missing or is_truth(node, into):
         return True, True
+    if isinstance(node.stage, LearningStage):
+        return node.stage.takes_missing, False
     behind = [_takes_missing(*reader) for value in node.gives.values() for reader in value.readers]
     is_wanted = any(wanted for _, wanted in behind)
     if not node.stage.keeps_missing:

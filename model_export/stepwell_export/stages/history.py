@@ -17,7 +17,7 @@ from stepwell_export.stages.stage import FittableStage, Numbers, Row, Stage, che
 if TYPE_CHECKING:
     from stepwell_export.graph.builder import GraphBuilder
 
-_MISSING = 0.15
+MISSING = 0.15
 """The share of values that are missing in sequences drawn for verification."""
 
 
@@ -93,7 +93,7 @@ class Impute(FittableStage):
         return filled
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
-        return np.where(rng.random(values.shape) < _MISSING, np.nan, values)
+        return np.where(rng.random(values.shape) < MISSING, np.nan, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +191,8 @@ class Lag(_CountedHistory):
         return np.concatenate([np.repeat(first, self.n, axis=1), values], axis=1)[:, : values.shape[1]]
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        window = _window(graph, self.title, x, row, self.n, init=numbers("initial", self.initial))
-        return graph.op("Gather", window, graph.constant(0, "int64"), axis=1)
+        rows = window(graph, self.title, x, row, self.n, init=numbers("initial", self.initial))
+        return graph.op("Gather", rows, graph.constant(0, "int64"), axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +210,8 @@ class Diff(_CountedHistory):
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         zero = graph.constant(0, "int64")
-        window, valid = _valid_window(graph, self.title, x, row, self.n)
-        change = graph.op("Sub", x, graph.op("Gather", window, zero, axis=1))
+        rows, valid = valid_window(graph, self.title, x, row, self.n)
+        change = graph.op("Sub", x, graph.op("Gather", rows, zero, axis=1))
         return graph.op("Mul", change, graph.op("Gather", valid, zero, axis=1))
 
 
@@ -231,8 +231,8 @@ class RollingMean(_CountedHistory):
         return np.asarray(np.nanmean(_windows(values, self.n), axis=-1))
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
-        return _mean(graph, window, valid)
+        rows, valid = valid_window(graph, self.title, x, row, self.n - 1)
+        return _mean(graph, rows, valid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,9 +251,9 @@ class RollingStd(_CountedHistory):
         return np.asarray(np.nanstd(_windows(values, self.n), axis=-1))
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
-        mean = graph.op("Unsqueeze", _mean(graph, window, valid), graph.ints([1]))
-        off = graph.op("Sub", window, mean)
+        rows, valid = valid_window(graph, self.title, x, row, self.n - 1)
+        mean = graph.op("Unsqueeze", _mean(graph, rows, valid), graph.ints([1]))
+        off = graph.op("Sub", rows, mean)
         return graph.op("Sqrt", _mean(graph, graph.op("Mul", off, off), valid))
 
 
@@ -302,7 +302,7 @@ def _windows(values: Array, n: int) -> Array:
     return np.asarray(sliding_window_view(np.concatenate([front, values], axis=1), n, axis=1))
 
 
-def _window(  # noqa: PLR0917  # what is kept, and how
+def window(  # noqa: PLR0917  # what is kept, and how
     graph: GraphBuilder, name: str, x: str, row: Row, past: int, dtype: str = "float32", init: Array | None = None
 ) -> str:
     """Emit the last rows and this one, `(batch, past + 1, *row)` in the given dtype, float64 for floats."""
@@ -313,16 +313,16 @@ def _window(  # noqa: PLR0917  # what is kept, and how
     return graph.cast(joined, "float64")
 
 
-def _valid_window(graph: GraphBuilder, name: str, x: str, row: Row, past: int) -> tuple[str, str]:
+def valid_window(graph: GraphBuilder, name: str, x: str, row: Row, past: int) -> tuple[str, str]:
     """Emit the same, and where it has rows of the stream: `(batch, past + 1, 1, ..)`, float64 of 0 and 1."""
     rows = graph.op("Shape", x, start=0, end=1)
     ones = graph.constant(np.ones([1] * len(row)), "float64")
     shape = graph.op("Concat", rows, graph.ints([1] * len(row)), axis=0) if row else rows
     here = graph.op("Expand", ones, shape)
-    return _window(graph, name, x, row, past), _window(graph, f"{name}.valid", here, (1,) * len(row), past, "bool")
+    return window(graph, name, x, row, past), window(graph, f"{name}.valid", here, (1,) * len(row), past, "bool")
 
 
-def _mean(graph: GraphBuilder, window: str, valid: str) -> str:
+def _mean(graph: GraphBuilder, rows: str, valid: str) -> str:
     axes = graph.ints([1])
-    total = graph.op("ReduceSum", graph.op("Mul", window, valid), axes, keepdims=0)
+    total = graph.op("ReduceSum", graph.op("Mul", rows, valid), axes, keepdims=0)
     return graph.op("Div", total, graph.op("ReduceSum", valid, axes, keepdims=0))

@@ -8,12 +8,13 @@ from dataclasses import replace
 import onnx
 from onnx import helper
 
-from stepwell_export.converted import ConvertedModel
+from stepwell_export.converted import ConvertedModel, Learned
 from stepwell_export.graph.builder import NodeBuilder, declared
 from stepwell_export.graph.nodes import read_opset, tensor_names
 from stepwell_export.graph.onnx_file import with_opset, without_functions
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.stages.learning import LearningStage
 from stepwell_export.stages.merged_reference import MergedReference
 from stepwell_export.stages.phases import with_turned_phases
 from stepwell_export.stages.renaming import with_names
@@ -97,19 +98,23 @@ class _Merged:
                 fix="Join models that take the same number of timesteps, or any number.",
             )
         limits = [part.longest for part in parts if part.longest is not None]
-        reference = MergedReference(self.nodes, {name: value for value, name in self.given.items()}, self._answers)
+        front, taps = self._front()
+        inputs = {name: value for value, name in self.given.items()}
+        reference = MergedReference(self.nodes, inputs, self._answers, front, taps)
+        learning = [node.stage for node, _, _ in self.nodes if isinstance(node.stage, LearningStage)]
+        learned = Learned(front, reference.twin, max(stage.long_steps for stage in learning)) if learning else None
         whole = ConvertedModel(
             self._proto(),
             self._manifest(),
-            reference.original,
+            reference.original if front is None else reference.on_front,
             against=", ".join(dict.fromkeys(name for part in parts for name in part.against.split(", "))),
             samplers=reference.samplers(),
             only_length=next(iter(lengths), None),
             longest=min(limits, default=None),
-            probe=reference.probe if any(part.probe for part in parts) else None,
+            probe=reference.probe if not learning and any(part.probe for part in parts) else None,
             rounding=max(part.rounding for part in parts),
             windows={window for part in parts for window in part.windows},
-            observer=reference.observe if any(part.observer for part in parts) else None,
+            observer=reference.observe if not learning and any(part.observer for part in parts) else None,
             vocabularies={
                 names[name]: count
                 for node, part, names in self.nodes
@@ -117,9 +122,16 @@ class _Merged:
                 if node.reads[name] in self._is_direct
             },
             compiles=any(part.compiles for part in parts),
+            learned=learned,
+            constants={
+                tensor.name
+                for node, part, _ in self.nodes
+                if node.stage is not None
+                for tensor in part.proto.graph.initializer
+            },
         )
         phases = self._phases()
-        if not phases:
+        if not phases or learning:
             return whole
         magnitudes = {name: self.tensors[magnitude] for name, magnitude in phases.items()}
         more = {self.tensors[magnitude]: magnitude for magnitude in phases.values()}
@@ -133,6 +145,28 @@ class _Merged:
             if value.maker is not None and value.maker.stage is not None
             if value.output == "phase" and value.maker.stage.gives == POLAR
         }
+
+    def _front(self) -> tuple[ConvertedModel | None, dict[str, NamedValue]]:
+        """Return the graph whose answers are the values that learning stages read, and these by name; None: none."""
+        nodes = [node for node, _, _ in self.nodes]
+        taps: dict[str, NamedValue] = {}
+        for node in nodes:
+            for value in node.reads.values() if isinstance(node.stage, LearningStage) else ():
+                if value.maker is not None and value not in taps.values():
+                    taken = [*taps, *(known.name for known in self.given)]
+                    name = value.name if value.name not in taken else f"{value.name}/{len(taps)}"
+                    taps[name] = value
+        if not taps:
+            return None, {}
+        needed, open_values = set[Node](), [*taps.values()]
+        while open_values:
+            maker = open_values.pop().maker
+            if maker is not None and maker not in needed:
+                needed.add(maker)
+                open_values += maker.reads.values()
+        front = [node for node in nodes if node in needed]
+        read = {value for node in front for value in node.reads.values()}
+        return merge(front, {name: value for value, name in self.given.items() if value in read}, taps), taps
 
     def _spec(self, value: NamedValue) -> InputSpec:
         """Return what an input is in the graph: as its only reader has it, or with rows as they are sent."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,10 +12,15 @@ from stepwell_export.converted import ConvertedModel
 from stepwell_export.localize import Activation
 from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
+from stepwell_export.runtime.step_model import StepModel, stacked
+from stepwell_export.stages.history import MISSING
+from stepwell_export.stages.learning import LearningStage
+from stepwell_export.stages.learning_graph import is_truth
 from stepwell_export.stages.values import NamedValue, Node
 from stepwell_export.verify.decisions.record import Observed
-from stepwell_export.verify.reference import PrefixAnswers
+from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
+from stepwell_export.verify.runners import TOGETHER, stepped
 from stepwell_export.verify.samplers import Sampler
 
 Answers = dict[str, Array | PrefixAnswers]
@@ -33,11 +39,15 @@ class MergedReference:
         parts: The parts, in order.
         inputs: What is sent, by the name in the graph.
         answers: The answers by name.
+        front: The graph whose answers are what learning stages read; None: they read inputs alone, or there are none.
+        taps: The values that it answers, by name.
     """
 
     parts: Sequence[Placed]
     inputs: Mapping[str, NamedValue]
     answers: Mapping[str, NamedValue]
+    front: ConvertedModel | None = None
+    taps: Mapping[str, NamedValue] = field(default_factory=dict)
 
     def original(self, inputs: Mapping[str, Array]) -> Answers:
         """Return every answer, of all references.
@@ -45,9 +55,26 @@ class MergedReference:
         Raises:
             RefusedModelError: A part needs a value for every timestep, and its model has one for a whole sequence.
         """
-        known = self._known(inputs)
+        return self._answered(inputs, {})
+
+    def on_front(self, inputs: Mapping[str, Array]) -> Answers:
+        """Return every answer, learning stages on the values of the graph in front of them, as it is."""
+        return dict(self.twin(_loaded(self.front))(inputs))
+
+    def twin(self, front: StepModel | None) -> ReferenceModel:
+        """Return what gives every answer, learning stages on the values that `front` gives."""
+
+        def original(inputs: Mapping[str, Array]) -> Answers:
+            own = {} if front is None else _own_values(front, inputs)
+            return self._answered(inputs, {self.taps[name]: values for name, values in own.items()})
+
+        return original
+
+    def _answered(self, inputs: Mapping[str, Array], own: Known) -> Answers:
+        known, needed = self._known(inputs), self._needed(own)
         for placed in self.parts:
-            self._run(placed, known)
+            if placed[0] in needed:
+                self._run(placed, known, own if isinstance(placed[0].stage, LearningStage) else {})
         return {name: known[value] for name, value in self.answers.items()}
 
     def probe(self, inputs: Mapping[str, Array]) -> list[Activation]:
@@ -78,6 +105,17 @@ class MergedReference:
 
     # ---------------------------------------------------------------- running
 
+    def _needed(self, own: Known) -> set[Node]:
+        """Return the parts that answers need, where learning stages have the graph's own values of what they read."""
+        needed, values = set[Node](), [*self.answers.values()]
+        while values:
+            maker = values.pop().maker
+            if maker is not None and maker not in needed:
+                needed.add(maker)
+                learns = isinstance(maker.stage, LearningStage)
+                values += [value for value in maker.reads.values() if not (learns and value in own)]
+        return needed
+
     def _known(self, inputs: Mapping[str, Array]) -> Known:
         return {value: inputs[name] for name, value in self.inputs.items()}
 
@@ -94,9 +132,10 @@ class MergedReference:
             given[names[into]] = replace(answer, values=values) if isinstance(answer, PrefixAnswers) else values
         return given
 
-    def _run(self, placed: Placed, known: Known) -> None:
+    def _run(self, placed: Placed, known: Known, own: Known | None = None) -> None:
+        """Run a part's reference; learning stages are given the graph's own values of what they read."""
         node, part, names = placed
-        given = self._given(placed, known)
+        given = self._given(placed, {**known, **(own or {})})
         prefixes = [answer for answer in given.values() if isinstance(answer, PrefixAnswers)]
         if not prefixes:
             found = dict(part.original(_arrays(given)))
@@ -157,16 +196,64 @@ class MergedReference:
                             return node.stage.draw_before(rng, behind.astype(np.float64))
                 return None
 
-            found = {}
+            found, truths = {}, {}
             for name, value in self.inputs.items():
-                assert value.spec is not None
+                spec = value.spec
+                assert isinstance(spec, InputSpec)
                 values = draw(value)
+                if values is None and all(is_truth(node, into) for node, into in value.readers):
+                    truths[name] = value
+                    found[name] = np.full((rows, steps, *spec.shape), np.nan, spec.dtype)
+                    continue
                 if values is None:
-                    values = random_rows(rng, value.spec, (rows, steps))
-                found[name] = values.reshape(rows, steps, *value.spec.shape).astype(value.spec.dtype)
+                    values = random_rows(rng, spec, (rows, steps))
+                    values = _with_holes(rng, values) if spec.missing == "nan" else values
+                found[name] = values.reshape(rows, steps, *spec.shape).astype(spec.dtype)
+            for name, value in truths.items():
+                found[name] = self._drawn_truth(rng, value, found)
             return found
 
         return sample
+
+    def _drawn_truth(self, rng: np.random.Generator, truth: NamedValue, drawn: Mapping[str, Array]) -> Array:
+        """Draw truths that fit what the first stage that reads them is given, with noise; some are missing."""
+        node = next(node for node, _, _ in self.parts if truth in node.reads.values())
+        assert isinstance(node.stage, LearningStage)
+        assert truth.spec is not None
+        given = node.reads["in0"]
+        if given.maker is None:
+            values = drawn[next(name for name, value in self.inputs.items() if value is given)]
+        else:
+            front = _loaded(self.front)
+            assert front is not None
+            name = next(name for name, value in self.taps.items() if value is given)
+            values = _own_values(front, drawn)[name]
+        found = node.stage.draw_truth(rng, values.astype(np.float64), truth.spec.row_size)
+        shape = (*found.shape[:2], *truth.spec.row_shape)
+        return _with_holes(rng, found.reshape(shape).astype(truth.spec.dtype))
+
+
+@lru_cache(maxsize=1)
+def _opened(content: bytes, manifest: str) -> StepModel:
+    return StepModel(content, Manifest.from_json(manifest, where="the graph in front"))
+
+
+def _loaded(front: ConvertedModel | None) -> StepModel | None:
+    return None if front is None else _opened(front.proto.SerializeToString(), front.manifest.to_json())
+
+
+def _own_values(front: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what a graph gives for whole sequences, run step by step, with as many rows together as are compared."""
+    given = {spec.name: inputs[spec.name] for spec in front.manifest.inputs}
+    rows = len(next(iter(given.values())))
+    return stacked([
+        stepped(front, {name: array[at : at + TOGETHER] for name, array in given.items()})[0]
+        for at in range(0, rows, TOGETHER)
+    ])  # fmt: skip
+
+
+def _with_holes(rng: np.random.Generator, values: Array) -> Array:
+    return np.where(rng.random(values.shape) < MISSING, np.nan, values)
 
 
 def _arrays(answers: Mapping[str, Array | PrefixAnswers]) -> dict[str, Array]:

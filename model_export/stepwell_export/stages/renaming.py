@@ -33,6 +33,7 @@ def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel
         proto=proto,
         manifest=_renamed_manifest(part.manifest, names),
         original=lambda inputs: _keys(original(_keys(inputs, old)), names),
+        learned=None,
         samplers={kind: _renamed_sampler(draw, names) for kind, draw in (part.samplers or {}).items()} or None,
         probe=probe and (lambda inputs: [
             Activation(found.layer, names.get(found.tensor, found.tensor), found.values)
@@ -51,6 +52,7 @@ def _renamed_manifest(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
         "inputs": new(manifest.inputs, "name"),
         "outputs": new(manifest.outputs, "name"),
         "states": new(manifest.states, "input", "output"),
+        "learn": None if manifest.learn is None else names.get(manifest.learn, manifest.learn),
     })  # fmt: skip
 
 

@@ -164,8 +164,9 @@ def verify_parity(
     manifest = manifest or load().manifest
     samplers = samplers or {"random": random_sampler(manifest)}
     eighth = error_growth.steps_for(size) // 8
-    alone_steps = eighth if eighth < STEPS else None  # all, as the model is not large
-    beside = Beside(load, in_thread=alone_steps is not None)
+    is_large = eighth < STEPS
+    alone_steps = eighth if is_large else 4 * STEPS  # of what is drawn for a usual model, that is all
+    beside = Beside(load, in_thread=is_large)
     check = _Check(original, beside, manifest, tolerance, Coverage(observer), progress or (lambda *_: None))
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
@@ -183,16 +184,17 @@ def verify_parity(
             check.sequences(kind, data, runs)
         check.skip_what_the_model_lacks()
         whole = max(next(iter(data.values())).shape[1] for _, data in kinds)
-        if check.model.batched and alone_steps is not None and alone_steps < whole:
-            check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
+        if check.model.batched and alone_steps < whole:
+            why = "the model is large" if is_large else "all timesteps were compared together"
+            check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", why))
         if long is None or running is None:
             check.skipped.append(Skipped("long run", f"the original was run over {steps} timesteps at most"))
         else:
             check.long(long, running, shortened)
-    check.driven(draw, vocabularies or {}, steps)
+    check.driven(draw, vocabularies or {}, min(steps, 4 * STEPS))
     most = error_growth.most_steps(size) if longest is None else longest
     if long_steps:
-        check.at_lengths(draw, steps, most, most_lengths)
+        check.at_lengths(draw, min(steps, 4 * STEPS), most, most_lengths)
     if long is not None and (check.coverage.open or check.coverage.is_of_sizes):
         check.coverage.observe(long)
     check.skip_what_was_not_covered()

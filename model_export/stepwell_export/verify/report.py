@@ -65,6 +65,8 @@ class ParityReport:
         covered: What of the original's behaviour was compared.
         lowered: What was stored in fewer bits, in words; empty: nothing. Random data does not show what that does to
             the values of a real stream.
+        kept: What was left as it is nevertheless, in words; empty: nothing.
+        front: The report on the graph in front of what learns, which gives the values that it learns from.
     """
 
     parity: Parity
@@ -79,6 +81,8 @@ class ParityReport:
     chunk: ChunkChoice | None = None
     covered: Covered = field(default_factory=Covered)
     lowered: str = ""
+    kept: str = ""
+    front: ParityReport | None = None
 
     @property
     def weak(self) -> bool:
@@ -94,7 +98,14 @@ class ParityReport:
         reasons += self.covered.one_sided
         if self.lowered and not self.is_settled:
             reasons.append(f"{self.lowered}, and random data does not show what that does to your own values")
+        if self.front is not None:
+            reasons += [reason for reason in self.front.reasons if reason not in reasons]
         return reasons
+
+    def with_front(self, front: ParityReport) -> ParityReport:
+        """Return the report with that on the graph in front of what learns."""
+        parity = self.parity.model_copy(update={"max_abs": max(self.parity.max_abs, front.parity.max_abs)})
+        return dataclasses.replace(self, parity=parity, front=front)
 
     @property
     def is_settled(self) -> bool:
@@ -103,7 +114,8 @@ class ParityReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        fields = dataclasses.asdict(dataclasses.replace(self, reference=None))
+        fields = dataclasses.asdict(dataclasses.replace(self, reference=None, front=None))
+        fields["front"] = None if self.front is None else self.front.as_json()
         kept = None if self.reference is None else self.reference.model_dump(include={"sequences", "timesteps"})
         return {**fields, "parity": self.parity.model_dump(mode="json"), "weak": self.weak, "reference": kept}
 

@@ -271,6 +271,11 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
         yield f"chunks:  {difference} of chunks of {lengths} timesteps from single steps"
     if report.chunk is not None:
         yield f"speed:   {_chunk_line(report.chunk)}"
+    if report.kept:
+        yield f"kept:    {report.kept}"
+    if report.front is not None:
+        names = ", ".join(line.name for line in report.front.outputs)
+        yield f"learned: from {names}, which differ from the original by at most {report.front.parity.max_abs:.1e}"
     for skipped in report.skipped:
         yield f"skipped: {skipped.what}: {skipped.why}"
 

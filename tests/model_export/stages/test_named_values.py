@@ -113,7 +113,7 @@ def test_a_model_without_memory_is_a_part(sums: Path, tmp_path: Path) -> None:
 
 
 def test_an_input_that_one_part_needs_complete_is_not_imputed_for_another(both: Path) -> None:
-    with pytest.raises(UnclearModelError, match="Clip reads 'x' in front of what replaces its missing values, or besi"):
+    with pytest.raises(UnclearModelError, match="Clip reads 'x', whose values may be missing for another part"):
         convert(Impute("last", of="x", to="filled"), Clip(of="inputs.x", to="v"), Part(both, of=("filled", "v")))
 
 
