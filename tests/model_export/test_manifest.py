@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stepwell_export.runtime.errors import ManifestError
-from stepwell_export.runtime.manifest import DTYPES, Array, ConstantSpec, Manifest, PackedTensor, sidecar_of
+from stepwell_export.runtime.manifest import DTYPES, Array, ConstantSpec, Manifest, OutputSpec, PackedTensor, sidecar_of
 
 # The example of the contract, section 2, with a value for each choice.
 CONTRACT = """
@@ -221,3 +221,7 @@ def test_values_are_never_coerced() -> None:
 
 def test_the_sidecar_lies_beside_the_file_with_its_whole_name() -> None:
     assert sidecar_of(Path("models/pump.onnx")) == Path("models/pump.onnx.stepwell.json")
+
+
+def test_some_keys_of_an_output_can_be_written() -> None:
+    assert OutputSpec(name="y", dtype="float32", shape=[1]).model_dump(include={"name"}) == {"name": "y"}
