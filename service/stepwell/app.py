@@ -19,12 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
-from stepwell.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
+from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import (
     admin,
     feed,
-    oip,
     releases,
     sse,
     stream_ops,
@@ -47,7 +46,7 @@ from stepwell.releases.gate import Gates
 from stepwell.releases.worker import WorkerReleases
 from stepwell.requests.auth.jwt import load_api_keys
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import error_format_of
+from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error
 from stepwell.service_addon import ServiceAddon
 from stepwell.settings import Settings, SharedFolders
@@ -105,7 +104,9 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     found = registered("stepwell.addons").values()
     addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
-    app.router.route_class = RawRoute
+    context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
+    context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
+    app.router.route_class = raw_route_class(context)
     # replaced as FastAPI documents it; called after all routes have been added
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _respond_without_route)
@@ -115,7 +116,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     for addon in addons:
         addon.add_routes(app)
     streams.add_routes(app, context)
-    oip.add_routes(app, context)
     feed.add_routes(app, context)
     stream_ops.add_routes(app, context)
     watch.add_routes(app, context)
@@ -295,7 +295,7 @@ async def _respond_without_route(request: Request, exc: Exception) -> Response:
     context: AppContext = request.app.state.context
     headers = {}
     path = request.scope["path"]
-    error_format = error_format_of(path)
+    error_format = context.error_format_of(path)
     try:
         reject_escaped_slash(request.scope)
         if exc.status_code == 405:
@@ -333,6 +333,6 @@ async def _internal_error(request: Request, exc: Exception) -> Response:
     """Respond to an unexpected exception, without details, which are in the log."""
     context: AppContext = request.app.state.context
     context.metrics.refusal("internal")
-    error_format = error_format_of(request.scope["path"])
+    error_format = context.error_format_of(request.scope["path"])
     context.metrics.request(error_format.transport, 500)
     return with_request_id(problem_response(internal_error(), error_format), request.scope)

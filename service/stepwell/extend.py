@@ -67,6 +67,8 @@ from stepwell_export.runtime.registered import AddonError
 if TYPE_CHECKING:
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
+    from stepwell.requests.error_formats import ErrorFormat
+    from stepwell.requests.hot_routes import HotRoute
     from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.settings import AddonSettings
     from stepwell_export.graph.builder import GraphBuilder
@@ -87,7 +89,9 @@ __all__ = [
     "Command",
     "ConnectError",
     "ConnectUsageError",
+    "ErrorFormat",
     "GraphBuilder",
+    "HotRoute",
     "HttpApi",
     "Key",
     "MessageReader",
@@ -109,6 +113,8 @@ _LOADED_WHEN_USED: Final = {
     "AddonSettings": "stepwell.settings",
     "AppContext": "stepwell.requests.context",
     "Call": "stepwell_export.keras",
+    "ErrorFormat": "stepwell.requests.error_formats",
+    "HotRoute": "stepwell.requests.hot_routes",
     "GraphBuilder": "stepwell_export.graph.builder",
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
+    from stepwell.requests.error_formats import ErrorFormat
+    from stepwell.requests.hot_routes import HotRoute
 
 
 class ServiceAddon:
@@ -29,6 +31,14 @@ class ServiceAddon:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add routes, behind those of steps and before all others: the first one that matches a path answers."""
+
+    def hot_routes(self) -> Iterable[HotRoute]:
+        """Return those of its routes that are requested often, so that the fast path handles them, too."""
+        return ()
+
+    def error_formats(self) -> Mapping[str, ErrorFormat]:
+        """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""
+        return {}
 
     async def start(self) -> None:
         """Begin: the store is reachable and the models are loaded, and no request is answered yet.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from stepwell.addons.oip.infer_handler import codec_of
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, nan_at, total, write_model, write_models
@@ -185,13 +186,14 @@ def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_pat
     with running_service(shared_redis.url, folder) as own:
         context, registry = own.app.state.context, own.app.state.engine.models
         own.step("total", "gone", [1.0, 2.0])
-        readers = [weakref.ref(read(registry.get("total"))) for read in (context.decoder, context.infer_codec)]
+        served = registry.get("total")
+        readers = [weakref.ref(found) for found in (context.decoder(served), codec_of(context, served))]
+        del served
         before = own.http.get("/metrics").text
         (folder / "total.onnx").unlink()
         write_models(folder, fold)  # read again, as it is a new file
         own.http.post("/v1/models/reload")
-        for read in (context.decoder, context.infer_codec):
-            read(registry.get("fold"))
+        context.decoder(registry.get("fold"))
         step_in_one_packet(own, "fold")  # the fast path, too, lets go of what is gone with its next request
         gc.collect()
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.api.oip import InferClient
+from tests.addons.oip.client import InferClient
 from tests.api.running import Service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold_reference

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -25,7 +25,7 @@ from stepwell.requests.audit import Action
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import NATIVE, ErrorFormat, error_format_of
+from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.hot_routes import KEY_LIMIT
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
@@ -84,10 +84,12 @@ class RawRoute(APIRoute):
     FastAPI's own parsing and validation would cost five times what a step costs; the codec validates bodies.
     """
 
+    context: ClassVar[AppContext]
+
     @property
     def error_format(self) -> ErrorFormat:
         """Status and body of its errors."""
-        return error_format_of(self.path)
+        return self.context.error_format_of(self.path)
 
     @property
     def name_for_metrics(self) -> str:
@@ -105,6 +107,11 @@ class RawRoute(APIRoute):
             return await run_with_problems(work, request, context, error_format, name)
 
         return handle
+
+
+def raw_route_class(context: AppContext) -> type[RawRoute]:
+    """Return the class of all routes of an application."""
+    return type("RawRoute", (RawRoute,), {"context": context})
 
 
 async def _checked(

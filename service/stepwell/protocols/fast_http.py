@@ -12,7 +12,6 @@ from stepwell.protocols.hot_requests import HotRequestMatcher, RequestHead
 from stepwell.protocols.http_limits import LimitedHttpProtocol, protocol_attributes
 from stepwell.protocols.pipeline import InFlightRequest, ResponsePipeline
 from stepwell.requests.context import AppContext
-from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import body_timeout
 
 _MAX_PIPELINED: Final = 64  # requests of one connection that may wait for their responses; no more are started
@@ -277,5 +276,5 @@ def fast_http_class(context: AppContext) -> type[FastHttpProtocol]:
     return type(
         "FastHttpProtocol",
         (FastHttpProtocol,),
-        {**protocol_attributes(context), "matcher": HotRequestMatcher(context, HOT_ROUTES)},
+        {**protocol_attributes(context), "matcher": HotRequestMatcher(context, context.hot_routes)},
     )

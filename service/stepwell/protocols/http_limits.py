@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from stepwell.errors import ServiceError
 from stepwell.protocols.http_upgrades import UpgradingHttpProtocol
 from stepwell.requests.close_codes import SEND_TIMEOUT_S
-from stepwell.requests.error_formats import RawHttpResponse, error_format_of
+from stepwell.requests.error_formats import RawHttpResponse
 from stepwell.requests.hot_routes import HOST
 from stepwell.requests.request_ids import RESPONSE_HEADER, request_id_of
 
@@ -218,7 +218,7 @@ class LimitedHttpProtocol(UpgradingHttpProtocol):
         return None
 
     def _respond(self, error: ServiceError, path: str = "") -> RawHttpResponse:
-        error_format = error_format_of(path)
+        error_format = self.context.error_format_of(path)
         response = error_format.response(error)
         self.metrics.refusal(error.code)
         self.metrics.request(error_format.transport, response.status)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from stepwell.codec import RequestDecoder
-from stepwell.codec.oip import InferCodec
 from stepwell.engine.engine import Engine
 from stepwell.engine.model_reloads import ModelReloads
 from stepwell.errors import ServiceError
@@ -16,14 +15,18 @@ from stepwell.models.served import ServedModel
 from stepwell.releases.service import ReleaseService
 from stepwell.requests.audit import AuditLog
 from stepwell.requests.auth.api_keys import ApiKeys, Caller, Scope
+from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.settings import is_loopback
 from stepwell.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
+    from stepwell.requests.hot_routes import HotRoute
     from stepwell.settings import Settings
     from stepwell.tracing.tracer import Tracer
+    from stepwell_export.runtime.manifest import Manifest
 
+Codec = TypeVar("Codec")
 
 # Steps are counted by their timesteps, in the engine; requests for metrics are never limited.
 _RATE_LIMITED_SCOPES: Final[frozenset[Scope]] = frozenset({"read", "admin", "models"})
@@ -43,6 +46,8 @@ class AppContext:
         safety: Checks that the store's settings are safe; set while the application runs.
         tracer: Traces requests; None: none is traced.
         large_bodies: Decodes large bodies.
+        hot_routes: The routes of the fast path, with those of add-ons.
+        error_formats: Formats of errors that add-ons have, by the first segment of the paths.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
         websockets_of: The same by tenant.
@@ -67,10 +72,11 @@ class AppContext:
         self.websockets_of: Counter[str] = Counter()
         self.ready = False
         self.draining = False
-        self._decoders: dict[tuple[str, int], RequestDecoder] = {}
+        self.hot_routes: Sequence[HotRoute] = ()
+        self.error_formats: Mapping[str, ErrorFormat] = {}
+        self._codecs: dict[tuple[Callable[..., Any], str, int], tuple[Manifest, Any]] = {}
         self._loopback_only = not keys.required and is_loopback(settings.host)  # the address is the only protection
         self._counts_requests = settings.tenant_rate is not None
-        self._infer_codecs: dict[tuple[str, int], InferCodec] = {}
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 
     def authenticate(self, authorization: str | None, scope: Scope) -> Caller:
@@ -117,38 +123,30 @@ class AppContext:
         """A number that grows when models or keys change; handlers cached by head are valid until then."""
         return self.api_keys.generation() + self.engine.models.generation
 
+    def codec(self, make: Callable[[ServedModel, Settings], Codec], served: ServedModel) -> Codec:
+        """Return what a function makes of a model version; it is called again when the file was reloaded."""
+        key = (make, served.name, served.version)
+        manifest, codec = self._codecs.get(key, (None, None))
+        if manifest is not served.manifest:
+            codec = make(served, self.settings)
+            self._evict_unserved()
+            self._codecs[key] = served.manifest, codec
+        return cast("Codec", codec)
+
     def decoder(self, served: ServedModel) -> RequestDecoder:
         """Return the decoder of request bodies for a model."""
-        decoder = self._decoders.get((served.name, served.version))
-        if decoder is None or decoder.manifest is not served.manifest:  # a new model, or one reloaded from its file
-            limits = self.settings
-            decoder = RequestDecoder(
-                served.manifest, max_chunk_steps=limits.max_chunk_steps, max_streams=limits.queue_limit
-            )
-            self._evict_unserved(self._decoders)
-            self._decoders[served.name, served.version] = decoder
-        return decoder
+        return self.codec(_decoder, served)
 
-    def infer_codec(self, served: ServedModel) -> InferCodec:
-        """Return the codec of the Open Inference Protocol for a model."""
-        codec = self._infer_codecs.get((served.name, served.version))
-        if codec is None or codec.manifest is not served.manifest:
-            codec = InferCodec(
-                served.name,
-                served.manifest,
-                stateful=served.stateful,
-                max_rows=self.settings.max_batch_size,
-            )
-            self._evict_unserved(self._infer_codecs)
-            self._infer_codecs[served.name, served.version] = codec
-        return codec
+    def error_format_of(self, path: str) -> ErrorFormat:
+        """Return the error format of the routes at a path."""
+        return self.error_formats.get(path[1:].partition("/")[0], NATIVE)
 
-    def _evict_unserved(self, codecs: dict[tuple[str, int], Any]) -> None:
+    def _evict_unserved(self) -> None:
         """Evict the codecs of models and versions that are no longer served."""
         models = self.engine.models
-        for name, version in list(codecs):
-            if version not in models.versions(name):
-                del codecs[name, version]
+        for key in list(self._codecs):
+            if key[2] not in models.versions(key[1]):
+                del self._codecs[key]
 
     def check_host(self, host: str | None) -> None:
         """Check that a browser uses a name of this machine, if the address is the service's only protection.
@@ -187,6 +185,10 @@ class AppContext:
         if is_own_origin and not (self._loopback_only and _may_be_another_machine(host)):
             return
         raise _wrong_host(origin)
+
+
+def _decoder(served: ServedModel, settings: Settings) -> RequestDecoder:
+    return RequestDecoder(served.manifest, max_chunk_steps=settings.max_chunk_steps, max_streams=settings.queue_limit)
 
 
 def _wrong_host(origin: str) -> ServiceError:

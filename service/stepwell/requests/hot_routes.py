@@ -1,7 +1,8 @@
 """The table of hot routes, and the parser of their request headers, for the fast path.
 
-To add a hot route, add a row: the pattern of its path, and a function that creates the `RequestHandler` of a request.
-The route stays declared in FastAPI, which handles every request with an unusual head.
+A hot route is a row: the pattern of its path, and a function that creates the `RequestHandler` of a request; those of
+add-ons come from `ServiceAddon.hot_routes`. The route stays declared in FastAPI, which handles every request with an
+unusual head.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Final, NamedTuple
 
 from stepwell.codec import Format
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import NATIVE, OIP, ErrorFormat
+from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler
-from stepwell.requests.infer_handler import InferHandler, model_for_oip
 from stepwell.requests.run_handler import RunHandler
 from stepwell.types import StreamKey
 from stepwell_client.wire.formats import format_of_answer, format_of_body
@@ -28,7 +28,6 @@ KEY_LIMIT: Final = 255
 
 _LENGTH_DIGITS: Final = 10
 _MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
-_OIP_MODEL: Final = r"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
 RELEVANT_HEADERS: Final = frozenset({
     b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
@@ -179,47 +178,10 @@ def _run(context: AppContext, parts: Sequence[str], version: int | None, headers
     return RunHandler(context, served, tenant, headers.request_format, headers.response_format)
 
 
-def _infer(context: AppContext, parts: Sequence[str], _version: int | None, headers: RequestHeaders) -> InferHandler:
-    model, *versions = parts
-    return make_infer_handler(context, model, versions[0] if versions else None, headers)
-
-
-def make_infer_handler(context: AppContext, model: str, version: str | None, headers: RequestHeaders) -> InferHandler:
-    """Return the handler of an infer request.
-
-    Args:
-        context: The dependencies of every route.
-        model: The model's name in the path.
-        version: The version in the path, or None.
-        headers: The request's headers.
-
-    Raises:
-        ServiceError: The head is rejected.
-    """
-    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
-    served = model_for_oip(context, model, version)
-    return InferHandler(
-        context,
-        served,
-        None if version is None else served.version,
-        tenant,
-        headers.idempotency_key,
-        headers.document_bytes,
-    )
-
-
 HOT_ROUTES: Final = (
     HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(step)", "POST /v1/models/{model}/streams/{stream}/step", _step),
     HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps)", "POST /v1/models/{model}/streams/{stream}/steps", _step),
     HotRoute("/v1/models/", f"{_MODEL}/(step)", "POST /v1/models/{model}/step", _bulk),
     HotRoute("/v1/models/", f"{_MODEL}/(steps)", "POST /v1/models/{model}/steps", _bulk),
     HotRoute("/v1/models/", f"{_MODEL}/run", "POST /v1/models/{model}/run", _run),
-    HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", "POST /v2/models/{model}/infer", _infer, OIP),
-    HotRoute(
-        "/v2/models/",
-        f"{_OIP_MODEL}/versions/([1-9][0-9]{{0,8}})/infer",
-        "POST /v2/models/{model}/versions/{version}/infer",
-        _infer,
-        OIP,
-    ),
 )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from stepwell.codec.oip import DATATYPES
+from stepwell.addons.oip.tensors import DATATYPES
 from stepwell_export.runtime.manifest import Array
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: STEPWELL_EXTRAS=grpc")

@@ -13,7 +13,7 @@ import pytest
 from stepwell_export.runtime.manifest import Array
 from tests.addons.grpc_api.client import CONTENTS, CallError, GrpcClient, infer_request, outputs_of, parameters_of
 from tests.addons.grpc_api.conftest import GrpcService
-from tests.api.oip import binary_body, document, output_array, tensor
+from tests.addons.oip.client import binary_body, document, output_array, tensor
 
 CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",

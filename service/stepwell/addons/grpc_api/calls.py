@@ -12,14 +12,13 @@ from google.protobuf.message import DecodeError
 from stepwell.addons.grpc_api import infer_codec
 from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferResponse
+from stepwell.addons.oip.errors import bad_request, oip_status
+from stepwell.addons.oip.infer_handler import InferHandler, codec_of, model_for_oip
 from stepwell.codec import Format
-from stepwell.codec.oip.errors import bad_request
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import oip_status
 from stepwell.requests.hot_routes import KEY_LIMIT
-from stepwell.requests.infer_handler import InferHandler, model_for_oip
 from stepwell.requests.problems import internal_error
 from stepwell.requests.request_ids import log_fields, request_id_of
 from stepwell.requests.traced import submit_traced
@@ -109,7 +108,7 @@ class InferCall:
 
     def submit(self, _body: bytes, done: Callable[[Any], None]) -> None:
         """Submit the request, or raise what is wrong with it; the body is decoded already."""
-        request = infer_codec.decode(self._message, self._context.infer_codec(self.served))
+        request = infer_codec.decode(self._message, codec_of(self._context, self.served))
         self._handler.submit_request(request, done)
 
     def submit_or_trace(self, head: CallHead, done: Callable[[Any], None]) -> None:

@@ -8,8 +8,8 @@ from typing import Final
 
 from grpc import StatusCode
 
+from stepwell.addons.oip.errors import oip_status
 from stepwell.errors import ServiceError
-from stepwell.requests.error_formats import oip_status
 from stepwell.requests.problems import RETRY_AFTER_S
 
 _CODES: Final[Mapping[int, StatusCode]] = {

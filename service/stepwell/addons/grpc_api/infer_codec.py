@@ -8,11 +8,11 @@ from typing import Any, Final
 import numpy as np
 
 from stepwell.addons.grpc_api.messages import Message
-from stepwell.codec.oip import DATATYPES, InferCodec, InferRequest
-from stepwell.codec.oip.errors import bad_request, quote
-from stepwell.codec.oip.infer_bodies import ID_LIMIT, InferBody, InferInput, Parameters, RequestedOutput
-from stepwell.codec.oip.tensors import raw_bytes
-from stepwell.requests.infer_handler import InferResult
+from stepwell.addons.oip.errors import bad_request, quote
+from stepwell.addons.oip.infer_bodies import ID_LIMIT, InferBody, InferInput, Parameters, RequestedOutput
+from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
+from stepwell.addons.oip.infer_handler import InferResult
+from stepwell.addons.oip.tensors import DATATYPES, raw_bytes
 
 FINAL_RESPONSE: Final = "triton_final_response"
 """The response parameter that marks the last response to a request, if the request has the parameter for that."""

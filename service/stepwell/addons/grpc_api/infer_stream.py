@@ -14,10 +14,10 @@ from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error, parse
 from stepwell.addons.grpc_api.infer_codec import FINAL_RESPONSE, set_parameter
 from stepwell.addons.grpc_api.messages import Message, ModelInferRequest, ModelStreamInferResponse
+from stepwell.addons.oip.errors import oip_message
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import oip_message
 
 _MAX_PENDING: Final = 256  # requests that may wait for their responses
 _MAX_PENDING_BYTES: Final = 4 * 2**20  # their total size; a single larger request is accepted if no other waits

@@ -16,14 +16,14 @@ from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error
 from stepwell.addons.grpc_api.errors import code_of, metadata_of
 from stepwell.addons.grpc_api.infer_stream import InferStream
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferRequest, message_class
+from stepwell.addons.oip import models
+from stepwell.addons.oip.errors import oip_message
+from stepwell.addons.oip.infer_handler import model_for_oip
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
-from stepwell.requests import oip_models
 from stepwell.requests.auth.api_keys import Caller, Scope
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
-from stepwell.requests.error_formats import oip_message
-from stepwell.requests.infer_handler import model_for_oip
 from stepwell.requests.request_ids import RESPONSE_HEADER
 
 _CANCELLED: Final = 499  # as for HTTP: the client has gone and does not receive the response
@@ -129,7 +129,7 @@ class InferenceMethods:
 
     async def _server_metadata(self, _request: Message, head: CallHead) -> Any:
         self._caller(head, "read")
-        return oip_models.server_metadata(self._version)
+        return models.server_metadata(self._version)
 
     async def _model_ready(self, request: Message, head: CallHead) -> Any:
         self._caller(head, "read")
@@ -140,31 +140,31 @@ class InferenceMethods:
         return {"ready": True}
 
     async def _model_metadata(self, request: Message, head: CallHead) -> Any:
-        return oip_models.model_metadata(self._context, self._model(request, head), one_version=bool(request.version))
+        return models.model_metadata(self._context, self._model(request, head), one_version=bool(request.version))
 
     async def _model_config(self, request: Message, head: CallHead) -> Any:
-        return {"config": oip_models.model_config(self._context, self._model(request, head))}
+        return {"config": models.model_config(self._context, self._model(request, head))}
 
     async def _model_statistics(self, request: Message, head: CallHead) -> Any:
         if request.name:
-            return await oip_models.model_stats(self._context, [self._model(request, head)])
+            return await models.model_stats(self._context, [self._model(request, head)])
         self._caller(head, "read")
-        return await oip_models.model_stats(self._context)
+        return await models.model_stats(self._context)
 
     async def _repository_index(self, request: Message, head: CallHead) -> Any:
         self._caller(head, "read")
-        return {"models": oip_models.repository_index(self._context, ready_only=request.ready)}
+        return {"models": models.repository_index(self._context, ready_only=request.ready)}
 
     async def _repository_model_load(self, request: Message, head: CallHead) -> Any:
         caller = self._caller(head, "models")
-        await oip_models.load_model(
+        await models.load_model(
             self._context, request.model_name, caller, head.request_id, has_parameters=bool(request.parameters)
         )
         return {}
 
     async def _repository_model_unload(self, request: Message, head: CallHead) -> Any:
         caller = self._caller(head, "models")
-        await oip_models.unload_model(self._context, request.model_name, caller, head.request_id)
+        await models.unload_model(self._context, request.model_name, caller, head.request_id)
         return {}
 
     def _caller(self, head: CallHead, scope: Scope) -> Caller:

@@ -7,9 +7,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from stepwell.asgi.openapi.schemas import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
-from stepwell.codec.oip.infer_bodies import InferBody, InferResponse
-from stepwell.codec.oip.response_bodies import (
+from stepwell.addons.oip.infer_bodies import InferBody, InferResponse
+from stepwell.addons.oip.response_bodies import (
     IndexEntry,
     ModelStats,
     OipError,
@@ -17,6 +16,7 @@ from stepwell.codec.oip.response_bodies import (
     ServerMetadata,
     ServerReady,
 )
+from stepwell.asgi.openapi.schemas import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
 
 _HEADERS: Sequence[Schema] = (
     {

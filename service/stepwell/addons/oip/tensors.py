@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from stepwell.codec.oip.errors import bad_request, format_shape
+from stepwell.addons.oip.errors import bad_request, format_shape
 from stepwell.codec.strict.parse import parse
 from stepwell.codec.strict.tensors import (
     check_finite,

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
+
+import msgspec
 
 from stepwell.errors import ServiceError
+from stepwell.requests.error_formats import ErrorFormat
+from stepwell.requests.problems import status_of
+
+_DRAINING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+_KEPT: Final = frozenset(
+    {401, 403, 404, 405, 413, 415, 429, 500, 503}
+)  # of our statuses; Triton has 400 for the others
 
 
 class TritonError(ServiceError):
@@ -63,3 +72,31 @@ def listed(names: Iterable[str]) -> str:
 def format_shape(shape: Sequence[int]) -> str:
     """Return a shape for a message."""
     return f"[{','.join(map(str, shape[:32]))}]"
+
+
+def oip_status(error: ServiceError) -> int:
+    """Return the HTTP status of an error of the Open Inference Protocol."""
+    if isinstance(error, TritonError) and error.status is not None:
+        return error.status
+    status = status_of(error)
+    return 400 if status not in _KEPT or error.code == "stream_not_found" else status
+
+
+def oip_message(error: ServiceError) -> str:
+    """Return the text of an error of the Open Inference Protocol.
+
+    Errors that Triton does not have add our code, and whether the request was applied.
+    """
+    if isinstance(error, TritonError):
+        return str(error)
+    if error.code == "draining":
+        return _DRAINING
+    return f"{str(error).replace('`seq`', '`step`')} (code: {error.code}, applied: {error.applied})"
+
+
+def _oip_body(error: ServiceError) -> bytes:
+    return msgspec.json.encode({"error": oip_message(error)})
+
+
+OIP: Final = ErrorFormat("oip", "application/json", oip_status, _oip_body)
+"""The protocol's error format: a document with the one key `error`, and Triton's statuses."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.api.oip import InferClient, document, error_message, tensor
+from tests.addons.oip.client import InferClient, document, error_message, tensor
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, total, write_model, write_models
 from tests.requests.test_api_keys import key, write_keys_file

@@ -6,8 +6,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from stepwell.codec.oip.errors import bad_request, not_supported, quote
-from stepwell.codec.oip.infer_bodies import KEY_LIMIT, InferInput, Parameters
+from stepwell.addons.oip.errors import bad_request, not_supported, quote
+from stepwell.addons.oip.infer_bodies import KEY_LIMIT, InferInput, Parameters
 from stepwell.codec.strict.parse import preview
 from stepwell.types import Source
 from stepwell_client.wire.ids import POSITION_LIMIT, SEQ_LIMIT

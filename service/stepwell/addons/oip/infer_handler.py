@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from stepwell.addons.oip.errors import TritonError, missing_start_flag, unknown_model
+from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
 from stepwell.codec import Format
-from stepwell.codec.oip import InferRequest, TritonError, missing_start_flag, unknown_model
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.engine.stepping.columns.outcomes import StepOutcome
 from stepwell.errors import ServiceError
@@ -21,6 +22,8 @@ from stepwell_export.runtime.manifest import Array
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
+    from stepwell.requests.hot_routes import RequestHeaders
+    from stepwell.settings import Settings
 from stepwell.requests.large_bodies import LargeBodies
 
 _LIFECYCLES: Mapping[tuple[bool, bool], Lifecycle] = {
@@ -47,6 +50,15 @@ def model_for_oip(context: AppContext, model: str, version: str | None) -> Serve
     except ServiceError:
         pass
     raise unknown_model(model, version)
+
+
+def codec_of(context: AppContext, served: ServedModel) -> InferCodec:
+    """Return the codec of the protocol for a model."""
+    return context.codec(_codec, served)
+
+
+def _codec(served: ServedModel, settings: Settings) -> InferCodec:
+    return InferCodec(served.name, served.manifest, stateful=served.stateful, max_rows=settings.max_batch_size)
 
 
 class InferResult(NamedTuple):
@@ -95,7 +107,7 @@ class InferHandler:
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
         """Submit the request's timesteps, or raise what is wrong with the body."""
-        codec = self.context.infer_codec(self.served)
+        codec = codec_of(self.context, self.served)
         if LargeBodies.is_large(body):
             self.context.large_bodies.submit(
                 lambda: codec.read(body, self.document_bytes), lambda request: self.submit_request(request, done), done
@@ -141,7 +153,7 @@ class InferHandler:
 
     def encode_response(self, result: Any) -> bytes:
         """Return the response body."""
-        body, document_bytes = self.context.infer_codec(self.served).write(*self.response(result))
+        body, document_bytes = codec_of(self.context, self.served).write(*self.response(result))
         if document_bytes is not None:
             self.response_format = Format.BYTES
             self.extra_headers = {"inference-header-content-length": str(document_bytes)}
@@ -178,3 +190,27 @@ class InferHandler:
 
 def _first_error(results: Sequence[StepOutcome]) -> ServiceError | None:
     return next((result for result in results if isinstance(result, ServiceError)), None)
+
+
+def make_infer_handler(context: AppContext, model: str, version: str | None, headers: RequestHeaders) -> InferHandler:
+    """Return the handler of an infer request.
+
+    Args:
+        context: The dependencies of every route.
+        model: The model's name in the path.
+        version: The version in the path, or None.
+        headers: The request's headers.
+
+    Raises:
+        ServiceError: The head is rejected.
+    """
+    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
+    served = model_for_oip(context, model, version)
+    return InferHandler(
+        context,
+        served,
+        None if version is None else served.version,
+        tenant,
+        headers.idempotency_key,
+        headers.document_bytes,
+    )

@@ -1,4 +1,4 @@
-"""Routes of the Open Inference Protocol: `/v2`, as used by Triton's clients, with its sequence extension."""
+"""The declared routes of the Open Inference Protocol: `/v2`, as Triton's clients use it, with sequences."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from zlib_ng import gzip_ng, zlib_ng
 
-from stepwell.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
-from stepwell.asgi.openapi import oip as openapi
-from stepwell.asgi.run_handler import run_handler
-from stepwell.codec.oip import TritonError, quote
-from stepwell.codec.oip.response_bodies import (
+from stepwell.addons.oip import models, openapi
+from stepwell.addons.oip.errors import TritonError, quote
+from stepwell.addons.oip.infer_handler import make_infer_handler, model_for_oip
+from stepwell.addons.oip.response_bodies import (
     ModelConfig,
     ModelMetadata,
     ModelReady,
@@ -23,13 +22,13 @@ from stepwell.codec.oip.response_bodies import (
     ServerLive,
     ServerReady,
 )
+from stepwell.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
+from stepwell.asgi.run_handler import run_handler
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
-from stepwell.requests import oip_models
 from stepwell.requests.context import AppContext
-from stepwell.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
-from stepwell.requests.infer_handler import model_for_oip
+from stepwell.requests.hot_routes import RequestHeaders, is_byte_count
 from stepwell.requests.request_ids import request_id_of
 from stepwell_client.wire.formats import JSON, encode
 
@@ -91,7 +90,7 @@ class OipRoutes:
     async def server(self, request: Request) -> Response:
         """Return the server's name, its version, and the supported extensions of the protocol."""
         authorize(request, self._context, "read")
-        return _document(oip_models.server_metadata(self._app.version))
+        return _document(models.server_metadata(self._app.version))
 
     async def live(self, _request: Request) -> Response:
         """Return 200: the process is alive."""
@@ -107,7 +106,7 @@ class OipRoutes:
     async def metadata(self, request: Request) -> Response:
         """Return the inputs and outputs of a model."""
         one_version = "version" in request.path_params
-        return _document(oip_models.model_metadata(self._context, self._model(request), one_version=one_version))
+        return _document(models.model_metadata(self._context, self._model(request), one_version=one_version))
 
     async def model_ready(self, request: Request) -> Response:
         """Return 200 if the model is served, else an error."""
@@ -115,16 +114,16 @@ class OipRoutes:
 
     async def config(self, request: Request) -> Response:
         """Return the parts of a model's configuration that apply to this service."""
-        return _document(oip_models.model_config(self._context, self._model(request)))
+        return _document(models.model_config(self._context, self._model(request)))
 
     async def stats(self, request: Request) -> Response:
         """Return the statistics of a model."""
-        return _document(await oip_models.model_stats(self._context, [self._model(request)]))
+        return _document(await models.model_stats(self._context, [self._model(request)]))
 
     async def all_stats(self, request: Request) -> Response:
         """Return the statistics of every model."""
         authorize(request, self._context, "read")
-        return _document(await oip_models.model_stats(self._context))
+        return _document(await models.model_stats(self._context))
 
     # ---------------------------------------------------------------- the repository
 
@@ -134,7 +133,7 @@ class OipRoutes:
         body = await body_of(request, self._context)
         document = parse(body, JSON) if body.strip() else {}
         ready_only = isinstance(document, dict) and document.get("ready") is True
-        return _document(oip_models.repository_index(self._context, ready_only=ready_only))
+        return _document(models.repository_index(self._context, ready_only=ready_only))
 
     async def load(self, request: Request) -> Response:
         """Reload the model folders, in every worker; an error if the model is not served afterwards."""
@@ -144,14 +143,14 @@ class OipRoutes:
         has_parameters = isinstance(document, dict) and bool(document.get("parameters"))
         request_id = request_id_of(request.scope["headers"])
         name = request.path_params["model"]
-        await oip_models.load_model(self._context, name, caller, request_id, has_parameters=has_parameters)
+        await models.load_model(self._context, name, caller, request_id, has_parameters=has_parameters)
         return RawResponse(b"", JSON.value)
 
     async def unload(self, request: Request) -> Response:
         """Stop serving a model, in every worker of every replica, until it is loaded; its streams are kept."""
         caller = authorize(request, self._context, "models")
         request_id = request_id_of(request.scope["headers"])
-        await oip_models.unload_model(self._context, request.path_params["model"], caller, request_id)
+        await models.unload_model(self._context, request.path_params["model"], caller, request_id)
         return RawResponse(b"", JSON.value)
 
     # ---------------------------------------------------------------- helpers

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from stepwell.codec.oip import DATATYPES, TritonError, quote, unknown_model
-from stepwell.codec.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata, TensorMetadata
+from stepwell.addons.oip.errors import TritonError, quote, unknown_model
+from stepwell.addons.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata, TensorMetadata
+from stepwell.addons.oip.tensors import DATATYPES
 from stepwell.metrics import ModelCounts
 from stepwell.models.served import ServedModel
 from stepwell.requests.auth.api_keys import Caller

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from stepwell.codec.oip import DATATYPES
+from stepwell.addons.oip.tensors import DATATYPES
 from stepwell_export.runtime.manifest import Array
 from tests.api.running import Service
 

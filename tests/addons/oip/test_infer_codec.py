@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell.codec.oip import DATATYPES, InferCodec, InferRequest
+from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
+from stepwell.addons.oip.tensors import DATATYPES
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.manifest import DTYPES, Array, Manifest
 from tests.graphs import manifest_of

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from stepwell.codec.oip.infer_bodies import Datatype, Shape
+from stepwell.addons.oip.infer_bodies import Datatype, Shape
 
 True_ = Annotated[bool, Meta(extra_json_schema={"const": True})]
 

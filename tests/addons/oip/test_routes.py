@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stepwell_export.runtime.manifest import Array
-from tests.api.oip import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
+from tests.addons.oip.client import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 from msgspec import UNSET, Raw
 
-from stepwell.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
-from stepwell.codec.oip.infer_bodies import (
+from stepwell.addons.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
+from stepwell.addons.oip.infer_bodies import (
     ID_LIMIT,
     InferBody,
     InferInput,
@@ -22,7 +22,7 @@ from stepwell.codec.oip.infer_bodies import (
     RequestedOutput,
     may_repeat_keys,
 )
-from stepwell.codec.oip.infer_parameters import (
+from stepwell.addons.oip.infer_parameters import (
     read_binary_size,
     read_flag,
     read_idempotency_key,
@@ -30,7 +30,7 @@ from stepwell.codec.oip.infer_parameters import (
     read_source,
     read_step,
 )
-from stepwell.codec.oip.tensors import DeclaredTensor, raw_bytes
+from stepwell.addons.oip.tensors import DeclaredTensor, raw_bytes
 from stepwell.codec.strict.parse import parse, preview
 from stepwell.ids import check_stream_id
 from stepwell.types import Source
