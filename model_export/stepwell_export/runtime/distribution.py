@@ -135,7 +135,7 @@ def data_reference(manifest: Manifest, inputs: Mapping[str, Array], outputs: Map
         sequences=n_sequences,
         timesteps=n_sequences * n_timesteps,
         inputs=_references(manifest.inputs, inputs),
-        outputs=_references(manifest.answered, outputs),
+        outputs=_references([spec for spec in manifest.answered if spec.is_distributed], outputs),
     )
 
 

@@ -183,6 +183,11 @@ class OutputSpec(TensorSpec):
     kind: Literal["value", "random", "ignore"] = "value"
     latency: Annotated[int, Field(ge=0)] | None = None
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether its distribution tells of drift: not that of an answer to whether something is so."""
+        return bool((self.model_extra or {}).get("drift", True))
+
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)

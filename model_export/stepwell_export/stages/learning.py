@@ -42,6 +42,8 @@ class LearningStage(Stage):
     """Whether its second value is the truth, for which NaN means that there is none."""
     takes_missing: ClassVar[bool] = False
     """Whether NaN in its first value is a value that is not there."""
+    no_drift: ClassVar[tuple[str, ...]] = ()
+    """Those of its values whose distribution tells nothing of drift."""
 
     @property
     def long_steps(self) -> int:
@@ -144,6 +146,7 @@ class AdaptiveThreshold(_Tracking):
 
     gives: ClassVar[tuple[str, ...]] = ("threshold", "exceeds")
     takes_missing: ClassVar[bool] = True
+    no_drift: ClassVar[tuple[str, ...]] = ("exceeds",)
 
     def __post_init__(self) -> None:
         """Check the parameters.

@@ -45,6 +45,7 @@ def learning_graph(node: Node, stage: LearningStage, opset: int) -> ConvertedMod
     made = stage.emit_learning(graph, tensors, rows, learn)
     for output, tensor, row in zip(node.gives, made, after, strict=True):
         returned = OutputSpec(name=output, dtype="float32", shape=list(row))
+        returned = returned.model_copy(update={"drift": False}) if output in stage.no_drift else returned
         graph.add_output(returned, graph.cast(tensor, "float32"))
     manifest = Manifest(inputs=graph.inputs[:-1], states=graph.states, outputs=graph.outputs, learn=LEARN)
     labels = stage.labels_of([list((spec.model_extra or {}).get("labels", [])) for spec in specs])

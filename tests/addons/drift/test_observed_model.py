@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepwell.addons.drift.features import ModelFeatures
 from stepwell.addons.drift.observed_model import ObservedModel
 from stepwell.addons.drift.sampler import MAX_TIMESTEPS
 from stepwell.addons.drift.windows import WINDOWS, read_window
 from stepwell.models.served import ServedModel
 from stepwell.store.state_store import StateStore
+from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.drift.live import normal, write_reference_model
 from tests.servers import Server
@@ -52,3 +54,11 @@ async def test_a_part_of_a_batch_without_rows_is_counted_with_the_others(shared_
     await store.close()
 
     assert found.count[0] == 3
+
+
+def test_an_output_that_tells_nothing_of_drift_is_not_observed() -> None:
+    outputs = [OutputSpec(name=name, dtype="float32", shape=[]) for name in ("threshold", "exceeds")]
+    outputs[1] = outputs[1].model_copy(update={"drift": False})
+    manifest = Manifest(inputs=[InputSpec(name="x", dtype="float32", shape=[])], outputs=outputs)
+
+    assert [tensor.name for tensor in ModelFeatures(manifest, 64).outputs] == ["threshold"]

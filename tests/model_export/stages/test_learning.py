@@ -277,6 +277,12 @@ def test_where_learn_is_false_truths_count_as_missing_and_delays_move(sums: Path
     assert bits(got) == bits(want)
 
 
+def test_whether_a_value_exceeds_is_no_sign_of_drift(sums: Path) -> None:
+    whole = candidate(Part(sums, to="h"), AdaptiveThreshold("h", to=("limit", "is_high")))
+
+    assert {spec.name: spec.is_distributed for spec in whole.manifest.answered} == {"limit": True, "is_high": False}
+
+
 def test_a_threshold_answers_and_learns_nothing_where_learn_is_false(sums: Path) -> None:
     model, data = step_model(Part(sums, to="h"), AdaptiveThreshold("h", warm=3)), drawn()["x"]
     _, states = stepped(model, {"x": data})

@@ -58,11 +58,12 @@ class ModelFeatures:
             limit: The most features.
         """
         n_inputs = sum(spec.row_size for spec in manifest.inputs)
-        n_outputs = sum(spec.row_size for spec in manifest.answered)
+        outputs = [spec for spec in manifest.answered if spec.is_distributed]
+        n_outputs = sum(spec.row_size for spec in outputs)
         kept_for_outputs = min(n_outputs, max(math.ceil(limit / _OUTPUT_SHARE), limit - n_inputs))
         self.inputs = list(_observed(manifest.inputs, 0, limit - kept_for_outputs))
         start = sum(len(tensor.names) for tensor in self.inputs)
-        self.outputs = list(_observed(manifest.answered, start, kept_for_outputs))
+        self.outputs = list(_observed(outputs, start, kept_for_outputs))
         reference = manifest.reference
         self.has_reference = reference is not None
         by_side: list[tuple[list[ObservedTensor], Mapping[str, FeatureReference]]] = [
