@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ STEPS = {"0042": 3, "42": 2, "4_2": 1, "48e2": 1, "1.10": 1}
 NO_IDS = ["+42", " 42", "42 ", "\uff14\uff12"]
 """Texts that Python reads as 42, and that are no ids."""
 
+MADE_OF = ["0042", "42", "+42", "pump 7", "a@b", "\uff14\uff12", "42"]
+MADE = {
+    "pump-0042": 1, "pump-42": 2, "pump-@2B42": 1, "pump-pump@207": 1, "pump-a@40b": 1, "pump-@EF@BC@94@EF@BC@92": 1,
+}  # fmt: skip
+"""The streams of the template `pump-{machine}`, with their steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -44,6 +50,7 @@ class Place:
     model: str
     port: int = 0
     broker: Server | None = None
+    stream: str = "machine"
 
 
 Refused = list[str]
@@ -53,7 +60,7 @@ Refused = list[str]
 def connected(place: Place, source: str, *words: str) -> Refused:
     """Run `connect` to its end; the reasons are those of its dead letters."""
     dead = place.folder / "dead.jsonl"
-    flags = ["--model", place.model, "--stream", "machine", "--url", place.service.url, *words]
+    flags = ["--model", place.model, "--stream", place.stream, "--url", place.service.url, *words]
     ends = ["--to", f"file://{place.folder}/out.jsonl", "--dead-letter", f"file://{dead}"]
     counts = run_once(place.folder, source, *flags, *ends, code=None)
     letters = [json.loads(line) for line in dead.read_text().splitlines()] if dead.exists() else []
@@ -117,7 +124,7 @@ def recorded(command: Callable[..., Any], form: str) -> Callable[[Place, Sequenc
     def send(place: Place, ids: Sequence[str]) -> Refused:
         file = table(place, ids, form)
         model = ["--model", place.model] if command is backfill else [place.model]
-        words = [*model, str(file), "--stream-column", "machine", "--input", "x=x", "--url", place.service.url]
+        words = [*model, str(file), "--stream-column", place.stream, "--input", "x=x", "--url", place.service.url]
         done = invoke(app, words if command is replay else [str(file), *model, *words[-6:]])
         return [] if done.exit_code == 0 else [str(done.exception)]
 
@@ -139,7 +146,7 @@ ROADS: dict[str, Callable[[Place, Sequence[str]], Refused]] = {
 def running() -> Iterator[tuple[ServiceProcess, Server, int]]:
     with tempfile.TemporaryDirectory(prefix="sw") as name:  # short enough for a unix socket
         folder, port = Path(name), free_port()
-        names = [f"{what}{n}" for n in range(len(ROADS)) for what in ("good", "bad")]
+        names = [f"{what}{n}" for n in range(len(ROADS)) for what in ("good", "bad", "made")]
         write_models(folder / "models", **dict.fromkeys(names, fold))
         with (
             server(folder / "broker", "--port", str(port)) as broker,
@@ -182,3 +189,13 @@ def test_what_is_no_id_is_refused_with_its_reason(
         assert ascii(one) in reason
         assert "stream id" in reason
     assert steps_of(place) == ({"42": 1} if road.startswith("connect") else {})
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_template_makes_ids_of_any_texts(
+    running: tuple[ServiceProcess, Server, int], tmp_path: Path, road: str
+) -> None:
+    place = replace(place_of(running, tmp_path, road, "made"), stream="pump-{machine}")
+
+    assert ROADS[road](place, MADE_OF) == []
+    assert steps_of(place) == MADE

@@ -55,6 +55,11 @@ def stream_id_of(value: object) -> str:
         ServiceError: `bad_request`: it is neither, or not a valid id. `1.0` is no id: JSON writes it as `1`, `1.0` or
             `1e0`.
     """
+    return check_stream_id(id_text_of(value))
+
+
+def id_text_of(value: object) -> str:
+    """Return the text that a value is in a stream's id, which is not checked; raises as `stream_id_of` does."""
     if type(value) is bytes:
         try:
             value = value.decode()
@@ -72,4 +77,4 @@ def stream_id_of(value: object) -> str:
             f"The stream id is {repr(value)[:_PREVIEW]}; expected a text or an integer.",
             fix="Write it as a text.",
         )
-    return check_stream_id(str(value))  # not a subclass, which encoders refuse
+    return str(value)  # not a subclass, which encoders refuse

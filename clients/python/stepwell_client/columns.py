@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepwell_client.errors import ClientError
-from stepwell_client.wire.texts import counted, listed
+from stepwell_client.wire.texts import counted, listed, nearest
 
 
 class ColumnsError(ClientError):
@@ -77,7 +77,8 @@ def _columns_of(
         names = list(named[each.name])
         if missing := [name for name in names if name not in available]:
             raise ColumnsError(
-                f"{where} has no column {listed(missing)}; it has {listed(available)}.",
+                f"{where} has no column {listed([f'{name}{nearest(str(name), available)}' for name in missing])}; "
+                f"it has {listed(available)}.",
                 fix=f"Name its columns: {option}.",
             )
         if len(names) != size:

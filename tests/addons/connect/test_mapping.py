@@ -14,6 +14,7 @@ from stepwell.addons.connect.mapping.message_mapper import MessageMapper
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from stepwell.addons.connect.mapping.typed_decoding import typed_decoder
+from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
 from stepwell.addons.connect.messages import (
     BadMessageError,
     BrokerMessage,
@@ -63,6 +64,9 @@ def inputs_of(one: MessageMapper, received: BrokerMessage, spec: InputSpec = FLO
         ({"stream": "topic"}, message({"x": [1, 2]}, topic="p5"), "p5"),
         ({"stream": "$.key"}, message({"key": "p6", "x": [1, 2]}), "p6"),
         ({"stream": "n"}, message({"n": 7, "x": [1, 2]}), "7"),
+        ({"stream": "pump-{n}"}, message({"n": 7, "x": [1, 2]}), "pump-7"),
+        ({"stream": "{key}:{a.b}"}, message({"a": {"b": "x y"}, "x": [1, 2]}, key=b"p 8"), "p@208:x@20y"),
+        ({"stream": "{header:pump}.{topic}"}, message({"x": [1, 2]}, topic="t", headers={"pump": b"p9"}), "p9.t"),
     ],
 )
 def test_the_stream_is_where_it_was_said(section: dict[str, Any], received: BrokerMessage, stream: str) -> None:
@@ -441,3 +445,27 @@ def test_a_message_whose_fields_are_null_is_a_timestep_without_values() -> None:
 
     assert letters == []
     assert np.isnan(poll.inputs["x"]).all()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"n": 1.5}, "1.5; expected a text or an integer"),
+        ({}, "the field 'n' is missing"),
+        ({"n": ""}, "'n' of 'pump-{n}' is empty"),
+    ],
+)
+def test_a_template_without_a_value_is_a_dead_letter(document: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadMessageError) as error:
+        mapper(stream="pump-{n}").map(message({"x": [1, 2], **document}))
+
+    assert said in error.value.reason
+
+
+def test_a_misspelled_placeholder_is_named_with_the_nearest_field() -> None:
+    unseen = UnseenFields(mapper(stream="pump-{machin}"))
+    unseen.look_in([message({"machine": 1, "x": [1, 2]})])
+    error = unseen.error()
+
+    assert error is not None
+    assert "'machin' (nearest: 'machine')" in error.problem

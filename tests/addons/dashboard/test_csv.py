@@ -150,3 +150,20 @@ def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
 
     assert result(page).startswith(f"Row 2: The stream id is '{wrong}'; expected 1 to 128 of")
     assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404
+
+
+def test_an_id_may_be_made_of_columns(page: Page, live: ServiceProcess, stream: str) -> None:
+    open_page(page, live)
+    drop(
+        page,
+        "\n".join(["note," + ",".join(LABELS), *(f"{note},1,2,3,4,5,6" for note in ("a b", "7", "7"))]),
+        "data.csv",
+    )
+    ready_to_send(page)
+    page.evaluate(f"document.getElementById('csv-stream').value = '{stream}-{{note}}'")
+    click(page, "#csv-send")
+
+    assert result(page) == "3 rows applied to 2 streams."
+    for end, step in (("a@20b", 1), ("7", 2)):
+        status = httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}-{end}", trust_env=False, timeout=30)
+        assert status.json()["step"] == step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 _MOST_NAMED: Final = 12
@@ -23,3 +24,9 @@ def listed(names: Sequence[object]) -> str:
     """Return names as text, with the number of those that are left out."""
     more = len(names) - _MOST_NAMED
     return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def nearest(name: str, names: Iterable[object]) -> str:
+    """Return ` (nearest: 'NAME')`, of the name that one was probably meant to be; empty: none is near."""
+    found = difflib.get_close_matches(name, map(str, names), n=1, cutoff=0.5)
+    return f" (nearest: {found[0]!r})" if found else ""

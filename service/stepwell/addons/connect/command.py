@@ -45,7 +45,10 @@ def connect(
     model: Annotated[str | None, typer.Option(help="The model.")] = None,
     stream: Annotated[
         str | None,
-        typer.Option(metavar="key|header:NAME|topic|PATH", help="Where a message has the id of its stream."),
+        typer.Option(
+            metavar="key|header:NAME|topic|PATH",
+            help="Where a message has its stream's id; or a template: 'pump-{PATH}'.",
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,

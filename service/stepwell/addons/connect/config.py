@@ -25,7 +25,8 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     Attributes:
         url: The topic, stream, queue or file.
         format: The format of the messages; by default that of the ending of a file `.csv`, else JSON.
-        stream: Where a message has its stream's id: `key`, `header:NAME`, `topic` or the path of a field.
+        stream: Where a message has its stream's id: `key`, `header:NAME`, `topic`, the path of a field, or a template
+            of these, such as `pump-{id}`.
         position: The path of a field that grows; None: the broker's own position.
         seq: The path of the field with the step of the timestep; None: there is none.
         login: How to log in; None: as the URL says.

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stepwell_client.columns import ColumnsError, input_columns
-from stepwell_client.wire.texts import listed
+from stepwell_client.wire.stream_templates import StreamTemplate, is_template
+from stepwell_client.wire.texts import listed, nearest
 from stepwell_export.runtime.manifest import InputSpec
 
 
@@ -15,7 +16,8 @@ class ColumnChoice:
     """The columns that were named.
 
     Attributes:
-        stream: The column of the stream ids; None: each file is one stream, with the file's name without its ending.
+        stream: The column of the stream ids, or a template of columns, such as `pump-{id}`; None: each file is one
+            stream, with the file's name without its ending.
         time: The column of the times, by which the rows of each stream are sorted; None: they are not checked.
         inputs: The columns of an input's numbers, in C order; an input that is not here has columns of its own names.
     """
@@ -23,6 +25,17 @@ class ColumnChoice:
     stream: str | None = None
     time: str | None = None
     inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def template(self) -> StreamTemplate | None:
+        """The template of the stream ids; None: they are a column as it stands, or there is none."""
+        return StreamTemplate(self.stream) if self.stream is not None and is_template(self.stream) else None
+
+    @property
+    def stream_columns(self) -> list[str]:
+        """The columns that the stream ids are made of."""
+        template = self.template
+        return template.names if template is not None else [] if self.stream is None else [self.stream]
 
     def input_columns(self, specs: Sequence[InputSpec], available: Sequence[str], where: str) -> dict[str, list[str]]:
         """Return the columns of each input in a table.
@@ -35,10 +48,11 @@ class ColumnChoice:
         Raises:
             ColumnsError: A column is missing, or an input has too many or too few.
         """
-        for flag, name in (("--stream-column", self.stream), ("--time-column", self.time)):
+        named = [("--stream-column", name) for name in self.stream_columns]
+        for flag, name in [*named, ("--time-column", self.time)]:
             if name is not None and name not in available:
                 raise ColumnsError(
-                    f"{where} has no column {name!r}; it has {listed(available)}.",
+                    f"{where} has no column {name!r}{nearest(name, available)}; it has {listed(available)}.",
                     fix=f"Name one of these with {flag}.",
                 )
         return input_columns(specs, available, self.inputs, where=where)

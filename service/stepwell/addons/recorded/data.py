@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -177,11 +178,10 @@ class RecordedData:
             for name in by_input[spec.name]:
                 kind: Kind = "i8" if np.dtype(spec.dtype).kind in "iu" else "f8"
                 kinds[name] = kind if kinds.get(name, kind) == kind else "U"
-        if choice.stream is not None:
-            kinds[choice.stream] = "id"
+        kinds |= dict.fromkeys(choice.stream_columns, "id")
         for cells in table.pieces(kinds):
             n_rows = len(next(iter(cells.values())))
-            codes = self._codes([file.stem] if choice.stream is None else cells[choice.stream], n_rows)
+            codes = self._codes(self._ids(cells, file, first), n_rows)
             at = None if choice.time is None else times(cells[choice.time], f"{where}, column {choice.time!r}", first)
             inputs = {}
             for spec in self._specs:
@@ -191,6 +191,21 @@ class RecordedData:
                 inputs[spec.name] = cast(np.stack(columns, axis=1), spec, names, where, first)
             yield codes, at, inputs
             first += n_rows
+
+    def _ids(self, cells: Mapping[str, Any], file: Path, first: int) -> Sequence[object] | Array | Categories:
+        """Return the id of each row's stream; of a file that is one stream, its id."""
+        template, columns = self._choice.template, self._choice.stream_columns
+        if template is None:
+            return cells[columns[0]] if columns else [file.stem]
+        rows = list(zip(*(_texts(cells[name]) for name in columns), strict=True))
+        known: dict[tuple[str, ...], str] = {}
+        for number, row in enumerate(rows):
+            if row not in known:
+                try:
+                    known[row] = template.fill(row)
+                except ValueError as exc:
+                    raise RecordedDataError(f"{file}, row {first + number + 1}: {exc}.") from exc
+        return [known[row] for row in rows]
 
     def _arrays(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
         recording = NpzRecording(file, self._specs, self._choice)
@@ -209,6 +224,13 @@ class RecordedData:
         ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
         codes = np.fromiter((known[str(one)] for one in ids), np.int64, len(ids))
         return np.broadcast_to(codes, n_rows) if len(ids) == 1 else codes
+
+
+def _texts(column: Any) -> list[str]:
+    """Return a column of ids as texts."""
+    if isinstance(column, Categories):
+        return [column.texts[i] for i in column.indices]
+    return [str(one) for one in (column.tolist() if isinstance(column, np.ndarray) else column)]
 
 
 def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> RecordedData:

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar
+from stepwell_client.wire.stream_templates import StreamTemplate, is_template
 
 DataFiles = Annotated[
     list[Path],
@@ -20,7 +21,12 @@ DataFiles = Annotated[
 ]
 StreamColumn = Annotated[
     str | None,
-    typer.Option("--stream-column", metavar="C", help="The column of the stream ids. Default: a file is a stream."),
+    typer.Option(
+        "--stream-column",
+        "--stream",
+        metavar="C|TEMPLATE",
+        help="The column of the stream ids, or columns in a template: 'pump-{id}'. Default: a file is a stream.",
+    ),
 ]
 TimeColumn = Annotated[
     str | None, typer.Option("--time-column", metavar="C", help="The column by which each stream must be sorted.")
@@ -39,8 +45,14 @@ def column_choice(stream: str | None, time: str | None, inputs: Iterable[str] | 
     """Return the columns that flags name.
 
     Raises:
-        typer.BadParameter: An `--input` is not NAME=COLUMN,COLUMN, or an input is given twice (exit code 2).
+        typer.BadParameter: An `--input` is not NAME=COLUMN,COLUMN, an input is given twice, or a template of stream ids
+            is none (exit code 2).
     """
+    if stream is not None and is_template(stream):
+        try:
+            StreamTemplate(stream)
+        except ValueError as exc:
+            raise typer.BadParameter(f"{exc}.", param_hint="--stream") from exc
     named = named_values("--input", inputs or (), "NAME=COLUMN,COLUMN")
     return ColumnChoice(
         stream, time, {name: [column.strip() for column in text.split(",")] for name, text in named.items()}

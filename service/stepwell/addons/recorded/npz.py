@@ -59,7 +59,7 @@ class NpzRecording:
                 if self._time is not None:
                     with archive.open(f"{self._time}.npy") as file:
                         leads[self._time] = _lead(self._time, _header(file)[0], (), path)
-                listed_streams = _read_streams(archive, choice.stream or _STREAMS, path)
+                listed_streams = _streams_of(archive, choice, path)
         except NPZ_ERRORS as exc:
             raise _unreadable(path, exc) from exc
         if len(set(leads.values())) != 1:
@@ -160,6 +160,21 @@ def _read_streams(archive: zipfile.ZipFile, name: str, path: Path) -> list[str] 
             fix="Write the ids as texts.",
         )
     return [one.decode() if isinstance(one, bytes) else str(one) for one in array.tolist()]
+
+
+def _streams_of(archive: zipfile.ZipFile, choice: ColumnChoice, path: Path) -> list[str] | None:
+    """Return the ids of the streams or rows that arrays have; None: no array has them."""
+    template = choice.template
+    if template is None:
+        return _read_streams(archive, choice.stream or _STREAMS, path)
+    columns = [_read_streams(archive, name, path) for name in template.names]
+    missing = [name for name, column in zip(template.names, columns, strict=True) if column is None]
+    if missing:
+        raise RecordedDataError(f"{path} has no array {', '.join(missing)}, which {template.text!r} names.")
+    try:
+        return [template.fill(row) for row in zip(*filter(None, columns), strict=True)]
+    except ValueError as exc:
+        raise RecordedDataError(f"{path}: {exc}.") from exc
 
 
 def _members(spec: InputSpec, choice: ColumnChoice, names: Sequence[str], path: Path) -> list[str]:

@@ -30,6 +30,7 @@ from stepwell_client.columns import prediction_columns
 from stepwell_client.memory import MEMORY
 from stepwell_client.protocol.decoding import ModelInfo
 from stepwell_client.wire.ids import is_stream_id
+from stepwell_client.wire.stream_templates import is_template
 from stepwell_export.runtime.manifest import InputSpec
 
 _DRAWN_STREAMS = 4
@@ -44,7 +45,10 @@ def replay(
     ],
     *,
     stream: Annotated[
-        str | None, typer.Option(help="The stream's id. Default: a new one, named after the file.")
+        str | None,
+        typer.Option(
+            help="The stream's id; or columns in a template: 'pump-{id}'. Default: a new one, named after the file."
+        ),
     ] = None,
     stream_column: Annotated[str | None, typer.Option(metavar="C", help="The column with each row's stream.")] = None,
     inputs: InputColumns = None,
@@ -66,6 +70,8 @@ def replay(
 
     Columns are found by name, in any order: the labels of the input, or INPUT[0], INPUT[1] and so on.
     """
+    if stream is not None and is_template(stream) and stream_column is None:
+        stream, stream_column = None, stream
     _check_flags(stream, stream_column, time_column, rate, speed)
     check_ending("--output", output, ".csv")
     check_ending("--plot", plot, ".svg")

@@ -124,7 +124,7 @@ def check_segment(section: FromSection, segment: re.Pattern[str] | None, url: Br
     Raises:
         ConnectUsageError: `stream` is `topic`, and the filter of the URL has no `{stream}`.
     """
-    if section.stream == "topic" and segment is None and url.broker.has_segments:
+    if section.stream in ("topic", "{topic}") and segment is None and url.broker.has_segments:
         raise ConnectUsageError(
             f"The stream is a segment of the topic, and {url.text!r} has no {{stream}}.",
             fix="Put {stream} in place of that segment, for example mqtt://HOST/plant/+/pump/{stream}.",

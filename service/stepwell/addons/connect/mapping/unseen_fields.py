@@ -31,8 +31,12 @@ class UnseenFields:
     def __init__(self, mapper: MessageMapper) -> None:
         self.is_reported = False
         self._mapper = mapper
-        others = (mapper.place.path, mapper.position, mapper.seq)
-        paths = [*filter(None, others), *(path for column in mapper.columns.values() for path in column.paths)]
+        others = (mapper.position, mapper.seq)
+        paths = [
+            *mapper.place.paths,
+            *filter(None, others),
+            *(path for column in mapper.columns.values() for path in column.paths),
+        ]
         self._unseen = {path.text: path for path in paths}
         self._names: dict[str, None] = {}
         self._n_messages = 0

@@ -3,6 +3,7 @@
 import { counted, number } from "../shapes.js";
 import { columnsOf, idColumns, parseCsv } from "./csv_table.js";
 import { sendRows } from "./sender.js";
+import { idsOf } from "./stream_template.js";
 
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => ($(id).textContent = value);
@@ -73,7 +74,12 @@ export class Recording {
   async #run() {
     const { model, limits, table, columns } = this.#recording;
     const [column, existing, perSecond] = [$("csv-ids").value, $("csv-existing").value, Number($("csv-pace").value)];
-    const names = table.rows.map((row) => (column === "" ? $("csv-stream").value.trim() : row[Number(column)]));
+    let names;
+    try {
+      names = column === "" ? idsOf($("csv-stream").value.trim(), table) : table.rows.map((row) => row[Number(column)]);
+    } catch (problem) {
+      return text("csv-result", problem.message);
+    }
     const [stream, count] = [names.at(-1), new Set(names).size];
     Object.assign($("csv-progress"), { hidden: false, max: table.rows.length, value: 0 });
     [this.#isRunning, this.#isStopped] = [true, false];
