@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stepwell import extend, testing
     from stepwell.addons import mlflow
     from stepwell.addons.event_time.frames import resample
+    from stepwell.addons.local import LocalModel, LocalStream
     from stepwell.addons.notebook import LiveModel, run
     from stepwell_client import (
         AsyncClient,
@@ -66,6 +67,8 @@ __all__ = [
     "Exported",
     "Gap",
     "LiveModel",
+    "LocalModel",
+    "LocalStream",
     "Manifest",
     "PackedState",
     "Part",
@@ -105,6 +108,7 @@ _HOMES = {
     **dict.fromkeys(("StepSpec", "StepwellError", "Value", "adopt", "convert_onnx", "export"), "stepwell_export"),
     **dict.fromkeys(("register_step_rule", "stages", "to_step_model", "torch", "verify_model"), "stepwell_export"),
     "LiveModel": "stepwell.addons.notebook",
+    **dict.fromkeys(("LocalModel", "LocalStream"), "stepwell.addons.local"),
     "resample": "stepwell.addons.event_time.frames",
     "run": "stepwell.addons.notebook",
 }

@@ -133,30 +133,30 @@ def _once(request: ClientRequest) -> Exchange[Any]:
 async def _outcome(call: Awaitable[Any]) -> Any:
     """Return a call's result, or the fields of its error, as plain values."""
     try:
-        return _plain(await call)
+        return plain_result(await call)
     except ClientError as error:
-        return _plain(error)
+        return plain_result(error)
 
 
-def _plain(value: Any) -> Any:
+def plain_result(value: Any) -> Any:
     """Return a value of the client as the values of the case are written."""
     match value:
         case ClientError():
             return {name: getattr(value, name) for name in ("code", "applied", "retry", "step", "expected", "state_id")}
         case StepResult():
             names = ("outputs", "step", "state_id", "replayed", "created")
-            fields = {name: _plain(getattr(value, name)) for name in names}
+            fields = {name: plain_result(getattr(value, name)) for name in names}
             return {name: field for name, field in fields.items() if field is not False}
         case RunResult() | RolloutTimestep():
-            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return {field.name: plain_result(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case np.ndarray() | np.generic():
             return value.tolist()
         case {"d": dtype, "s": shape, "b": data}:
             return np.frombuffer(data, dtype).reshape(shape).tolist()
         case dict():
-            return {name: _plain(member) for name, member in value.items()}
+            return {name: plain_result(member) for name, member in value.items()}
         case list():
-            return [_plain(member) for member in value]
+            return [plain_result(member) for member in value]
         case _ if hasattr(value, "__struct_fields__"):
             return {name: getattr(value, name) for name in value.__struct_fields__}
         case _:

@@ -25,7 +25,8 @@ from tests.graphs import write_models
 from tests.processes import ServiceProcess, free_port, service_process
 
 CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
-SOURCES = sorted((CLIENT / "src").glob("*.js"))
+LOCAL = sorted((CLIENT / "src").glob("local*.js"))
+SOURCES = [file for file in sorted((CLIENT / "src").glob("*.js")) if file not in LOCAL]
 README = (CLIENT / "README.md").read_text()
 PROGRAM = "\n".join(re.findall(r"```js\n(.*?)```", README, re.S))
 SHOWN = "".join(re.findall(r"```text\n(.*?)```", README, re.S))

@@ -42,7 +42,8 @@ export function stringify(value) {
   return `{${members.map(([name, member]) => `${JSON.stringify(name)}:${stringify(member)}`).join()}}`;
 }
 
-const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+/** The texts and numbers of a JSON text. */
+export const NUMBERS_AND_TEXTS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 const MARK = "\u0000";
 
 /**
@@ -51,7 +52,7 @@ const MARK = "\u0000";
  */
 export function parse(text) {
   if (!/(^|[^.\d])\d{16}/.test(text)) return JSON.parse(text);
-  const marked = text.replace(TOKEN, (token) =>
+  const marked = text.replace(NUMBERS_AND_TEXTS, (token) =>
     /^-?\d{16,}$/.test(token) && !Number.isSafeInteger(Number(token)) ? `"\\u0000${token}"` : token,
   );
   return JSON.parse(marked, (_, value) =>
@@ -95,8 +96,8 @@ function exact(value) {
   return Number.isSafeInteger(number) ? number : value;
 }
 
-/** @param {number} bits of a 16-bit float */
-function half(bits) {
+/** Return the number of a 16-bit float. @param {number} bits */
+export function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;

@@ -19,6 +19,8 @@ export declare function msgpackFormat(library: Msgpack): Format;
  * @returns {string}
  */
 export declare function stringify(value: any): string;
+/** The texts and numbers of a JSON text. */
+export declare const NUMBERS_AND_TEXTS: RegExp;
 /**
  * Return the value of a JSON text; integers beyond 2^53 become `bigint` instead of being rounded.
  * @param {string} text
@@ -31,3 +33,5 @@ export declare function parse(text: string): any;
  * @returns {any}
  */
 export declare function plain(value: any): any;
+/** Return the number of a 16-bit float. @param {number} bits */
+export declare function half(bits: number): number;
