@@ -13,7 +13,7 @@ import numpy as np
 from stepwell.engine.engine import Engine
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key

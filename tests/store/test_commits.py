@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import hiredis
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stepwell.store.commits import ColumnarCommits, Commit, JoinedCommits, rows_call, script_call
@@ -37,15 +37,19 @@ def test_commits_in_arrays_are_sent_as_the_bytes_of_single_commits(
     assert tuple(prepared) == plain
 
 
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), min_size=1, max_size=4), st.booleans())
-def test_commits_of_several_batches_are_sent_as_those_of_one(shapes: list[tuple[int, int]], keep: bool) -> None:
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), max_size=3), st.integers(0, 3), st.booleans())
+def test_joined_commits_are_sent_as_a_list_of_them(shapes: list[tuple[int, int]], n_others: int, keep: bool) -> None:
+    """Of streams that exist, of missing ones, and others whose records have any length."""
+    assume(shapes or n_others)
     parts = []
     for at, (rows, record_bytes) in enumerate(shapes):
-        part = ColumnarCommits([f"swl:1:{{t/m/{at}-{row}}}" for row in range(rows)], record_bytes)
+        names = [f"swl:1:{{t/m/{at}-{row}}}" for row in range(rows)]
+        part = ColumnarCommits(names, record_bytes, missing=at == 1)
         part.guards[:], part.records[:] = at, 100 + at
         parts.append(part)
-    one_by_one = [commit for part in parts for commit in part]
-    joined = JoinedCommits(parts)
+    others = [Commit(f"swl:1:{{t/m/other-{n}}}", b"g" * 7 * n, b"r" * (n + 1)) for n in range(n_others)]
+    one_by_one = [*(commit for part in parts for commit in part), *others]
+    joined = JoinedCommits(parts, others)
 
     plain = script_call(one_by_one, ttl_ms=1000, entry_ttl_ms=2000, keep_ttl=keep)
     prepared = rows_call(joined, ttl_ms=1000, entry_ttl_ms=2000, keep_ttl=keep)

@@ -15,7 +15,7 @@ from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.codec.typed_decoder import TypedStep
 from stepwell.engine.engine import Engine
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes, ResultGatherer, StepOutcome
+from stepwell.engine.stepping.outcomes import BulkOutcomes, ResultGatherer, StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.requests.problems import problem_document

@@ -13,7 +13,7 @@ from stepwell.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecode
 from stepwell.codec.responses import encode_json_step, step_response
 from stepwell.codec.step_bodies import StreamMessage, guess_correlation
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedStep
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.models.served import ServedModel

@@ -15,7 +15,7 @@ from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, Ste
 from stepwell.codec.request_decoder import ReadStep
 from stepwell.codec.responses import encode_json_step, encode_step
 from stepwell.codec.typed_decoder import DECODE_ERRORS
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
+from stepwell.engine.stepping.outcomes import BulkOutcomes, StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from stepwell.requests.large_bodies import LargeBodies

@@ -75,7 +75,7 @@ class EncodedCommits(Sequence[Commit]):
 
     @property
     @abstractmethod
-    def encoded(self) -> Sequence[memoryview]:
+    def encoded(self) -> Sequence[memoryview | bytes]:
         """Each guard and record, as arguments of the command."""
 
     @abstractmethod
@@ -97,33 +97,35 @@ class EncodedCommits(Sequence[Commit]):
 
 
 class ColumnarCommits(EncodedCommits):
-    """Commits of a batch whose streams all exist and whose records have equal lengths.
+    """Commits of a batch whose records have equal lengths, and whose streams all exist, or are all missing.
 
     Guards and records are columns of one array that already has the layout of the command.
 
     Attributes:
-        guards: The expected guards, `(rows, 56)` uint8; the caller fills them in.
+        guards: The expected guards, `(rows, 56)` uint8, `(rows, 0)` for missing streams; the caller fills them in.
         records: The new records, `(rows, bytes)` uint8; the caller fills them in.
     """
 
     __slots__ = ("_table", "guards", "records")
 
-    def __init__(self, names: Sequence[str], record_bytes: int) -> None:
+    def __init__(self, names: Sequence[str], record_bytes: int, *, missing: bool = False) -> None:
         """Allocate the array.
 
         Args:
             names: The records' keys.
             record_bytes: Length of each new record.
+            missing: The streams must be missing.
         """
-        frame, guard_at, record_at = _frame(record_bytes)
+        guard_bytes = 0 if missing else GUARD_BYTES
+        frame, guard_at, record_at = _frame(guard_bytes, record_bytes)
         self.names = names
         self._table = np.empty((len(names), len(frame)), np.uint8)
         self._table[:] = frame
-        self.guards = self._table[:, guard_at : guard_at + GUARD_BYTES]
+        self.guards = self._table[:, guard_at : guard_at + guard_bytes]
         self.records = self._table[:, record_at : record_at + record_bytes]
 
     @property
-    def encoded(self) -> Sequence[memoryview]:
+    def encoded(self) -> Sequence[memoryview | bytes]:
         """The array."""
         return (self._table.data,)
 
@@ -132,29 +134,26 @@ class ColumnarCommits(EncodedCommits):
 
 
 class JoinedCommits(EncodedCommits):
-    """Columnar commits of several batches, as those of one."""
+    """Columnar commits, then others without idempotency entries, as those of one batch."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_others", "_parts")
 
-    def __init__(self, parts: Sequence[ColumnarCommits]) -> None:
-        """Join commits.
-
-        Args:
-            parts: Those of each batch; at most one per key.
-        """
-        self.names = [*chain.from_iterable(part.names for part in parts)]
-        self._parts = parts
+    def __init__(self, parts: Sequence[ColumnarCommits], others: Sequence[Commit]) -> None:
+        """Join commits, at most one per key."""
+        self.names = [*chain.from_iterable(part.names for part in parts), *(one.key for one in others)]
+        self._parts, self._others = parts, others
 
     @property
-    def encoded(self) -> Sequence[memoryview]:
-        """The array of each part."""
-        return [*chain.from_iterable(part.encoded for part in self._parts)]
+    def encoded(self) -> Sequence[memoryview | bytes]:
+        """The array of each part, and the encoded others."""
+        others = [b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(e), e, len(r), r) for _, e, r, _, _ in self._others]
+        return [*chain.from_iterable(part.encoded for part in self._parts), *others]
 
     def _commit(self, index: int) -> Commit:
-        return next(islice(chain.from_iterable(self._parts), index, None))
+        return next(islice(self, index, None))
 
     def __iter__(self) -> Iterator[Commit]:
-        return chain.from_iterable(self._parts)
+        return chain(chain.from_iterable(self._parts), self._others)
 
 
 ENCODED: Final = (ColumnarCommits, JoinedCommits)
@@ -162,11 +161,11 @@ ENCODED: Final = (ColumnarCommits, JoinedCommits)
 
 
 @lru_cache(maxsize=64)
-def _frame(record_bytes: int) -> tuple[Array, int, int]:
+def _frame(guard_bytes: int, record_bytes: int) -> tuple[Array, int, int]:
     """Return a guard and a record of zeros, encoded as two arguments, and the offset of each."""
-    guard, record = b"$%d\r\n" % GUARD_BYTES, b"$%d\r\n" % record_bytes
-    frame = b"%b%b\r\n%b%b\r\n" % (guard, bytes(GUARD_BYTES), record, bytes(record_bytes))
-    return np.frombuffer(frame, np.uint8), len(guard), len(guard) + GUARD_BYTES + 2 + len(record)
+    guard, record = b"$%d\r\n" % guard_bytes, b"$%d\r\n" % record_bytes
+    frame = b"%b%b\r\n%b%b\r\n" % (guard, bytes(guard_bytes), record, bytes(record_bytes))
+    return np.frombuffer(frame, np.uint8), len(guard), len(guard) + guard_bytes + 2 + len(record)
 
 
 class Notification(NamedTuple):
@@ -246,11 +245,6 @@ class CommitResults:
         if result.error is not None:
             raise result.error
         return result
-
-    def part(self, start: int, stop: int) -> CommitResults:
-        """Return the results of some successive commits."""
-        found = {i - start: result for i, result in self.not_applied.items() if start <= i < stop}
-        return CommitResults(found, self.expiry_set_at)
 
 
 def script_call(

@@ -89,6 +89,20 @@ def have_sources(table: Array) -> Array:
     return has
 
 
+def have_passed(table: Array, digests: Array, at: Array) -> Array:
+    """Return whether each record's position of a source is at or behind another one, `(rows,)` bool.
+
+    Args:
+        table: The sources of the records.
+        digests: The digest of the source, `(rows,)` uint64.
+        at: The other position, `(rows,)` uint64.
+    """
+    positions = table[..., _AT]
+    is_same = (table[..., _DIGEST] == digests[:, None]) & (positions != NO_POSITION)
+    passed: Array = (is_same & (positions >= at[:, None])).any(axis=1)
+    return passed
+
+
 def sources_in(row: Array) -> tuple[SourcePosition, ...]:
     """Return the sources of one record, from its row of a table."""
     return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])

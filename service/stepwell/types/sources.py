@@ -66,6 +66,11 @@ class BatchSources(NamedTuple):
         digests = np.frombuffer(b"".join([one.digest for one in sources]), "<u8")
         return cls(digests, positions.reshape(len(sources), -1), [one.id for one in sources])
 
+    def row(self, i: int) -> Source:
+        """Return the source of a row."""
+        digest = int(self.digests[i]).to_bytes(8, "little")
+        return Source(digest, tuple(self.at[i].tolist()), self.ids[i if len(self.ids) > 1 else 0])
+
     def rows(self) -> list[Source]:
         """Return the source of each row."""
         digests = self.digests.astype("<u8", copy=False).view("V8").tolist()

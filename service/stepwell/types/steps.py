@@ -154,15 +154,26 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
     afters: Sequence[bytes | None]
     sources: BatchSources | None = None
 
+    def row(self, i: int) -> Timestep:
+        """Return the `Timestep` of a row."""
+        return Timestep(
+            self.keys[i],
+            self.packed[i],
+            self.length,
+            self.seqs[i],
+            self.afters[i],
+            name=self.names[i],
+            source=None if self.sources is None else self.sources.row(i),
+            create=self.create,
+            idempotency_key=self.idempotency_key,
+            keep=self.keep,
+            version=self.version,
+            transport=self.transport,
+        )
+
     def rows(self) -> list[Timestep]:
         """Return one `Timestep` per row."""
-        shared = {name: getattr(self, name) for name in RequestFields.__struct_fields__}
-        sources = [None] * len(self.names) if self.sources is None else self.sources.rows()
-        rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, sources, strict=True)
-        return [
-            Timestep(stream, inputs, self.length, seq, after, name=name, source=source, **shared)
-            for stream, inputs, seq, after, name, source in rows
-        ]
+        return [*map(self.row, range(len(self.names)))]
 
 
 class BatchOutput:

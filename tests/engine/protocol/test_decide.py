@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from stepwell.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
+from stepwell.engine.stepping.batch import RowBatch
+from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.error_codes import CODES
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record
+from stepwell.store.record_arrays import read_headers
 from stepwell.types import Create, StreamKey, Timestep
 
 HERE, ELSEWHERE = b"c" * 16, b"x" * 16
@@ -28,6 +31,11 @@ def request(**parts: Any) -> StepIntent:
         "op_id": MINE, "length": 1, "seq": None, "after": None, "create": "auto", "fingerprint": MODEL,
     }  # fmt: skip
     return StepIntent(**{**defaults, **parts})
+
+
+def queued(**parts: Any) -> QueuedStep:
+    timestep = Timestep(StreamKey("t", "m", "s"), (), **parts)
+    return QueuedStep(timestep, lambda _: None, 0.0, "s", 1, MINE)
 
 
 def decision_or_code(record: Record | None, intent: StepIntent) -> str:
@@ -132,13 +140,22 @@ def test_a_request_that_surely_applies_is_applied() -> None:
         CREATES,
     )
     for record, seq, after, create in rows:
-        ask = Timestep(StreamKey("t", "m", "s"), (), seq=seq, after=after, create=create)
-        if applies_without_store(record.step, record.history_hash, ask):
+        ask = queued(seq=seq, after=after, create=create)
+        [applies] = RowBatch([ask]).certainly_apply(read_headers([record.encode()]))
+        expected = create != "must" and applies_without_store(record.step, record.history_hash, seq, after)
+        assert applies == expected, (record, ask)
+        if applies:
             sure += 1
             assert decision_or_code(record, request(seq=seq, after=after, create=create)) == "apply", (record, ask)
 
     assert sure > 20
 
 
-def test_a_request_with_an_idempotency_key_never_surely_applies() -> None:
-    assert not applies_without_store(5, HERE, Timestep(StreamKey("t", "m", "s"), (), seq=6, idempotency_key="k"))
+@pytest.mark.parametrize(
+    "parts", [{"seq": 6, "idempotency_key": "k"}, {"seq": 6, "create": "must"}], ids=["a key", "create: must"]
+)
+def test_a_request_with_more_than_a_position_is_decided_by_the_record(parts: dict[str, Any]) -> None:
+    batch = RowBatch([queued(**parts)])
+
+    assert not batch.certainly_apply(read_headers([record_at(5).encode()])).any()
+    assert not batch.is_decided_by_position(0)

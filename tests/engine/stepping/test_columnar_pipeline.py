@@ -15,7 +15,7 @@ import redis
 
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
-from stepwell.engine.stepping.columns.batch import CoalescedBatch
+from stepwell.engine.stepping.batch import BulkBatch, CoalescedBatch
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.types import Prediction, StreamKey, Timestep
@@ -276,17 +276,45 @@ async def test_a_step_without_a_position_starts_a_missing_stream(folder: Path, r
 
 @contextlib.contextmanager
 def watched_rows() -> Iterator[list[int]]:
-    """List the sizes of the columnar batches that are taken apart into rows meanwhile."""
+    """List the rows of batches that get an object of their own meanwhile."""
     built: list[int] = []
-    build = CoalescedBatch._build_rows
-
-    def observed(batch: CoalescedBatch) -> Any:
-        built.append(len(batch))
-        return build(batch)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CoalescedBatch, "_build_rows", observed)
+        for kind in (CoalescedBatch, BulkBatch):
+            build = kind._new_row
+
+            def observed(batch: Any, i: int, build: Any = build) -> Any:
+                built.append(i)
+                return build(batch, i)
+
+            patch.setattr(kind, "_new_row", observed)
         yield built
+
+
+@pytest.mark.parametrize("send", ["columns", "one by one"])
+async def test_only_the_unusual_rows_of_a_batch_get_objects(folder: Path, redis_server: Server, send: str) -> None:
+    """New, replayed and refused rows among usual ones: one load, one run and one commit for all that are applied."""
+    counts = CountingObserver()
+    names = [*MANY, "new"]
+    seqs = [2] * 38 + [1, 9, 1]
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await start_streams(engine)
+        counts.store_ops.clear()
+        counts.batches.clear()
+        with watched_rows() as built:
+            if send == "columns":
+                found = await submit_bulk(
+                    engine, {name: ([at], seq) for at, (name, seq) in enumerate(zip(names, seqs, strict=True))}
+                )
+                assert found is not None
+                answers: list[Any] = list(found.values())
+            else:
+                rows = (step(name, at, seq=seq) for at, (name, seq) in enumerate(zip(names, seqs, strict=True)))
+                answers = await gather_results(*map(engine.steps.advance, rows))
+
+    assert sorted(built) == [38, 39, 40]
+    assert (counts.store_ops, counts.batches) == (["load", "commit"], [39])
+    assert [ys(one) for one in answers[:38]] == [fold_reference([at, at])[-1:] for at in range(38)]
+    assert (answers[38].replayed, answers[39].code, answers[40].created) == (True, "seq_gap", True)
 
 
 @pytest.mark.parametrize(("most", "parts"), [(256, [160, 96]), (100, [100, 100, 56])])

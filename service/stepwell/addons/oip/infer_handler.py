@@ -13,7 +13,7 @@ from stepwell.addons.oip.errors import TritonError, missing_start_flag, unknown_
 from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
 from stepwell.codec import Format
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
-from stepwell.engine.stepping.columns.outcomes import StepOutcome
+from stepwell.engine.stepping.outcomes import StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.requests.bulk import submit_rows
 from stepwell.types import Lifecycle, Prediction, StreamKey, Timestep, Transport

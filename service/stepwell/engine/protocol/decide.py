@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any
 
 from stepwell.engine.protocol.positions import passed_timesteps
 from stepwell.errors import ServiceError, state_changed, stream_exists
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Record
-from stepwell.types import Create, Source, Timestep
+from stepwell.types import Create, Source
 
 
 class Decision(Enum):
@@ -83,39 +83,14 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
     return Decision.APPLY
 
 
-NO_STEP: Final = -1
-
-
-def expected_previous_step(timestep: Timestep) -> int:
-    """Return the step of a record to which a request certainly applies; see `applies_without_store`.
-
-    Returns:
-        The step; `NO_STEP` if there is none, or if the step alone does not decide.
-    """
-    if (
-        timestep.seq is None
-        or timestep.after is not None
-        or timestep.create == "must"
-        or timestep.idempotency_key is not None
-        or timestep.source is not None
-    ):
-        return NO_STEP
-    return timestep.seq - 1
-
-
-def applies_without_store(step: int, history_hash: bytes, timestep: Timestep) -> bool:
+def applies_without_store(step: int, history_hash: bytes, seq: int | None, after: bytes | None) -> bool:
     """Whether `decide` returns APPLY for a record of the model that would run, whatever else is in that record.
 
-    This is never certain for a request with an idempotency key. Without one, an op id that covers a position or a
-    history cannot be that of the record's newest operation if this position or history is the next one, and an op id
-    that covers neither is unique. The positions of sources are compared elsewhere.
+    This is never certain for a request with an idempotency key or with `create: must`. Without these, an op id that
+    covers a position or a history cannot be that of the record's newest operation if this position or history is the
+    next one, and an op id that covers neither is unique. The positions of sources are compared elsewhere.
     """
-    return (
-        (timestep.seq is None or timestep.seq == step + 1)
-        and (timestep.after is None or timestep.after == history_hash)
-        and timestep.create != "must"
-        and timestep.idempotency_key is None
-    )
+    return (seq is None or seq == step + 1) and (after is None or after == history_hash)
 
 
 def check_idempotency_entry(entry: IdempotencyEntry, intent: StepIntent) -> IdempotencyEntry:

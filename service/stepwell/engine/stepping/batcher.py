@@ -6,23 +6,20 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from stepwell.background import cancel
-from stepwell.engine.protocol.decide import expected_previous_step
 from stepwell.engine.protocol.op_ids import OpIdHasher
+from stepwell.engine.stepping.batch import Batch, BulkBatch, CoalescedBatch, RowBatch
 from stepwell.engine.stepping.batch_queue import BatchQueue
-from stepwell.engine.stepping.columns.batch import BulkBatch, CoalescedBatch, ColumnarBatch
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
-from stepwell.engine.stepping.columns.pipeline import ColumnarPipeline
-from stepwell.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.overload import QueueAdmission
-from stepwell.engine.stepping.pipeline import BatchPipeline, PipelineDeps
+from stepwell.engine.stepping.pipeline import Pipeline, PipelineDeps
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
 from stepwell.engine.stepping.version_batchers import VersionBatchers, is_older
-from stepwell.engine.trials.plans import BatchPlans
+from stepwell.engine.trials.plans import BatchPlans, ReleasePlans
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
@@ -49,11 +46,20 @@ class Batcher:
         versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
-    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        deps: PipelineDeps,
+        *,
+        plans: ReleasePlans,
+        max_batch: int,
+        max_wait: float,
+        on_plan: Callable[[], None],
+    ) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
             deps: The model version, and what its batches share.
+            plans: Where streams move by a release.
             max_batch: Maximum number of rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
             on_plan: Called when the model's release plan has changed.
@@ -64,10 +70,7 @@ class Batcher:
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
         self._observer = deps.observer
-        self._pipeline = BatchPipeline(deps)
-        self._columnar = ColumnarPipeline(deps)
-        self._dry_run = DryRunPipeline(deps)
-        self._stateless = StatelessPipeline(deps)
+        self._pipeline = Pipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait
@@ -82,7 +85,7 @@ class Batcher:
         self._wake_threshold: float = 0
         self._processed = 0
         self._is_stopped = False
-        self._batch_plans = BatchPlans(deps.plans, served.name, self._on_new_plan)
+        self._batch_plans = BatchPlans(plans, served.name, self._on_new_plan)
         self._on_plan = on_plan
         self.versions: VersionBatchers | None = None
         self.admission = QueueAdmission(deps.timeout / 5)
@@ -214,7 +217,7 @@ class Batcher:
             batch = self.queue.dequeue(self._max_batch)
             if isinstance(batch, CoalescedBatch) and not self._close_or_reject(batch):
                 continue
-            self._reject(batch, service_ended())
+            self._reject(batch if isinstance(batch, Batch) else RowBatch(batch), service_ended())
         self.close()
 
     def submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
@@ -225,7 +228,7 @@ class Batcher:
         length, keep = timestep.length, timestep.keep
         # For the usual case an int: it hashes faster than a tuple.
         shape = length if lifecycle == "on" and keep == "all" else (length, keep, lifecycle)
-        self.requeue(QueuedStep(timestep, done, received, name, shape, op_id, expected_previous_step(timestep)))
+        self.requeue(QueuedStep(timestep, done, received, name, shape, op_id))
 
     def _schedule(self) -> None:
         """Schedule the next flush: now, or when the batch has waited for others long enough."""
@@ -279,17 +282,11 @@ class Batcher:
             return False
         return True
 
-    def _reject(self, batch: Sequence[QueuedStep], error: ServiceError) -> None:
+    def _reject(self, batch: Batch, error: ServiceError) -> None:
         """Reply with an error to a batch that was dequeued and is not run."""
-        names = batch.names if isinstance(batch, ColumnarBatch) else [row.name for row in batch]
-        if isinstance(batch, ColumnarBatch):
-            batch.reject(error)
-        else:
-            for row in batch:
-                row.reject(error)
-        self._release(names)
-        length = batch.length if isinstance(batch, ColumnarBatch) else batch[0].timestep.length
-        self.deps.on_answered(len(batch), len(batch) * length * self.timestep_bytes)
+        batch.reject(error)
+        self._release(batch.names)
+        self.deps.on_answered(len(batch), len(batch) * batch.length * self.timestep_bytes)
 
     def _release(self, names: Sequence[str]) -> None:
         self.queue.release(names)
@@ -308,41 +305,33 @@ class Batcher:
         self.cache.clear()  # by this plan, the streams may have to move
         self._on_plan()
 
-    def _drop_stale(self, batch: Sequence[QueuedStep], columnar: ColumnarBatch | None, *, is_outdated: bool) -> None:
+    def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
 
         These are all if the plan has changed meanwhile; else those of requests that name a version.
         """
-        names: Iterable[str]
-        if is_outdated:
-            names = map(_NAME, batch) if columnar is None else columnar.names
-        elif columnar is not None:
-            names = columnar.names_with_version()
-        else:
-            names = [row.name for row in batch if row.timestep.version is not None]
-        for name in names:
+        for name in batch.names if is_outdated else batch.names_with_version():
             self.cache.drop(name)
 
-    def _pipeline_for(self, first: QueuedStep) -> BatchPipeline:
-        if first.dry_run:
-            return self._dry_run
-        return self._pipeline if first.timestep.lifecycle != "none" else self._stateless
-
-    async def _process(self, batch: Sequence[QueuedStep], number: int) -> None:
-        columnar = batch if isinstance(batch, ColumnarBatch) else None
+    async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         plan = self._batch_plans.started()
-        names = columnar.names if columnar is not None else list(map(_NAME, batch))
-        if self.versions is not None and columnar is None:
-            batch = [row for row in batch if not self.versions.follows_older(row, self)]
-        self._observer.batch_started(self.served.name, len(batch))
+        if isinstance(items, Batch):
+            batch: Batch | None = items
+            names = items.names
+        else:
+            names = list(map(_NAME, items))
+            rows = [row for row in items if self.versions is None or not self.versions.follows_older(row, self)]
+            batch = RowBatch(rows) if rows else None
+        self._observer.batch_started(self.served.name, 0 if batch is None else len(batch))
         try:
-            if batch:
-                await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
+            if batch is not None:
+                await self._pipeline.process(batch)
         finally:
-            if (is_outdated := self._batch_plans.is_outdated(plan)) or plan is not None:
-                self._drop_stale(batch, columnar, is_outdated=is_outdated)
+            is_outdated = self._batch_plans.is_outdated(plan)
+            if batch is not None and (is_outdated or plan is not None):
+                self._drop_stale(batch, is_outdated=is_outdated)
             self._observer.batch_ended()
-            self._processed += len(batch)
+            self._processed += 0 if batch is None else len(batch)
             self._release(names)
             del self._tasks[number]
             if not self._is_due_now:

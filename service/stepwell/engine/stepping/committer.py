@@ -1,4 +1,4 @@
-"""`BatchCommitter`: builds the next record of each row of a batch, commits the records, and handles the results."""
+"""`Committer`: builds the next record of each row of a batch, commits the records, and handles the results."""
 
 from __future__ import annotations
 
@@ -11,69 +11,95 @@ import numpy as np
 
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.protocol.replay import several
-from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.replies import Replies
+from stepwell.engine.stepping.record_cache import CachedRecord
+from stepwell.engine.stepping.records import Records
+from stepwell.engine.stepping.responding import responding_versions
 from stepwell.engine.watch.commit_events import CandidateOutputs
 from stepwell.errors import ServiceError, not_a_record
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import PairedModel
-from stepwell.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
+from stepwell.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, JoinedCommits, Outcome
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, decode, extend_history, version_flags
-from stepwell.store.record_arrays import digests_in, encode_records, guards, record_with_sources, sources_table
+from stepwell.store.record import (
+    CHANGED_VERSION,
+    GUARD_AT,
+    HAD_KEY,
+    HEADER_BYTES,
+    Kind,
+    decode,
+    encode_next,
+    extend_history,
+    header_of,
+    version_flags,
+)
+from stepwell.store.record_arrays import (
+    advance_sources,
+    digests_in,
+    empty_sources,
+    encode_records,
+    encode_sources,
+    guards,
+    have_sources,
+    read_headers,
+    record_with_sources,
+    sources_in,
+    sources_table,
+)
 from stepwell.types import ENDS, STARTS, BatchOutput
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.model_runner import RunResult
     from stepwell.engine.stepping.pipeline import PipelineDeps
+    from stepwell.engine.stepping.queued import QueuedStep
+    from stepwell.engine.stepping.replies import Replies
     from stepwell.engine.stepping.responding import Responding
     from stepwell.engine.trials.comparison import Beside
     from stepwell.store.commits import CommitResult, Notification
-    from stepwell_client.wire.outcomes import ReturnMode
 
 
-class CommittedRows(NamedTuple):
-    """The new records of a batch's rows, as columns.
+class NextRecords(NamedTuple):
+    """The records after a run, as columns, and their commits.
 
     Attributes:
-        names: Keys of the records.
-        headers: `(rows,)` of `HEADER_DTYPE`.
-        states: Packed states, `(rows, bytes)` uint8.
-        expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
-        outputs: The returned predictions, `(rows, T', *row)` by name.
-        history_hashes: History hashes, 16 bytes each.
-        sources: The table of positions of sources, see `record_arrays`; None: the records have none.
+        records: The rows, with their new headers, states and sources.
+        commits: One for each.
+        order: Of which row each commit is.
+        output: Their predictions.
         beside: Of a pair, what its run returned beside the predictions.
         responding: The versions that responded; None: that of the model, as before.
+        created: Which of the rows, by their index, create their streams.
+        one: Instead of headers and sources, the record of a single timestep as it is cached then.
     """
 
-    names: Sequence[str]
-    headers: Array
-    states: Array
-    expiry_set_at: Array
-    outputs: Mapping[str, Array]
-    history_hashes: Sequence[bytes]
-    sources: Array | None = None
+    records: Records
+    commits: Sequence[Commit]
+    order: Sequence[int]
+    output: BatchOutput
     beside: Beside | None = None
     responding: Responding | None = None
+    created: frozenset[int] = frozenset()
+    one: CachedRecord | None = None
 
-    def select(self, indices: Sequence[int]) -> CommittedRows:
+    def select(self, rows: Sequence[int]) -> NextRecords:
         """Return some of the rows."""
-        return CommittedRows(
-            [self.names[i] for i in indices],
-            self.headers[indices],
-            self.states[indices],
-            self.expiry_set_at[indices],
-            {name: array[indices] for name, array in self.outputs.items()},
-            [self.history_hashes[i] for i in indices],
-            None if self.sources is None else self.sources[indices],
-            None if self.beside is None else self.beside.select(indices),
-            None if self.responding is None else self.responding.select(indices),
+        output = self.output
+        return NextRecords(
+            self.records.select(rows),
+            (),
+            (),
+            BatchOutput(
+                {name: array[rows] for name, array in output.arrays.items()},
+                [output.steps[i] for i in rows],
+                [output.state_ids[i] for i in rows],
+            ),
+            None if self.beside is None else self.beside.select(rows),
+            None if self.responding is None else self.responding.select(rows),
+            frozenset([j for j, i in enumerate(rows) if i in self.created]),
         )
 
 
-class BatchCommitter:
+class Committer:
     """Commits the results of a model version, and returns the rows whose records another writer has changed."""
 
     def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
@@ -86,245 +112,327 @@ class BatchCommitter:
         self._interests = deps.interests
         self._replies = replies
         self._comparison = deps.comparison
-        self._runner = deps.runner
         self._sampler = deps.sampler
         self._source_ids = deps.source_ids
 
     async def commit(
-        self,
-        rows: Sequence[QueuedStep],
-        headers: Array,
-        run: RunResult,
-        *,
-        responding: Responding | None,
-        expiry_set_at: Array,
-        deadline: float,
+        self, records: Records, inputs: Mapping[str, Array], run: RunResult, deadline: float
     ) -> list[QueuedStep]:
         """Commit the next records, reply to the rows that were applied, and return those to be attempted again.
 
         Args:
-            rows: The rows that were run.
-            headers: The headers of the records that they continue, `(rows,)` of `HEADER_DTYPE`; they are overwritten.
+            records: The records that the rows continue; the headers are overwritten.
+            inputs: What was run, `(rows, T, *row)` by input.
             run: The result of the run, of these rows.
-            responding: The versions that responded; None: that of the model, as before.
-            expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
             deadline: On the loop's clock.
         """
-        names = [row.name for row in rows]
-        outputs, states = select_returned(rows[0].timestep.keep, run.outputs), run.states
-        packed = pack_outputs(self._specs, outputs, len(rows))
-        columnar = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
-        columnar.guards[:] = guards(headers)
-        if (lifecycle := rows[0].timestep.lifecycle) in STARTS:
-            self._reset_headers(rows, headers)
-        keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
-        history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
-        if responding is not None and any(responding.changed):
-            changed_rows = np.flatnonzero(responding.changed).tolist()
-            headers["flags"][changed_rows] |= np.array(
-                [version_flags(responding.versions[i], changed=True) for i in changed_rows], "<u4"
+        name, batch = self._served.name, records.batch
+        if records.one is not None and not self._interests.has_interest(name):
+            found = self._next_of_one(records, records.one, run)
+        else:
+            found = self._next_records(records.in_columns(), run)
+            if (
+                found.created
+                or batch.lifecycle in STARTS
+                or any([row.standing is not None for row in batch.rows.values()])  # noqa: C419 - see all_finite
+            ):
+                for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
+                    await artifact.ensure(deadline)
+        # Interest is checked after the run, as late as possible, so that no event is missed: from here to the store's
+        # command there is no `await`, see `InterestTable.commits`.
+        notifications = self._notifications(found) if self._interests.has_interest(name) else []
+        at = records.at
+        if not batch.are_waiting(at):
+            return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
+        batch.sent = at
+        started = time.perf_counter()
+        self._check_artifacts()
+        expiry_set_at = records.expiry_set_at.min() if records.one is None else records.one.expiry_set_at
+        with self._interests.commits.begin():
+            results = await self._store.commit(
+                found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
             )
-        answer_versions = self._set_source_versions(rows, headers, responding)
-        encode_records(columnar.records, headers, packed, states)
-        created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
-        commits: Sequence[Commit] = columnar
-        with_sources = self._advance_sources(rows)
-        if created or keyed or with_sources or lifecycle in ENDS:
-            commits = changed = [*columnar]
-            for i in with_sources:
-                record = record_with_sources(
-                    headers[i], rows[i].kept + packed[i].tobytes(), states[i].tobytes(), rows[i].sources,
-                    rows[i].answered_at, answer_versions[i],
-                )  # fmt: skip
-                changed[i] = changed[i]._replace(record=record.encode())
-            for i in created:
-                changed[i] = changed[i]._replace(expect=b"")
-            if lifecycle in ENDS:
-                changed[:] = [commit._replace(record=DELETE) for commit in changed]
-            for i in range(len(rows)) if lifecycle == "last" else keyed:
-                changed[i] = _with_entry(
-                    changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes(),
-                    self._served.fingerprint if responding is None else responding.fingerprints[i],
-                    several(answer_versions[i]),
-                )  # fmt: skip
-        if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
-            for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
-                await artifact.ensure(deadline)
-        notifications: Sequence[Notification] = ()
-        if self._interests.has_interest(self._served.name):
-            timesteps = [row.applied for row in rows]
-            notifications = self._interests.notifications_for(
-                timesteps,
-                self._served.inputs,
-                outputs,
-                headers["step"].tolist(),
-                history_hashes,
-                [self._served.version] * len(rows) if responding is None else responding.versions,
-                () if run.beside is None else self._candidates(run.beside, rows[0].timestep.keep),
-            )
-        if len(waiting := [row for row in rows if not row.answered]) < len(rows):
-            return waiting  # the deadlines of the others have passed
-        for row in rows:
-            row.is_sent = True
-        results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
-        sources = sources_table([row.sources for row in rows]) if with_sources else None
-        committed = CommittedRows(
-            names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside, responding
-        )
-        return self.handle_results(rows, committed, created, results)
+        self._observer.store_latency("commit", time.perf_counter() - started)
+        remaining: list[QueuedStep] = []
+        applied: list[int] | None = None
+        if results.not_applied:
+            found, remaining, applied = self._without_conflicts(found, results)
+        if found.records.at:
+            self._cache_committed(found, results)
+            self._replies.reply_committed(found.records, found.output, found.responding, found.created)
+            if self._sampler is not None and not self._sampler.skips():
+                names = found.records.of(batch.names, found.records.at)
+                committed = inputs if applied is None else {n: array[applied] for n, array in inputs.items()}
+                self._sampler.add(names, committed, found.output.arrays)
+        return remaining
 
-    def _candidates(self, beside: Beside, keep: ReturnMode) -> list[CandidateOutputs | None]:
+    def _check_artifacts(self) -> None:
+        """Have the model's artifacts checked, if that is due."""
+        for artifact in self._artifacts:
+            if artifact.check_at < time.monotonic():
+                artifact.check_soon()
+
+    # ---------------------------------------------------------------- the next records
+
+    def _next_of_one(self, records: Records, cached: CachedRecord, run: RunResult) -> NextRecords:
+        """Return the next record of a single timestep, without arrays: for one row, they take longer than the work."""
+        batch, header = records.batch, cached.header
+        sources = batch.sources_after(cached.sources) or ()
+        answered_at, version = list[int](), 0
+        if batch.sources is not None:
+            answered_at, version = batch.sources.at[0].tolist(), self._served.version
+        outputs = b"".join([run.outputs[spec.name].tobytes() for spec in self._specs])
+        updated_ms, state = int(time.time() * 1000), run.states.tobytes()
+        record, step, history_hash = encode_next(
+            header, batch.op_ids[0], updated_ms, outputs, state, sources, answered_at, version
+        )
+        one = CachedRecord(header_of(record), run.states, cached.expiry_set_at, sources)
+        commits = [Commit(batch.names[0], header[GUARD_AT], record)]
+        return NextRecords(records, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one)
+
+    def _next_records(self, records: Records, run: RunResult) -> NextRecords:
+        """Return the next records.
+
+        Most are encoded together. Those of another length or kind become a list of commits: with positions of sources
+        that differ from those of others, with a key, of streams that are created or end.
+        """
+        batch, headers, states, n = records.batch, records.headers, run.states, len(records.at)
+        outputs = select_returned(batch.keep, run.outputs)
+        packed = pack_outputs(self._specs, outputs, n)
+        responding = responding_versions(self._served, records, states, run.beside)
+        own, sources, section = self._own_rows(records, is_uniform=responding is None)
+        created = [j for j in own if batch.rows[records.at[j]].creates]
+        alike = [j for j in created if self._is_alike(batch.rows[records.at[j]])] if section is None else []
+        others = own if not alike else [j for j in own if j not in frozenset(alike)]
+        usual, part = self._usual_rows(n, own)
+        names, op_ids = records.of(batch.names, records.at), records.of(batch.op_ids, records.at)
+        guard = guards(headers)  # of the old headers, which are overwritten below
+        expected = {j: guard[j].tobytes() for j in others}
+        answer_bytes = packed.shape[1] + states.shape[1]
+        parts = [
+            ColumnarCommits(
+                records.of(names, usual), HEADER_BYTES + (0 if section is None else section.shape[1]) + answer_bytes
+            )
+        ]
+        parts[0].guards[:] = guard[part]
+        history_hashes = self._advance_headers(records, op_ids, own, responding)
+        if section is not None:
+            headers["flags"][part] |= np.uint32(version_flags(self._served.version))
+        if usual:
+            new = headers[part] if own else headers
+            encode_records(parts[0].records, new, packed[part], states[part], section)
+        commits: Sequence[Commit] = parts[0]
+        if own:
+            if alike:
+                parts.append(ColumnarCommits([names[j] for j in alike], HEADER_BYTES + answer_bytes, missing=True))
+                encode_records(parts[1].records, headers[alike], packed[alike], states[alike])
+            own_commits = []
+            for j in others:
+                row, answers = batch.rows[records.at[j]], packed[j].tobytes()
+                own_commits.append(
+                    self._own_commit(row, headers[j], expected[j], answers, states[j].tobytes(), responding, j)
+                )
+            commits = JoinedCommits(parts, own_commits)
+            if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - see all_finite
+                commits = [*commits]
+            if sources is not None:
+                sources[own] = sources_table([batch.rows[records.at[j]].sources for j in own])
+        output = BatchOutput(outputs, headers["step"].tolist(), history_hashes)
+        records = records._replace(states=states, sources=sources)
+        order = [*usual, *alike, *others] if own else usual
+        return NextRecords(records, commits, order, output, run.beside, responding, frozenset(created))
+
+    @staticmethod
+    def _is_alike(row: QueuedStep) -> bool:
+        """Whether the record of a new stream is one like all others."""
+        timestep = row.timestep
+        return timestep.idempotency_key is None and timestep.source is None and timestep.lifecycle not in ENDS
+
+    @staticmethod
+    def _usual_rows(n: int, own: Sequence[int]) -> tuple[Sequence[int], slice | list[int]]:
+        """Return the rows, of `n`, that have no commit of their own, also as an index of arrays."""
+        if not own:
+            return range(n), slice(None)
+        excluded = frozenset(own)
+        usual = [j for j in range(n) if j not in excluded]
+        return usual, usual
+
+    def _own_rows(self, records: Records, *, is_uniform: bool) -> tuple[list[int], Array | None, Array | None]:
+        """Return the rows with a commit of their own, by their index; their positions of sources are set.
+
+        Args:
+            records: The records before the run.
+            is_uniform: The model's version has responded to all rows, as before.
+
+        Returns:
+            Also the table of the positions of sources after the run, and what the records of all other rows have behind
+            their headers; None: they have none.
+        """
+        batch, before, at = records.batch, records.sources, records.at
+        n, own = len(at), list[int]()
+        if batch.lifecycle in ENDS:
+            own = [*range(n)]
+        elif batch.rows:
+            own = [j for j, i in enumerate(at) if (row := batch.rows.get(i)) is not None and not row.is_plain]
+        after, section = before, None
+        if batch.sources is not None:
+            usual, part = self._usual_rows(n, own)
+            advanced = None
+            if is_uniform and usual:
+                positions = batch.sources.select(records.of(at, usual)) if own or n < len(batch) else batch.sources
+                table = empty_sources(n) if before is None else before
+                advanced = advance_sources(table[part], positions.digests, positions.at)
+            if advanced is None:
+                own = [*range(n)]  # they are advanced one by one
+            else:
+                section = encode_sources(advanced, positions.at if batch.keep == "all" else positions.at[:, -1:])
+                after = advanced
+                if own:
+                    after = table.copy()
+                    after[part] = advanced
+        elif before is not None:
+            own = sorted({*own, *np.flatnonzero(have_sources(before)).tolist()})
+        for j in own:
+            row = batch.row(at[j])
+            if not row.is_loaded and before is not None:
+                row.cached_sources = sources_in(before[j])
+            row.advance_sources()
+        if own and after is None and any([batch.rows[at[j]].sources for j in own]):  # noqa: C419 - see all_finite
+            after = empty_sources(n)
+        return own, after, section
+
+    def _own_commit(  # noqa: PLR0917 - the parts of a record
+        self,
+        row: QueuedStep,
+        header: Array,
+        expect: bytes,
+        outputs: bytes,
+        state: bytes,
+        responding: Responding | None,
+        j: int,
+    ) -> Commit:
+        """Return the commit of one row; `header` is the new one, and its flags are set if the row has a source."""
+        version, fingerprint, by_timestep = self._served.version, self._served.fingerprint, tuple[int, ...]()
+        if responding is not None:
+            version, fingerprint = responding.versions[j], responding.fingerprints[j]
+            by_timestep = responding.by_timestep[j]
+        versions, outputs = tuple[int, ...](), row.kept + outputs
+        if row.timestep.source is not None:
+            versions = row.answer_versions(version, by_timestep)
+            header["flags"] |= np.uint32(version_flags(version))
+        record = DELETE
+        if row.timestep.lifecycle not in ENDS:
+            record = record_with_sources(header, outputs, state, row.sources, row.answered_at, versions).encode()
+        entry, entry_key = b"", None
+        if (row.timestep.idempotency_key is not None) or row.timestep.lifecycle == "last":
+            step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
+            shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
+            parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
+            entry_key, entry = row.entry_key, IdempotencyEntry(*parts, shows_version, several(versions)).encode()
+        return Commit(row.name, b"" if row.creates else expect, record, entry_key, entry)
+
+    def _advance_headers(
+        self, records: Records, op_ids: Sequence[bytes], own: Sequence[int], responding: Responding | None
+    ) -> list[bytes]:
+        """Advance headers in place by the timesteps of each row, and return the new history hashes.
+
+        Streams that begin again are reset before. Their history continues, so that a late request matches no earlier
+        position.
+        """
+        headers, fingerprint, batch = records.headers, self._served.fingerprint, records.batch
+        history_hashes: Sequence[bytes] = headers["history_hash"].tolist()
+        if batch.lifecycle in STARTS:
+            history_hashes = extend_history(history_hashes, Kind.RESET, op_ids, fingerprint)
+            headers["epoch"] = [secrets.randbits(64) for _ in op_ids]
+            headers["step"] = 0
+            headers["fingerprint"] = np.frombuffer(fingerprint, "V8")
+        next_hashes = extend_history(history_hashes, Kind.STEP, op_ids, fingerprint)
+        length = records.length
+        headers["step"] += length
+        headers["length"] = length
+        headers["flags"] = Kind.STEP
+        headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
+        headers["history_hash"] = np.frombuffer(b"".join(next_hashes), "V16")
+        headers["updated_ms"] = int(time.time() * 1000)
+        if keyed := [j for j in own if batch.rows[records.at[j]].timestep.idempotency_key is not None]:
+            headers["flags"][keyed] = Kind.STEP | HAD_KEY
+        if responding is not None and any(responding.changed):
+            changed = np.flatnonzero(responding.changed).tolist()
+            flags = [version_flags(responding.versions[i], changed=True) for i in changed]
+            headers["flags"][changed] |= np.array(flags, "<u4")
+        return next_hashes
+
+    # ---------------------------------------------------------------- notifications
+
+    def _notifications(self, found: NextRecords) -> list[Notification]:
+        """Return the events of commits."""
+        records, responding = found.records, found.responding
+        rows = [records.batch.row(i) for i in records.at]
+        position = {j: k for k, j in enumerate(found.order)}
+        events = self._interests.notifications_for(
+            [row.applied for row in rows],
+            self._served.inputs,
+            found.output.arrays,
+            found.output.steps,
+            found.output.state_ids,
+            [self._served.version] * len(rows) if responding is None else responding.versions,
+            () if found.beside is None else self._candidates(found.beside, records),
+        )
+        return [event._replace(row=position[event.row]) for event in events]
+
+    def _candidates(self, beside: Beside, records: Records) -> list[CandidateOutputs | None]:
         """Return what the candidate of a pair computed for each row; None: it failed."""
         model, halves = self._served.step_model, self._served.halves
         assert isinstance(model, PairedModel)
         assert halves is not None
-        outputs = select_returned(keep, beside.candidate(responds=model.mode == "ramp"))
+        outputs = select_returned(records.batch.keep, beside.candidate(responds=model.mode == "ramp"))
         has_failed = beside.failed[:, 0].tolist()
         return [
             None if failed else CandidateOutputs(halves[1].version, {name: array[i] for name, array in outputs.items()})
             for i, failed in enumerate(has_failed)
         ]
 
-    async def send(
-        self,
-        commits: Sequence[Commit],
-        expiry_set_at: float,
-        deadline: float,
-        notifications: Sequence[Notification] = (),
-    ) -> CommitResults:
-        """Commit, and measure the latency; the arguments are those of `StateStore.commit`.
+    # ---------------------------------------------------------------- results
 
-        Await it right after the look-up of the interests, with no `await` in between: see `InterestTable.commits`.
-        """
-        started = time.perf_counter()
-        self.check_artifacts()
-        with self._interests.commits.begin():
-            results = await self._store.commit(
-                commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
-            )
-        self._observer.store_latency("commit", time.perf_counter() - started)
-        return results
+    def _without_conflicts(
+        self, found: NextRecords, results: CommitResults
+    ) -> tuple[NextRecords, list[QueuedStep], list[int]]:
+        """Return the records that were applied, the rows to be attempted again, and the indices of the former."""
+        records = found.records
+        not_applied = {found.order[k]: result for k, result in results.not_applied.items()}
+        headers = read_headers([found.commits[0].record]) if found.one is not None else records.headers
+        rows = [(records.batch.row(records.at[j]), result, headers[j]) for j, result in not_applied.items()]
+        remaining = [row for row, result, header in rows if self._handle_conflict(row, result, header)]
+        self._observer.conflicts(len(remaining))
+        applied = [j for j in range(len(records.at)) if j not in not_applied]
+        return found.select(applied), remaining, applied
 
-    def check_artifacts(self) -> None:
-        """Have the model's artifacts checked, if that is due."""
-        for artifact in self._artifacts:
-            if artifact.check_at < time.monotonic():
-                artifact.check_soon()
-
-    def handle_results(
-        self, rows: Sequence[QueuedStep], committed: CommittedRows, created: list[int], results: CommitResults
-    ) -> list[QueuedStep]:
-        """Reply to the rows that were applied, and return those to be attempted again."""
-        if not_applied := results.not_applied:
-            applied = [i for i in range(len(rows)) if i not in not_applied]
-            remaining = [
-                rows[i]
-                for i, result in not_applied.items()
-                if self._handle_conflict(rows[i], result, committed.headers[i])
-            ]
-            self._observer.conflicts(len(remaining))
-            rows, committed = [rows[i] for i in applied], committed.select(applied)
-            created = [applied.index(i) for i in created if i not in not_applied]
-        else:
-            remaining = []
-        if rows:
-            if rows[0].timestep.lifecycle in ENDS:
-                for name in committed.names:
-                    self._cache.drop(name)
-                self.count_comparison(committed.beside, committed.states)
-            else:
-                self.cache_committed(committed, results)
-            self._replies.reply_committed(
-                rows,
-                BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
-                created,
-                committed.responding,
-            )
-            if self._sampler is not None and not self._sampler.skips():
-                parts = [row.applied for row in rows]
-                inputs = self._runner.inputs([part.inputs for part in parts], parts[0].length)
-                self._sampler.add(committed.names, inputs, committed.outputs)
-        return remaining
-
-    def cache_committed(self, committed: CommittedRows, results: CommitResults) -> None:
-        """Cache the committed records."""
-        expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
-        self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
-        if committed.sources is not None and results.expiry_set_at is not None:
-            self._source_ids.renew_soon(digests_in(committed.sources))
-        if committed.beside is not None:
-            self.count_comparison(committed.beside, committed.states)
-            if all_true(committed.beside.compared):
-                return
-            # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
-            is_final = (pair_rows(committed.states)["failed"] > 0) | committed.beside.is_warm_now
-            for i in np.flatnonzero(is_final).tolist():
-                self._cache.drop(committed.names[i])
-
-    def count_comparison(self, beside: Beside | None, states: Array) -> None:
-        """Count the committed rows of a pair; None: they are of one version."""
+    def _cache_committed(self, found: NextRecords, results: CommitResults) -> None:
+        """Cache the committed records, and count what the versions of a pair computed."""
+        records, beside, at = found.records, found.beside, results.expiry_set_at
+        batch = records.batch
+        if found.one is not None:
+            one = found.one if at is None else found.one._replace(expiry_set_at=at)
+            self._cache.put_one(batch.names[0], one)
+            if one.sources and at is not None:
+                self._source_ids.renew_soon([source.digest for source in one.sources])
+            return
+        names = records.of(batch.names, records.at)
         if beside is not None:
-            self._comparison.add(self._served, beside, states)
-
-    @staticmethod
-    def _advance_sources(rows: Sequence[QueuedStep]) -> list[int]:
-        """Advance the positions of the rows' sources, and return the indices of the rows whose streams have any."""
-        for row in rows:
-            row.advance_sources()
-        return [i for i, row in enumerate(rows) if row.sources]
-
-    def _set_source_versions(
-        self, rows: Sequence[QueuedStep], headers: Array, responding: Responding | None
-    ) -> list[tuple[int, ...]]:
-        """Set the flags of the rows that have a source: their record shows which version has responded.
-
-        Returns:
-            Of each row the version that computed each answer of `answered_at`; empty: it has no source.
-        """
-        found: list[tuple[int, ...]] = [()] * len(rows)
-        version, by_timestep = self._served.version, tuple[int, ...]()
-        for i, row in enumerate(rows):
-            if row.timestep.source is not None:
-                if responding is not None:
-                    version, by_timestep = responding.versions[i], responding.by_timestep[i]
-                found[i] = row.answer_versions(version, by_timestep)
-                headers["flags"][i] |= np.uint32(version_flags(version))
-        return found
-
-    def _reset_headers(self, rows: Sequence[QueuedStep], headers: Array) -> None:
-        """Reset headers in place. The history continues, so that a late request matches no earlier position."""
-        fingerprint = self._served.fingerprint
-        history_hashes = extend_history(
-            headers["history_hash"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint
-        )
-        headers["epoch"] = [secrets.randbits(64) for _ in rows]
-        headers["step"] = 0
-        headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
-        headers["fingerprint"] = np.frombuffer(fingerprint, "V8")
-
-    def advance_headers(
-        self, op_ids: Sequence[bytes], length: int, headers: Array, keyed: Sequence[int] = (), *, version: int = 0
-    ) -> list[bytes]:
-        """Advance headers in place by one step or chunk, and return the new history hashes.
-
-        Args:
-            op_ids: Op ids, 16 bytes each.
-            length: Timesteps of each row.
-            headers: `(rows,)` of `HEADER_DTYPE`.
-            keyed: Indices of the rows that have an idempotency key.
-            version: The version that has responded, if the rows have a source and are not `QueuedStep`s; else 0.
-        """
-        history_hashes = self.extend(headers["history_hash"].tolist(), op_ids)
-        set_next(headers, op_ids, length, history_hashes)
-        if version:
-            headers["flags"] |= np.uint32(version_flags(version))
-        if keyed:
-            headers["flags"][keyed] = Kind.STEP | HAD_KEY
-        return history_hashes
-
-    def extend(self, history_hashes: Sequence[bytes], op_ids: Sequence[bytes]) -> list[bytes]:
-        """Return the history hashes after a step or chunk of this model, 16 bytes each."""
-        return extend_history(history_hashes, Kind.STEP, op_ids, self._served.fingerprint)
+            self._comparison.add(self._served, beside, records.states)
+        if batch.lifecycle in ENDS:
+            for name in names:
+                self._cache.drop(name)
+            return
+        expiry_set_at = records.expiry_set_at if at is None else at
+        self._cache.put(names, records.headers, records.states, expiry_set_at, records.sources)
+        if records.sources is not None and at is not None:
+            self._source_ids.renew_soon(digests_in(records.sources))
+        if beside is not None and not all_true(beside.compared):
+            # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
+            is_final = (pair_rows(records.states)["failed"] > 0) | beside.is_warm_now
+            for i in np.flatnonzero(is_final).tolist():
+                self._cache.drop(names[i])
 
     def _handle_conflict(self, row: QueuedStep, result: CommitResult, header: Array) -> bool:
         """Handle a commit that was not applied; True: the row has to be decided again, else it has its reply."""
@@ -356,31 +464,3 @@ class BatchCommitter:
             self._observer.regressions(1)
         row.set_stored(result.stored, current)
         return True
-
-
-def set_next(headers: Array, op_ids: Sequence[bytes], length: int, history_hashes: Sequence[bytes]) -> None:
-    """Advance headers in place by one step or chunk.
-
-    Args:
-        headers: `(rows,)` of `HEADER_DTYPE`.
-        op_ids: Op ids, 16 bytes each.
-        length: Timesteps of each row.
-        history_hashes: The new history hashes, 16 bytes each.
-    """
-    headers["step"] += length
-    headers["length"] = length
-    headers["flags"] = Kind.STEP
-    headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
-    headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
-    headers["updated_ms"] = int(time.time() * 1000)
-
-
-def _with_entry(  # noqa: PLR0917 - the parts of an entry
-    commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes, versions: tuple[int, ...]
-) -> Commit:
-    """Return a commit with the entry of its idempotency key; `fingerprint` is that of the version that responded."""
-    step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
-    shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
-    parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
-    entry = IdempotencyEntry(*parts, shows_version, versions)
-    return commit._replace(entry_key=row.entry_key, entry=entry.encode())

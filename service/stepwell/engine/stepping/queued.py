@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepwell.engine.protocol.decide import NO_STEP, StepIntent
+from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.protocol.positions import advanced, overlap_of
 from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError
@@ -29,8 +29,6 @@ class QueuedStep(Struct, eq=False, gc=False):
         name: Key of the stream's record.
         shape: Equal for timesteps that may be in one batch.
         op_id: Identifies the operation, the same for every retry of it, 16 bytes.
-        expected_step: It certainly applies to a record of the running model at this step, whatever else the record
-            holds; `NO_STEP`: there is no such step, or other fields matter, too.
         dry_run: Only the prediction is requested; nothing is committed.
         is_loaded: `record` was loaded from the store during this request.
         record: With `is_loaded`, the stream's record; None: the stream is missing.
@@ -39,7 +37,6 @@ class QueuedStep(Struct, eq=False, gc=False):
         entry: The idempotency or end entry of this request, if one was loaded.
         confirmed: A Redis replica has what was loaded, if the durability requires that.
         answered: `done` was called, or another batcher is responsible for the request.
-        is_sent: Its commit was sent, and the result is not known yet.
         reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
             limit.
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
@@ -61,7 +58,6 @@ class QueuedStep(Struct, eq=False, gc=False):
     name: str
     shape: Hashable
     op_id: bytes
-    expected_step: int = NO_STEP
     dry_run: bool = False
     is_loaded: bool = False
     record: Record | None = None
@@ -70,7 +66,6 @@ class QueuedStep(Struct, eq=False, gc=False):
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
-    is_sent: bool = False
     reservation: Reservation | None = None
     skipped: int = 0
     kept: bytes = b""
@@ -83,6 +78,32 @@ class QueuedStep(Struct, eq=False, gc=False):
     responded_before: bytes = b""
     cannot_move: bool = False
     leaves_trial: bool = False
+
+    @property
+    def is_decided_by_position(self) -> bool:
+        """Whether it certainly applies to a record at the right position; see `decide.applies_without_store`."""
+        timestep = self.timestep
+        return not (self.is_loaded or self.dry_run or timestep.create == "must" or timestep.idempotency_key is not None)
+
+    @property
+    def may_have_entry(self) -> bool:
+        """Whether the store may have an entry of its idempotency key, or of the end of its stream."""
+        return self.timestep.idempotency_key is not None or self.timestep.lifecycle == "last"
+
+    @property
+    def creates(self) -> bool:
+        """Whether its stream is missing."""
+        return self.is_loaded and self.record is None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its next record is one like those of most rows: of a stream that exists, without key and source."""
+        return not (
+            self.creates
+            or self.timestep.idempotency_key is not None
+            or self.timestep.source is not None
+            or (self.cached_sources if self.record is None else self.record.sources)
+        )
 
     @property
     def applied(self) -> Timestep:
@@ -170,7 +191,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         self.is_exact = exact
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
-        self.standing, self.responded_before, self.is_sent = None, b"", False
+        self.standing, self.responded_before = None, b""
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""

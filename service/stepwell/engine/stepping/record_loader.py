@@ -1,7 +1,11 @@
-"""`RecordLoader`: loads the records of a batch's streams, from the cache or from the store."""
+"""`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store.
+
+Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store.
+"""
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,113 +13,218 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.engine.packing import all_true
-from stepwell.engine.protocol.decide import Decision, applies_without_store, decide
-from stepwell.engine.protocol.positions import passed_timesteps
-from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.protocol.decide import Decision, decide
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT
-from stepwell.engine.stepping.replies import Replies
+from stepwell.engine.stepping.records import Records
 from stepwell.errors import ServiceError
+from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import decode
-from stepwell.store.record_arrays import sources_in
+from stepwell.store.record import decode, history_hash_of, step_of
+from stepwell.store.record_arrays import decode_records, empty_sources, read_headers, sources_table
 from stepwell.store.state_store import checked
-from stepwell_export.runtime.manifest import Array
+from stepwell.types import STARTS
 
 if TYPE_CHECKING:
+    from stepwell.engine.stepping.batch import Batch
     from stepwell.engine.stepping.pipeline import PipelineDeps
-    from stepwell.types import Timestep
+    from stepwell.engine.stepping.queued import QueuedStep
+    from stepwell.engine.stepping.replies import Replies
+    from stepwell.engine.stepping.row_decider import RowDecider
 
 
 class RecordLoader:
     """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
-    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
+    def __init__(self, deps: PipelineDeps, replies: Replies, decider: RowDecider) -> None:
+        self._served = deps.served
+        self._model = deps.served.step_model
         self._store = deps.store
         self._cache = deps.cache
         self._observer = deps.observer
         self._replies = replies
-        self._fingerprint = deps.served.fingerprint
+        self._decider = decider
+        self._placement = deps.placement
 
-    async def load_records(self, rows: Sequence[QueuedStep], deadline: float) -> tuple[Array, Array, Array, bool]:
-        """Return the record of every row's stream, as columns.
+    async def load(self, batch: Batch, deadline: float) -> tuple[Records, list[QueuedStep]]:
+        """Return the records from which rows of a batch certainly continue, and the rows to be attempted again.
 
         A cached record to which its row does not certainly apply is not used: only the record in the store decides an
         error or a replay. So a record that another worker has advanced is mostly detected here, and costs a load
-        instead of a conflict.
-
-        Returns:
-            Headers, states, and times at which the expiry was set, of the cached records; the empty slot's for rows
-            loaded from the store; and whether there are such rows.
+        instead of a conflict. The rows in neither result have their response.
         """
-        misses = 0
-        expected_steps = np.array([row.expected_step for row in rows], np.int64)
-        while True:
-            slots = self._cache.slots_for([row.name for row in rows])
-            loaded = [i for i, row in enumerate(rows) if row.is_loaded]
-            if loaded:
-                slots[loaded] = EMPTY_SLOT
-            headers, sources = self._cache.headers(slots), self._cache.sources(slots)
-            applies = headers["step"].view(np.int64) == expected_steps  # uint64 and int64 would be compared as floats
-            applies &= slots != EMPTY_SLOT
-            to_load = [] if all_true(applies) else self._rows_to_load(rows, headers, slots, ~applies, sources)
-            if not to_load:
-                for i, row in enumerate(rows):
-                    row.cached_sources = () if sources is None or row.is_loaded else sources_in(sources[i])
-                self._observer.cache_lookup(len(rows) - misses, misses)
-                # Copied now: a later reply may load a new model, which takes part of the cache's memory.
-                return headers, self._cache.states(slots), self._cache.expiry_set_at(slots), bool(loaded)
-            misses += len(to_load)
-            await self.load_rows(to_load, deadline)  # other batches may change slots in the meantime: read them again
+        if len(batch) == 1 and (one := self._cached_one(batch)) is not None:
+            return one, []
+        cache = self._cache
+        slots = cache.slots_for(batch.names)
+        records = Records(
+            batch,
+            range(len(batch)),
+            cache.headers(slots),
+            cache.states(slots),
+            cache.expiry_set_at(slots),
+            cache.sources(slots),
+        )
+        applies = batch.certainly_apply(records.headers)
+        if batch.may_match_missing:
+            applies &= slots != EMPTY_SLOT  # the empty slot has the header of a stream without a step
+        if records.sources is not None:
+            applies &= ~batch.have_passed(records.sources)
+        if batch.dry_run or (batch.lifecycle in STARTS and self._placement.may_begin_elsewhere()):
+            applies[:] = False  # no commit would detect a stale record
+        if all_true(applies):
+            self._observer.cache_lookup(len(batch), 0)
+            if batch.lifecycle in STARTS:
+                self._start(records)
+            return records, []
+        return await self._load_missed(records, np.flatnonzero(~applies).tolist(), deadline)
 
-    @staticmethod
-    def _rows_to_load(
-        rows: Sequence[QueuedStep], headers: Array, slots: Array, unmatched: Array, sources: Array | None
-    ) -> list[QueuedStep]:
-        """Return the rows to load, of those for which the cached step alone does not show that they apply."""
-        indices = np.flatnonzero(unmatched)
-        parts = (slots[indices], headers["step"][indices], headers["history_hash"][indices])
-        cached = zip(indices.tolist(), *(part.tolist() for part in parts), strict=True)
-        return [
-            rows[i]
-            for i, slot, step, history_hash in cached
-            if not rows[i].is_loaded
-            and not (
-                slot
-                and applies_without_store(step, history_hash, rows[i].timestep)
-                and (sources is None or not _has_passed(sources[i], rows[i].timestep))
-            )
+    def _cached_one(self, batch: Batch) -> Records | None:
+        """Return the cached record of a single timestep that certainly applies to it."""
+        if self._served.halves is not None or (cached := self._cache.get_one(batch.names[0])) is None:
+            return None
+        header = cached.header
+        if not batch.continues(step_of(header), history_hash_of(header)):
+            return None
+        sources = batch.sources_after(cached.sources)
+        if sources is None:
+            return None
+        self._observer.cache_lookup(1, 0)
+        return Records.of_one(batch, cached)
+
+    async def _load_missed(
+        self, records: Records, missed: Sequence[int], deadline: float
+    ) -> tuple[Records, list[QueuedStep]]:
+        """Return what `load` does, for a batch with rows that do not certainly apply to their cached records."""
+        batch, rows = records.batch, records.batch.rows
+        to_load = [i for i in missed if i not in rows or not rows[i].is_loaded]
+        if not batch.dry_run:
+            self._observer.cache_lookup(len(batch) - len(to_load), len(to_load))
+        unusual = list(missed)
+        if to_load:
+            keyed = [rows[i] for i in to_load if i in rows and rows[i].may_have_entry]
+            values = await self._values([batch.names[i] for i in to_load], keyed, deadline, exact=batch.dry_run)
+            records, continued = self._continue(records, to_load, values)
+            unusual = [i for i in missed if i not in continued]
+            for i, value in zip(to_load, values, strict=False):
+                if i not in continued:
+                    self._set_stored(batch.row(i), value, exact=batch.dry_run)
+            self._set_entries(keyed, values[len(to_load) :])
+        if not unusual:
+            return records, []
+        decided = [batch.row(i) for i in unusual]
+        if self._store.waits_for_replica and not batch.dry_run:
+            await self._confirm_replicated(decided, deadline)
+        to_run = [i for i, row in zip(unusual, decided, strict=True) if self._decider.applies(row)]
+        self._scatter(records, to_run)
+        excluded = frozenset(unusual).difference(to_run)
+        remaining = await self._confirm_missing([rows[i] for i in excluded if not rows[i].answered], deadline)
+        return records.select([i for i in range(len(batch)) if i not in excluded]), remaining
+
+    def _continue(
+        self, records: Records, to_load: Sequence[int], values: Sequence[object]
+    ) -> tuple[Records, frozenset[int]]:
+        """Take over the loaded records from which rows certainly continue, and return these rows."""
+        batch, is_by_position = records.batch, records.batch.is_decided_by_position
+        found = [
+            (i, value)
+            for i, value in zip(to_load, values, strict=False)
+            if type(value) is bytes and is_by_position(i) and not self._placement.may_move(batch.names[i])
         ]
+        decoded = None
+        if found and batch.lifecycle not in STARTS:
+            decoded = decode_records([value for _, value in found], self._served.fingerprint, self._model.state_bytes)
+        if decoded is None:
+            return records, frozenset()
+        at = [i for i, _ in found]
+        records.headers[at], records.states[at], records.expiry_set_at[at] = decoded.headers, decoded.states, -np.inf
+        if records.sources is None and decoded.sources is not None:
+            records = records._replace(sources=empty_sources(len(batch)))
+        if records.sources is not None:
+            records.sources[at] = empty_sources(1) if decoded.sources is None else decoded.sources
+        applies = batch.certainly_apply(records.headers)
+        if records.sources is not None:
+            applies &= ~batch.have_passed(records.sources)
+        return records, frozenset([i for i in at if applies[i]])
 
-    async def load_rows(self, rows: Sequence[QueuedStep], deadline: float, *, exact: bool = False) -> None:
-        """Load each row's record and its idempotency entry or end entry from the store.
+    def _scatter(self, records: Records, rows: Sequence[int]) -> None:
+        """Write the loaded records of rows that were decided one by one; rows of missing streams become new streams."""
+        batch, headers, states = records.batch, records.headers, records.states
+        records.expiry_set_at[rows] = -np.inf
+        decided = [batch.rows[i] for i in rows]
+        if records.sources is not None:
+            records.sources[rows] = sources_table([() if r.record is None else r.record.sources for r in decided])
+        if existing := [i for i in rows if batch.rows[i].record is not None]:
+            headers[existing] = read_headers([batch.rows[i].stored for i in existing])
+        if created := [i for i in rows if batch.rows[i].record is None]:
+            empty = np.full(len(created), EMPTY_SLOT)
+            headers[created], states[created] = self._cache.headers(empty), self._cache.states(empty)
+            headers["epoch"][created] = [secrets.randbits(64) for _ in created]
+            headers["created_ms"][created] = int(time.time() * 1000)
+        if batch.lifecycle in STARTS:
+            self._start(records)
+        elif existing:
+            states[existing] = [np.frombuffer(batch.rows[i].record.state, np.uint8) for i in existing]  # type: ignore[union-attr]
+        for i, row in zip(rows, decided, strict=True):
+            if row.standing is not None:
+                headers["moved"][i] = row.standing.moved
+                headers["fingerprint"][i] = np.void(self._served.fingerprint)
+                if row.standing.pair is not None:
+                    states[i, -PAIR_BYTES:] = np.frombuffer(row.standing.pair.encode(), np.uint8)
+
+    def _start(self, records: Records) -> None:
+        """Let streams begin again from the initial state, by no release."""
+        records.headers["moved"] = 0
+        records.states[:] = np.frombuffer(self._model.initial_state, np.uint8)
+
+    async def _confirm_missing(self, rows: list[QueuedStep], deadline: float) -> list[QueuedStep]:
+        """Load the streams again whose rows are to be rejected because they are missing; return these rows.
+
+        The command that loads a batch returns nothing for a value of another type, too.
+        """
+        if rows:
+            keyed = [row for row in rows if row.may_have_entry]
+            values = await self._values([row.name for row in rows], keyed, deadline, exact=True)
+            for row, value in zip(rows, values, strict=False):
+                self._set_stored(row, value, exact=True)
+            self._set_entries(keyed, values[len(rows) :])
+        return [row for row in rows if not row.answered]
+
+    async def _values(
+        self, names: Sequence[str], keyed: Sequence[QueuedStep], deadline: float, *, exact: bool
+    ) -> Sequence[bytes | ServiceError | None]:
+        """Return the stored values of records, then the idempotency entry or end entry of each row that may have one.
 
         Args:
-            rows: The rows; each is marked as loaded, or gets the error in its record as its reply.
+            names: The records' keys.
+            keyed: The rows that may have an entry.
             deadline: On the loop's clock.
             exact: A value that is not a record is an error, never a missing stream.
         """
-        keyed = [row for row in rows if row.timestep.idempotency_key is not None or row.timestep.lifecycle == "last"]
         started = time.perf_counter()
-        loaded = await self._store.load_with_errors(
-            [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline, exact=exact
-        )
+        entries = [str(row.entry_key) for row in keyed]
+        values = await self._store.load_with_errors([*names, *entries], deadline=deadline, exact=exact)
         self._observer.store_latency("load", time.perf_counter() - started)
-        for row, raw in zip(rows, loaded, strict=False):
-            try:
-                stored = checked(raw)
-                row.set_stored(stored, None if stored is None else decode(stored), exact=exact)
-            except ServiceError as exc:  # a bad record fails its own stream only
-                row.set_stored(None, None)
-                self._replies.reply(row, exc)
-        for row, entry in zip(keyed, loaded[len(rows) :], strict=True):
+        return values
+
+    def _set_stored(self, row: QueuedStep, value: bytes | ServiceError | None, *, exact: bool) -> None:
+        """Set a row's record as it was loaded; a bad record fails its own stream only."""
+        try:
+            stored = checked(value)
+            row.set_stored(stored, None if stored is None else decode(stored), exact=exact)
+        except ServiceError as exc:
+            row.set_stored(None, None)
+            self._replies.reply(row, exc)
+
+    def _set_entries(self, rows: Sequence[QueuedStep], values: Sequence[bytes | ServiceError | None]) -> None:
+        for row, entry in zip(rows, values, strict=True):
             try:
                 if (stored := checked(entry)) is not None:
                     row.set_idempotency_entry(IdempotencyEntry.decode(stored))
             except ServiceError as exc:
                 self._replies.reply(row, exc)
 
-    async def confirm_replicated(self, rows: Sequence[QueuedStep], deadline: float) -> None:
+    async def _confirm_replicated(self, rows: Sequence[QueuedStep], deadline: float) -> None:
         """Wait until a Redis replica has what replays are built from: a replay is as durable as the first response."""
         while unconfirmed := [row for row in rows if row.is_loaded and not row.answered and self._is_replay(row)]:
             probes = [
@@ -136,12 +245,7 @@ class RecordLoader:
         if row.confirmed:
             return False
         try:
-            intent = row.intent(self._fingerprint)
+            intent = row.intent(self._served.fingerprint)
             return row.entry is not None or decide(row.record, intent) is not Decision.APPLY
         except ServiceError as exc:
             return exc.applied == "yes"
-
-
-def _has_passed(sources: Array, timestep: Timestep) -> bool:
-    """Whether one of a request's timesteps was applied before, by the positions of a cached record."""
-    return timestep.source is not None and passed_timesteps(sources_in(sources), timestep.source) > 0

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec.structs import replace
 
-from stepwell.engine.packing import unpack_outputs
+from stepwell.engine.packing import select_returned, unpack_outputs
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.responding import Responding
+from stepwell.engine.stepping.responding import Responding, responding_versions
 from stepwell.errors import ServiceError
 from stepwell.releases.moves import Standing
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import CHANGED_VERSION, Record, version_of
+from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
 from stepwell.types import BatchOutput, Prediction
 from stepwell_client.wire.outcomes import Applied
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.columns.batch import ColumnarBatch
+    from stepwell.engine.stepping.batch import Batch
+    from stepwell.engine.stepping.model_runner import RunResult
     from stepwell.engine.stepping.pipeline import PipelineDeps
+    from stepwell.engine.stepping.records import Records
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ class Replies:
     """Calls the callbacks of a model version's rows, each once.
 
     Attributes:
-        reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
     """
 
@@ -43,74 +44,100 @@ class Replies:
         self._observer = deps.observer
         self._refusals = deps.refusals
         self._timestep_bytes = deps.served.timestep_bytes
-        self._plans = deps.plans
+        self._placement = deps.placement
         self._time = time.monotonic
-        self.reroute = deps.reroute
+        self._reroute = deps.reroute
         self.on_answered = deps.on_answered
 
-    def fail_unanswered(self, batch: Sequence[QueuedStep], error: ServiceError) -> None:
+    def fail_unanswered(self, batch: Batch, error: ServiceError) -> None:
         """Reply with an error to every row that has no response yet."""
-        for row in batch:
-            if not row.answered:
-                if error.applied != "no":
-                    self._cache.drop(row.name)
-                self.reply(row, error)
+        for row in batch.unanswered():
+            if error.applied != "no":
+                self._cache.drop(row.name)
+            self.reply(row, error)
 
     def reply_committed(
         self,
-        rows: Sequence[QueuedStep],
+        records: Records,
         output: BatchOutput,
-        created: Sequence[int],
         responding: Responding | None = None,
+        created: frozenset[int] = frozenset(),
     ) -> None:
         """Reply to rows whose records were committed.
 
         Args:
-            rows: The rows.
+            records: The rows.
             output: Their predictions.
-            created: Indices of the rows that created their streams.
             responding: The versions that responded; None: that of the model, as before.
+            created: Which of the rows, by their index, created their streams.
         """
-        version, has_changed, created_rows = self._served.version, False, frozenset(created)
-        received = list[float]()
-        for i, row in enumerate(rows):
-            if row.answered:  # its deadline has passed
+        batch, at = records.batch, records.at
+        if records.is_whole and responding is None:
+            batch.reply_all(output, self._served.version)
+            received = batch.received(at)
+        else:
+            received = self._reply_each(records, output, responding, created)
+        self.on_answered(len(received), len(received) * batch.length * self._timestep_bytes)
+        now = self._time()
+        self._observer.replied(self._served.name, [now - at for at in received])
+        transports = batch.transports(at)
+        for transport in set(transports):
+            steps = records.length * transports.count(transport)
+            self._observer.steps_applied(self._served.name, transport, steps)
+
+    def _reply_each(
+        self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
+    ) -> list[float]:
+        """Reply to rows one by one; return when those were received that had no response yet."""
+        batch, rows, version, has_changed = records.batch, records.batch.rows, self._served.version, False
+        received, has_source = batch.received(records.at), batch.sources is not None
+        usual = [j for j, i in enumerate(records.at) if i not in rows]
+        if usual and responding is None:
+            predictions = [Prediction(output, j, False, False, version, shows_version=has_source) for j in usual]
+            batch.reply_to(records.of(records.at, usual), predictions)
+        elif usual and responding is not None:
+            changed = responding.changed
+            batch.reply_to(
+                records.of(records.at, usual),
+                [Prediction(output, j, False, False, responding.versions[j], shows_version=changed[j]) for j in usual],
+            )
+        found = [received[j] for j in usual]
+        for j, i in enumerate(records.at):
+            if (row := rows.get(i)) is None or row.answered:  # its deadline has passed
                 continue
-            received.append(row.received)
+            found.append(received[j])
             if responding is not None:
-                version, has_changed = responding.versions[i], responding.changed[i]
+                version, has_changed = responding.versions[j], responding.changed[j]
             row.answered = True
             if row.reservation is not None:
                 row.reservation.end(begun=True)
+            prediction = Prediction(output, j, False, j in created, version, shows_version=has_changed)
             try:
-                prediction = Prediction(output, i, False, i in created_rows, version, shows_version=has_changed)
                 if row.timestep.source is not None:
-                    by_timestep = () if responding is None else responding.by_timestep[i]
+                    by_timestep = () if responding is None else responding.by_timestep[j]
                     prediction = self._with_skipped(row, prediction, by_timestep)
                 row.done(prediction)
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 self._log_failed_callback(row)
-        self.on_answered(len(received), len(received) * rows[0].timestep.length * self._timestep_bytes)
-        now = self._time()
-        self._observer.replied(self._served.name, [now - at for at in received])
-        self.count_applied(rows)
+        return found
 
-    def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput) -> None:
-        """Reply to a batch of which every row was applied to a stream that existed, and count it.
-
-        Args:
-            batch: The batch.
-            output: Its predictions.
-        """
-        served, n_rows = self._served, len(batch)
-        if batch.has_answered_row:
-            self.reply_committed(list(batch), output, ())
+    def reply_uncommitted(self, records: Records, run: RunResult) -> None:
+        """Reply to dry runs, with the positions that the streams would reach, or to timesteps of no stream."""
+        batch, at = records.batch, records.at
+        rows = [batch.rows[i] for i in at]
+        outputs = select_returned(batch.keep, run.outputs)
+        if not batch.dry_run:
+            self.reply_committed(records, BatchOutput(outputs, [0] * len(at), [NO_HISTORY] * len(at)))
             return
-        batch.reply(output, served.version)
-        self.on_answered(n_rows, n_rows * batch.length * self._timestep_bytes)
-        self._observer.replied(served.name, batch.latencies(self._time()))
-        for transport, rows in batch.rows_by_transport.items():
-            self._observer.steps_applied(served.name, transport, rows * batch.length)
+        found = [row.record for row in rows]
+        steps = [batch.length + (0 if record is None else record.step) for record in found]
+        output = BatchOutput(outputs, steps, [b"" if record is None else record.history_hash for record in found])
+        responding = responding_versions(self._served, records, run.states, run.beside)
+        for j, row in enumerate(rows):
+            version, has_changed = self._served.version, False
+            if responding is not None:
+                version, has_changed = responding.versions[j], responding.changed[j]
+            self.reply(row, Prediction(output, j, version=version, shows_version=has_changed))
 
     def _with_skipped(self, row: QueuedStep, prediction: Prediction, by_timestep: Sequence[int]) -> Prediction:
         """Return the response to a row with a source: with the answers of the timesteps that were skipped."""
@@ -133,14 +160,6 @@ class Replies:
             versions=versions,
         )
 
-    def count_applied(self, rows: Sequence[QueuedStep]) -> None:
-        """Count the timesteps of rows that were applied, by transport."""
-        transports = [row.timestep.transport for row in rows]
-        for transport in set(transports):
-            self._observer.steps_applied(
-                self._served.name, transport, rows[0].applied.length * transports.count(transport)
-            )
-
     def replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
         """Reply with the stored result of the row's idempotency key.
 
@@ -152,11 +171,9 @@ class Replies:
     def replay(self, row: QueuedStep, stored: Record | IdempotencyEntry) -> None:
         """Reply with the stored outputs, decoded by the version that computed them; nothing is computed again."""
         if isinstance(stored, Record):
-            self._plans.fingerprint(self._served.name, Standing.of(stored).assignment)
+            self._placement.announce(stored)
         other_version = stored.fingerprint != self._served.fingerprint
-        if other_version and self.reroute(row, stored.fingerprint):
-            row.answered = True
-            self._cache.drop(row.name)
+        if other_version and self._reroute(row, stored.fingerprint):
             return
         outputs = b"" if other_version else stored.outputs
         manifest, timestep = self._served.manifest, row.timestep

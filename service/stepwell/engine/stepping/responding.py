@@ -12,6 +12,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.queued import QueuedStep
+    from stepwell.engine.stepping.records import Records
     from stepwell.engine.trials.comparison import Beside
     from stepwell.models.served import ServedModel
 
@@ -38,27 +39,32 @@ class Responding(NamedTuple):
 
 
 def responding_versions(
-    served: ServedModel, rows: Sequence[QueuedStep], before: Array, after: Array, beside: Beside | None
+    served: ServedModel, records: Records, after: Array, beside: Beside | None
 ) -> Responding | None:
     """Return the versions that have responded; None: that of the model, and no stream has changed its version.
 
     Args:
         served: The model that was run.
-        rows: The rows.
-        before: Their packed states before the run, `(rows, bytes)` uint8.
-        after: Those after it.
+        records: The records before the run.
+        after: The packed states after it, `(rows, bytes)` uint8.
         beside: Of a pair, what the run returned beside the predictions.
     """
+    n, objects = len(records.at), records.batch.rows
+    if served.halves is None and not any([row.responded_before for row in objects.values()]):  # noqa: C419 - see all_finite
+        return None
+    rows = [objects.get(i) for i in records.at] if objects else [None] * n
     if served.halves is None:
         fingerprint = served.fingerprint
-        changed = [row.responded_before not in (b"", fingerprint) for row in rows]
+        changed = [row is not None and row.responded_before not in (b"", fingerprint) for row in rows]
         if not any(changed):
             return None
-        return Responding([served.version] * len(rows), [fingerprint] * len(rows), changed, [()] * len(rows))
+        return Responding([served.version] * n, [fingerprint] * n, changed, [()] * n)
+    if not objects and _is_uniform(served, records.states, after):
+        return None
     halves = [(half.version, half.fingerprint) for half in served.halves]
     which = pair_rows(after)["responded"].tolist()
     versions, fingerprints = zip(*(halves[i] for i in which), strict=True)
-    previous = pair_rows(before)["responded"].tolist()
+    previous = pair_rows(records.states)["responded"].tolist()
     changed = [
         _has_changed(row, fingerprint, halves[was][1])
         for row, fingerprint, was in zip(rows, fingerprints, previous, strict=True)
@@ -75,7 +81,7 @@ def _by_timestep(served: ServedModel, versions: Sequence[int], beside: Beside | 
     return [tuple([new if by_new else old for by_new in row]) if any(row) and not all(row) else () for row in compared]
 
 
-def is_uniform(served: ServedModel, before: Array, after: Array) -> bool:
+def _is_uniform(served: ServedModel, before: Array, after: Array) -> bool:
     """Whether the version of a model has responded to all rows, before the run and in it."""
     model = served.step_model
     if not isinstance(model, PairedModel) or model.mode == "shadow":
@@ -83,8 +89,9 @@ def is_uniform(served: ServedModel, before: Array, after: Array) -> bool:
     return bool((pair_rows(before)["responded"] & pair_rows(after)["responded"]).all())
 
 
-def _has_changed(row: QueuedStep, after: bytes, before: bytes) -> bool:
+def _has_changed(row: QueuedStep | None, after: bytes, before: bytes) -> bool:
+    if row is None:
+        return after != before
     if row.responded_before:
         return row.responded_before != after
-    has_begun = (row.is_loaded and row.record is None) or row.timestep.lifecycle in STARTS
-    return not has_begun and after != before
+    return not (row.creates or row.timestep.lifecycle in STARTS) and after != before

@@ -9,14 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stepwell.engine.stepping.batcher import Batcher
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
-from stepwell.engine.stepping.columns.split import JoinedOutcomes, rows_of
 from stepwell.engine.stepping.model_runner import ModelRunner
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.pipeline import PipelineDeps
+from stepwell.engine.stepping.placement import Placement
 from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.record_cache import CacheMemory
+from stepwell.engine.stepping.record_cache import CacheMemory, RecordCache
 from stepwell.engine.stepping.rerouter import Rerouter
 from stepwell.engine.stepping.samplers import sampler_of
+from stepwell.engine.stepping.split import JoinedOutcomes, rows_of
 from stepwell.engine.stepping.version_batchers import VersionBatchers
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
@@ -74,7 +75,7 @@ class StepService:
         source_ids: SourceIds,
     ) -> None:
         self._samplers = samplers
-        self._plans = plans
+        self._plans, self._comparison = plans, comparison
         self._models = models
         self._admission = admission
         self._rates = admission.rates
@@ -95,7 +96,6 @@ class StepService:
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,
-            plans=plans,
             comparison=comparison,
             source_ids=source_ids,
         )
@@ -283,16 +283,18 @@ class StepService:
         if batcher is None:
             self._close_idle_batchers()
             cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
+            reroute = partial(self._reroute, served, cache)
             deps = self._new_deps(
                 served,
                 cache=cache,
                 runner=ModelRunner(served, self._observer),
-                reroute=partial(self._rerouter.reroute, served),
-                changed_error=partial(self._changed_error, served),
+                reroute=reroute,
+                placement=self._new_placement(served, reroute=reroute),
                 sampler=sampler_of(served, self._samplers),
             )
             batcher = Batcher(
                 deps,
+                plans=self._plans,
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
                 on_plan=partial(self._link, served.name),
@@ -322,6 +324,18 @@ class StepService:
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
                 self._link(served.name)
+
+    def _reroute(self, served: ServedModel, cache: RecordCache, row: QueuedStep, fingerprint: bytes) -> bool:
+        """Submit a row to the model that has the stream's record and replies; False: that model is not there."""
+        row.answered = self._rerouter.reroute(served, row, fingerprint)
+        cache.drop(row.name)
+        return row.answered
+
+    def _new_placement(self, served: ServedModel, reroute: Callable[[QueuedStep, bytes], bool]) -> Placement:
+        changed_error = partial(self._changed_error, served)
+        return Placement(
+            served, plans=self._plans, comparison=self._comparison, reroute=reroute, changed_error=changed_error
+        )
 
     def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
         self._batcher(served).requeue(queued.for_other_version())

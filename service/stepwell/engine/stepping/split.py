@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from stepwell.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
+from stepwell.engine.stepping.outcomes import BulkOutcomes, StepOutcome
 from stepwell.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
 
 _ItemT = TypeVar("_ItemT")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stepwell.errors import ServiceError
-from stepwell.types import BulkPrediction, Prediction, Timestep
+from stepwell.types import BulkPrediction, Prediction
 
 StepOutcome = Prediction | ServiceError
 BulkOutcomes = BulkPrediction | list[StepOutcome]
@@ -17,18 +17,26 @@ class ResultGatherer:
 
     __slots__ = ("_done", "_n_missing", "_results")
 
-    def __init__(self, timesteps: Sequence[Timestep | ServiceError], done: Callable[[list[StepOutcome]], None]) -> None:
+    def __init__(self, rows: Sequence[object], done: Callable[[list[StepOutcome]], None]) -> None:
         """Wait for the timesteps' results; if every request is an error, `done` is called at once.
 
         Args:
-            timesteps: The requests, or the errors in them.
+            rows: One item per request, or the error in it.
             done: Called with the results, in the same order.
         """
-        self._results: list[StepOutcome] = list(timesteps)  # type: ignore[arg-type]  # until the results are there
-        self._n_missing = sum([not isinstance(timestep, ServiceError) for timestep in timesteps])
+        self._results: list[StepOutcome] = list(rows)  # type: ignore[arg-type]  # until the results are there
+        self._n_missing = sum([not isinstance(row, ServiceError) for row in rows])
         self._done = done
         if not self._n_missing:
             done(self._results)
+
+    def receive_all(self, rows: Sequence[int], results: Sequence[StepOutcome]) -> None:
+        """Store the results of some timesteps, at least one."""
+        for i, result in zip(rows, results, strict=True):
+            self._results[i] = result
+        self._n_missing -= len(rows)
+        if not self._n_missing:
+            self._done(self._results)
 
     def receive(self, i: int, result: StepOutcome) -> None:
         """Store the result of timestep `i`."""

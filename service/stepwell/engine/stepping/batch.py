@@ -1,0 +1,450 @@
+"""`Batch`: timesteps of different streams as a table, from request to response. Does no I/O.
+
+A batch has one column per field. An object per timestep, its `QueuedStep`, is created only for the rows that need one:
+those whose record decides something else than that they apply.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import overload
+
+import numpy as np
+
+from stepwell.engine.protocol.decide import applies_without_store
+from stepwell.engine.protocol.op_ids import OpIdHasher
+from stepwell.engine.protocol.positions import advanced, passed_timesteps
+from stepwell.engine.stepping.outcomes import BulkOutcomes, ResultGatherer
+from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.errors import ServiceError
+from stepwell.store.record import SourcePosition
+from stepwell.store.record_arrays import have_passed, sources_in
+from stepwell.types import (
+    BatchOutput,
+    BatchSources,
+    BulkPrediction,
+    BulkTimesteps,
+    Lifecycle,
+    Prediction,
+    ReplyCallback,
+    Source,
+    StreamHandle,
+    Transport,
+)
+from stepwell_client.wire.outcomes import ReturnMode
+from stepwell_export.runtime.manifest import Array
+
+_log = logging.getLogger(__name__)
+_NO_AFTER = bytes(16)
+
+Join = Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]
+"""Builds the inputs, `(rows, T, *row)` by name, from each row's bytes of each input, and T."""
+
+_Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
+
+
+class Batch(Sequence[QueuedStep]):
+    """Timesteps of different streams that are run together: equally long, and with as many predictions returned.
+
+    Attributes:
+        names: Keys of the streams' records.
+        op_ids: Op ids, 16 bytes each.
+        length: T of each row.
+        keep: Which of each row's predictions are returned, and stored.
+        lifecycle: As in `Timestep`, of all rows.
+        dry_run: Only the predictions are requested; nothing is committed.
+        oldest_received: When the first of them was received, on the monotonic clock.
+        youngest_received: When the last of them was received, likewise.
+        sources: Where the rows' timesteps stand in their logs, as columns; None: they are from none, or each row of
+            `rows` has its own.
+        rows: The rows that have an object, by index.
+        sent: The rows whose commit was sent, and the result is not known yet.
+        is_answered: All rows have their response.
+    """
+
+    names: Sequence[str]
+    op_ids: Sequence[bytes]
+    length: int
+    keep: ReturnMode
+    lifecycle: Lifecycle = "on"
+    dry_run: bool = False
+    oldest_received: float
+    youngest_received: float
+    sources: BatchSources | None = None
+    rows: dict[int, QueuedStep]
+    sent: Sequence[int] = ()
+    is_answered: bool = False
+    _seqs: Sequence[int | None]
+    _afters: Sequence[bytes | None]
+
+    def __init__(self) -> None:
+        self.rows = {}
+        self._answered = set[int]()  # rows without an object that have their response
+
+    @abstractmethod
+    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+        """Return each input of some rows, `(rows, T, *row)`."""
+
+    @abstractmethod
+    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
+        """Return how some rows reached the service."""
+
+    @abstractmethod
+    def received(self, rows: Sequence[int]) -> Sequence[float]:
+        """Return when some rows were received."""
+
+    @abstractmethod
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of the records of rows whose request names a version."""
+
+    @abstractmethod
+    def _new_row(self, i: int) -> QueuedStep: ...
+
+    @abstractmethod
+    def reply_all(self, output: BatchOutput, version: int) -> None:
+        """Reply to all rows: they were applied now, to streams that existed; none has an object. Raises nothing.
+
+        Args:
+            output: Their predictions.
+            version: The version that computed them.
+        """
+
+    @abstractmethod
+    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+        """Reply to rows without an object. Raises nothing."""
+
+    @abstractmethod
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows with the same error; none has a response yet."""
+
+    def row(self, i: int) -> QueuedStep:
+        """Return the object of a row."""
+        row = self.rows.get(i)
+        if row is None:
+            row = self.rows[i] = self._new_row(i)
+            row.answered = self.is_answered or i in self._answered
+        return row
+
+    def certainly_apply(self, headers: Array) -> Array:
+        """Return for each row whether it certainly applies to a record: see `decide.applies_without_store`.
+
+        Args:
+            headers: The records' headers, `(rows,)` of `HEADER_DTYPE`; a missing stream has the header of step 0.
+
+        Returns:
+            `(rows,)` bool.
+        """
+        seqs, afters = self._seqs, self._afters
+        if None in seqs:
+            steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
+            applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
+        else:
+            applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
+        if (n_without := afters.count(None)) < len(afters):
+            state_ids = b"".join([after or _NO_AFTER for after in afters])
+            same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
+            applies &= same if not n_without else same | np.array([after is None for after in afters])
+        return applies
+
+    def is_decided_by_position(self, i: int) -> bool:
+        """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
+        return True
+
+    def have_passed(self, sources: Array) -> Array:
+        """Return for each row whether its first timestep was applied before, by its record's positions, `(rows,)` bool.
+
+        Args:
+            sources: The table of the records' positions of sources.
+        """
+        if self.sources is None:
+            return np.zeros(len(self), bool)
+        return have_passed(sources, self.sources.digests, self.sources.at[:, 0])
+
+    def continues(self, step: int, history_hash: bytes) -> bool:
+        """Whether it is a single timestep that certainly applies to a record: see `certainly_apply`."""
+        if self.rows or len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
+            return False
+        return applies_without_store(step, history_hash, self._seqs[0], self._afters[0])
+
+    def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
+        """Return the positions of sources after a batch of one row; None: it has to be decided by its record.
+
+        Args:
+            sources: The positions in the stream's record before it.
+        """
+        if self.sources is None:
+            return None if sources else ()
+        source = self.sources.row(0)
+        after, is_replaced = advanced(sources, source)
+        return None if is_replaced or passed_timesteps(sources, source) else after
+
+    @property
+    def source_ids(self) -> Sequence[str]:
+        """The ids of the rows' sources."""
+        return () if self.sources is None else self.sources.ids
+
+    @property
+    def may_match_missing(self) -> bool:
+        """Whether one of these timesteps could match the header of a missing stream."""
+        return 1 in self._seqs or None in self._seqs
+
+    def unanswered(self) -> list[QueuedStep]:
+        """Return the rows that have no response yet."""
+        if self.is_answered:
+            return []
+        return [row for i in range(len(self)) if i not in self._answered and not (row := self.row(i)).answered]
+
+    def are_waiting(self, rows: Sequence[int]) -> bool:
+        """Whether none of some rows has its response."""
+        return not self.rows or not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
+
+    def __len__(self) -> int:
+        return len(self.op_ids)
+
+    @overload
+    def __getitem__(self, i: int) -> QueuedStep: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[QueuedStep]: ...
+
+    def __getitem__(self, i: int | slice) -> QueuedStep | Sequence[QueuedStep]:
+        return [self.row(j) for j in range(len(self))[i]] if isinstance(i, slice) else self.row(range(len(self))[i])
+
+
+class RowBatch(Batch):
+    """Timesteps that have objects already: with a key or an end, chunks, dry runs, and what is attempted again."""
+
+    def __init__(self, rows: Sequence[QueuedStep]) -> None:
+        super().__init__()
+        self.rows = dict(enumerate(rows))
+        first = rows[0].timestep
+        self.names, self.op_ids = [row.name for row in rows], [row.op_id for row in rows]
+        self.length, self.keep, self.lifecycle, self.dry_run = (
+            first.length,
+            first.keep,
+            first.lifecycle,
+            rows[0].dry_run,
+        )
+        received = [row.received for row in rows]
+        self.oldest_received, self.youngest_received = min(received), max(received)
+        self._seqs = [row.timestep.seq for row in rows]
+        self._afters = [row.timestep.after for row in rows]
+
+    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+        """Return the rows' bytes, joined."""
+        return join([self.rows[i].timestep.inputs for i in rows], self.length)
+
+    def certainly_apply(self, headers: Array) -> Array:
+        """Return the same; a row that was loaded already, or that has a key, is decided by its record."""
+        applies = super().certainly_apply(headers)
+        if decided := [i for i, row in self.rows.items() if not row.is_decided_by_position]:
+            applies[decided] = False
+        return applies
+
+    def is_decided_by_position(self, i: int) -> bool:
+        """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
+        return self.rows[i].is_decided_by_position
+
+    def have_passed(self, sources: Array) -> Array:
+        """Return the same, by the source of each row."""
+        timesteps = [row.timestep for row in self.rows.values()]
+        return np.array([
+            timestep.source is not None and passed_timesteps(sources_in(kept), timestep.source) > 0
+            for timestep, kept in zip(timesteps, sources, strict=True)
+        ])  # fmt: skip
+
+    @property
+    def source_ids(self) -> Sequence[str]:
+        """The ids of the rows' sources."""
+        return [row.timestep.source.id for row in self.rows.values() if row.timestep.source is not None]
+
+    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
+        """Return how some rows reached the service."""
+        return [self.rows[i].timestep.transport for i in rows]
+
+    def received(self, rows: Sequence[int]) -> Sequence[float]:
+        """Return when some rows were received."""
+        return [self.rows[i].received for i in rows]
+
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of the records of rows whose request names a version."""
+        return [row.name for row in self.rows.values() if row.timestep.version is not None]
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply to each row with the error."""
+        for row in self.rows.values():
+            row.reject(error)
+
+    def reply_all(self, output: BatchOutput, version: int) -> None:
+        """Not called: all rows have objects."""
+        raise NotImplementedError
+
+    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+        """Not called: all rows have objects."""
+        raise NotImplementedError
+
+    def _new_row(self, i: int) -> QueuedStep:
+        raise NotImplementedError
+
+
+class BulkBatch(Batch):
+    """The timesteps of one bulk request."""
+
+    def __init__(
+        self, bulk: BulkTimesteps, op_ids: Sequence[bytes], received: float, done: Callable[[BulkOutcomes], None]
+    ) -> None:
+        """Build the batch from the request's columns.
+
+        Args:
+            bulk: The request.
+            op_ids: Op ids of its rows, 16 bytes each.
+            received: When it was received, on the monotonic clock.
+            done: Called with the results.
+        """
+        super().__init__()
+        self.names, self.op_ids = bulk.names, op_ids
+        self.length, self.keep = bulk.length, bulk.keep
+        self.oldest_received = self.youngest_received = received
+        self._seqs, self._afters = bulk.seqs, bulk.afters
+        self.sources = bulk.sources
+        self._bulk = bulk
+        self._done = done
+        self._gatherer: ResultGatherer | None = None
+
+    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+        """Return the request's arrays."""
+        if len(rows) == len(self):
+            return self._bulk.inputs
+        at = np.array(rows, np.intp)
+        return {name: array.take(at, axis=0) for name, array in self._bulk.inputs.items()}
+
+    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
+        """Return how some rows reached the service."""
+        return [self._bulk.transport] * len(rows)
+
+    def received(self, rows: Sequence[int]) -> Sequence[float]:
+        """Return when some rows were received."""
+        return [self.oldest_received] * len(rows)
+
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of all rows or of none: the request names a version for all."""
+        return [] if self._bulk.version is None else self.names
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows in one call."""
+        self.is_answered = True
+        self._done([error] * len(self))
+
+    def reply_all(self, output: BatchOutput, version: int) -> None:
+        """Reply with columns."""
+        self.is_answered = True
+        try:
+            self._done(BulkPrediction(output, [version] * len(self), self.sources is not None))
+        except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
+            model, tenant = self._bulk.keys[0].model, self._bulk.keys[0].tenant
+            _log.exception("The callback of a bulk request failed (model=%s, tenant=%s)", model, tenant)
+
+    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+        """Keep the predictions until all rows have their results."""
+        self._answered.update(rows)
+        try:
+            self._results().receive_all(rows, predictions)
+        except Exception:  # noqa: BLE001 - as in `reply_all`
+            _log.exception("The callback of a bulk request failed (model=%s)", self._bulk.keys[0].model)
+
+    def _results(self) -> ResultGatherer:
+        if self._gatherer is None:
+            self._gatherer = ResultGatherer(self.names, self._done)
+        return self._gatherer
+
+    def _new_row(self, i: int) -> QueuedStep:
+        timestep = self._bulk.row(i)
+        shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
+        done = partial(self._results().receive, i)
+        return QueuedStep(timestep, done, self.oldest_received, timestep.name, shape, self.op_ids[i])
+
+
+class CoalescedBatch(Batch):
+    """Single timesteps that were submitted one by one; their columns are built when the batch is closed.
+
+    Attributes:
+        room: Number of timesteps that may still be added.
+        has_source: Whether all of them have a source, or none has.
+    """
+
+    length = 1
+    keep: ReturnMode = "all"
+
+    def __init__(self, room: int, *, has_source: bool) -> None:
+        super().__init__()
+        self.room, self.has_source = room, has_source
+        self._added: list[_Single] = []
+        self.add = self._added.append
+        """Add a timestep: stream, its record's key, `seq`, `after`, source, packed inputs, callback, receipt time."""
+
+    def close(self, op_id_hasher: OpIdHasher) -> None:
+        """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
+        columns = zip(*self._added, strict=True)
+        self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = (
+            columns
+        )
+        if self.has_source:
+            self.sources = BatchSources.of(sources)
+        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
+        self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
+
+    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+        """Return the rows' bytes, joined."""
+        return join(self._packed if len(rows) == len(self) else [self._packed[i] for i in rows], 1)
+
+    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
+        """Return how some rows reached the service."""
+        return [self._streams[i].transport for i in rows]
+
+    def received(self, rows: Sequence[int]) -> Sequence[float]:
+        """Return when some rows were received."""
+        return self._received if len(rows) == len(self) else [self._received[i] for i in rows]
+
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of the records of rows whose request names a version."""
+        return [name for stream, name, *_ in self._added if stream.version is not None]
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply to each row with the error."""
+        self.is_answered = True
+        for done in self._dones:
+            done(error)
+
+    def reply_all(self, output: BatchOutput, version: int) -> None:
+        """Reply to each row."""
+        self.is_answered = True
+        shows_version = self.has_source
+        for i, done in enumerate(self._dones):
+            try:
+                done(Prediction(output, i, False, False, version, shows_version=shows_version))
+            except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+                key = self._streams[i].key
+                _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
+
+    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+        """Reply to each of these rows."""
+        self._answered.update(rows)
+        for i, prediction in zip(rows, predictions, strict=True):
+            self._call(i, prediction)
+
+    def _call(self, i: int, prediction: Prediction) -> None:
+        try:
+            self._dones[i](prediction)
+        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+            key = self._streams[i].key
+            _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
+
+    def _new_row(self, i: int) -> QueuedStep:
+        stream, name, seq, after, source, inputs, done, received = self._added[i]
+        return QueuedStep(stream.timestep(inputs, seq, after, source), done, received, name, 1, self.op_ids[i])
+
+    def __len__(self) -> int:
+        return len(self._added)
