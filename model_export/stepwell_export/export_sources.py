@@ -41,12 +41,14 @@ _EXTRAS = {
 """The extra that brings a package."""
 
 
-def load_source(source: Any) -> Any:
+def load_source(source: Any, *, pcm16: bool = False) -> Any:
     """Return what a SOURCE names: a Keras model, a `StepSpec`, the path of an ONNX file, or a `Pipeline` of these.
 
     Args:
         source: A `.keras`, `.h5` or `.onnx` file, or `package.module:callable`. The current folder and PYTHONPATH are
             importable; the callable is called without arguments. A model or a `StepSpec` itself is returned as it is.
+            Or `recipe:NAME=FILE`, of published graphs.
+        pcm16: Whether the samples of a recipe are int16.
 
     Raises:
         FileError: There is no such file.
@@ -56,6 +58,10 @@ def load_source(source: Any) -> Any:
     """
     if not isinstance(source, str):
         return _checked("The caller", source)
+    if source.startswith("recipe:"):
+        from stepwell_export.adoption.recipes import recipe_pipeline
+
+        return recipe_pipeline(source, pcm16=pcm16)
     path = Path(source)
     suffix = path.suffix
     if suffix in {".keras", ".h5", ".hdf5"}:
@@ -193,7 +199,7 @@ def _loaded_parts(pipeline: Any) -> Any:
         model = load_source(str(part.model) if isinstance(part.model, Path) else part.model)
         return replace(part, model=model)
 
-    return Pipeline([loaded(part) for part in pipeline.parts], outputs=pipeline.outputs)
+    return Pipeline([loaded(part) for part in pipeline.parts], outputs=pipeline.outputs, shown=pipeline.shown)
 
 
 def _failed(source: str, exc: BaseException) -> StepwellError:

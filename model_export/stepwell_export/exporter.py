@@ -68,13 +68,14 @@ def export_source(
     before: Sequence[Path] = (),
     after: Sequence[Path] = (),
     replaces: Replaced | None = None,
+    pcm16: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
 
     Args:
-        source: A `.keras`, `.h5` or `.onnx` file, `package.module:callable`, or a Keras model, a `StepSpec` or a
-            `Pipeline` itself.
+        source: A `.keras`, `.h5` or `.onnx` file, `package.module:callable`, `recipe:NAME=FILE`, or a Keras model, a
+            `StepSpec` or a `Pipeline` itself.
         target: The ONNX file to write; a missing folder is created.
         name: The model's name; the target's stem by default.
         tolerance: Largest absolute difference allowed, taken as it is; relative to the original's value at most ten
@@ -93,6 +94,7 @@ def export_source(
         before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
         after: ONNX files that its outputs pass behind it, in order.
         replaces: The version that it replaces; a translation of its states is written beside the target.
+        pcm16: Whether the samples of a recipe are int16 instead of float32.
         progress: Called as parts are done.
 
     Raises:
@@ -112,10 +114,19 @@ def export_source(
     check_name(name)
     check_tolerance(tolerance)
     before, after = _paths(before), _paths(after)
-    check_new_file(target, *([Path(source)] if isinstance(source, str) else []), *before, *after)
+    check_new_file(
+        target,
+        *([Path(source)] if isinstance(source, str) and not source.startswith("recipe:") else []),
+        *before,
+        *after,
+    )
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    found = load_source(source)
+    if pcm16 and not (isinstance(source, str) and source.startswith("recipe:")):
+        raise UnclearModelError(
+            "int16 samples are for recipes; the source is none.", fix="Put `stages.PCM16()` into a `Pipeline`."
+        )
+    found = load_source(source, pcm16=pcm16)
     if before or after:
         found = _with_files(found, before, after)
     full = convert_source(
@@ -159,7 +170,8 @@ def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pi
             raise UnclearModelError(
                 "`--after` is given for a pipeline that picks its outputs.", fix="Put the file into the pipeline."
             )
-        return Pipeline([*before, *found.parts, *after], outputs=found.outputs, anchor=found.anchor + len(before))
+        parts = [*before, *found.parts, *after]
+        return Pipeline(parts, outputs=found.outputs, anchor=found.anchor + len(before), shown=found.shown)
     return Pipeline([*before, found, *after], anchor=len(before))
 
 

@@ -14,7 +14,9 @@ from stepwell_export.adoption.autoconfigure import Adoption, adopt, write_sideca
 from stepwell_export.adoption.caches.bound import bound_caches
 from stepwell_export.adoption.overrides import Kind, Overrides
 from stepwell_export.adoption.own_data import with_own_data
+from stepwell_export.adoption.recipes import Recipe, recognized, with_recipe
 from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
 from stepwell_export.runtime.errors import FileError, UnclearModelError
 from stepwell_export.runtime.feedback import with_feedback
@@ -31,12 +33,14 @@ class Adopted:
         manifest: The manifest.
         adoption: What was found in the graph.
         store: What a narrower type in the store changes; None: it is not narrower.
+        recipe: The published graph that it is; None: it is none that is known.
     """
 
     path: Path
     manifest: Manifest
     adoption: Adoption
     store: StoreEffect | None
+    recipe: Recipe | None = None
 
 
 def adopt_file(
@@ -58,6 +62,7 @@ def adopt_file(
     length: int | None = None,
     target: str | os.PathLike[str] | None = None,
     replace: bool = False,
+    use_recipe: bool = True,
 ) -> Adopted:
     """Write the manifest of a graph that already consumes one timestep per run, verified by running the graph.
 
@@ -82,6 +87,7 @@ def adopt_file(
             no changes besides.
         target: The ONNX file to write, if there are changes or a length; None: a manifest is written beside the source.
         replace: Replace a manifest inside the file.
+        use_recipe: Whether a published graph that is known by its structure gets what it needs; arguments win over it.
 
     Raises:
         UnclearModelError: Something cannot be detected, and the message names the flag that sets it; or there are
@@ -125,11 +131,16 @@ def adopt_file(
         time_axes=given.time_axes,
         initial=given.initial,
     )
+    known = recognized(read_model(source)) if use_recipe and source.is_file() else None
+    notes: list[str] = []
+    if known is not None:
+        hints, notes = with_recipe(hints, known[0], read_model(source), known[1])
     graph: Path | bytes = source
     if length is not None:
         graph, adoption = bound_caches(source, length, name=name, hints=hints)
     else:
         adoption = adopt(source, name=name, hints=hints, replace=replace)
+    adoption.notes.extend(notes)
     manifest, effect = with_feedback(adoption.manifest, given.feedback), None
     if changes:
         graph, manifest = rewrite(source, manifest, changes, adoption.notes)
@@ -139,8 +150,8 @@ def adopt_file(
         manifest = with_own_data(graph, manifest, verify, adoption.notes)
     if target is not None and isinstance(graph, bytes):
         write_new_file(target, graph, manifest)
-        return Adopted(target, manifest, adoption, effect)
-    return Adopted(write_sidecar(source, manifest), manifest, adoption, effect)
+        return Adopted(target, manifest, adoption, effect, known and known[0])
+    return Adopted(write_sidecar(source, manifest), manifest, adoption, effect, known and known[0])
 
 
 class _Arguments(BaseModel):

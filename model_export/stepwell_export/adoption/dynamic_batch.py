@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from stepwell_export.adoption.row_axis import with_row_axis
 from stepwell_export.graph.nodes import constants, needed_nodes, replace_items
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
-from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, StateSpec
+from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec
 from stepwell_export.runtime.specs import shape_of_rows
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.structure.rows import rows_of_step
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Spec = TypeVar("Spec", InputSpec, OutputSpec, StateSpec)
 
+_RECURRENT = {"LSTM", "GRU", "RNN"}
 _TRIES = 32  # dead ends; a graph that can be read in more ways than that is not one for guessing
 
 
@@ -35,6 +37,8 @@ def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
     """Return a model that runs rows together, and its manifest.
 
     Where an axis of length 1 may be the batch or not, each is tried, and the first with which a probe succeeds is used.
+    If there is none and the graph has recurrent nodes, which may have fixed initial states or rows folded into another
+    axis, every tensor gets an axis of its own for rows.
 
     Args:
         model: The graph, local functions inlined, weights inside.
@@ -61,6 +65,13 @@ def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
                 problems.append(exc.problem)
         if len(problems) >= _TRIES:
             break
+    if any(node.op_type in _RECURRENT for node in model.graph.node):
+        try:
+            with_axis, described = with_row_axis(model, manifest)
+            if StepModel(with_axis.SerializeToString(), described).batched:
+                return with_axis, described
+        except (ModelLoadError, RefusedModelError) as exc:
+            problems.insert(0, exc.problem)
     raise RefusedModelError(
         f"{manifest.name} cannot run rows together: {problems[0]}",
         fix="Leave out `--batchify`: it runs one row at a time. Or export the model anew with a dynamic batch axis.",
@@ -194,7 +205,7 @@ class _Opened:
         ]
         states = [placed(state, state.input) for state in self.manifest.states]
         outputs = [placed(spec, spec.name) for spec in self.manifest.outputs]
-        batch = self.manifest.batch.model_copy(update={"mode": "stack"})
+        batch = BatchSpec(max=self.manifest.batch.max)
         return self.manifest.model_copy(
             update={"inputs": inputs, "states": states, "outputs": outputs, "batch": batch, "verified": None}
         )

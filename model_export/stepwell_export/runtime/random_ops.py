@@ -37,7 +37,7 @@ def check_random_operators(source: Path | bytes, contents: Contents, manifest: M
     if not {operator for _, operator in contents.operators} & {*RANDOM, "Dropout"}:
         return
     states = {spec.output for spec in manifest.states}
-    values = {spec.name for spec in manifest.outputs if spec.kind == "value"}
+    values = {spec.graph_name for spec in manifest.outputs if spec.kind == "value"}
     for name, operator in random_outputs(source).items():
         if name in states:
             raise ModelLoadError(

@@ -31,7 +31,7 @@ def check_signature(manifest: Manifest, session: ort.InferenceSession, where: st
     told_in = {i.name: i.dtype for i in manifest.fed}
     told_in |= {s.input: s.dtype for s in manifest.states}
     told_in |= {name: spec.dtype for name, spec in manifest.constants.items()}
-    told_out = {o.name: o.dtype for o in manifest.outputs} | {s.output: s.dtype for s in manifest.states}
+    told_out = {o.graph_name: o.dtype for o in manifest.outputs} | {s.output: s.dtype for s in manifest.states}
     problems = [f"input {n!r} of the graph is not in the manifest" for n in takes.keys() - told_in.keys()]
     for told, real, what in ((told_in, takes, "input"), (told_out, gives, "output")):
         for name, dtype in told.items():

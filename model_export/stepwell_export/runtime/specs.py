@@ -178,10 +178,17 @@ class OutputSpec(TensorSpec):
         kind: `value` is answered; `random` is answered but differs from run to run; `ignore` is left out.
         latency: How many samples its newest sample is behind the newest one of the input; None: it has no samples. It
             is written where it is known.
+        tensor: Its name in the graph, where an input has the name that it is answered by; None: its own.
     """
 
     kind: Literal["value", "random", "ignore"] = "value"
     latency: Annotated[int, Field(ge=0)] | None = None
+    tensor: str | None = None
+
+    @property
+    def graph_name(self) -> str:
+        """Its name in the graph."""
+        return self.tensor or self.name
 
     @property
     def is_distributed(self) -> bool:
@@ -191,9 +198,8 @@ class OutputSpec(TensorSpec):
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        if "latency" not in self.model_fields_set:
-            written.pop("latency", None)  # only some keys may be asked for
-        return written
+        unset = {"latency", "tensor"} - self.model_fields_set
+        return {key: value for key, value in written.items() if key not in unset}
 
 
 class StateSpec(ManifestPart):

@@ -97,7 +97,7 @@ class StepModel:
         self.fields = pack_layout(self.manifest)
         self.state_bytes = sum(field.nbytes for field in self.fields)
         self.fingerprint = self._fingerprint(source)
-        self._fetch = [o.name for o in self.manifest.answered] + [s.output for s in self.manifest.states]
+        self._fetch = [o.graph_name for o in self.manifest.answered] + [s.output for s in self.manifest.states]
         self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
         self.batched = rows_are_independent(
             self.manifest,

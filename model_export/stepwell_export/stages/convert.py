@@ -49,7 +49,23 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
         for output, value in node.gives.items():
             value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
     whole = merge(values.nodes, values.inputs, {value.name: value for value in values.answers})
-    return replace(whole, manifest=with_latency(whole.manifest.model_copy(update={"name": name}), values))
+    whole = replace(whole, manifest=with_latency(whole.manifest.model_copy(update={"name": name}), values))
+    return replace(whole, finish=_shown(whole, pipeline.shown)) if pipeline.shown else whole
+
+
+def _shown(whole: ConvertedModel, names: Mapping[str, str]) -> Callable[[bytes, Manifest], tuple[bytes, Manifest]]:
+    """Return what gives answers other names in the manifest of a verified file."""
+
+    def finish(content: bytes, manifest: Manifest) -> tuple[bytes, Manifest]:
+        if whole.finish is not None:
+            content, manifest = whole.finish(content, manifest)
+        outputs = [
+            spec.model_copy(update={"name": names[spec.name], "tensor": spec.name}) if spec.name in names else spec
+            for spec in manifest.outputs
+        ]
+        return content, manifest.model_copy(update={"outputs": outputs})
+
+    return finish
 
 
 # ---------------------------------------------------------------- models
@@ -77,6 +93,8 @@ def _model(
     is_anchor: bool,
 ) -> ConvertedModel:
     """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
+    if isinstance(model, ConvertedModel):
+        return model
     if isinstance(model, Path) and has_manifest(model):
         return read_stepwise(model)
     if isinstance(model, Path):
@@ -233,9 +251,12 @@ def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
     given = [InputSpec(name=name, dtype=stage.takes, shape=[*row]) for name, row in zip(node.reads, rows, strict=True)]
     xs = [graph.add_input(spec) for spec in given]
     after = stage.rows_after(rows)
-    made = stage.emit_all(graph, [graph.cast(x, stage.computes) for x in xs] if is_float else xs, rows)
+    if is_float and stage.takes != stage.computes:
+        xs = [graph.cast(x, stage.computes) for x in xs]
+    made = stage.emit_all(graph, xs, rows)
     for output, row, tensor in zip(node.gives, after, made, strict=True):
-        graph.add_output(OutputSpec(name=output, dtype=stage.returns, shape=[*row]), graph.cast(tensor, stage.returns))
+        answer = tensor if is_float and stage.returns == stage.computes else graph.cast(tensor, stage.returns)
+        graph.add_output(OutputSpec(name=output, dtype=stage.returns, shape=[*row]), answer)
     manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
     known = stage.labels_after(labels)
     manifest = with_labels(manifest, {graph.outputs[0].name: known} if known else {})

@@ -65,10 +65,16 @@ class Pipeline:
     Attributes:
         parts: `Stage`s and `Part`s, in order; at least one is a model.
         outputs: The names of the answers, in order; None: what no part has read, in the order in which it was written.
+        shown: Other names of answers in the manifest, such as that of an input, which no value can have at the end.
     """
 
     def __init__(
-        self, parts: Sequence[Any], *, outputs: Sequence[str] | None = None, anchor: int | None = None
+        self,
+        parts: Sequence[Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        anchor: int | None = None,
+        shown: Mapping[str, str] | None = None,
     ) -> None:
         """Check the parts.
 
@@ -76,6 +82,7 @@ class Pipeline:
             parts: Stages, and at least one model: a `Part`, or what a `Part` has for its model.
             outputs: The names of the answers.
             anchor: The place of the model that flags such as `--time-axis` are for.
+            shown: Names in the manifest by answer.
 
         Raises:
             ManifestError: There is no model among them, or no output is named.
@@ -92,6 +99,7 @@ class Pipeline:
             )
         self.outputs = None if outputs is None else list(outputs)
         self._anchor = anchor
+        self.shown = dict(shown or {})
 
     @property
     def anchor(self) -> int:

@@ -446,7 +446,7 @@ def _angle(graph: GraphBuilder, re: str, im: str, magnitude: str) -> str:
     half = graph.op("Where", graph.op("Less", im, zero), minus_pi, pi)
     turn = graph.op("Where", graph.op("Less", re, zero), half, zero)
     angle = graph.op("Add", graph.op("Atan", graph.op("Div", im, re)), turn)
-    angle = graph.op("Where", graph.op("LessOrEqual", angle, minus_pi), pi, angle)
+    angle = graph.op("Where", graph.op("Greater", angle, minus_pi), angle, pi)
     return graph.op("Where", graph.op("Equal", magnitude, zero), zero, angle)
 
 

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "serve": _own("Serve models over HTTP and WebSocket.", "serve:serve"),
     "export": _own("Export a trained model to one verified step graph.", "export:export"),
     "adopt": _own("Write the manifest for a graph that already is stepwise.", "adopt:adopt"),
+    "recipes": _own("List the published graphs that are known by their structure.", "recipes:recipes"),
     "inspect": _own("Show the inputs, outputs and states of a model file.", "inspect:inspect"),
     "check": _own("Report everything that `serve` would refuse.", "check:check"),
     "streams": _own("List, show, reset, copy and delete live streams.", "streams:streams_app"),

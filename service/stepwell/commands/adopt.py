@@ -91,6 +91,10 @@ def adopt(
         Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The file to write the changed graph to.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a manifest inside the file.")] = False,
+    no_recipe: Annotated[
+        bool,
+        typer.Option("--no-recipe", help="Set nothing for a published graph that is known by its structure."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
@@ -119,6 +123,7 @@ def adopt(
         length=length,
         target=target,
         replace=replace,
+        use_recipe=not no_recipe,
     )
     arguments = [str(file), *adopted.adoption.flags, *(word for text in init or [] for word in ("--init", text))]
     arguments += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
@@ -140,6 +145,7 @@ def _report(adopted: Adopted) -> dict[str, object]:
         "states_found_by": adoption.how,
         "flags": adoption.flags,
         "notes": adoption.notes,
+        "recipe": adopted.recipe and adopted.recipe.name,
         "unknown": adoption.unknown,
         "store": dataclasses.asdict(adopted.store) if adopted.store else None,
     }
@@ -148,7 +154,9 @@ def _report(adopted: Adopted) -> dict[str, object]:
 def _show(adopted: Adopted, arguments: Sequence[str]) -> None:
     adoption, manifest, effect = adopted.adoption, adopted.manifest, adopted.store
     verified = manifest.verified
+    recipe = adopted.recipe
     lines = [
+        *([f"recipe: {recipe.name}, {recipe.source}"] if recipe else []),
         *(f"note: {note}." for note in adoption.notes),
         f"checked: {parity_lines(verified.model_dump())}."
         if verified

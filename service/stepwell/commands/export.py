@@ -50,7 +50,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A .keras, .h5 or .onnx file, or package.module:callable returning a model."
+            metavar="SOURCE",
+            help="A .keras, .h5 or .onnx file, package.module:callable returning a model, or recipe:NAME=FILE.",
         ),
     ],
     *,
@@ -112,6 +113,9 @@ def export(
         list[Path] | None,
         typer.Option(metavar="POST.onnx", help="A graph behind the model. Repeatable, in order."),
     ] = None,
+    pcm16: Annotated[
+        bool, typer.Option("--pcm16", help="Samples of a recipe are 16-bit integers instead of numbers from -1 to 1.")
+    ] = False,
     replaces: Annotated[
         Path | None,
         typer.Option(metavar="OLD.onnx", help="The version that this one replaces: can its streams' states be kept?"),
@@ -158,6 +162,7 @@ def export(
             before=before or (),
             after=after or (),
             replaces=None if replaces is None else Replaced(replaces, translate),
+            pcm16=pcm16,
             progress=progress,
         )
     if as_json:
