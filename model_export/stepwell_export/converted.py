@@ -71,11 +71,17 @@ class Learned:
         front: The graph in front of what learns, whose answers are the values that it reads; None: those are inputs.
         twin: Makes the original, given what runs `front`.
         long_steps: Timesteps of the long run.
+        is_covered: Whether what learns in `front` is compared with the whole, too.
     """
 
     front: ConvertedModel | None
     twin: Callable[[StepModel | None], ReferenceModel]
     long_steps: int
+    is_covered: bool = False
+
+    def front_steps(self, long_steps: int | None) -> int | None:
+        """Return the timesteps of the long run of `front`."""
+        return error_growth.STEPS if self.is_covered and long_steps is None else long_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +177,8 @@ def verify_model(
     lengths = _long_lengths(candidate)
     learned, front, original = candidate.learned, None, candidate.original
     if learned is not None:
-        front, original = _verified_front(
-            learned, given, partial(verify_model, atol=atol, rtol=rtol, default=default, progress=progress)
-        )
+        verify = partial(verify_model, atol=atol, rtol=rtol, default=default, progress=progress)
+        front, original = _verified_front(learned, given, partial(verify, long_steps=learned.front_steps(long_steps)))
         lengths = {} if candidate.longest is None else {_NO_LONGER: candidate.longest}
     most = long_steps or (error_growth.STEPS if learned is None else learned.long_steps)
 
@@ -200,6 +205,7 @@ def verify_model(
             vocabularies=candidate.vocabularies,
             longest=candidate.longest,
             most_lengths=FEW_LENGTHS if candidate.compiles else MOST_LENGTHS,
+            learns=learned is not None,
             progress=progress,
         )
     content, model, chunk = made()

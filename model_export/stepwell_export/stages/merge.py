@@ -102,7 +102,10 @@ class _Merged:
         inputs = {name: value for value, name in self.given.items()}
         reference = MergedReference(self.nodes, inputs, self._answers, front, taps)
         learning = [node.stage for node, _, _ in self.nodes if isinstance(node.stage, LearningStage)]
-        learned = Learned(front, reference.twin, max(stage.long_steps for stage in learning)) if learning else None
+        learned = None
+        if learning:
+            steps = max(stage.long_steps for stage in learning)
+            learned = Learned(front, reference.twin, steps, self._answers_what_learns(taps))
         whole = ConvertedModel(
             self._proto(),
             self._manifest(),
@@ -145,6 +148,15 @@ class _Merged:
             if value.maker is not None and value.maker.stage is not None
             if value.output == "phase" and value.maker.stage.gives == POLAR
         }
+
+    def _answers_what_learns(self, taps: Mapping[str, NamedValue]) -> bool:
+        """Whether each value of a learning stage that others learn from is an answer, too."""
+        answers = [*self._answers.values()]
+        return all(
+            value in answers
+            for value in taps.values()
+            if value.maker is not None and isinstance(value.maker.stage, LearningStage)
+        )
 
     def _front(self) -> tuple[ConvertedModel | None, dict[str, NamedValue]]:
         """Return the graph whose answers are the values that learning stages read, and these by name; None: none."""

@@ -132,6 +132,7 @@ def verify_parity(
     vocabularies: Mapping[str, int] | None = None,
     longest: int | None = None,
     most_lengths: int = MOST_LENGTHS,
+    learns: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare the original with the step graph.
@@ -154,6 +155,7 @@ def verify_parity(
         vocabularies: By input, how many ids it may have; such an input is not driven.
         longest: The most timesteps that the original is run over; None: as many as its size allows.
         most_lengths: Constants around which lengths are compared, at most.
+        learns: Whether the original is given values of the step graph, with its states as they are stored.
         progress: Called as parts are done.
 
     Raises:
@@ -191,10 +193,14 @@ def verify_parity(
             check.skipped.append(Skipped("long run", f"the original was run over {steps} timesteps at most"))
         else:
             check.long(long, running, shortened)
-    check.driven(draw, vocabularies or {}, min(steps, 4 * STEPS))
-    most = error_growth.most_steps(size) if longest is None else longest
-    if long_steps:
-        check.at_lengths(draw, min(steps, 4 * STEPS), most, most_lengths)
+    if learns and not check.is_stored_whole:
+        check.skipped.append(Skipped("driven sequences", "stages learn from what states in fewer bits give"))
+        check.usual = dict(check.ranges)
+    else:
+        check.driven(draw, vocabularies or {}, min(steps, 4 * STEPS))
+        most = error_growth.most_steps(size) if longest is None else longest
+        if long_steps:
+            check.at_lengths(draw, min(steps, 4 * STEPS), most, most_lengths)
     if long is not None and (check.coverage.open or check.coverage.is_of_sizes):
         check.coverage.observe(long)
     check.skip_what_was_not_covered()
@@ -404,10 +410,11 @@ class _Check:
 
     def _run(self, data: Sequences) -> Mapping[str, Array]:
         """Run the step graph; states that are stored in fewer bits are not, as what that does is a matter of range."""
-        return stepped(self.model, data, stored=self._is_stored_whole)[0]
+        return stepped(self.model, data, stored=self.is_stored_whole)[0]
 
     @property
-    def _is_stored_whole(self) -> bool:
+    def is_stored_whole(self) -> bool:
+        """Whether each state is stored as it is computed."""
         return all(field.store_dtype == field.dtype for field in self.model.fields)
 
     def _against_rare(self, kind: str, rare: Driven, run: Callable[[Sequences], Mapping[str, Array]]) -> Driven | None:
@@ -520,14 +527,14 @@ class _Check:
 
     def _long_chunks(self, data: Sequences, steps: Run) -> None:
         """Compare long chunks with single steps, where a state comes back from the store with the same bits."""
-        if self.model.chunked and self._is_stored_whole and self.drift is not None and not self.drift.note:
+        if self.model.chunked and self.is_stored_whole and self.drift is not None and not self.drift.note:
             self.lengths.append([LONG_CHUNK])
             self._chunk("long", [LONG_CHUNK], chunked(self.model, data, [LONG_CHUNK]), steps)
 
     def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
         """Compare chunks of the whole length, and of odd lengths, with single steps; see what saving states does."""
         plain = saved
-        if not self._is_stored_whole:  # others come back with the same bits
+        if not self.is_stored_whole:  # others come back with the same bits
             plain = stepped(self.model, batch, stored=False)
             for name in self.outputs:
                 self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))

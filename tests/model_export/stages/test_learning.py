@@ -17,10 +17,11 @@ from stepwell_export.precision import Precision
 from stepwell_export.runtime.errors import ManifestError, ParityError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.stages import AdaptiveThreshold, Conformal, Impute, Part, Pipeline, Readout, Stage
+from stepwell_export.stages import EWMA, AdaptiveThreshold, Conformal, Impute, Part, Pipeline, Readout, Stage
 from stepwell_export.stages.pipeline import RowModel
 from stepwell_export.verify.parity import DEFAULT
 from stepwell_export.verify.runners import chunked, stepped
+from stepwell_export.verify.tolerance import Tolerance
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.stages.test_stages import lstm
 from tests.model_export.streaming.zoo_parts import graph
@@ -321,6 +322,14 @@ def test_fewer_bits_leave_what_is_learned_and_the_constants_of_stages(tmp_path: 
     assert {state.store_dtype for state in lowered.manifest.states if not state.is_learned} == {"float16"}
     assert precision.kept_in(whole) == "what stages have learned stays as it is, float64"
     assert Precision(weights="fp16").kept_in(whole) == "constants of stages stay as they are"
+
+
+def test_stages_learn_from_what_states_in_fewer_bits_give(sums: Path) -> None:
+    precision = Precision(store_dtype="float16")
+    lowered = precision.lower(candidate(EWMA(0.1), Part(sums, to="h"), Readout("h", "t", forgetting=0.9)))
+    _, report = verify_model(lowered, default=Tolerance(precision.atol, precision.rtol, scaled=True), long_steps=128)
+
+    assert "driven sequences" in [skipped.what for skipped in report.skipped]
 
 
 def test_a_written_file_keeps_learn_and_runs(sums: Path, tmp_path: Path) -> None:
