@@ -35,7 +35,7 @@ Not every length: each costs a compilation on the JAX backend.
 """
 
 LONG = 200
-"""Of sequences of this length or more, the end alone is computed; they run without compiling for their length."""
+"""Of sequences of this length or more, the end alone is computed."""
 
 TIME_DISTRIBUTED = 400
 UNROLLED = 64
@@ -121,7 +121,7 @@ class KerasReference:
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         packed = self.feeds(inputs, length)
         with self.stateless(), timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext():
-            if self._length_is_free and length < LONG:
+            if self._length_is_free:
                 outputs = self._model.predict_on_batch(packed)
             else:  # `call` compiles nothing as a whole, and does not hold the length against the declared one
                 outputs = self._model.call(packed, training=False)
