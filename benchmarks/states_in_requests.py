@@ -70,9 +70,8 @@ def _show_columns(http: httpx2.Client, processes: Processes, media: str, options
 
 def columns(http: httpx2.Client, media: str, rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a call that steps streams once, and one that runs as many states once; both check that no row failed."""
-    encode, decode = (msgspec.json.encode, msgspec.json.decode)
-    if media != "application/json":
-        encode, decode = (msgspec.msgpack.encode, msgspec.msgpack.decode)
+    library = msgspec.json if media == "application/json" else msgspec.msgpack
+    encode, decode = library.encode, library.decode
     values = np.random.default_rng(0).normal(size=(rows, FEATURES)).astype(np.float32)
     packed: Any = {"d": "float32", "s": [rows, FEATURES], "b": values.tobytes()}
     inputs = {"x": values.tolist() if media == "application/json" else packed}
