@@ -12,10 +12,10 @@ from stepwell.toml_document import TomlDocument
 
 _FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
 
-BodyFormat = Literal["json", "msgpack", "csv", "raw"]
+BodyFormat = Literal["json", "msgpack", "csv", "raw", "avro", "protobuf", "json-schema"]
 """The format of messages that are read."""
 
-OutFormat = Literal["json", "msgpack"]
+OutFormat = Literal["json", "msgpack", "avro", "protobuf", "json-schema"]
 """The format of messages that are written."""
 
 
@@ -30,6 +30,10 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         position: The path of a field that grows; None: the broker's own position.
         seq: The path of the field with the step of the timestep; None: there is none.
         login: How to log in; None: as the URL says.
+        schema: The file with the schema of Avro, Protobuf (a descriptor set) or JSON Schema; None: the registry has it.
+        message: The full name of Protobuf's message; None: the only one.
+        registry: The schema registry; None: there is none.
+        registry_login: How to log in to it; None: as its URL says.
     """
 
     url: str
@@ -38,6 +42,10 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     position: str | None = None
     seq: str | None = None
     login: LoginSection | None = None
+    schema: str | None = None
+    message: str | None = None
+    registry: str | None = None
+    registry_login: LoginSection | None = None
 
 
 class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,11 +65,13 @@ class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class ToSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Where predictions are written, and in which format; `login` as in `FromSection`."""
+    """Where predictions are written, and in which format; the logins and the registry as in `FromSection`."""
 
     url: str
     format: OutFormat = "json"
     login: LoginSection | None = None
+    registry: str | None = None
+    registry_login: LoginSection | None = None
 
 
 class DeadLetterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
+
+import msgspec
 
 from stepwell_export.runtime.errors import StepwellError
 
@@ -168,12 +170,14 @@ class OutMessage:
         source: The id of the log that its timestep came from.
         at: The position of the timestep in that log; None: it has none.
         document: The content, of plain values.
+        body: The same in bytes; None: the writer encodes it.
     """
 
     key: str
     source: str
     at: int | None
     document: dict[str, Any]
+    body: bytes | None = None
 
 
 class Undeliverable(NamedTuple):
@@ -186,3 +190,15 @@ class Undeliverable(NamedTuple):
 
     message: OutMessage
     reason: str
+
+
+def encoder_of(body_format: str) -> Callable[[OutMessage], bytes]:
+    """Return the function that encodes messages of a format; those that have their bytes keep them."""
+    encode = _ENCODERS.get(body_format, msgspec.json.encode)
+    return lambda message: encode(message.document) if message.body is None else message.body
+
+
+_ENCODERS: Final[Mapping[str, Callable[[Any], bytes]]] = {
+    "json": msgspec.json.encode,
+    "msgpack": msgspec.msgpack.encode,
+}

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, cast
 
 import numpy as np
 
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.chunk_sender import ChunkSender
-from stepwell.addons.connect.config import ConnectConfig, DeadLetterSection, ToSection
+from stepwell.addons.connect.config import ConnectConfig, DeadLetterSection, FromSection, ToSection
 from stepwell.addons.connect.connector import Connector
 from stepwell.addons.connect.counters import ConnectCounters
+from stepwell.addons.connect.formats.bodies import SCHEMA_FORMATS, SchemaBodies
+from stepwell.addons.connect.formats.predictions import SchemaWriter
+from stepwell.addons.connect.formats.reader import SchemaReader
+from stepwell.addons.connect.formats.registry import SchemaRegistry
 from stepwell.addons.connect.late_timesteps import LateTimesteps
 from stepwell.addons.connect.mapping.input_columns import InputColumn, make_columns
 from stepwell.addons.connect.mapping.message_mapper import MessageMapper, check_segment
@@ -41,6 +46,36 @@ def _check_places(source: BrokerUrl, to: BrokerUrl | None, letters: BrokerUrl | 
 
 def _url_of(section: ToSection | DeadLetterSection | None, name: str) -> BrokerUrl | None:
     return None if section is None else BrokerUrl.parse(section.url, section.login, table=f"[{name}.login]")
+
+
+def _bodies_of(section: FromSection) -> SchemaBodies | None:
+    """Return what decodes messages with a schema; None: the format has none."""
+    if section.format not in SCHEMA_FORMATS:
+        if section.schema or section.registry or section.message:
+            raise ConnectUsageError(
+                f"The format {section.format} has no schema.", fix=f"Give one of {', '.join(SCHEMA_FORMATS)}."
+            )
+        return None
+    registry = section.registry and SchemaRegistry(
+        section.registry, section.registry_login, section.format, table="[from.registry_login]"
+    )
+    schema = None if section.schema is None else Path(section.schema)
+    return SchemaBodies(section.format, schema=schema, message=section.message, registry=registry or None)
+
+
+def _writer_of(url: BrokerUrl, section: ToSection) -> MessageWriter:
+    """Return the writer of predictions."""
+    writer = url.writer(section.format)
+    if section.format not in SCHEMA_FORMATS:
+        if section.registry is not None:
+            raise ConnectUsageError(
+                f"The format {section.format} has no schema.", fix=f"Give one of {', '.join(SCHEMA_FORMATS)}."
+            )
+        return writer
+    registry = section.registry and SchemaRegistry(
+        section.registry, section.registry_login, section.format, table="[to.registry_login]"
+    )
+    return SchemaWriter(writer, url, section.format, registry or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +119,11 @@ class ConnectSession:
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
         self._acknowledges = source.broker.acknowledges
+        self._bodies = _bodies_of(config.source)
         self._reader = source.reader(replace(options, header=self._header))
-        self._writer = to.writer(config.to.format) if to and config.to else None
+        if self._bodies is not None and self._bodies.registry is not None:
+            self._reader = cast("MessageReader", SchemaReader(self._reader, self._bodies.registry))
+        self._writer = _writer_of(to, config.to) if to and config.to else None
         self._dead_letters = letters.writer("json") if letters else None
         _check_places(source, to, letters)
         places_by_seq = not source.broker.has_positions and config.source.seq is not None
@@ -145,5 +183,7 @@ class ConnectSession:
             found = input_columns(others, self._header.names, {}, where=self._config.source.url)
             inputs |= {name: list(names) for name, names in found.items()}
         columns = make_columns(model.inputs, inputs, raw=section.format == "raw")
-        mapper = MessageMapper(section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment)
+        mapper = MessageMapper(
+            section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment, bodies=self._bodies
+        )
         return _Mapped(model, columns, mapper)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import aio_pika
-import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.exceptions import (
     AMQPError,
@@ -33,6 +32,7 @@ from stepwell.addons.connect.messages import (
     ConnectUsageError,
     OutMessage,
     Undeliverable,
+    encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
 
@@ -45,7 +45,6 @@ _CHECK_S: Final = 2.0
 
 _TIMEOUT_S: Final = 10.0
 _PREFETCH: Final = 4096
-_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 _CONTENT_TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 
 
@@ -217,6 +216,7 @@ class AmqpWriter:
         """Use `open_writer`."""
         self._url = url
         self._format = body_format
+        self._encode = encoder_of(body_format)
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
 
@@ -252,8 +252,8 @@ class AmqpWriter:
 
     def _body(self, message: OutMessage) -> aio_pika.Message:
         return aio_pika.Message(
-            _ENCODE[self._format](message.document),
-            content_type=_CONTENT_TYPES[self._format],
+            self._encode(message),
+            content_type=_CONTENT_TYPES.get(self._format, "application/octet-stream"),
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=None if message.at is None else f"{message.key}|{message.source}|{message.at}",
         )

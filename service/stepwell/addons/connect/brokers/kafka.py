@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.conn import create_conn
@@ -41,6 +40,7 @@ from stepwell.addons.connect.messages import (
     MessageColumns,
     OutMessage,
     Undeliverable,
+    encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import happens
@@ -75,7 +75,6 @@ _QUIET_S: Final = 5.0
 """Seconds without a message after which it is checked that the broker still admits the login."""
 
 _VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
-_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs as errors is waited for, and reported once
 
@@ -302,7 +301,7 @@ class KafkaWriter:
     def __init__(self, url: BrokerUrl, body_format: str) -> None:
         """Use `open_writer`."""
         self._url = url
-        self._encode = _ENCODE[body_format]
+        self._encode = encoder_of(body_format)
         self._producer: Any = None
         self._missing: dict[str, float] = {}  # topics, with the time at which each is looked for again
 
@@ -338,7 +337,7 @@ class KafkaWriter:
         """Return the confirmation of a message, which is to be waited for."""
         key = message.key.encode() if message.key else None
         try:
-            future: asyncio.Future[Any] = await self._producer.send(topic, self._encode(message.document), key=key)
+            future: asyncio.Future[Any] = await self._producer.send(topic, self._encode(message), key=key)
         except MessageSizeTooLargeError as exc:
             future = asyncio.get_running_loop().create_future()
             future.set_exception(exc)

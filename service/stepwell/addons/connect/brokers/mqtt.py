@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 from paho.mqtt import client as mqtt
 
 from stepwell.addons.connect.brokers.mqtt_lease import MqttLease
@@ -22,6 +21,7 @@ from stepwell.addons.connect.messages import (
     ConnectUsageError,
     OutMessage,
     Undeliverable,
+    encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import happens
@@ -35,8 +35,6 @@ _REFUSED_S: Final = 30.0
 
 _MAX_WAITING: Final = 65536
 """Messages with QoS 0 that wait for the service; newer ones are dropped. Those with QoS 1 wait in the broker."""
-
-_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> MqttReader:
@@ -172,7 +170,7 @@ class MqttWriter:
     def __init__(self, url: BrokerUrl, body_format: str) -> None:
         """Use `open_writer`."""
         self._url = url
-        self._encode = _ENCODE[body_format]
+        self._encode = encoder_of(body_format)
         self._session: MqttSession | None = None
         self._refused: dict[int, str] = {}  # why the broker refuses a message, by its id
         # By topic, with the time until which it is not tried again. Mosquitto 2.0.21 ends the connection after it has
@@ -211,7 +209,7 @@ class MqttWriter:
         assert self._session is not None
         client = self._session.client
         self._refused.clear()
-        sent = [client.publish(topic, self._encode(one.document), qos=1) for topic, one in messages]
+        sent = [client.publish(topic, self._encode(one), qos=1) for topic, one in messages]
         try:
             await asyncio.to_thread(_wait_for_all, sent)
         except (ValueError, RuntimeError) as exc:

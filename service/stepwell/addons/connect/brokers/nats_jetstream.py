@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import msgspec
 import nats
 from nats.js import api
 from nats.js import errors as js_errors
@@ -23,6 +22,7 @@ from stepwell.addons.connect.messages import (
     ConnectError,
     OutMessage,
     Undeliverable,
+    encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.lease import Lease
@@ -34,8 +34,6 @@ _STAND_BY_S: Final = 0.2
 _TOO_MANY_CONSUMERS: Final = 10026  # an error code of JetStream
 _ACK_WAIT_S: Final = 3600.0
 """A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
-
-_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> NatsReader:
@@ -262,7 +260,7 @@ class NatsWriter:
     def __init__(self, url: BrokerUrl, body_format: str) -> None:
         """Use `open_writer`."""
         self._url = url
-        self._encode = _ENCODE[body_format]
+        self._encode = encoder_of(body_format)
         self._connection = NatsConnection(url)
         self._client: Any = None
         self._js: Any = None
@@ -286,7 +284,7 @@ class NatsWriter:
                 headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
                 try:
                     confirmed = await self._js.publish_async(
-                        self._url.target(one.key), self._encode(one.document), wait_stall=TIMEOUT_S, headers=headers
+                        self._url.target(one.key), self._encode(one), wait_stall=TIMEOUT_S, headers=headers
                     )
                 except nats.errors.MaxPayloadError as exc:
                     refused.append(Undeliverable(one, f"the message is too large for the server: {exc}"))

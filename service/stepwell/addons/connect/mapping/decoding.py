@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from stepwell.addons.connect.config import BodyFormat
+from stepwell.addons.connect.formats.bodies import SchemaBodies
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage
 from stepwell.addons.recorded.csv_header import CsvHeader
 from stepwell_client.wire.texts import counted
@@ -28,13 +29,13 @@ class TextValue(str):
     __slots__ = ()
 
 
-def decoder_of(body_format: BodyFormat) -> Callable[[BrokerMessage], Any]:
-    """Return the function that decodes messages of a format; it raises `BadMessageError`.
+def decoder_of(body_format: BodyFormat, bodies: SchemaBodies | None = None) -> Callable[[BrokerMessage], Any]:
+    """Return the function that decodes messages of a format, with the schemas that it has; it raises `BadMessageError`.
 
     Entries of a Redis stream are decoded by their fields: the only field `data` has a body of the format, and other
     entries are dictionaries of `TextValue`.
     """
-    decode_body = _DECODERS[body_format]
+    decode_body = _DECODERS[body_format] if bodies is None else bodies.decode
 
     def decode(message: BrokerMessage) -> Any:
         fields = message.fields
@@ -90,7 +91,7 @@ def _decode_raw(body: bytes) -> Any:
     return body
 
 
-_DECODERS: dict[BodyFormat, Callable[[bytes], Any]] = {
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
     "json": _decode_json,
     "msgpack": _decode_msgpack,
     "csv": _decode_csv,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from stepwell.addons.connect.config import FromSection
+from stepwell.addons.connect.formats.bodies import SchemaBodies, check_number
 from stepwell.addons.connect.mapping.decoding import TextValue, decoder_of
 from stepwell.addons.connect.mapping.input_columns import InputColumn
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
@@ -45,6 +46,7 @@ class MessageMapper:
     Attributes:
         columns: The model's inputs.
         max_body_bytes: Larger messages are rejected without decoding them.
+        bodies: Decodes messages with a schema; None: the format has none.
         place: Where the stream's id is.
         position: The field with the position; None: there is none.
         seq: The field with the step; None: there is none.
@@ -57,6 +59,7 @@ class MessageMapper:
         *,
         max_body_bytes: int,
         segment: re.Pattern[str] | None = None,
+        bodies: SchemaBodies | None = None,
     ) -> None:
         """Create a mapper.
 
@@ -65,6 +68,7 @@ class MessageMapper:
             columns: The model's inputs.
             max_body_bytes: Larger messages are rejected without decoding them.
             segment: Matches a topic; its only group is the stream's id. None: the whole topic is.
+            bodies: Decodes messages with a schema; None: the format has none.
 
         Raises:
             ConnectUsageError: A path is no path.
@@ -74,7 +78,8 @@ class MessageMapper:
         self.place = StreamPlace(section.stream, segment)
         self.position = None if section.position is None else FieldPath(section.position)
         self.seq = None if section.seq is None else FieldPath(section.seq)
-        self._decode: Callable[[BrokerMessage], Any] = decoder_of(section.format)
+        self._decode: Callable[[BrokerMessage], Any] = decoder_of(section.format, bodies)
+        self.bodies = bodies
 
     def decode(self, message: BrokerMessage) -> Any:
         """Return the content of a message.
@@ -87,6 +92,11 @@ class MessageMapper:
                 "too_large", f"the message has {message.size} bytes; the service accepts {self.max_body_bytes}"
             )
         return self._decode(message)
+
+    def _check_numbers(self, document: Any) -> None:
+        for column in self.columns.values():
+            for path in column.paths:
+                check_number(path.text, path.read(document))
 
     def map(self, message: BrokerMessage) -> MappedTimestep:
         """Return the timestep of a message.
@@ -111,6 +121,8 @@ class MessageMapper:
                     raise BadMessageError("bad_request", f"the seq is {seq}; expected an integer from 1 to 2^53")
                 if at is None:  # the broker has no positions; this one grows, too
                     source, at = source_of_field(message.log, self.seq), seq
+            if self.bodies is not None:
+                self._check_numbers(document)
             values = {name: column.values_of(document) for name, column in self.columns.items()}
         except BadMessageError as exc:
             exc.stream = stream

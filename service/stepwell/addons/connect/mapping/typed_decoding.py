@@ -104,7 +104,7 @@ class TypedDecoder:
 
 def typed_decoder(body_format: BodyFormat, mapper: MessageMapper) -> TypedDecoder | None:
     """Return the decoder of a mapping; None: the format or the paths are none that a type can have."""
-    if body_format not in ("json", "msgpack"):
+    if body_format not in ("json", "msgpack") and mapper.bodies is None:
         return None
     fields = _Fields()
     try:
@@ -115,14 +115,17 @@ def typed_decoder(body_format: BodyFormat, mapper: MessageMapper) -> TypedDecode
     except _UntypedError:
         return None
     kind = fields.struct()
-    decoder: Any = msgspec.json.Decoder(kind) if body_format == "json" else msgspec.msgpack.Decoder(kind)
+    if mapper.bodies is not None:
+        decode: Callable[[Any], Any] = mapper.bodies.typed(kind)
+    else:
+        decode = (msgspec.json.Decoder(kind) if body_format == "json" else msgspec.msgpack.Decoder(kind)).decode
     optional = [
         [getter for getter in getters if callable(getter)]
         for name, getters in inputs.items()
         if mapper.columns[name].may_be_missing and len(mapper.columns[name].parts) > 1
     ]
     return TypedDecoder(
-        decoder.decode, stream=stream, position=position, seq=seq, inputs=inputs, optional=[*filter(None, optional)]
+        decode, stream=stream, position=position, seq=seq, inputs=inputs, optional=[*filter(None, optional)]
     )
 
 

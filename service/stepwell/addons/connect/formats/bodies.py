@@ -1,0 +1,423 @@
+"""`SchemaBodies`: the bytes of messages with a schema as documents of plain values."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import io
+import json
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from stepwell.addons.connect.formats.registry import RegisteredSchema, SchemaRegistry
+from stepwell.addons.connect.messages import BadMessageError, ConnectUsageError
+from stepwell_export.runtime.errors import MissingExtraError
+
+_HEAD: Final = 5
+"""Bytes before the message in Confluent's wire format: 0, and the schema's id as a big-endian integer of 4 bytes."""
+
+SCHEMA_FORMATS: Final = ("avro", "protobuf", "json-schema")
+_INSTALL: Final = "Install it with `pip install 'stepwell[formats]'`, or in a clone with STEPWELL_EXTRAS=formats."
+_T = TypeVar("_T")
+Decode = Callable[[bytes], Any]
+"""Returns the document of a message; raises BadMessageError."""
+
+
+class Format(Protocol):
+    """How the schemas of a format are read."""
+
+    def of_file(self, data: bytes) -> Decode:
+        """Return the decoder of messages with the schema of a file; raises ValueError if it is none."""
+
+    def of_registry(self, schema: RegisteredSchema) -> Decode:
+        """Return the decoder of messages with a schema of the registry; raises ValueError if it is none."""
+
+
+class SchemaBodies:
+    """Decodes messages by the schema of a file, or by those of a registry that they name."""
+
+    def __init__(
+        self, body_format: str, *, schema: Path | None, message: str | None, registry: SchemaRegistry | None
+    ) -> None:
+        """Read the schema's file.
+
+        Args:
+            body_format: `avro`, `protobuf` or `json-schema`.
+            schema: The file; beside a registry, that of Avro's reader or the messages of Protobuf. None: there is none.
+            message: The full name of Protobuf's message; None: the only one of the file.
+            registry: The registry; None: messages are without the id of a schema.
+
+        Raises:
+            ConnectUsageError: There is no schema, or the file has none.
+            MissingExtraError: The library of the format is not installed.
+        """
+        if schema is None and registry is None:
+            raise ConnectUsageError(
+                f"The format {body_format} needs a schema.", fix="Give schema = FILE, or registry = URL."
+            )
+        self.registry = registry
+        self._decoders: dict[int, Decode] = {}
+        try:
+            data = None if schema is None else schema.read_bytes()
+            self._format = _format_of(body_format, data if registry is not None else None, message)
+            self._of_file = None if data is None or registry is not None else self._format.of_file(data)
+        except OSError as exc:
+            raise ConnectUsageError(f"The schema {schema} cannot be read: {exc.strerror}.") from exc
+        except ValueError as exc:
+            raise ConnectUsageError(f"{schema} is no schema of {body_format}: {exc}.") from exc
+
+    def decode(self, body: bytes) -> Any:
+        """Return the document of a message.
+
+        Raises:
+            BadMessageError: It does not fit the schema, or has none.
+        """
+        if self._of_file is not None:
+            return self._of_file(body)
+        number = schema_number(body)
+        if number is None:
+            raise BadMessageError("bad_message", "the message does not begin with 0 and the id of a schema")
+        decode = self._decoders.get(number) or self._decoder_of(number)
+        return decode(body[_HEAD:])
+
+    def typed(self, kind: Any) -> Decode:
+        """Return a decoder that converts documents to a type of msgspec; it raises ValueError for all others."""
+        convert = msgspec.convert
+
+        def decode(body: bytes) -> Any:
+            try:
+                return convert(self.decode(body), kind)
+            except BadMessageError as exc:
+                raise ValueError(exc.reason) from exc
+
+        return decode
+
+    def _decoder_of(self, number: int) -> Decode:
+        assert self.registry is not None
+        found = self.registry.get(number)
+        if found is None:
+            raise BadMessageError("bad_message", f"the registry has no schema with the id {number}")
+        try:
+            decode = self._format.of_registry(found)
+        except ValueError as exc:
+            raise BadMessageError("bad_message", f"the schema {number} of the registry cannot be used: {exc}") from exc
+        self._decoders[number] = decode
+        return decode
+
+
+def schema_number(body: bytes) -> int | None:
+    """Return the id of the schema of a message in Confluent's wire format; None: it has another form."""
+    return int.from_bytes(body[1:_HEAD]) if len(body) >= _HEAD and body[0] == 0 else None
+
+
+def of_library(body_format: str, make: Callable[[], _T]) -> _T:
+    """Return what is made with the library of a format.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return make()
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            f"The format {body_format} needs the package {exc.name}, which is not installed.", fix=_INSTALL
+        ) from exc
+
+
+def _format_of(body_format: str, reader: bytes | None, message: str | None) -> Format:
+    kinds: dict[str, Callable[[], Format]] = {
+        "avro": lambda: _Avro(reader),
+        "protobuf": lambda: _Protobuf(reader, message),
+        "json-schema": lambda: _JsonSchema(reader),
+    }
+    return of_library(body_format, kinds[body_format])
+
+
+class _Avro:
+    """Avro, with the rules of evolution if the reader has a schema of its own."""
+
+    def __init__(self, reader: bytes | None) -> None:
+        import fastavro
+
+        self._avro = fastavro
+        self._reader = None if reader is None else self._parsed(reader.decode())
+
+    def of_file(self, data: bytes) -> Decode:
+        return self._decoder(self._parsed(data.decode()))
+
+    def of_registry(self, schema: RegisteredSchema) -> Decode:
+        return self._decoder(self._parsed(schema.text, schema.references))
+
+    def _parsed(self, text: str, references: Mapping[str, str] | None = None) -> Any:
+        known: dict[str, Any] = {}
+        try:
+            for one in (references or {}).values():
+                self._avro.parse_schema(json.loads(one), known)
+            return self._avro.parse_schema(json.loads(text), known)
+        except (self._avro.schema.SchemaParseException, self._avro.schema.UnknownType) as exc:
+            raise ValueError(str(exc)) from exc
+
+    def _decoder(self, writer: Any) -> Decode:
+        from fastavro._read_common import SchemaResolutionError
+
+        read, reader = self._avro.schemaless_reader, self._reader
+        has_others = "logicalType" in json.dumps([writer, reader], default=str)
+
+        def decode(body: bytes) -> Any:
+            file = io.BytesIO(body)
+            try:
+                document = read(file, writer, reader)
+            except SchemaResolutionError as exc:
+                raise BadMessageError("bad_message", f"the reader's schema does not resolve it: {exc}") from exc
+            except Exception as exc:
+                raise BadMessageError(
+                    "bad_message", f"the message does not fit its Avro schema: {exc or type(exc).__name__}"
+                ) from exc
+            if file.tell() != len(body):
+                raise BadMessageError(
+                    "bad_message", f"the message has {len(body) - file.tell()} bytes more than its Avro schema"
+                )
+            return _plain(document) if has_others else document
+
+        return decode
+
+
+class _JsonSchema:
+    """JSON that a JSON Schema validates."""
+
+    def __init__(self, own: bytes | None) -> None:
+        import jsonschema
+
+        self._library = jsonschema
+        self._own = own
+
+    def of_file(self, data: bytes) -> Decode:
+        return self._decoder(json.loads(data), {})
+
+    def of_registry(self, schema: RegisteredSchema) -> Decode:
+        return self._decoder(json.loads(self._own or schema.text), {} if self._own else schema.references)
+
+    def _decoder(self, schema: Any, references: Mapping[str, str]) -> Decode:
+        from jsonschema.validators import validator_for
+        from referencing import Registry, Resource
+        from referencing.jsonschema import DRAFT7
+
+        kind = validator_for(schema)
+        try:
+            kind.check_schema(schema)
+        except self._library.SchemaError as exc:
+            raise ValueError(exc.message) from exc
+        others = [(name, Resource.from_contents(json.loads(one), DRAFT7)) for name, one in references.items()]
+        validator = kind(schema, registry=Registry().with_resources(others))
+        decode_json = msgspec.json.Decoder().decode
+
+        def decode(body: bytes) -> Any:
+            try:
+                document = decode_json(body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+                raise BadMessageError("bad_json", f"the message is not JSON: {exc}") from exc
+            error = self._library.exceptions.best_match(validator.iter_errors(document))
+            if error is not None:
+                path = error.json_path.removeprefix("$").lstrip(".")
+                where = f"the field {path!r}" if path else "the message"
+                raise BadMessageError("bad_message", f"{where} does not fit its JSON Schema: {error.message[:200]}")
+            return document
+
+        return decode
+
+
+class _Protobuf:
+    """Protobuf, by descriptors: those of a file, or of a registry that gives them serialized."""
+
+    def __init__(self, descriptors: bytes | None, message: str | None) -> None:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+        self._descriptors, self._pools, self._factory = descriptor_pb2, descriptor_pool, message_factory
+        self._message = message
+        self._own = None if descriptors is None else self._class_of_set(descriptors)
+
+    def of_file(self, data: bytes) -> Decode:
+        return self._decoder(self._class_of_set(data))
+
+    def of_registry(self, schema: RegisteredSchema) -> Decode:
+        if self._own is not None:
+            decode_own = self._decoder(self._own)
+            return lambda body: decode_own(body[_message_indexes(body)[1] :])
+        pool, by_indexes = self._pools.DescriptorPool(), dict[tuple[int, ...], Decode]()
+        try:
+            for name, text in schema.references.items():
+                self._add(pool, text, name)
+            file = self._add(pool, schema.text, "")
+        except (ValueError, TypeError) as exc:
+            raise ValueError(
+                "it gives no serialized descriptor; give schema = FILE, a descriptor set, and message"
+            ) from exc
+
+        def decode(body: bytes) -> Any:
+            indexes, start = _message_indexes(body)
+            if indexes not in by_indexes:
+                by_indexes[indexes] = self._decoder(self._class_at(file, indexes))
+            return by_indexes[indexes](body[start:])
+
+        return decode
+
+    def _add(self, pool: Any, text: str, name: str) -> Any:
+        file = self._descriptors.FileDescriptorProto.FromString(base64.b64decode(text, validate=True))
+        if name or not file.name:
+            file.name = name or "message.proto"
+        for needed in file.dependency:  # the types that come with Protobuf
+            self._add_well_known(pool, needed)
+        pool.Add(file)
+        return pool.FindFileByName(file.name)
+
+    def _add_well_known(self, pool: Any, name: str) -> None:
+        if not name.startswith("google/protobuf/"):
+            return
+        import importlib
+
+        module = importlib.import_module(name.removesuffix(".proto").replace("/", ".") + "_pb2")
+        one = self._descriptors.FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(one)
+        pool.Add(one)
+
+    def _class_of_set(self, data: bytes) -> Any:
+        pool, names = self._pools.DescriptorPool(), list[str]()
+        try:
+            files = self._descriptors.FileDescriptorSet.FromString(data).file
+        except Exception as exc:
+            raise ValueError("it is no descriptor set; make one with protoc --include_imports -o FILE") from exc
+        for file in files:
+            pool.Add(file)
+            names += [f"{file.package}.{one.name}".lstrip(".") for one in file.message_type]
+        if self._message is None and len(names) != 1:
+            raise ValueError(f"it has the messages {', '.join(names)}; name one with message")
+        try:
+            return self._factory.GetMessageClass(pool.FindMessageTypeByName(self._message or names[0]))
+        except KeyError as exc:
+            raise ValueError(f"it has no message {self._message!r}; it has {', '.join(names)}") from exc
+
+    def _class_at(self, file: Any, indexes: tuple[int, ...]) -> Any:
+        try:
+            found = list(file.message_types_by_name.values())[indexes[0]]
+            for index in indexes[1:]:
+                found = found.nested_types[index]
+        except IndexError as exc:
+            raise BadMessageError("bad_message", f"the schema has no message at {list(indexes)}") from exc
+        return self._factory.GetMessageClass(found)
+
+    def _decoder(self, kind: Any) -> Decode:
+        read, plain = kind.FromString, _plan_of(kind.DESCRIPTOR)
+
+        def decode(body: bytes) -> Any:
+            try:
+                return plain(read(body))
+            except Exception as exc:
+                raise BadMessageError(
+                    "bad_message", f"the message is no {kind.DESCRIPTOR.full_name} of Protobuf: {exc}"
+                ) from exc
+
+        return decode
+
+
+def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
+    """Return the function that makes a document of a message: an `optional` field that is not set is left out."""
+    always, repeated, present = [], [], []
+    for field in descriptor.fields:
+        if field.is_repeated:
+            repeated.append((field.name, None if field.message_type is None else field.message_type))
+        elif field.has_presence:
+            present.append((field.name, field.message_type, field.enum_type))
+        else:
+            always.append((field.name, field.enum_type))
+    plans: dict[str, Callable[[Any], Any]] = {}
+
+    def plan(kind: Any) -> Callable[[Any], Any]:
+        found = plans.get(kind.full_name)
+        if found is None:
+            found = plans[kind.full_name] = _time if kind.full_name == "google.protobuf.Timestamp" else _plan_of(kind)
+        return found
+
+    def document_of(message: Any) -> dict[str, Any]:
+        document = {name: _named(getattr(message, name), enum) for name, enum in always}
+        for name, kind in repeated:
+            value = getattr(message, name)
+            if kind is not None and kind.GetOptions().map_entry:
+                document[name] = {str(key): one for key, one in value.items()}
+            else:
+                document[name] = list(value) if kind is None else list(map(plan(kind), value))
+        for name, kind, enum in present:
+            if message.HasField(name):
+                value = getattr(message, name)
+                document[name] = _named(value, enum) if kind is None else plan(kind)(value)
+        return document
+
+    return document_of
+
+
+def _named(value: Any, enum: Any) -> Any:
+    """Return the name of an enum's value, which is no number; every other value as it is."""
+    if enum is None:
+        return value
+    found = enum.values_by_number.get(value)
+    return found.name if found is not None else f"{enum.name}({value})"
+
+
+def _time(message: Any) -> str:
+    return str(message.ToJsonString())
+
+
+def _plain(value: Any) -> Any:
+    """Return a document whose times are texts of ISO 8601, and whose decimals are texts."""
+    if type(value) is dict:
+        return {name: _plain(one) for name, one in value.items()}
+    if type(value) is list:
+        return [_plain(one) for one in value]
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, Decimal):  # no number: msgspec would make a float of it
+        return str(value)
+    return value
+
+
+def _message_indexes(body: bytes) -> tuple[tuple[int, ...], int]:
+    """Return the indexes of a message's type in its file, and the number of bytes that they have.
+
+    They are zigzag varints, their number first; a single 0 stands for the first message.
+    """
+    count, at = _varint(body, 0)
+    if count == 0:
+        return (0,), at
+    indexes = []
+    for _ in range(count):
+        index, at = _varint(body, at)
+        indexes.append(index)
+    if min(indexes) < 0:
+        raise BadMessageError("bad_message", f"the message has the indexes {indexes}")
+    return tuple(indexes), at
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(body) and shift < 35:
+        value |= (body[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if body[at - 1] < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+    raise BadMessageError("bad_message", "the message ends in the indexes of its type")
+
+
+def check_number(text: str, value: Any) -> None:
+    """Check that a field may be an input.
+
+    Raises:
+        BadMessageError: It is a decimal, an enum, a time or another text.
+    """
+    kind = "bytes" if isinstance(value, bytes) else None
+    if type(value) is str:
+        kind = f"{value[:60]!r}, a text, decimal, enum or time"
+    if kind is not None:
+        raise BadMessageError("bad_message", f"the field {text!r} is {kind}; expected a number")
