@@ -29,7 +29,10 @@ _LOOKS = 1200
 
 @contextlib.contextmanager
 def live(
-    model: keras.Model | stepwell.StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
+    model: keras.Model | stepwell.StepSpec | stepwell.Pipeline,
+    name: str = "",
+    *,
+    feedback: Mapping[str, Any] | None = None,
 ) -> Iterator[httpx2.Client]:
     """Export a model to a verified step graph, and serve it with an embedded store.
 
@@ -39,7 +42,7 @@ def live(
         stepwell serve --models models
 
     Args:
-        model: A trained Keras model, or a PyTorch module with example inputs.
+        model: A trained Keras model, a PyTorch module with example inputs, or a pipeline.
         name: Name of the served model; by default the name of the Keras model.
         feedback: For rollouts, which output feeds which input; on the command line `--feedback OUTPUT=INPUT`.
 
@@ -49,7 +52,7 @@ def live(
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         root = Path(folder)
         (root / "models").mkdir()
-        if isinstance(model, stepwell.StepSpec):
+        if isinstance(model, stepwell.StepSpec | stepwell.Pipeline):
             stepwell.export(model, root / "models" / f"{name}.onnx", feedback=feedback)
         else:  # through a file, as most users would
             model.save(root / f"{model.name}.keras")

@@ -50,6 +50,7 @@ def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 NUMBERS = {
     "chunks_and_steps": [32 * 21 * 16] * 2,
+    "fleet_readout": [8 * 1200],
     "forecast_interval": [2 * 48],
     "heartbeat": [3 * 600],
     "label_every_timestep": [3 * 10 * 2],
