@@ -14,6 +14,7 @@ from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.config import ConnectConfig, config_of_flags, read_config
 from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.session import ConnectSession
+from stepwell.addons.connect.time_rules import take_of
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, until
 from stepwell.commands.flags import named_values
@@ -30,6 +31,10 @@ from stepwell.interrupted import run_on_loop, stop_event
 from stepwell.service_calls import DEFAULT_URL, Key, OptionalUrl
 from stepwell_client.wire.texts import counted
 
+_FROM_FLAGS = (
+    *("--position", "--seq", "--time", "--time-unit", "--order", "--idle", "--ahead", "--order-messages", "--every"),
+    *("--take", "--fill", "--gap"),
+)
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
 
 
@@ -58,6 +63,41 @@ def connect(
         str | None, typer.Option(metavar="PATH", help="A field that grows, instead of the broker's own position.")
     ] = None,
     seq: Annotated[str | None, typer.Option(metavar="PATH", help="The field that counts a stream's timesteps.")] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The field with the time: ISO 8601, or a number.")
+    ] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(metavar="s|ms|us|ns", help="The unit of times that are numbers. Default: s.")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(metavar="5s", help="Apply timesteps in the order of their times; how long one waits for others."),
+    ] = None,
+    idle: Annotated[
+        str | None, typer.Option(metavar="10s", help="After so long without a message, all that wait go on.")
+    ] = None,
+    ahead: Annotated[
+        str | None, typer.Option(metavar="1h", help="How far ahead of this machine's clock a time may be.")
+    ] = None,
+    order_messages: Annotated[
+        int | None, typer.Option(min=1, help="Messages that wait at most. Default: 100,000.")
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(metavar="1s", help="One timestep for each tick of a clock, of the messages in it.")
+    ] = None,
+    take: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]RULE",
+            help="Which value a tick has of several: last, mean, sum, min, max, count. Repeatable, by input.",
+        ),
+    ] = None,
+    fill: Annotated[
+        str | None, typer.Option(metavar="hold|nan|zero", help="Which value a tick has if there is none.")
+    ] = None,
+    gap: Annotated[
+        int | None, typer.Option(min=0, help="Ticks in a row that are filled at most; then the stream pauses.")
+    ] = None,
     body_format: Annotated[
         str | None,
         typer.Option(
@@ -92,11 +132,14 @@ def connect(
         "--seq": seq,
         "--format": body_format,
     }
+    flags |= {"--time": time, "--time-unit": time_unit, "--order": order, "--idle": idle, "--ahead": ahead}
+    flags |= {"--order-messages": order_messages, "--every": every, "--fill": fill, "--gap": gap}
+    flags |= {"--take": take_of(take) if take else None}
     flags |= {"--to": to, "--dead-letter": dead_letter, "--input": inputs}
     if "://" in source:
         config = _config_of_flags(source, flags)
     else:
-        _check_configuration(source, [flag for flag, value in flags.items() if value])
+        _check_configuration(source, [flag for flag, value in flags.items() if value is not None and value != []])
         config = read_config(Path(source))
     address = url or config.service.url or DEFAULT_URL
     options = ReaderOptions(once=once, preview=check)
@@ -233,7 +276,7 @@ def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:
         if flags[name] is None:
             raise typer.BadParameter(f"a URL needs {name}.", param_hint=name)
     section = {"url": source, "stream": flags["--stream"], "format": flags["--format"]}
-    section |= {"position": flags["--position"], "seq": flags["--seq"]}
+    section |= {name.removeprefix("--").replace("-", "_"): flags[name] for name in _FROM_FLAGS}
     document: dict[str, Any] = {
         "from": {name: value for name, value in section.items() if value is not None},
         "service": {"model": flags["--model"]},

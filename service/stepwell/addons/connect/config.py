@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from stepwell.addons.connect.login import LoginSection
+from stepwell.addons.event_time.times import TimeUnit
 from stepwell.toml_document import TomlDocument
 
 _FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
@@ -34,6 +35,16 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         message: The full name of Protobuf's message; None: the only one.
         registry: The schema registry; None: there is none.
         registry_login: How to log in to it; None: as its URL says.
+        time: The path of the field with the time; None: there is none.
+        time_unit: The unit of times that are numbers.
+        order: How long a message waits for those before it, such as `5s`; None: timesteps are applied as they come.
+        idle: How long nothing must have come for that all go on that wait.
+        ahead: How far ahead of the connector's clock a time may be.
+        order_messages: Messages that wait at most.
+        every: From one timestep to the next, such as `1s`; None: each message is one.
+        take: Which value a tick has of several: one rule, or rules by input.
+        fill: Which value a tick has if there is none.
+        gap: Ticks in a row that are filled at most.
     """
 
     url: str
@@ -46,6 +57,21 @@ class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     message: str | None = None
     registry: str | None = None
     registry_login: LoginSection | None = None
+    time: str | None = None
+    time_unit: TimeUnit = "s"
+    order: str | None = None
+    idle: str = "10s"
+    ahead: str = "1h"
+    order_messages: int = 100_000
+    every: str | None = None
+    take: str | dict[str, str] = "last"
+    fill: str = "hold"
+    gap: int = 60
+
+    @property
+    def uses_time_rules(self) -> bool:
+        """Whether it has a rule that only order and ticks have."""
+        return (self.idle, self.take, self.fill, self.gap) != ("10s", "last", "hold", 60)
 
 
 class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.connect.service_feed import ModelFacts
+from stepwell.addons.event_time.times import iso
 from stepwell.background import happens
 from stepwell_client.errors import ClientError
 from stepwell_client.wire.backoff import Backoff
@@ -32,7 +33,7 @@ from stepwell_client.wire.texts import counted
 DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""
 
-_FIRST_POLL: Final = 256
+FIRST_POLL: Final = 256
 _USUAL_POLL: Final = 4096
 _LARGEST_POLL: Final = 16_384
 """Messages: enough of each of a thousand streams that a message to the service has many of them."""
@@ -163,7 +164,7 @@ class Connector:
 
     async def _polls(self) -> AsyncIterator[None]:
         """Carry one poll after the other; yield after each."""
-        limit = _FIRST_POLL
+        limit = FIRST_POLL
         while not self._stopping.is_set():
             found = await self._reader.poll(limit)
             started = self._clock()
@@ -173,7 +174,7 @@ class Connector:
                 self._check_fields(messages)
                 if await self._carry(messages):
                     await self._reader.acknowledge(found)
-                limit = _next_limit(limit, messages, self._clock() - started)
+                limit = next_limit(limit, messages, self._clock() - started)
             elif self._reader.is_done:
                 if self._unseen is not None and (error := self._unseen.error()) is not None:
                     raise error
@@ -255,6 +256,10 @@ class Connector:
                     "model": self._model.name,
                     "version": applied.version_of(number, place),
                 }
+                if poll.times is not None and (time := poll.times[i]) is not None:
+                    document["time"] = iso(time)
+                if i in poll.gaps:
+                    document["gap"] = poll.gaps[i]
                 yield OutMessage(chunk.stream, source, at if source != self._mapper.own_source else None, document)
 
     async def _write(self, predictions: list[OutMessage]) -> None:
@@ -288,7 +293,7 @@ class Connector:
         )
 
 
-def _next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
+def next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
     """Return the number of messages of the next poll.
 
     Args:

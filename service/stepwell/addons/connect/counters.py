@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -23,7 +23,8 @@ class ConnectCounters:
         self._clock = clock
         self._started = self._last_at = clock()
         self._last_messages = 0
-        self._values = dict.fromkeys(("messages", "timesteps", "skipped", "late", "predictions"), 0)
+        self._values = dict.fromkeys(("messages", "timesteps", "skipped", "late", "predictions", "gaps"), 0)
+        self._n_waiting = 0
         self._letters: dict[str, int] = {}
         self._lag: int | None = None
         self._retries: Callable[[], int] = lambda: 0
@@ -40,6 +41,17 @@ class ConnectCounters:
         self._dead = Counter(
             "stepwell_connect_dead_letters", "Messages that could not be used.", ["code"], registry=self.registry
         )
+        self._gaps = Counter(
+            "stepwell_connect_gaps", "Streams that went on behind a silence longer than --gap.", ["source"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._waiting = Gauge(
+            "stepwell_connect_waiting", "Messages that wait for the watermark.", ["source"], registry=self.registry
+        )
+        self._watermark_lag = Gauge(
+            "stepwell_connect_watermark_lag_seconds", "How far the watermark is behind the connector's clock.",
+            ["source"], registry=self.registry,
+        )  # fmt: skip
         self._lag_gauge = Gauge(
             "stepwell_connect_lag", "Messages that are not read yet, as far as the broker reports it.",
             registry=self.registry,
@@ -62,6 +74,19 @@ class ConnectCounters:
             self._values[name] += count
             self._counters[name].inc(count)
 
+    def add_gap(self, source: str) -> None:
+        """Count a stream that went on behind a silence, by its source."""
+        self._values["gaps"] += 1
+        self._gaps.labels(source).inc()
+
+    def set_waiting(self, waiting: Mapping[str, int], lags: Mapping[str, float]) -> None:
+        """Set how many messages wait, and how many seconds the watermark is behind this clock, by source."""
+        for source, n in waiting.items():
+            self._waiting.labels(source).set(n)
+        for source, seconds in lags.items():
+            self._watermark_lag.labels(source).set(seconds)
+        self._n_waiting = sum(waiting.values())
+
     def add_dead_letter(self, code: str) -> None:
         """Count a message that could not be used."""
         self._letters[code] = self._letters.get(code, 0) + 1
@@ -83,6 +108,7 @@ class ConnectCounters:
             "dead_letters": sum(self._letters.values()),
             "dead_letter_codes": dict(self._letters),
             "lag": self._lag,
+            "waiting": self._n_waiting,
             "retries": self._retries(),
             "messages_per_s": round(rate, 1),
             "seconds": round(now - self._started, 3),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import codecs
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage
+from stepwell.addons.event_time.times import iso
+
+if TYPE_CHECKING:
+    from stepwell.addons.connect.timeline import TimedMessage
 
 _MAX_BYTES: Final = 128 << 10
 """Bytes of a message that are kept; a larger dead letter would be rejected by most brokers."""
@@ -16,7 +21,9 @@ _MAX_BYTES: Final = 128 << 10
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
-def dead_letter(message: BrokerMessage, code: str, reason: str, stream: str | None) -> OutMessage:
+def dead_letter(
+    message: BrokerMessage, code: str, reason: str, stream: str | None, *, time: int | None = None
+) -> OutMessage:
     """Return the dead letter of a message.
 
     Args:
@@ -24,6 +31,7 @@ def dead_letter(message: BrokerMessage, code: str, reason: str, stream: str | No
         code: Why, for programs.
         reason: Why, for people.
         stream: The stream's id, if it could be read.
+        time: Its time in us; None: it has none.
     """
     document: dict[str, Any] = {
         "reason": reason,
@@ -32,9 +40,19 @@ def dead_letter(message: BrokerMessage, code: str, reason: str, stream: str | No
         "source": {"id": message.source, "at": message.at},
         "message": _shown(message),
     }
+    if time is not None:
+        document["time"] = iso(time)
     if message.size > _MAX_BYTES:
         document["size"] = message.size  # what is shown is its beginning
     return OutMessage(stream or "", message.source, None, document)
+
+
+def letter_of_tick(items: Sequence[TimedMessage], code: str, reason: str, stream: str) -> OutMessage:
+    """Return the dead letter of a tick; its message is the list of its messages, its time that of the last one."""
+    messages = [one.message for one in items]
+    letter = dead_letter(messages[-1], code, reason, stream, time=items[-1].time)
+    letter.document["message"] = [_shown(one) for one in messages]
+    return letter
 
 
 def undelivered_letter(prediction: OutMessage, reason: str) -> OutMessage:

@@ -51,10 +51,12 @@ class BadMessageError(Exception):
         code: The service's code for such an error where it has one; else `bad_message`.
         reason: What was found and what was expected.
         stream: The stream's id, if it could be read.
+        time: Its time in us, if it is that which is wrong.
     """
 
-    def __init__(self, code: str, reason: str, stream: str | None = None) -> None:
+    def __init__(self, code: str, reason: str, stream: str | None = None, *, time: int | None = None) -> None:
         super().__init__(reason)
+        self.time = time
         self.code = code
         self.reason = reason
         self.stream = stream

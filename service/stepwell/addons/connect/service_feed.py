@@ -109,6 +109,20 @@ class ServiceFeed:
             limits["max_body_bytes"],
         )
 
+    async def position(self, stream: str, source: str) -> int:
+        """Return the position that a stream has in a source; -1: none.
+
+        Raises:
+            ConnectError: The service rejects the request, and would again.
+        """
+        try:
+            status = await self._get(f"{self._path}/streams/{quote(stream, safe='')}{self._query}")
+        except ClientError as error:
+            if error.code == "stream_not_found":
+                return -1
+            raise ConnectError(f"Stream {stream!r}: {error.problem}", fix=error.fix) from error
+        return next((one["at"] for one in status.get("sources", ()) if one["id"] == source), -1)
+
     async def send(self, document: Mapping[str, Any]) -> BulkReply:
         """Send a message with columns until there is a reply, and return it.
 
@@ -181,6 +195,17 @@ class ServiceFeed:
         Raises:
             ConnectError: The service rejects the request, and would again.
         """
+        try:
+            return await self._get(path)
+        except ClientError as final:
+            raise ConnectError(final.problem, fix=_FIXES.get(final.code, final.fix)) from final
+
+    async def _get(self, path: str) -> Any:
+        """Return the body of a GET, once the service responds.
+
+        Raises:
+            ClientError: The service rejects the request, and would again.
+        """
         policy = self._policy()
         while True:
             reply: RawReply | NoReply
@@ -192,7 +217,4 @@ class ServiceFeed:
             if error is None:
                 assert isinstance(reply, RawReply)
                 return decoding.read(reply, dict)
-            try:
-                await self.pause(policy, error)
-            except ClientError as final:
-                raise ConnectError(final.problem, fix=_FIXES.get(final.code, final.fix)) from final
+            await self.pause(policy, error)

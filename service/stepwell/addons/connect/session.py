@@ -24,12 +24,16 @@ from stepwell.addons.connect.late_timesteps import LateTimesteps
 from stepwell.addons.connect.mapping.input_columns import InputColumn, make_columns
 from stepwell.addons.connect.mapping.message_mapper import MessageMapper, check_segment
 from stepwell.addons.connect.mapping.poll_mapper import PollMapper
+from stepwell.addons.connect.mapping.tick_mapper import TickMapper
 from stepwell.addons.connect.mapping.typed_decoding import typed_decoder
 from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
 from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.polls import PollLimits
 from stepwell.addons.connect.preview import preview
 from stepwell.addons.connect.service_feed import ModelFacts, ServiceFeed
+from stepwell.addons.connect.time_rules import TimeRules
+from stepwell.addons.connect.timed_connector import TimedConnector
+from stepwell.addons.connect.timeline import Timeline
 from stepwell.addons.connect.urls import BrokerUrl, stream_segment
 from stepwell_client.columns import input_columns
 
@@ -109,6 +113,7 @@ class ConnectSession:
             ConnectError, RecordedDataError: The first line of a CSV file cannot be used.
         """
         self.counters = ConnectCounters()
+        self._rules = TimeRules.of(config.source)
         self._config = config
         self._report = report
         source = BrokerUrl.parse(config.source.url, config.source.login, table="[from.login]")
@@ -120,7 +125,15 @@ class ConnectSession:
         self._header = csv_header(source) if is_csv_file else None
         self._acknowledges = source.broker.acknowledges
         self._bodies = _bodies_of(config.source)
-        self._reader = source.reader(replace(options, header=self._header))
+        self._reader = source.reader(
+            replace(options, header=self._header, most_open=None if self._rules is None else self._rules.most)
+        )
+        if self._rules is not None and not hasattr(self._reader, "acknowledge_some"):
+            raise ConnectUsageError(
+                f"{source.text}: this broker's reader cannot keep single messages open, so --order and --every cannot "
+                "be exact there.",
+                fix="Leave them out, or read from a broker that comes with Stepwell.",
+            )
         if self._bodies is not None and self._bodies.registry is not None:
             self._reader = cast("MessageReader", SchemaReader(self._reader, self._bodies.registry))
         self._writer = _writer_of(to, config.to) if to and config.to else None
@@ -128,7 +141,7 @@ class ConnectSession:
         _check_places(source, to, letters)
         places_by_seq = not source.broker.has_positions and config.source.seq is not None
         self._has_own_positions = config.source.position is not None or places_by_seq
-        if not source.broker.has_positions and not self._has_own_positions:
+        if not source.broker.has_positions and not self._has_own_positions and self._rules is None:
             report(
                 f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
                 "Name a field that grows with --position, or one that counts the timesteps with --seq."
@@ -154,19 +167,28 @@ class ConnectSession:
             math.prod(one.spec.shape) * np.dtype(one.spec.dtype).itemsize for one in mapped.columns.values()
         )
         limits = PollLimits(mapped.model.max_chunk_steps, mapped.model.max_body_bytes, row_bytes)
-        return Connector(
-            reader=self._reader,
-            writer=self._writer,
-            dead_letters=self._dead_letters,
-            unseen=UnseenFields(mapped.mapper),
-            mapper=PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
-            sender=ChunkSender(self._feed, limits),
-            model=mapped.model,
-            late=LateTimesteps() if self._has_own_positions else None,
-            limits=limits,
-            counters=self.counters,
-            report=self._report,
-            acknowledges=self._acknowledges,
+        parts: dict[str, Any] = {
+            "reader": self._reader,
+            "writer": self._writer,
+            "dead_letters": self._dead_letters,
+            "unseen": UnseenFields(mapped.mapper),
+            "mapper": PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
+            "sender": ChunkSender(self._feed, limits),
+            "model": mapped.model,
+            "late": LateTimesteps() if self._has_own_positions else None,
+            "limits": limits,
+            "counters": self.counters,
+            "report": self._report,
+            "acknowledges": self._acknowledges,
+        }
+        if self._rules is None:
+            return Connector(**parts)
+        return TimedConnector(
+            rules=self._rules,
+            timeline=Timeline(self._rules, self._rules.columns(mapped.model.inputs)),
+            ticks=TickMapper(mapped.mapper) if self._rules.every else None,
+            feed=self._feed,
+            **parts,
         )
 
     async def preview(self) -> tuple[list[dict[str, Any]], ConnectError | None]:

@@ -16,7 +16,7 @@ SECOND: Final = 1_000_000
 """Microseconds."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LIMIT: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_LIMIT: Final = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _US_PER_UNIT: Final = {"s": SECOND, "ms": 1000, "us": 1}
 _NS_PER_US: Final = 1000
 _FRACTION: Final = re.compile(r"([.,])([0-9]{7,})")
@@ -38,7 +38,7 @@ def time_of(value: Any, unit: TimeUnit) -> int:
         unit: The unit of numbers.
 
     Raises:
-        BadTimeError: It is none of these, or before 1970, or after the year 9998.
+        BadTimeError: It is none of these, or before 1970. What is after the year 9999 is its end.
     """
     kind = type(value)
     if kind is not int and kind is not float and isinstance(value, str):
@@ -55,9 +55,7 @@ def time_of(value: Any, unit: TimeUnit) -> int:
         raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}; expected ISO 8601, or a number with --time-unit")
     if found < 0:
         raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is before 1970")
-    if found >= _LIMIT:
-        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is after the year 9998: check --time-unit")
-    return found
+    return min(found, _LIMIT)
 
 
 def _of_text(text: str) -> datetime:

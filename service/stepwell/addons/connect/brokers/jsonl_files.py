@@ -73,6 +73,7 @@ class FileReader:
         self._row = 0
         self._rest = b""  # a last line without its end
         self._left: int | None = None  # bytes to read; None: no limit
+        self.generation = 0
 
     async def open(self) -> None:
         """Open the file."""
@@ -81,6 +82,7 @@ class FileReader:
         except OSError as exc:
             raise _unreadable(self._path, exc.strerror) from exc
         self._row, self._rest, self._source = 0, b"", ""
+        self.generation += 1
         self._left = self._size() if self._options.once or self._options.preview else None
         if self._options.header is not None:
             self._next_line()
@@ -111,6 +113,14 @@ class FileReader:
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
         """Do nothing: the service has the positions."""
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: after a restart all lines are read again, and decided as they were before."""
+
+    @property
+    def is_full(self) -> bool:
+        """Return False: any number of lines may be open."""
+        return False
 
     async def is_current(self) -> bool:
         """Return True: readers of one file do not exclude each other."""

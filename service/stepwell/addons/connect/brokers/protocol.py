@@ -76,11 +76,14 @@ class ReaderOptions:
         once: End at what was there when the reader was opened.
         preview: Only show messages: join no group, acknowledge nothing, and read from the oldest message on.
         header: The first line of a CSV file, which is no message; None: the source is something else.
+        most_open: Messages that are open at a time at most, and acknowledged by `acknowledge_some`; None: a poll is
+            acknowledged as a whole.
     """
 
     once: bool = False
     preview: bool = False
     header: CsvHeader | None = None
+    most_open: int | None = None
 
 
 class MessageReader(Protocol):
@@ -132,6 +135,24 @@ class MessageReader(Protocol):
 
     async def close(self) -> None:
         """Disconnect; never fails."""
+
+
+class SelectiveReader(MessageReader, Protocol):
+    """A reader that may keep messages open over many polls, and acknowledge them in any order.
+
+    Attributes:
+        generation: A number that grows whenever what is open may be another reader's, and is read again.
+        is_full: So many messages are open that the broker sends no more.
+    """
+
+    generation: int
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many messages are open that the broker sends no more."""
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Mark messages of any polls as done, or none; called after each poll. Raises as `poll` does."""
 
 
 class MessageWriter(Protocol):

@@ -99,6 +99,7 @@ class RedisStreamReader:
         self._newest: bytes | str = "$"  # the id of the newest entry that it has seen; `$`: of those that are there
         self._lag: int | None = None
         self._lag_at = 0.0
+        self.generation = 0
 
     async def open(self) -> None:
         """Connect."""
@@ -129,9 +130,22 @@ class RedisStreamReader:
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
         """Acknowledge the entries of the last poll in the group."""
+        await self._acknowledge(self._open)
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge entries of any polls in the group."""
+        if messages:
+            await self._acknowledge([one.handle for one in messages])
+
+    @property
+    def is_full(self) -> bool:
+        """Return False: a group has any number of entries that are open."""
+        return False
+
+    async def _acknowledge(self, entry_ids: Sequence[bytes]) -> None:
         assert self._client is not None
         with redis_errors(self._url):
-            ids = msgspec.msgpack.encode([entry_id.decode() for entry_id in self._open])
+            ids = msgspec.msgpack.encode([entry_id.decode() for entry_id in entry_ids])
             await self._client.eval(_ACKNOWLEDGE, 1, self._name, self._group, ids)
 
     async def is_current(self) -> bool:
@@ -169,6 +183,7 @@ class RedisStreamReader:
             if not str(exc).startswith("BUSYGROUP"):
                 raise
         self._cursor = "0"
+        self.generation += 1
         lease.hold()
         return True
 

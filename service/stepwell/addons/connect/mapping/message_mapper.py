@@ -13,6 +13,7 @@ from stepwell.addons.connect.mapping.decoding import TextValue, decoder_of
 from stepwell.addons.connect.mapping.input_columns import InputColumn
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.mapping.stream_places import StreamPlace
+from stepwell.addons.connect.mapping.time_field import TimeField
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.text_values import number_of
@@ -31,6 +32,7 @@ class MappedTimestep:
         at: The position in it; None: it has none.
         seq: The step that the message gives; None: it gives none.
         values: By input, the values that its column accepts.
+        time: Its time in us since 1970; None: times are not read.
     """
 
     stream: str
@@ -38,6 +40,7 @@ class MappedTimestep:
     at: int | None
     seq: int | None
     values: dict[str, Any]
+    time: int | None = None
 
 
 class MessageMapper:
@@ -50,6 +53,7 @@ class MessageMapper:
         place: Where the stream's id is.
         position: The field with the position; None: there is none.
         seq: The field with the step; None: there is none.
+        time: Reads the times; None: they are not read.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class MessageMapper:
         self.place = StreamPlace(section.stream, segment)
         self.position = None if section.position is None else FieldPath(section.position)
         self.seq = None if section.seq is None else FieldPath(section.seq)
+        self.time = None if section.time is None else TimeField(section.time, section)
         self._decode: Callable[[BrokerMessage], Any] = decoder_of(section.format, bodies)
         self.bodies = bodies
 
@@ -121,13 +126,14 @@ class MessageMapper:
                     raise BadMessageError("bad_request", f"the seq is {seq}; expected an integer from 1 to 2^53")
                 if at is None:  # the broker has no positions; this one grows, too
                     source, at = source_of_field(message.log, self.seq), seq
+            time = None if self.time is None else self.time.of(self.time.path.read(document))
             if self.bodies is not None:
                 self._check_numbers(document)
             values = {name: column.values_of(document) for name, column in self.columns.items()}
         except BadMessageError as exc:
             exc.stream = stream
             raise
-        return MappedTimestep(stream, source, at, seq, values)
+        return MappedTimestep(stream, source, at, seq, values, time)
 
 
 def check_segment(section: FromSection, segment: re.Pattern[str] | None, url: BrokerUrl) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from stepwell.addons.connect.dead_letters import dead_letter
 from stepwell.addons.connect.mapping.message_mapper import MappedTimestep, MessageMapper, source_of_field
 from stepwell.addons.connect.mapping.paths import FieldPath
-from stepwell.addons.connect.mapping.typed_decoding import TypedDecoder
-from stepwell.addons.connect.messages import BadMessageError, MessageColumns, OutMessage
+from stepwell.addons.connect.mapping.typed_decoding import Getter, TypedDecoder
+from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, MessageColumns, OutMessage
 from stepwell_export.runtime.manifest import Array
 
 
@@ -31,6 +31,8 @@ class MappedPoll:
         seq: The step that its message gives; None: it gives none.
         positions: The same as `at`, `(timesteps,) int64`.
         inputs: By input, the values, `(timesteps, *row)`.
+        times: The time of each in us since 1970; None: times are not read.
+        gaps: The ticks that were left out before a timestep, by its index.
     """
 
     messages: MessageColumns
@@ -41,12 +43,16 @@ class MappedPoll:
     seq: list[int | None] = field(default_factory=list)
     positions: Array = field(default_factory=lambda: np.empty(0, np.int64))
     inputs: dict[str, Array] = field(default_factory=dict)
+    times: list[int | None] | None = None
+    gaps: dict[int, int] = field(default_factory=dict)
 
     def select(self, which: Sequence[int]) -> None:
         """Keep these timesteps, in this order; arrays stay as they are."""
         for name in ("rows", "streams", "sources", "at", "seq"):
             column = getattr(self, name)
             setattr(self, name, [column[i] for i in which])
+        if self.times is not None:
+            self.times = [self.times[i] for i in which]
 
 
 class PollMapper:
@@ -70,8 +76,13 @@ class PollMapper:
         self._decoder = decoder
 
     def map(self, messages: MessageColumns) -> tuple[MappedPoll, list[OutMessage]]:
-        """Return the timesteps of a poll, and the dead letters."""
+        """Return the timesteps of a poll, and the dead letters.
+
+        Raises:
+            ConnectError: The times of all messages so far are ahead of this clock.
+        """
         poll, letters = MappedPoll(messages), list[OutMessage]()
+        poll.times = None if self._mapper.time is None else []
         values: dict[str, list[Any]] = {name: [] for name in self._mapper.columns}
         if self._decoder is not None:
             values = self._add_typed(self._decoder, poll)
@@ -80,6 +91,8 @@ class PollMapper:
         self._number(poll)
         self._stack(poll, values, letters)
         poll.positions = np.array(poll.at, np.int64)
+        if self._mapper.time is not None:
+            self._mapper.time.check_clock()
         return poll, letters
 
     def _add_typed(self, decoder: TypedDecoder, poll: MappedPoll) -> dict[str, list[Any]]:
@@ -95,16 +108,29 @@ class PollMapper:
         elif decoder.stream is not None:
             places = [None if one is None else decoder.stream(one) for one in documents]
         streams = self._mapper.place.streams(places or ())
-        if has_others or None in streams:
+        times = None if decoder.time is None else [self._time_or_none(decoder.time, one) for one in documents]
+        if has_others or None in streams or (times is not None and None in times):
             good = [one is not None and stream is not None for one, stream in zip(documents, streams, strict=True)]
+            if times is not None:
+                good = [is_good and time is not None for is_good, time in zip(good, times, strict=True)]
+                times = list(compress(times, good))
             poll.rows = list(compress(range(len(good)), good))
             documents, streams = list(compress(documents, good)), list(compress(streams, good))
         else:
             poll.rows = list(range(len(documents)))
+        poll.times = times
         poll.streams = streams  # type: ignore[assignment]  # no None is left
         poll.seq = [None] * len(documents) if decoder.seq is None else list(map(decoder.seq, documents))
         poll.sources, poll.at = self._positions(decoder, poll, documents)
         return decoder.values(documents)
+
+    def _time_or_none(self, getter: Getter, document: Any) -> int | None:
+        """Return the time of a decoded message; None: it has none, which is reported when it is mapped alone."""
+        try:
+            assert self._mapper.time is not None
+            return None if document is None else self._mapper.time.of(getter(document))
+        except BadMessageError:
+            return None
 
     def _positions(
         self, decoder: TypedDecoder, poll: MappedPoll, documents: Sequence[Any]
@@ -129,7 +155,7 @@ class PollMapper:
             try:
                 timestep = self._mapper.map(message)
             except BadMessageError as exc:
-                letters.append(dead_letter(message, exc.code, exc.reason, exc.stream))
+                letters.append(refused_letter(message, exc, self._mapper))
                 continue
             _append(poll, values, row, timestep)
         order = sorted(range(len(poll.rows)), key=poll.rows.__getitem__)
@@ -155,11 +181,18 @@ class PollMapper:
         if not errors:
             return
         for i in sorted(errors):
-            message = poll.messages[poll.rows[i]]
-            letters.append(dead_letter(message, errors[i].code, errors[i].reason, poll.streams[i]))
+            message, at = poll.messages[poll.rows[i]], None if poll.times is None else poll.times[i]
+            letters.append(dead_letter(message, errors[i].code, errors[i].reason, poll.streams[i], time=at))
         good = [i for i in range(len(poll.rows)) if i not in errors]
         poll.select(good)
         poll.inputs = {name: array[np.array(good, np.intp)] for name, array in poll.inputs.items()}
+
+
+def refused_letter(message: BrokerMessage, error: BadMessageError, mapper: MessageMapper) -> OutMessage:
+    """Return the dead letter of a message that `mapper` refuses."""
+    if error.time is not None and mapper.time is not None:
+        mapper.time.count_ahead(error.time)
+    return dead_letter(message, error.code, error.reason, error.stream, time=error.time)
 
 
 def _append(poll: MappedPoll, values: dict[str, list[Any]], row: int, timestep: MappedTimestep) -> None:
@@ -170,6 +203,8 @@ def _append(poll: MappedPoll, values: dict[str, list[Any]], row: int, timestep: 
     poll.sources.append(timestep.source)
     poll.at.append(timestep.at)
     poll.seq.append(timestep.seq)
+    if poll.times is not None:
+        poll.times.append(timestep.time)
     for name, one in timestep.values.items():
         values[name].append(one)
 

@@ -21,6 +21,7 @@ _NEVER: Final = Annotated[str, Meta(min_length=1, max_length=0)]
 _LONGEST_TUPLE: Final = 64  # a tuple is decoded faster than a list, but its type has an entry for each element
 _STREAM: Final = str | int
 _POSITION: Final = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
+_TIME: Final = str | int | float
 _SEQ: Final = Annotated[int, Meta(ge=1, le=SEQ_LIMIT - 1)]
 
 Getter = Callable[[Any], Any]
@@ -37,6 +38,7 @@ class TypedDecoder:
         stream: Returns the stream of a decoded message; None: it is not a field.
         position: Returns its position; None: it is not a field.
         seq: Returns its step; None: it has none.
+        time: Returns its time, a text or a number; None: it has none.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class TypedDecoder:
         stream: Getter | None,
         position: Getter | None,
         seq: Getter | None,
+        time: Getter | None,
         inputs: Mapping[str, Sequence[Getter | float]],
         optional: Sequence[Sequence[Getter]],
     ) -> None:
@@ -56,6 +59,7 @@ class TypedDecoder:
         self.stream = stream
         self.position = position
         self.seq = seq
+        self.time = time
 
     def decode(self, bodies: Sequence[bytes | None], max_bytes: int) -> list[Any]:
         """Return the decoded messages; None in the place of those that have another form.
@@ -111,6 +115,7 @@ def typed_decoder(body_format: BodyFormat, mapper: MessageMapper) -> TypedDecode
         stream = None if mapper.place.path is None else fields.add(mapper.place.path, _STREAM)
         position = None if mapper.position is None else fields.add(mapper.position, _POSITION)
         seq = None if mapper.seq is None else fields.add(mapper.seq, _SEQ)
+        time = None if mapper.time is None else fields.add(mapper.time.path, _TIME)
         inputs = {name: _getters(fields, column) for name, column in mapper.columns.items()}
     except _UntypedError:
         return None
@@ -125,7 +130,13 @@ def typed_decoder(body_format: BodyFormat, mapper: MessageMapper) -> TypedDecode
         if mapper.columns[name].may_be_missing and len(mapper.columns[name].parts) > 1
     ]
     return TypedDecoder(
-        decode, stream=stream, position=position, seq=seq, inputs=inputs, optional=[*filter(None, optional)]
+        decode,
+        stream=stream,
+        position=position,
+        seq=seq,
+        time=time,
+        inputs=inputs,
+        optional=[*filter(None, optional)],
     )
 
 

@@ -31,7 +31,7 @@ class UnseenFields:
     def __init__(self, mapper: MessageMapper) -> None:
         self.is_reported = False
         self._mapper = mapper
-        others = (mapper.position, mapper.seq)
+        others = (mapper.position, mapper.seq, None if mapper.time is None else mapper.time.path)
         paths = [
             *mapper.place.paths,
             *filter(None, others),
@@ -73,7 +73,7 @@ class UnseenFields:
         more = f" and {len(self._names) - len(shown)} more" if len(self._names) > len(shown) else ""
         return ConnectError(
             f"{counted(self._n_messages, 'message')} had no field {fields}; the fields are {', '.join(shown)}{more}.",
-            fix="Correct the name in the mapping (--input, --stream, --position, --seq, or the file).",
+            fix="Correct the name in the mapping (--input, --stream, --position, --seq, --time, or the file).",
         )
 
 

@@ -31,6 +31,7 @@ class _Cell(str):
         ("1970-01-01T00:00:00.999999500Z", "s", 1_000_000),
         (_Cell("1.5"), "s", 1_500_000),
         (_Cell("1970-01-01"), "s", 0),
+        (1e30, "s", 253_402_300_799_000_000),
         (datetime(1970, 1, 2, tzinfo=UTC), "s", 86_400_000_000),
     ],
 )
@@ -38,7 +39,7 @@ def test_a_time_is_rounded_to_microseconds_since_1970(value: Any, unit: TimeUnit
     assert time_of(value, unit) == expected
 
 
-@pytest.mark.parametrize("value", ["soon", "", None, True, float("nan"), -1, "1969-12-31T23:59:59Z", "12", 1e30, [1]])
+@pytest.mark.parametrize("value", ["soon", "", None, True, float("nan"), -1, "1969-12-31T23:59:59Z", "12", [1]])
 def test_what_is_no_time_or_before_1970_is_an_error(value: Any) -> None:
     with pytest.raises(BadTimeError, match="the time is"):
         time_of(value, "s")

@@ -1,0 +1,201 @@
+"""`stepwell connect --order` and `--every`: timesteps in the order of their times, and by the ticks of a clock."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepwell.addons.event_time.times import iso
+from tests.addons.connect.connectors import connector, run_once, wait_for
+from tests.graphs import fold_reference
+from tests.processes import ServiceProcess
+
+SECOND = 1_000_000
+
+
+def write_lines(path: Path, documents: list[Any]) -> str:
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in documents))
+    return f"file://{path}"
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def flags(service: ServiceProcess, folder: Path, *more: str) -> list[str]:
+    words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", *more]
+    return [*words, "--to", f"file://{folder}/out.jsonl", "--dead-letter", f"file://{folder}/dead.jsonl"]
+
+
+def outs(folder: Path) -> list[tuple[int, int, int, str | None]]:
+    """Return the step, the prediction, the position and the time of each message out."""
+    found = lines_of(folder / "out.jsonl")
+    return [(one["step"], one["outputs"]["y"][0], one["source"]["at"], one.get("time")) for one in found]
+
+
+def test_a_message_out_has_the_time_of_its_message(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        [{"stream": "plain", "x": 1, "t": "1970-01-01T01:00:01+01:00"}, {"stream": "plain", "x": 2, "t": 0.5}],
+    )
+    run_once(tmp_path, source, *flags(service, tmp_path))
+    assert [one[2:] for one in outs(tmp_path)] == [(0, iso(SECOND)), (1, iso(SECOND // 2))]
+
+
+def test_a_time_that_is_none_or_before_1970_is_a_dead_letter(service: ServiceProcess, tmp_path: Path) -> None:
+    documents = [{"stream": "bad", "x": 1, "t": "soon"}, {"stream": "bad", "x": 1, "t": -1}, {"stream": "bad", "x": 1}]
+    source = write_lines(tmp_path / "in.jsonl", [*documents, {"stream": "bad", "x": 1, "t": 1}])
+    run_once(tmp_path, source, *flags(service, tmp_path), code=1)
+    assert [one["code"] for one in lines_of(tmp_path / "dead.jsonl")] == ["bad_time"] * 3
+    assert len(outs(tmp_path)) == 1
+
+
+def test_timesteps_are_applied_in_the_order_of_their_times_and_late_ones_are_dead_letters(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    times = [10, 8, 12, 8, 20, 3, 19, 21]
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "ord", "x": at * 7, "t": at} for at in times])
+
+    counts = run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
+
+    applied = [8, 10, 12, 19, 20, 21]
+    steps = [
+        (n, y, at * SECOND, iso(at * SECOND))
+        for n, (y, at) in enumerate(zip(fold_reference([at * 7 for at in applied]), applied, strict=True), 1)
+    ]
+    assert outs(tmp_path) == steps
+    letters = lines_of(tmp_path / "dead.jsonl")
+    assert [(one["code"], one["time"]) for one in letters] == [("late", iso(8 * SECOND)), ("late", iso(3 * SECOND))]
+    assert lines_of(tmp_path / "out.jsonl")[0]["source"]["id"].endswith("#time")
+    assert (counts["late"], counts["timesteps"], counts["waiting"]) == (2, 6, 0)
+
+
+def test_a_file_that_is_read_again_is_decided_as_before(service: ServiceProcess, tmp_path: Path) -> None:
+    documents = [{"stream": "grown", "x": at, "t": at} for at in (10, 9, 30, 3)]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
+    write_lines(tmp_path / "in.jsonl", [*documents, {"stream": "grown", "x": 31, "t": 31}])
+    counts = run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
+    assert [one[:2] for one in outs(tmp_path)] == list(enumerate(fold_reference([9, 10, 30, 31]), 1))
+    assert (counts["timesteps"], counts["skipped"], counts["late"]) == (1, 3, 1)
+
+
+def test_what_waits_goes_on_once_nothing_comes(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "idle", "x": at, "t": at} for at in (5, 4)])
+    with connector(tmp_path, source, *flags(service, tmp_path, "--order", "1h", "--idle", "100ms")) as one:
+        wait_for(lambda: len(lines_of(tmp_path / "out.jsonl")) == 2, what=one.text)
+    assert [one[2] for one in outs(tmp_path)] == [4 * SECOND, 5 * SECOND]
+
+
+def test_the_oldest_go_on_when_too_many_wait_and_it_is_said(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "many", "x": at, "t": at} for at in (5, 4, 3)])
+    with connector(tmp_path, source, *flags(service, tmp_path, "--order", "1h", "--order-messages", "2")) as one:
+        wait_for(lambda: len(lines_of(tmp_path / "out.jsonl")) == 1, what=one.text)
+        wait_for(lambda: "the oldest go on" in one.text(), what=one.text)
+    assert [one[2] for one in outs(tmp_path)] == [3 * SECOND]
+
+
+def test_a_time_ahead_of_the_clock_is_a_dead_letter(service: ServiceProcess, tmp_path: Path) -> None:
+    documents = [
+        {"stream": "ahead", "x": 1, "t": 5},
+        {"stream": "ahead", "x": 2, "t": "2999-01-01"},
+        {"stream": "ahead", "x": 3, "t": 20},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
+    [letter] = lines_of(tmp_path / "dead.jsonl")
+    assert (letter["code"], letter["time"]) == ("bad_time", "2999-01-01T00:00:00Z")
+    assert len(outs(tmp_path)) == 2
+
+
+def test_a_connector_ends_if_all_first_messages_are_ahead_of_its_clock(service: ServiceProcess, tmp_path: Path) -> None:
+    documents = [{"stream": "clock", "x": 1, "t": 1_800_000_000_000 + at} for at in range(100)]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    one = connector(tmp_path, source, *flags(service, tmp_path, "--order", "5s", "--ahead", "10m"))
+    with one as running:
+        assert running.process.wait(60) == 1
+    assert "--time-unit" in running.text()
+    assert not lines_of(tmp_path / "out.jsonl")
+
+
+def test_there_is_one_timestep_for_each_tick(service: ServiceProcess, tmp_path: Path) -> None:
+    times = [(0.2, 1), (1.0, 2), (0.7, 3), (4.5, 4), (90.2, 5), (90.1, 6)]
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "tick", "x": x, "t": t} for t, x in times])
+
+    counts = run_once(tmp_path, source, *flags(service, tmp_path, "--every", "1s", "--gap", "2"))
+
+    ticks = {1: 2, 2: 2, 3: 2, 5: 4, 6: 4, 7: 4, 91: 5}
+    ys = fold_reference(list(ticks.values()))
+    assert outs(tmp_path) == [(n, y, at, iso(at * SECOND)) for n, (y, at) in enumerate(zip(ys, ticks, strict=True), 1)]
+    out = lines_of(tmp_path / "out.jsonl")
+    assert [one.get("gap") for one in out] == [None, None, None, 1, None, None, 83]
+    assert out[0]["source"]["id"].endswith("#every=1s")
+    assert counts["gaps"] == 2
+
+
+def test_a_tick_that_the_service_refuses_is_one_dead_letter_with_its_messages(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    words = [
+        "--model",
+        "lstm",
+        "--stream",
+        "stream",
+        "--url",
+        service.url,
+        "--time",
+        "t",
+        "--every",
+        "1s",
+        "--take",
+        "sum",
+    ]
+    big = [3e38, 0.0, 0.0, 0.0]
+    documents = [{"stream": "huge", "x": big, "t": 0.5}, {"stream": "huge", "x": big, "t": 0.7}]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    run_once(tmp_path, source, *words, "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1)
+    [letter] = lines_of(tmp_path / "dead.jsonl")
+    assert letter["code"] == "non_finite"
+    assert [json.loads(one) for one in letter["message"]] == documents
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--every", "1s", "--take", "mean"], "cannot be the mean"),
+        (["--every", "1s", "--fill", "nan"], "cannot be filled with NaN"),
+        (["--every", "1s", "--take", "y=last"], "the model has the inputs x"),
+        (["--order", "5"], "expected a duration"),
+        (["--order", "5s", "--seq", "n"], "contradicts --order"),
+        (["--every", "0"], "expected a duration"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_at_the_start(
+    service: ServiceProcess, tmp_path: Path, words: list[str], reason: str
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "rules", "x": 1, "t": 1}])
+    with connector(tmp_path, source, *flags(service, tmp_path, *words)) as one:
+        assert one.process.wait(60) != 0
+    assert reason in " ".join(one.text().split())
+
+
+def test_many_streams_are_applied_as_the_offline_fold_of_their_sorted_messages(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    rng = random.Random(5)
+    messages: list[dict[str, Any]] = [
+        {"stream": f"many{rng.randrange(20)}", "x": rng.randrange(2**60), "t": at / 50 + rng.random() * 6}
+        for at in range(3000)
+    ]
+    source = write_lines(tmp_path / "in.jsonl", messages)
+    run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=None)
+    late = [json.loads(one["message"]) for one in lines_of(tmp_path / "dead.jsonl")]
+    for stream in {one["stream"] for one in messages}:
+        own = sorted((one for one in messages if one["stream"] == stream and one not in late), key=lambda one: one["t"])
+        found = [one["outputs"]["y"][0] for one in lines_of(tmp_path / "out.jsonl") if one["stream"] == stream]
+        assert found == fold_reference([one["x"] for one in own])
+    assert late
