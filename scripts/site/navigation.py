@@ -11,7 +11,7 @@ _GUIDES: Final[Mapping[str, Sequence[str]]] = {
     "Export a model": ("exporting", "models", "refused", "pytorch", "jax", "onnx", "step-rules", "mlflow", "hub"),
     "Step streams": ("state", "examples", "python", "client", "watching", "operations", "oip"),
     "Use recorded data": ("replaying", "recorded-data", "spark-and-ray"),
-    "Connect and move": ("connecting", "savepoints", "releases"),
+    "Connect and move": ("connecting", "time", "savepoints", "releases"),
     "Deploy": ("deploying", "kubernetes", "stores", "security", "sizing", "performance"),
     "Operate": ("dashboard", "monitoring", "alerts", "drift", "backup", "campaign"),
     "Extend": ("extending",),
