@@ -77,6 +77,37 @@ class BrokerLaws:
 
         asyncio.run(law())
 
+    def test_messages_may_be_acknowledged_in_any_order(self, url: str) -> None:
+        """Those that stay open are read again in their order, before what is newer."""
+
+        async def law() -> None:
+            await _subscribe(url)
+            await _write(url, range(10))
+            reader = BrokerUrl.parse(url).reader(ReaderOptions(most_open=100))
+            if not hasattr(reader, "acknowledge_some"):
+                pytest.skip("this reader keeps no single messages open, so it has no --order and no --every")
+            await reader.open()
+            before = reader.generation
+            found = list(await _next(reader, 6))
+            generation = reader.generation
+            await reader.acknowledge_some([one for one in found if _number(one) in (1, 3, 4)])
+            found += await _next(reader, 10 - len(found))
+            await reader.acknowledge_some([one for one in found if _number(one) == 8])
+            await reader.close()
+            await _write(url, range(10, 12))
+            await reader.open()
+            first = await _next(reader, 1)
+            is_marked = self.acknowledges and not reader.may_have_been_read(first[0])
+            open_ones = [n for n in range(12) if not is_marked or n not in (1, 3, 4, 8)]
+            again = [_number(message) for message in [*first, *await _next(reader, len(open_ones) - 1)]]
+            grown = reader.generation
+            await reader.close()
+
+            assert again == open_ones
+            assert before <= generation < grown, "what is open is read again in each generation"
+
+        asyncio.run(law())
+
     def test_two_readers_never_hold_one_message(self, url: str) -> None:
         """The second one gets what the first one has not acknowledged, once that one is closed."""
         if not self.acknowledges:

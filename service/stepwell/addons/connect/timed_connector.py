@@ -69,6 +69,8 @@ class TimedConnector(Connector):
         self._idle: dict[str, float] = {}  # seconds for which nothing of a partition came
         self._resumed: dict[str, int] = {}  # positions that streams had when they were seen first
         self._found_again: set[tuple[str, int]] = set()
+        self._applied_before: set[int] = set()  # messages of this poll, by their `id`
+        self._times: defaultdict[str, list[int]] = defaultdict(list)
         self._overflow_reported = False
         self._shown_at = 0.0
 
@@ -84,6 +86,7 @@ class TimedConnector(Connector):
                 self._generation = self._selective.generation
             self._counters.set_lag(self._reader.lag())
             work = Outcome()
+            self._applied_before.clear()
             if found:
                 messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
                 self._check_fields(messages)
@@ -128,6 +131,7 @@ class TimedConnector(Connector):
         self._idle.clear()
         self._resumed.clear()
         self._found_again.clear()
+        self._times.clear()
 
     async def _read(self, messages: MessageColumns, work: Outcome) -> list[TimedMessage]:
         """Add messages to the timeline, and what is decided by them to `work`; return those that can be used."""
@@ -140,8 +144,22 @@ class TimedConnector(Connector):
             await self._write_dead_letters(letters)
         await self._look_up({one.stream: one.source for one in items if not self._timeline.knows(one.stream)})
         for one in items:
+            if one.time <= self._resumed.get(one.stream, -1):
+                self._note_unmarked(one)
             self._timeline.add(one, work)
         return items
+
+    def _note_unmarked(self, item: TimedMessage) -> None:
+        """Note a message that was applied before unless, in the order of its partition, it came too late for it.
+
+        Only where a broker keeps no marks of what is done: so it is decided again by what is read again.
+        """
+        if not self._selective.may_have_been_read(item.message):
+            return
+        watermark, times = self._timeline.watermark(item.partition), self._times[item.stream]
+        if not any(item.time <= time <= watermark for time in times):
+            self._applied_before.add(id(item))
+        times.append(item.time)
 
     def _map(self, messages: MessageColumns) -> tuple[list[TimedMessage], list[OutMessage]]:
         """Return the messages that can be used, and the dead letters of the others."""
@@ -239,7 +257,7 @@ class TimedConnector(Connector):
                 for chunk in part.chunks:
                     one = own[chunk.timesteps[0]]
                     place = (one.stream, one.time)
-                    if part.unknown or place in self._found_again:
+                    if (part.unknown and id(one) not in self._applied_before) or place in self._found_again:
                         late.append(one)
                     else:
                         self._found_again.add(place)

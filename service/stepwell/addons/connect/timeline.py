@@ -158,6 +158,10 @@ class Timeline:
         """Return how many messages of each partition wait."""
         return self._keeper.waiting_by_partition()
 
+    def watermark(self, partition: str) -> int:
+        """Return the watermark of a partition, in us; -1: nothing of it was read."""
+        return self._keeper.watermarks().get(partition, -1)
+
     def watermarks(self) -> dict[str, int]:
         """Return the watermark of each partition, in us."""
         return self._keeper.watermarks()

@@ -45,6 +45,7 @@ _CHECK_S: Final = 2.0
 
 _TIMEOUT_S: Final = 10.0
 _PREFETCH: Final = 4096
+_MOST_PREFETCH: Final = 65_535  # the field has 16 bits
 _CONTENT_TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 
 
@@ -82,6 +83,9 @@ class AmqpReader:
         self._consuming = False
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         self._left: int | None = None  # messages that `once` still returns
+        self._prefetch = _PREFETCH if options.most_open is None else min(options.most_open, _MOST_PREFETCH)
+        self._n_open = 0
+        self.generation = 0
         self._last_at = 0.0
         self._checked_at = 0.0
         self._done = False
@@ -90,9 +94,11 @@ class AmqpReader:
         """Connect, and find the queue."""
         self._connection = await _connect(self._url)
         self._consuming, self._done, self._arrived = False, False, asyncio.Queue()
+        self._n_open = 0
+        self.generation += 1
         with _amqp_errors(self._url):
             self._channel = await self._connection.channel()
-            await self._channel.set_qos(prefetch_count=_PREFETCH)
+            await self._channel.set_qos(prefetch_count=self._prefetch)
             queue = await self._channel.declare_queue(self._queue, passive=True)
         if self._options.once:
             self._left = queue.declaration_result.message_count or 0
@@ -118,6 +124,7 @@ class AmqpReader:
         if not found and self._clock() - max(self._last_at, self._checked_at) > _CHECK_S:
             await self._check_consumer()
         self._check_end(found)
+        self._n_open += len(found)
         return [self._message(one) for one in found]
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
@@ -125,6 +132,23 @@ class AmqpReader:
         with _amqp_errors(self._url):
             await messages[-1].handle.ack(multiple=True)
         self._last_at = self._clock()  # only now the broker sends more than it may send ahead
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge messages of any polls."""
+        with _amqp_errors(self._url):
+            for one in messages:
+                await one.handle.ack()
+        self._n_open -= len(messages)
+        self._last_at = self._clock()  # only now the broker sends more than it may send ahead
+
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return False: what is done is not returned again."""
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many messages are open as the broker sends ahead."""
+        return self._n_open >= self._prefetch
 
     async def is_current(self) -> bool:
         """Return True: the broker gives the queue to another connector only when the connection is lost."""
@@ -155,7 +179,7 @@ class AmqpReader:
         assert self._connection is not None
         if self._channel is None or self._channel.is_closed:  # the broker closes the channel that it refuses
             self._channel = await self._connection.channel()
-            await self._channel.set_qos(prefetch_count=_PREFETCH)
+            await self._channel.set_qos(prefetch_count=self._prefetch)
         queue = await self._channel.get_queue(self._queue, ensure=False)
         try:
             await queue.consume(self._on_message, exclusive=True)

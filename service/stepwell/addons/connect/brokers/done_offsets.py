@@ -1,4 +1,4 @@
-"""`DoneOffsets`: which messages of a log are done, where a broker keeps a position and a short text, not a mark each."""
+"""`DoneOffsets`: which messages are done, where a broker keeps one position and a short text, not a mark of each."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DoneOffsets:
     def text(self) -> str:
         """Return what is to be committed beside the floor: the offsets above it that are done."""
         if not self._done:
-            return ""
+            return _VERSION  # which shows that the broker keeps it
         bits = bytearray((max(self._done) - self.floor) // 8 + 1)
         for offset in self._done:
             place = offset - self.floor
@@ -77,8 +77,13 @@ class DoneOffsets:
         return _VERSION + base64.b64encode(zlib.compress(bytes(bits), 9)).decode()
 
 
+def is_marked(text: str) -> bool:
+    """Whether a text is one of `DoneOffsets`."""
+    return text.startswith(_VERSION)
+
+
 def _decoded(floor: int, text: str) -> list[int]:
-    if not text.startswith(_VERSION):
+    if not text.startswith(_VERSION) or text == _VERSION:
         return []
     try:
         bits = zlib.decompress(base64.b64decode(text.removeprefix(_VERSION)))

@@ -117,6 +117,10 @@ class FileReader:
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
         """Do nothing: after a restart all lines are read again, and decided as they were before."""
 
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return False: all lines are read again and decided as before, so nobody needs to know."""
+        return False
+
     @property
     def is_full(self) -> bool:
         """Return False: any number of lines may be open."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
@@ -27,7 +28,9 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.structs import OffsetAndMetadata
 
+from stepwell.addons.connect.brokers.done_offsets import MOST_CHARACTERS, DoneOffsets, is_marked
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.login import Login
 from stepwell.addons.connect.messages import (
@@ -131,6 +134,9 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._next: dict[TopicPartition, int] = {}  # offsets behind what was read
         self._open: dict[TopicPartition, int] = {}  # offsets behind the messages of the last poll
         self._done = False
+        self._unmarked: dict[TopicPartition, int] = {}
+        self._too_long: set[TopicPartition] = set()
+        self._tracked: dict[TopicPartition, DoneOffsets] = {}  # with `most_open`
         self._heard_at = 0.0
 
     async def open(self) -> None:
@@ -152,6 +158,8 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._idle.set()
         self._ends.clear()
         self._next.clear()
+        self._tracked.clear()
+        self._too_long.clear()
         self._done = False
         with _kafka_errors(self._url):
             await self._consumer.start()
@@ -168,6 +176,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         await happens(self._idle, _HAND_OVER_S)
         self._generation += 1
         self._next.clear()
+        self._tracked.clear()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Do nothing: reading begins at the committed offsets."""
@@ -194,6 +203,11 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._next[partition] = records[-1].offset + 1
             if end is not None and records[-1].offset >= end:
                 records = [one for one in records if one.offset < end]  # noqa: PLW2901 - those behind it are not read
+            if self._options.most_open is not None and records:
+                with _kafka_errors(self._url):
+                    tracked = await self._tracker(partition, records[0].offset)
+                parts.append((partition, [one for one in records if tracked.deliver(one.offset)]))
+                continue
             parts.append((partition, records))
         self._open = {partition: records[-1].offset + 1 for partition, records in parts if records}
         if self._open:
@@ -210,6 +224,58 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                     await self._consumer.commit(self._open)
         finally:
             self._idle.set()
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Commit the offsets before which all is done, and beside each the offsets above it that are done."""
+        done: defaultdict[TopicPartition, list[int]] = defaultdict(list)
+        for one in messages:
+            done[TopicPartition(self._topic, int(one.source.rpartition("/")[2]))].append(one.at or 0)
+        try:
+            commits = {}
+            for partition, offsets in done.items():
+                tracked = self._tracked.get(partition)
+                if tracked is None:  # given up meanwhile
+                    continue
+                tracked.finish(offsets)
+                text = tracked.text()
+                self._too_long = (
+                    {*self._too_long, partition} if len(text) > MOST_CHARACTERS else self._too_long - {partition}
+                )
+                if partition not in self._too_long:
+                    commits[partition] = OffsetAndMetadata(tracked.floor, text)
+            if commits:
+                with _kafka_errors(self._url):
+                    await self._consumer.commit(commits)
+        finally:
+            self._idle.set()
+
+    @property
+    def generation(self) -> int:
+        """A number that grows when partitions were given up: all that is open is read again."""
+        return self._generation
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the offsets that are done do not fit beside those that are committed."""
+        return bool(self._too_long)
+
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Whether a message may be done: some brokers of Kafka's protocol keep no text beside an offset."""
+        partition = TopicPartition(self._topic, int(message.source.rpartition("/")[2]))
+        return (message.at or 0) < self._unmarked.get(partition, 0)
+
+    async def _tracker(self, partition: TopicPartition, first: int) -> DoneOffsets:
+        """Return what is done of a partition whose first message that is read has the offset `first`."""
+        if partition not in self._tracked:
+            found = await self._consumer._coordinator.fetch_committed_offsets([partition])
+            kept = found.get(partition)
+            if kept is None or kept.offset < 0:
+                self._tracked[partition] = DoneOffsets(first)
+            else:
+                text = kept.metadata or ""
+                self._tracked[partition] = DoneOffsets(kept.offset, text)
+                self._unmarked[partition] = 0 if is_marked(text) else self._consumer.highwater(partition) or 0
+        return self._tracked[partition]
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the partitions of the last poll."""

@@ -12,7 +12,7 @@ from typing import Final
 from paho.mqtt import client as mqtt
 
 from stepwell.addons.connect.brokers.mqtt_lease import MqttLease
-from stepwell.addons.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
+from stepwell.addons.connect.brokers.mqtt_session import IN_FLIGHT, TIMEOUT_S, MqttSession
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
     AccessRefusedError,
@@ -75,6 +75,8 @@ class MqttReader:
         self._session: MqttSession | None = None  # None: it stands by
         self._waiting: deque[mqtt.MQTTMessage] = deque()
         self._arrived = asyncio.Event()
+        self._n_open = 0
+        self.generation = 0
         self._last_at = 0.0
 
     async def open(self) -> None:
@@ -102,6 +104,8 @@ class MqttReader:
             self._lease.hold(self._session)
         await self._session.subscribe(self._filter, 0 if self._options.preview else 1)
         self._last_at = self._clock()
+        self._n_open = 0
+        self.generation += 1
         return True
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
@@ -117,6 +121,7 @@ class MqttReader:
         messages: list[BrokerMessage] = []
         while self._waiting and len(messages) < limit:
             one = self._waiting.popleft()
+            self._n_open += one.qos > 0
             messages.append(BrokerMessage(one.payload, source, None, source, topic=one.topic, handle=one))
         return messages
 
@@ -128,6 +133,20 @@ class MqttReader:
             if message.handle.qos:
                 self._session.client.ack(message.handle.mid, message.handle.qos)
         self._last_at = self._clock()  # only now the broker sends more than it may send ahead
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge messages of any polls."""
+        await self.acknowledge(messages)
+        self._n_open -= sum(one.handle.qos > 0 for one in messages)
+
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return False: what is done is not returned again."""
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many messages are open as the broker may send; it may send fewer, and does not say how many."""
+        return self._n_open >= IN_FLIGHT
 
     async def is_current(self) -> bool:
         """Return whether this connector reads: one that takes over ends its connection."""

@@ -20,7 +20,7 @@ TIMEOUT_S: Final = 10.0
 
 _PORTS: Final = {False: 1883, True: 8883}
 _KEEP_ALIVE_S: Final = 20
-_IN_FLIGHT: Final = 4096
+IN_FLIGHT: Final = 4096
 _FOREVER: Final = 0xFFFFFFFF
 _NO_TOPIC: Final = "stepwell/nothing"  # nobody subscribes to it
 _TAKEN_OVER: Final = 142  # a reason code of MQTT 5
@@ -69,7 +69,7 @@ class MqttSession:
             reconnect_on_failure=False,  # a new connection gets what was not acknowledged, so it is a new start
             manual_ack=True,
         )
-        client.max_inflight_messages_set(_IN_FLIGHT)
+        client.max_inflight_messages_set(IN_FLIGHT)
         client.max_queued_messages_set(0)
         if cleared_at_end is not None:
             client.will_set(cleared_at_end, b"", qos=1, retain=True)
@@ -82,7 +82,7 @@ class MqttSession:
     async def connect(self) -> None:
         """Connect and wait for the broker's consent."""
         properties = Properties(PacketTypes.CONNECT)
-        properties.ReceiveMaximum = _IN_FLIGHT
+        properties.ReceiveMaximum = IN_FLIGHT
         if self._keep:
             properties.SessionExpiryInterval = _FOREVER
         login = await self._url.login.credentials()

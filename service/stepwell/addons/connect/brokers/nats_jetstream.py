@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -13,8 +14,9 @@ from nats.js import api
 from nats.js import errors as js_errors
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
+from stepwell.addons.connect.brokers.done_offsets import DoneOffsets
 from stepwell.addons.connect.brokers.nats_connection import TIMEOUT_S, NatsConnection, RefusedSubjectError
-from stepwell.addons.connect.brokers.nats_lease import LEASE_S, NatsLease
+from stepwell.addons.connect.brokers.nats_lease import LEASE_S, DoneEntry, NatsLease
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
     BrokerMessage,
@@ -69,6 +71,11 @@ class NatsReader:
         self._subscription: Any = None
         self._delivered = 0  # messages that the consumer has delivered
         self._ack_each = False
+        self._tracked: DoneOffsets | None = None  # with `most_open`
+        self._done_entry: Any = None
+        self._open: dict[int, Any] = {}
+        self._kept_alive_at = 0.0
+        self.generation = 0
         self._end = 0
         self._done = False
         self._lag: int | None = None
@@ -119,6 +126,8 @@ class NatsReader:
                 if self._subscription is None:
                     await self._begin()
                 found = await self._fetch(limit)
+                if self._tracked is not None:
+                    found = await self._undone(found, self._tracked)
                 self._done = self._options.once and await self._has_all(found)
         return [self._message(one) for one in found if not self._end or one.metadata.sequence.stream <= self._end]
 
@@ -128,6 +137,49 @@ class NatsReader:
             for message in messages[:-1] if self._ack_each else ():
                 await message.handle.ack()
             await messages[-1].handle.ack_sync(timeout=TIMEOUT_S)
+
+    async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge messages of any polls; those behind an open one are noted in a key-value bucket, too.
+
+        JetStream does not tell which ones are acknowledged when the consumer is created again.
+        """
+        if not messages or self._tracked is None:
+            return
+        with self._connection.errors():
+            self._tracked.finish([one.at or 0 for one in messages])
+            await self._done_entry.put(f"{self._source}|{self._tracked.floor}|{self._tracked.text()}".encode())
+            for one in messages:
+                self._open.pop(one.at or 0, None)
+            for one in messages[:-1]:
+                await one.handle.ack()
+            await messages[-1].handle.ack_sync(timeout=TIMEOUT_S)
+
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return False: what is done is not returned again."""
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many messages are open as the consumer may have."""
+        most = self._options.most_open
+        return most is not None and len(self._open) >= most
+
+    async def _undone(self, found: Sequence[Any], tracked: DoneOffsets) -> list[Any]:
+        """Return the messages that are not done yet; acknowledge the others, and keep alive those that are open."""
+        kept = []
+        for message in found:
+            sequence = message.metadata.sequence.stream
+            if tracked.deliver(sequence):
+                self._open[sequence] = message
+                kept.append(message)
+            else:
+                await message.ack()
+        now = time.monotonic()
+        if now - self._kept_alive_at > _ACK_WAIT_S / 4:
+            self._kept_alive_at = now
+            for message in self._open.values():
+                await message.in_progress()
+        return kept
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
@@ -161,12 +213,13 @@ class NatsReader:
         While it is created again, a second consumer keeps where it begins, and the messages: without a consumer that
         has not acknowledged them, a stream with the retention `interest` deletes them. Others may admit one alone.
         """
+        policy = api.AckPolicy.ALL if self._options.most_open is None else api.AckPolicy.EXPLICIT
         config = api.ConsumerConfig(
             durable_name=self._durable,
             filter_subject=self._subject,
-            ack_policy=api.AckPolicy.ALL,
+            ack_policy=policy,
             ack_wait=_ACK_WAIT_S,
-            max_ack_pending=-1,
+            max_ack_pending=-1 if self._options.most_open is None else self._options.most_open,
             deliver_policy=api.DeliverPolicy.ALL,
         )
         keeper = f"{self._durable}-keeper"
@@ -174,7 +227,9 @@ class NatsReader:
         if info is not None and kept is not None:  # of a connector that was killed
             await self._js.delete_consumer(self._stream, keeper)
             kept = None
-        if info is not None and info.num_ack_pending:
+        is_new = info is None and kept is None
+        is_other = info is not None and self._options.most_open is not None and info.config.ack_policy != policy
+        if info is not None and (info.num_ack_pending or is_other):
             retention = (await self._js.stream_info(self._stream)).config.retention
             if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone, and nothing else
                 config = _beginning_at(info.ack_floor.stream_seq + 1, config, self._durable)
@@ -191,6 +246,16 @@ class NatsReader:
             info = await self._js.add_consumer(self._stream, config)
         if kept is not None:
             await self._js.delete_consumer(self._stream, keeper)
+        self.generation += 1
+        self._open.clear()
+        self._tracked = None
+        if self._options.most_open is not None:
+            self._kept_alive_at = time.monotonic()
+            self._done_entry = DoneEntry(self._js, f"{self._stream}.{self._durable}")
+            source, _, rest = (await self._done_entry.get()).decode().partition("|")
+            floor, _, text = rest.partition("|")
+            is_of_this = source == self._source and not is_new  # not of a stream or consumer of the same name before
+            self._tracked = DoneOffsets(int(floor), text) if is_of_this else DoneOffsets(0)
         self._ack_each = info.config.ack_policy == api.AckPolicy.EXPLICIT
         self._delivered = info.delivered.consumer_seq
         self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)

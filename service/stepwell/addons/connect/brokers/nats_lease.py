@@ -1,4 +1,4 @@
-"""`NatsLease`: the entry of the lease of a durable consumer; who has it reads, and others stand by."""
+"""`NatsLease` and `DoneEntry`: who reads a durable consumer, and what is done of it; both in key-value buckets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stepwell.addons.connect.messages import ConnectError
 
 LEASE_S: Final = 10.0
 _BUCKET: Final = "stepwell-connect"
+_DONE_BUCKET: Final = "stepwell-connect-done"
 
 
 class NatsLease:
@@ -60,3 +61,27 @@ class NatsLease:
             except js_errors.KeyWrongLastSequenceError:
                 self._revision = None
         return "" if self._revision is None else holder
+
+
+class DoneEntry:
+    """An entry of a key-value bucket with the messages of a durable consumer that are done behind an open one."""
+
+    def __init__(self, js: Any, key: str) -> None:
+        self._js = js
+        self._key = key
+        self._bucket: Any = None
+
+    async def get(self) -> bytes:
+        """Return the entry; nothing if there is none. The bucket is created where it is not there."""
+        try:
+            self._bucket = await self._js.key_value(_DONE_BUCKET)
+        except js_errors.NotFoundError:
+            self._bucket = await self._js.create_key_value(bucket=_DONE_BUCKET)
+        try:
+            return bytes((await self._bucket.get(self._key)).value or b"")
+        except js_errors.KeyNotFoundError:
+            return b""
+
+    async def put(self, value: bytes) -> None:
+        """Replace the entry."""
+        await self._bucket.put(self._key, value)

@@ -151,6 +151,9 @@ class SelectiveReader(MessageReader, Protocol):
     def is_full(self) -> bool:
         """Whether so many messages are open that the broker sends no more."""
 
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return whether a message may be done although it was returned, as the broker keeps no mark of each."""
+
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
         """Mark messages of any polls as done, or none; called after each poll. Raises as `poll` does."""
 

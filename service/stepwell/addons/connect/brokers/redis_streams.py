@@ -137,6 +137,10 @@ class RedisStreamReader:
         if messages:
             await self._acknowledge([one.handle for one in messages])
 
+    def may_have_been_read(self, message: BrokerMessage) -> bool:
+        """Return False: what is done is not returned again."""
+        return False
+
     @property
     def is_full(self) -> bool:
         """Return False: a group has any number of entries that are open."""

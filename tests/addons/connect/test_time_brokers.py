@@ -1,0 +1,74 @@
+"""`stepwell connect --order` from NATS JetStream and Kafka: a kill while messages wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepwell.addons.connect.messages import OutMessage
+from stepwell.addons.connect.urls import BrokerUrl
+from tests.addons.connect.brokers import kafka, nats
+from tests.addons.connect.connectors import connector, wait_for
+from tests.addons.connect.skipping import or_skip
+from tests.graphs import fold_reference
+from tests.processes import ServiceProcess
+
+
+async def _nats_stream(address: str) -> None:
+    import nats as client
+
+    connection = await client.connect(f"nats://{address}")
+    await connection.jetstream().add_stream(name="IN", subjects=["in"])
+    await connection.close()
+
+
+async def _kafka_topic(address: str) -> None:
+    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    await admin.start()
+    await admin.create_topics([NewTopic("in", 1, 1)])
+    await admin.close()
+
+
+async def _write(url: str, documents: list[dict[str, Any]]) -> None:
+    writer = BrokerUrl.parse(url).writer("json")
+    await writer.open()
+    await writer.write([OutMessage("s", "log", None, one) for one in documents])
+    await writer.close()
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["nats", "kafka"])
+def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: Path, broker: str) -> None:
+    start, prepare = (nats, _nats_stream) if broker == "nats" else (kafka, _kafka_topic)
+    with or_skip(start, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(prepare(address))
+        url, out, dead = f"{broker}://{address}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
+        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
+        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+
+        def add(*times: float) -> None:
+            asyncio.run(_write(url, [{"stream": f"t.{broker}", "x": int(t), "t": t} for t in times]))
+
+        add(10, 9, 20, 11, 16, 26, 15)
+        with connector(tmp_path, url, *words) as one:
+            wait_for(lambda: len(lines_of(out)) == 5, what=lambda: one.text() + service.log.read_text()[-3500:])
+            wait_for(lambda: len(lines_of(dead)) == 1, what=one.text)
+            one.kill()
+            one.start()
+            add(12.5, 24, 31)
+            wait_for(lambda: len(lines_of(out)) == 7, what=one.text)
+            wait_for(lambda: len(lines_of(dead)) >= 2, what=one.text)
+        applied = [9, 10, 11, 16, 20, 24, 26]
+        assert [one["outputs"]["y"][0] for one in lines_of(out)] == fold_reference(applied)
+        assert {json.loads(one["message"])["t"] for one in lines_of(dead)} == {15, 12.5}
