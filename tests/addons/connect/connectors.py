@@ -18,7 +18,7 @@ import httpx2
 from tests.graphs import fold_reference
 from tests.programs.start import Program, start_program
 
-WAIT_S = 25.0
+WAIT_S = 120.0
 
 
 class ConnectorProcess:

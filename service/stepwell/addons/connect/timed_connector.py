@@ -19,7 +19,7 @@ from stepwell.addons.connect.messages import MessageColumns, OutMessage
 from stepwell.addons.connect.polls import StreamChunk, rounds_of
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.addons.connect.time_rules import TimeRules
-from stepwell.addons.connect.timeline import Outcome, Ready, TimedMessage, Timeline, poll_of, ready_of
+from stepwell.addons.connect.timeline import TimeDecisions, Ready, TimedMessage, Timeline, poll_of, ready_of
 from stepwell.addons.event_time.times import iso
 from stepwell_client.errors import ClientError
 
@@ -85,7 +85,7 @@ class TimedConnector(Connector):
                 self._forget()
                 self._generation = self._selective.generation
             self._counters.set_lag(self._reader.lag())
-            work = Outcome()
+            work = TimeDecisions()
             self._applied_before.clear()
             if found:
                 messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
@@ -108,7 +108,7 @@ class TimedConnector(Connector):
             self._show_waiting(self._clock())
             yield
 
-    def _let_go(self, work: Outcome, *, is_done: bool) -> None:
+    def _let_go(self, work: TimeDecisions, *, is_done: bool) -> None:
         """Let what waits go on where nothing more arrives: at the end, in idle partitions, or as too much waits."""
         if is_done:
             self._timeline.finish(work)
@@ -133,7 +133,7 @@ class TimedConnector(Connector):
         self._found_again.clear()
         self._times.clear()
 
-    async def _read(self, messages: MessageColumns, work: Outcome) -> list[TimedMessage]:
+    async def _read(self, messages: MessageColumns, work: TimeDecisions) -> list[TimedMessage]:
         """Add messages to the timeline, and what is decided by them to `work`; return those that can be used."""
         self._counters.add(messages=len(messages))
         items, letters = self._map(messages)
@@ -203,7 +203,7 @@ class TimedConnector(Connector):
         for partition in self._timeline.watermarks():
             self._idle[partition] = 0.0 if partition in came else self._idle.get(partition, 0.0) + seconds
 
-    async def _carry_out(self, work: Outcome, *, acknowledges: bool) -> bool:
+    async def _carry_out(self, work: TimeDecisions, *, acknowledges: bool) -> bool:
         """Do what was decided; return False if what was read belongs to another connector.
 
         Late messages become dead letters behind the timesteps that they are late for: otherwise a crash between them

@@ -75,7 +75,7 @@ class Ready:
 
 
 @dataclass(slots=True)
-class Outcome:
+class TimeDecisions:
     """What is decided of messages, in its order.
 
     Attributes:
@@ -137,22 +137,22 @@ class Timeline:
         """Say what a stream has applied; -1: nothing."""
         self._keeper.resume(stream, position)
 
-    def add(self, item: TimedMessage, outcome: Outcome) -> None:
-        """Add the next message, and what is decided by it to `outcome`."""
+    def add(self, item: TimedMessage, decisions: TimeDecisions) -> None:
+        """Add the next message, and what is decided by it to `decisions`."""
         self._sources[item.stream] = item.source
-        self._keep(self._keeper.add(item.partition, item.stream, item.time, item), outcome)
+        self._keep(self._keeper.add(item.partition, item.stream, item.time, item), decisions)
 
-    def flush(self, partition: str, outcome: Outcome) -> None:
+    def flush(self, partition: str, decisions: TimeDecisions) -> None:
         """Add what is decided as nothing of a partition arrives for now."""
-        self._keep(self._keeper.flush(partition), outcome)
+        self._keep(self._keeper.flush(partition), decisions)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, decisions: TimeDecisions) -> None:
         """Add what is decided as nothing arrives any more."""
-        self._keep(self._order.flush() if self._clock is None else self._clock.finish(), outcome)
+        self._keep(self._order.flush() if self._clock is None else self._clock.finish(), decisions)
 
-    def release_oldest(self, count: int, outcome: Outcome) -> None:
+    def release_oldest(self, count: int, decisions: TimeDecisions) -> None:
         """Add what is decided as the oldest messages go on."""
-        self._keep(self._keeper.release_oldest(count), outcome)
+        self._keep(self._keeper.release_oldest(count), decisions)
 
     def waiting_by_partition(self) -> dict[str, int]:
         """Return how many messages of each partition wait."""
@@ -167,32 +167,34 @@ class Timeline:
         return self._keeper.watermarks()
 
     def _keep(
-        self, decided: Sequence[Decided[TimedMessage] | Tick[TimedMessage] | Late[TimedMessage]], outcome: Outcome
+        self,
+        decided: Sequence[Decided[TimedMessage] | Tick[TimedMessage] | Late[TimedMessage]],
+        decisions: TimeDecisions,
     ) -> None:
         for one in decided:
             if isinstance(one, Tick):
-                self._keep_tick(one, outcome)
+                self._keep_tick(one, decisions)
             elif isinstance(one, Late):
-                outcome.late.append((one.item, one.position))
+                decisions.late.append((one.item, one.position))
             elif one.late:
-                outcome.late.append((one.item, -1))
+                decisions.late.append((one.item, -1))
             else:
-                outcome.ready.append(ready_of(one.item))
+                decisions.ready.append(ready_of(one.item))
 
-    def _keep_tick(self, tick: Tick[TimedMessage], outcome: Outcome) -> None:
+    def _keep_tick(self, tick: Tick[TimedMessage], decisions: TimeDecisions) -> None:
         if tick.pauses:
             self._values.forget(tick.stream)
-            outcome.freed += tick.freed
+            decisions.freed += tick.freed
             return
         try:
             inputs = self._values.of(tick.stream, [one.values for one in tick.items])
         except NoValueError as exc:
             if tick.items:
-                outcome.unusable.append((tick.items, str(exc)))
-            outcome.freed += tick.freed
+                decisions.unusable.append((tick.items, str(exc)))
+            decisions.freed += tick.freed
             return
         time, source = tick.number * self._every, self._sources[tick.stream]
-        outcome.ready.append(
+        decisions.ready.append(
             Ready(tick.stream, source, tick.number, time, inputs, tick.items, tick.gap, list(tick.freed))
         )
 
