@@ -19,7 +19,7 @@ from stepwell.addons.connect.messages import MessageColumns, OutMessage
 from stepwell.addons.connect.polls import StreamChunk, rounds_of
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.addons.connect.time_rules import TimeRules
-from stepwell.addons.connect.timeline import TimeDecisions, Ready, TimedMessage, Timeline, poll_of, ready_of
+from stepwell.addons.connect.timeline import Ready, TimeDecisions, TimedMessage, Timeline, poll_of, ready_of
 from stepwell.addons.event_time.times import iso
 from stepwell_client.errors import ClientError
 
