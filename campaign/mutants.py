@@ -324,6 +324,13 @@ MUTANTS = (
         ("tests/api/test_rollout.py::test_a_retried_committed_rollout_gets_its_first_answer",),
     ),
     Mutant(
+        "a rollout learns from its own predictions",
+        "service/stepwell/engine/rollout/worker.py",
+        "learn=False",
+        "learn=True",
+        ("tests/exactly_once/test_learned.py",),
+    ),
+    Mutant(
         "a replay is decoded with another version than wrote it",
         "service/stepwell/engine/stepping/replies.py",
         "other_version = stored.fingerprint != self._served.fingerprint",

@@ -66,6 +66,7 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
         "outputs": parts["outputs"],
         "states": [{**state, "bytes": sizes[state["in"]]} for state in parts["states"]],
         "latency": manifest.latency,
+        "learn": manifest.learn,
         "constants": parts["constants"],
         "windows": [
             {**part, "bytes": sizes[window.state_name]}

@@ -44,6 +44,7 @@ def inspect(
                 "bytes per stream": format_bytes(description["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else f"run one at a time{why}",
                 **_latency(description["outputs"]),
+                **_learns(description["learn"]),
                 "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
                 "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",
                 "parity": parity_lines(description["parity"]),
@@ -61,6 +62,11 @@ def _latency(outputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     late = [(output["name"], output["latency"]) for output in outputs if output.get("latency") is not None]
     each = ", ".join(f"{name} {count:,} samples" for name, count in late)
     return {"latency": each} if late else {}
+
+
+def _learns(learn: str | None) -> dict[str, str]:
+    """Return the input that says whether timesteps are learned from, where there is one."""
+    return {} if learn is None else {"learns": f"where its input {learn!r} is true, which is not sent: not in rollouts"}
 
 
 def _covered(parity: Mapping[str, Any] | None) -> dict[str, str]:

@@ -32,6 +32,8 @@ def tensors_table(manifest: Manifest) -> Table:
             note += ", has initial values"
         if state.store_dtype != state.dtype:
             note += f", stored as {state.store_dtype}"
+        if state.is_learned:
+            note += ", learned"
         table.add_row("state", state.input, state.dtype, _row(state.shape), _axis(state.batch_axis), note)
     for name, constant in manifest.constants.items():
         table.add_row("constant", name, constant.dtype, "", "", f"= {constant.value}")
