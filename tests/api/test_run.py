@@ -332,6 +332,7 @@ def test_a_run_names_its_version(shared_redis: Server, tmp_path: Path) -> None:
     assert old["outputs"] != new["outputs"]
     assert both.status_code == 200
     assert (refused.status_code, code_of(refused)) == (409, "model_changed")
+    assert "Send ?version=1." in refused.json()["detail"]
     assert (put_old.status_code, version) == (200, 1)
     assert (put_refused.status_code, code_of(put_refused)) == (409, "model_changed")
     assert code_of(unknown) == "model_not_found"

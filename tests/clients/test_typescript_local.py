@@ -22,6 +22,7 @@ from tests.addons.dashboard.browser import browser, chromium
 from tests.addons.local.test_local_model import MODELS, rows
 from tests.clients.kit import FILE, KIT
 from tests.clients.test_typescript import CLIENT, LOCAL
+from tests.exactly_once.test_learned import timesteps
 from tests.graphs import fold, write_models
 from tests.npm import npm_install
 from tests.processes import ServiceProcess, service_process
@@ -123,6 +124,25 @@ def test_a_stream_in_node_equals_one_in_python_and_goes_on_there(
     moved = model.stream(found["state"]["state"])
     for output, array in stream.step(xs[5]).outputs.items():
         np.testing.assert_allclose(moved.step(xs[5]).outputs[output], array, atol=1e-3 if "half" in name else 1e-5)
+
+
+def test_a_model_with_learning_stages_learns_in_node(installed_runtime: Path, node: list[str], learning: Path) -> None:
+    xs = timesteps(12)
+    code = """
+        const stream = (await load(given.file)).stream();
+        const outputs = [];
+        for (const x of given.xs) outputs.push((await stream.step(x)).outputs);
+        return { outputs, state: await stream.state() };
+    """
+    sent = [[None if np.isnan(value) else float(value) for value in x] for x in xs]
+    found = run(installed_runtime, node, code, {"file": str(learning / "machine.onnx"), "xs": sent})
+    model = LocalModel.load(learning / "machine.onnx")
+    stream = model.stream()
+
+    for x, outputs in zip(xs, found["outputs"], strict=True):
+        for output, array in stream.step(x).outputs.items():
+            np.testing.assert_allclose(outputs[output], array, atol=1e-5)
+    assert model.stream(found["state"]["state"]).step(xs[0]).outputs.keys() == found["outputs"][0].keys()
 
 
 @pytest.mark.parametrize("value", [1.0, 1, -2.5, 1e-05, 123456789012345680.0, 1e16, 0.1, 9007199254740993, [1.5, 2]])

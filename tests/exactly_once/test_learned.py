@@ -28,8 +28,11 @@ HORIZON = 2
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one model: a running sum `h`, what is read out of it, an interval and a threshold."""
-    folder = tmp_path_factory.mktemp("models")
+    return write_learning_model(tmp_path_factory.mktemp("models"))
+
+
+def write_learning_model(folder: Path) -> Path:
+    """Write one model, `machine`: a running sum `h`, what is read out of it, an interval and a threshold."""
     sums = folder / "sums.onnx"
     onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] h) { h = CumSum (x, a) }", a=np.int64(1)), sums)
     parts = [

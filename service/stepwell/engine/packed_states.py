@@ -26,7 +26,10 @@ def row_in(packed: PackedState, served: ServedModel, models: ModelRegistry) -> b
         ServiceError: `model_changed`: another version or model wrote it; `bad_request`: it has another number of bytes.
     """
     if packed.fingerprint != served.fingerprint:
-        raise models.changed_error(served.name, packed.fingerprint, served)
+        writer = models.by_fingerprint(served.name, packed.fingerprint)
+        fix = f"Send ?version={writer.version}." if writer is not None and models.is_current(writer) else ""
+        fix = f"{fix} Or send a state of version {served.version}, or null in `run`.".strip()
+        raise models.changed_error(served.name, packed.fingerprint, served, fix=fix)
     if len(packed.state) != served.step_model.state_bytes:
         raise ServiceError(
             "bad_request",

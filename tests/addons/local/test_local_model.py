@@ -15,6 +15,7 @@ from tests.api.running import Service, running_service
 from tests.clients.kit import KIT, Case
 from tests.clients.model import doubling
 from tests.clients.python_kit import plain_result
+from tests.exactly_once.test_learned import timesteps
 from tests.graphs import (
     Built,
     batch_axis_1,
@@ -175,6 +176,21 @@ def test_a_local_model_behaves_as_the_case_expects(folder: Path, case: dict[str,
         found = {} if isinstance(found, LocalStream) else plain_result(found)
         assert ("error" in action) == ("code" in found), f"{action}: {found}"
         run.check(action, found)
+
+
+def test_a_model_with_learning_stages_learns_here_and_in_runs(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    learning = write_learning_model(tmp_path)
+    model = load(learning, "machine")
+    here, state = model.stream(), None
+    with running_service(shared_redis.url, learning) as running, Client(f"http://127.0.0.1:{running.port}") as client:
+        there = client.model("machine").stream(stream)
+        for x in timesteps(12):
+            run = client.model("machine").run(x, state)
+            mine, theirs, state = here.step(x), there.step(x), run.state
+            assert plain(mine.outputs) == plain(theirs.outputs) == plain(run.outputs)
+        assert here.state() == there.packed_state() == PackedState(run.state, 12)
 
 
 def test_missing_values_reach_the_graph(folder: Path) -> None:
