@@ -22,7 +22,7 @@ from tests.addons.dashboard.browser import browser, chromium
 from tests.addons.local.test_local_model import MODELS, rows
 from tests.clients.kit import FILE, KIT
 from tests.clients.test_typescript import CLIENT, LOCAL
-from tests.exactly_once.test_learned import timesteps
+from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.graphs import fold, write_models
 from tests.npm import npm_install
 from tests.processes import ServiceProcess, service_process
@@ -126,8 +126,8 @@ def test_a_stream_in_node_equals_one_in_python_and_goes_on_there(
         np.testing.assert_allclose(moved.step(xs[5]).outputs[output], array, atol=1e-3 if "half" in name else 1e-5)
 
 
-def test_a_model_with_learning_stages_learns_in_node(installed_runtime: Path, node: list[str], learning: Path) -> None:
-    xs = timesteps(12)
+def test_a_model_with_learning_stages_learns_in_node(installed_runtime: Path, node: list[str], tmp_path: Path) -> None:
+    learning, xs = write_learning_model(tmp_path), timesteps(12)
     code = """
         const stream = (await load(given.file)).stream();
         const outputs = [];

@@ -15,7 +15,7 @@ from tests.api.running import Service, running_service
 from tests.clients.kit import KIT, Case
 from tests.clients.model import doubling
 from tests.clients.python_kit import plain_result
-from tests.exactly_once.test_learned import timesteps
+from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.graphs import (
     Built,
     batch_axis_1,
