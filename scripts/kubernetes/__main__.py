@@ -12,12 +12,14 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 from scripts.kubernetes.chart import FOLDER as CHART
 from scripts.kubernetes.chart import render
 from scripts.kubernetes.facts import REPOSITORY, version
-from scripts.kubernetes.kustomize import base_files, overlay_files
+from scripts.kubernetes.kustomize import base_files, component_files, overlay_files
 from scripts.kubernetes.values import BASE, DEV, schema_file, values_file
 
 KUSTOMIZE: Final = REPOSITORY / "deploy/kubernetes"
 OVERLAYS: Final = {"dev": DEV, "prod": {}}
 """The values of the chart that give the objects of each overlay."""
+COMPONENTS: Final = ("connect", "alert")
+"""Clients of the service that an overlay may add."""
 _HEADER: Final = "# Written by `python -m scripts.kubernetes`; change scripts/kubernetes/values.py.\n"
 
 
@@ -47,6 +49,9 @@ def kustomize_files() -> dict[Path, str]:
     for overlay, values in OVERLAYS.items():
         folder = KUSTOMIZE / "overlays" / overlay
         files |= {folder / name: text for name, text in overlay_files(render(values), base).items()}
+    for component in COMPONENTS:
+        folder, values = KUSTOMIZE / "components" / component, BASE | {component: {"enabled": True}}
+        files |= {folder / name: text for name, text in component_files(render(values), base).items()}
     return files
 
 

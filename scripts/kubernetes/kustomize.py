@@ -37,6 +37,14 @@ def overlay_files(objects: list[Object], base: list[Object]) -> dict[str, str]:
     return added | patches | {"kustomization.yaml": kustomization}
 
 
+def component_files(objects: list[Object], base: list[Object]) -> dict[str, str]:
+    """Return the files of a component by name: the objects that the base does not have."""
+    theirs = {_key(one) for one in base}
+    files = {file_name(one): _dump(one) for one in objects if _key(one) not in theirs}
+    kind = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component", "resources": sorted(files)}
+    return files | {"kustomization.yaml": _dump(kind)}
+
+
 def difference(old: Object, new: Object) -> Object:
     """Return the strategic merge patch that makes `new` of `old`.
 

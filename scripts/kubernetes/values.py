@@ -56,6 +56,27 @@ class Value:
     text: str
 
 
+def _client(name: str, replicas: int, text: str) -> tuple[Value, ...]:
+    """Return the values of a client of the service, which has a container of its own."""
+    return (
+        Value(f"{name}.enabled", False, _SWITCH, text),
+        Value(f"{name}.image", "stepwell-connect", _NAME, "Its image, of the target `connect`; its tag is image.tag."),
+        Value(f"{name}.replicas", replicas, _COUNT, "One works, and the others stand by for it."),
+        Value(
+            f"{name}.secretName",
+            f"stepwell-{name}",
+            _NAME,
+            "The Secret with its file, what the file names (passwords, certificates), and an API key as `key`.",
+        ),
+        Value(
+            f"{name}.resources",
+            {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": limits(name)},
+            _RESOURCES,
+            "Of one replica.",
+        ),
+    )
+
+
 VALUES: Final = (
     Value("image.repository", "stepwell", _NAME, "The image; push yours to a registry of your own."),
     Value("image.tag", "", _TEXT, "Empty: the version of the chart."),
@@ -139,6 +160,8 @@ VALUES: Final = (
         "Of its pod. The limit on memory is twice its --maxmemory.",
     ),
     Value("redis.storage", "8Gi", _QUANTITY, "Size of its volume: at least three times its --maxmemory."),
+    *_client("connect", 1, "A connector: `stepwell connect connect.toml`."),
+    *_client("alert", 2, "Alarms: `stepwell alert rules.toml`."),
     Value("podAnnotations", {}, _MAP, "Annotations of the service's pods."),
     Value("nodeSelector", {}, _MAP, "Labels of nodes that the service's pods need."),
     Value("tolerations", [], _OBJECTS, "Taints of nodes that they tolerate."),

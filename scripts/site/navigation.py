@@ -13,7 +13,7 @@ _GUIDES: Final[Mapping[str, Sequence[str]]] = {
     "Use recorded data": ("replaying", "recorded-data", "spark-and-ray"),
     "Connect and move": ("connecting", "time", "savepoints", "releases"),
     "Deploy": ("deploying", "kubernetes", "stores", "security", "sizing", "performance"),
-    "Operate": ("dashboard", "monitoring", "alerts", "drift", "backup", "campaign"),
+    "Operate": ("dashboard", "monitoring", "alerts", "drift", "backup", "a-year", "campaign"),
     "Extend": ("extending",),
 }
 _REFERENCE: Final = ("docs/errors.md", "docs/glossary.md")

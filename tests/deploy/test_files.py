@@ -13,13 +13,25 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
+from stepwell.addons.alert.rules import read_rules
 from stepwell.addons.connect.config import read_config
 from stepwell.error_codes import CODES
 from stepwell.settings import setting_groups
 from stepwell.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
-CONTAINERS = ("proxy", "service", "redis", "export", "mqtt", "connect", "prometheus", "alertmanager", "grafana")
+CONTAINERS = (
+    "proxy",
+    "service",
+    "redis",
+    "export",
+    "mqtt",
+    "connect",
+    "alert",
+    "prometheus",
+    "alertmanager",
+    "grafana",
+)
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
@@ -89,10 +101,10 @@ def test_only_the_proxy_is_published_without_a_profile() -> None:
     assert [name for name, each in started.items() if "ports" in each] == ["proxy"]
 
 
-def test_only_the_service_reaches_redis() -> None:
+def test_only_the_service_and_its_alarms_reach_redis() -> None:
     on_store = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", [])}
 
-    assert on_store == {"redis", "service"}
+    assert on_store == {"redis", "service", "alert"}
     assert COMPOSE["networks"]["store"]["internal"] is True
 
 
@@ -134,6 +146,14 @@ def test_the_example_of_a_connector_has_only_known_keys() -> None:
 
     assert config.service.model == "activity"
     assert container("connect")["volumes"] == ["./docker/connect.toml:/etc/stepwell/connect.toml:ro"]
+
+
+def test_the_example_of_alarms_has_only_known_keys_and_is_no_part_of_the_stack() -> None:
+    rules = read_rules(REPOSITORY / "docker/alert.toml")
+
+    assert rules.models == ["activity"]
+    assert container("alert")["profiles"] == ["alert"]
+    assert container("alert")["volumes"] == ["./docker/alert.toml:/etc/stepwell/rules.toml:ro"]
 
 
 def test_the_example_of_a_connector_is_no_part_of_the_stack() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
-from scripts.kubernetes.__main__ import KUSTOMIZE, OVERLAYS, chart_files, kustomize_files
+from scripts.kubernetes.__main__ import COMPONENTS, KUSTOMIZE, OVERLAYS, chart_files, kustomize_files
 from scripts.kubernetes.chart import FOLDER as CHART
 from scripts.kubernetes.chart import render
 from scripts.kubernetes.facts import REPOSITORY, container, default_of, version
@@ -44,7 +44,9 @@ ALL_VALUES: dict[str, Any] = {
     "networkPolicy": {"extraEgress": [{"ports": [{"port": 443, "protocol": "TCP"}]}]},
     "serviceMonitor": {"labels": {"release": "prometheus"}},
 }
-"""Every optional part of the chart."""
+"""Every optional part of the chart that is one of the service."""
+CLIENTS: dict[str, Any] = {name: {"enabled": True} for name in COMPONENTS}
+"""The clients of the service that the chart and kustomize may add."""
 
 
 def pod(objects: dict[tuple[str, str], dict[str, Any]], kind: str = "Deployment") -> dict[str, Any]:
@@ -114,7 +116,7 @@ def test_an_overlay_fits_the_strict_schemas_of_kubernetes(overlay: str, kubernet
 @needs_helm
 @pytest.mark.parametrize("kubernetes", VERSIONS)
 def test_every_optional_part_of_the_chart_fits_the_strict_schemas(kubernetes: str) -> None:
-    check_schemas(render(ALL_VALUES), kubernetes)
+    check_schemas(render(ALL_VALUES | CLIENTS), kubernetes)
 
 
 @needs_schemas
@@ -128,7 +130,7 @@ def test_a_misspelt_field_does_not_fit_the_schemas() -> None:
 
 
 @needs_helm
-@pytest.mark.parametrize("values", [*OVERLAYS.values(), ALL_VALUES], ids=[*OVERLAYS, "all"])
+@pytest.mark.parametrize("values", [*OVERLAYS.values(), ALL_VALUES | CLIENTS], ids=[*OVERLAYS, "all"])
 def test_helm_finds_nothing_wrong_in_the_chart(values: dict[str, Any]) -> None:
     from helm_python import lint
 
@@ -332,6 +334,44 @@ def test_the_queries_of_the_page_use_metrics_of_the_service() -> None:
     queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
 
     assert {metric.name for metric in used_in(queries)} == {"stepwell_steps_total", "stepwell_queue_rows"}
+
+
+@needs_kubectl
+@needs_helm
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_adds_what_the_chart_does(tmp_path: Path, name: str) -> None:
+    shutil.copytree(KUSTOMIZE, tmp_path / "k")
+    own = tmp_path / "k/overlays/own"
+    own.mkdir()
+    kustomization = {"resources": ["../dev"], "components": [f"../../components/{name}"]}
+    (own / "kustomization.yaml").write_text(json.dumps(kustomization))
+
+    done = kustomize(own)
+    assert done.returncode == 0, done.stderr
+    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(
+        render(OVERLAYS["dev"] | {name: {"enabled": True}})
+    )
+
+
+@needs_helm
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_client_of_the_service_runs_as_in_compose(name: str) -> None:
+    [one] = by_name(render(CLIENTS))["Deployment", f"stepwell-{name}"]["spec"]["template"]["spec"]["containers"]
+    own = container(name)
+
+    assert one["image"] == f"{own['image']}:{version()}"
+    assert one["args"] == [*own["command"], "--metrics-host", "0.0.0.0"]
+    assert one["resources"]["limits"]["memory"] == own["deploy"]["resources"]["limits"]["memory"].replace("m", "Mi")
+    assert one["securityContext"] == SERVICE_CONTAINER["securityContext"]
+
+
+@needs_helm
+def test_metrics_of_the_clients_are_read_where_those_of_the_service_are() -> None:
+    kinds = {key for key in by_name(render(CLIENTS)) if key[0].endswith("Monitor")}
+
+    assert kinds == {
+        ("ServiceMonitor", "stepwell"), ("PodMonitor", "stepwell-connect"), ("PodMonitor", "stepwell-alert"),
+    }  # fmt: skip
 
 
 def check_schemas(objects: list[dict[str, Any]], kubernetes: str) -> None:
