@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ class BrokerLaws:
         async def law() -> None:
             await _subscribe(url)
             await _write(url, range(10))
-            reader = BrokerUrl.parse(url).reader(ReaderOptions(most_open=100))
+            reader: Any = BrokerUrl.parse(url).reader(ReaderOptions(most_open=100))
             if not hasattr(reader, "acknowledge_some"):
                 pytest.skip("this reader keeps no single messages open, so it has no --order and no --every")
             await reader.open()
