@@ -17,10 +17,16 @@ from stepwell.addons.recorded import open_data
 from stepwell.addons.recorded.flags import (
     DataFiles,
     InputColumns,
+    RowClock,
+    RowFill,
+    RowGap,
+    RowOrder,
+    RowTake,
     StreamColumn,
     TimeColumn,
     column_choice,
     data_progress,
+    row_rules,
 )
 from stepwell.commands.tables import Json, key_value_table, print_json, show
 from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
@@ -40,6 +46,11 @@ def backfill(
     stream_column: StreamColumn = None,
     inputs: InputColumns = None,
     time_column: TimeColumn = None,
+    order: RowOrder = None,
+    every: RowClock = None,
+    take: RowTake = None,
+    fill: RowFill = "hold",
+    gap: RowGap = 60,
     predictions: Annotated[
         Path | None,
         typer.Option(metavar="OUT", help="Write the prediction of each row: .csv, .parquet or .npz."),
@@ -59,12 +70,13 @@ def backfill(
     started = time.monotonic()
     write = None if predictions is None else writer_of(predictions)
     choice = column_choice(stream_column, time_column, inputs)
+    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with HttpApi(url, key) as service:
         described = service.get(model_path(model))
         limits = service.get("/v1/info")["limits"]
     specs = [InputSpec.model_validate(each) for each in described["inputs"]]
     outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
-    recorded = open_data(data, specs, choice)
+    recorded = open_data(data, specs, choice, rules)
     with data_progress() as progress:
         progress.start("checking the data", None)
         n_rows = recorded.check(progress.advance)
@@ -108,6 +120,7 @@ def backfill(
         "applied": run.applied,
         "skipped": run.skipped,
         "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
+        "late": recorded.n_late,
         "reset": past.reset,
         "source": recorded.source_id,
         "predictions": str(predictions) if predictions is not None and is_whole else None,
@@ -165,6 +178,8 @@ def _print(report: dict[str, Any], *, as_json: bool) -> None:
         "timesteps": f"{report['timesteps']:,} ({report['applied']:,} applied now, {report['skipped']:,} before)",
         "seconds": f"{report['seconds']:.1f} ({report['timesteps'] / max(report['seconds'], 1e-3):,.0f} timesteps/s)",
     }
+    if report["late"]:
+        facts["late"] = f"{report['late']:,} rows, which newer ones of their streams go on before: not applied"
     if report["predictions"] is not None:
         facts["predictions"] = report["predictions"]
     show(key_value_table(f"Backfill of {report['model']}", facts))

@@ -16,10 +16,16 @@ from stepwell.addons.recorded import open_data
 from stepwell.addons.recorded.flags import (
     DataFiles,
     InputColumns,
+    RowClock,
+    RowFill,
+    RowGap,
+    RowOrder,
+    RowTake,
     StreamColumn,
     TimeColumn,
     column_choice,
     data_progress,
+    row_rules,
 )
 from stepwell.commands.flags import check_ending, named_values
 from stepwell.commands.tables import Json, print_json, show, table
@@ -37,6 +43,11 @@ def backtest(
     stream_column: StreamColumn = None,
     inputs: InputColumns = None,
     time_column: TimeColumn = None,
+    order: RowOrder = None,
+    every: RowClock = None,
+    take: RowTake = None,
+    fill: RowFill = "hold",
+    gap: RowGap = 60,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=ABS", help="The largest difference of an output that is allowed. Repeatable."),
@@ -53,6 +64,7 @@ def backtest(
     limits = _limits(limit)
     check_ending("--plot", plot, ".svg")
     choice = column_choice(stream_column, time_column, inputs)
+    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     newer, older = load_models([new, against], threads)
     outputs, _ = compared_outputs(newer, older)
     if unknown := sorted(limits.keys() - {spec.name for spec in outputs}):
@@ -61,7 +73,7 @@ def backtest(
             f"{', '.join(spec.name for spec in outputs)}.",
             param_hint="--limit",
         )
-    recorded = open_data(data, joint_inputs(newer, older), choice)
+    recorded = open_data(data, joint_inputs(newer, older), choice, rules)
     with data_progress() as progress:
         progress.start("checking the data", None)
         total = recorded.check(progress.advance)

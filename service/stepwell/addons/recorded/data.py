@@ -12,6 +12,7 @@ from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.npz import NpzRecording
+from stepwell.addons.recorded.row_rules import RowRules
 from stepwell.addons.recorded.rows_hash import RowsHash
 from stepwell.addons.recorded.tables import CsvFile, Kind, ParquetFile
 from stepwell.addons.recorded.values import Categories, cast, integers, numbers, times
@@ -40,9 +41,12 @@ class RecordedData:
         files: The files, in the order in which they are read; the rows count on over them.
         streams: The code of each stream by its id, from 0 in the order of appearance; complete once all was read.
         source_id: Identifies the rows by their values: `rows:COUNT:SHA-256`; empty until `check` has read them.
+        n_late: Rows that are left out, since newer ones of their streams go on before them; known once all was read.
     """
 
-    def __init__(self, files: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> None:
+    def __init__(
+        self, files: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice, rules: RowRules | None = None
+    ) -> None:
         """Read what the files have, not their rows; use `open_data`.
 
         Raises:
@@ -52,6 +56,13 @@ class RecordedData:
         """
         self.files = list(files)
         self.streams: dict[str, int] = _Codes()
+        self.n_late = 0
+        self._rules = rules
+        self._model_specs = specs
+        if rules is not None:
+            rules.columns(specs)
+            specs = rules.read_specs(specs)
+        self._ordered: list[Rows] | None = None
         self._specs = specs
         self._choice = choice
         self._kept: list[Rows] | None = None
@@ -70,9 +81,17 @@ class RecordedData:
         Raises:
             RecordedDataError: A file cannot be read, or a value does not fit.
         """
-        if self._kept is not None:
+        if self._rules is not None:
+            if self._ordered is None:
+                rows, self.n_late = self._rules.apply(self._read_files(), self._model_specs)
+                self._ordered = [rows]
+            yield from self._ordered
+        elif self._kept is not None:
             yield from self._kept
-            return
+        else:
+            yield from self._read_files()
+
+    def _read_files(self) -> Iterator[Rows]:
         first = 0
         for file in self.files:
             for codes, at, inputs in self._parts(file):
@@ -233,13 +252,16 @@ def _texts(column: Any) -> list[str]:
     return [str(one) for one in (column.tolist() if isinstance(column, np.ndarray) else column)]
 
 
-def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> RecordedData:
+def open_data(
+    paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice, rules: RowRules | None = None
+) -> RecordedData:
     """Return the data of files and of folders of them.
 
     Args:
         paths: CSV, Parquet and NPZ files; of a folder those in it, in the order of their names.
         specs: The inputs that a timestep has.
         choice: The columns of tables; NPZ files need none.
+        rules: How rows become timesteps, by their times; None: each row is one, in the order of the files.
 
     Raises:
         ColumnsError: A column or an array is missing.
@@ -257,4 +279,4 @@ def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnC
                 f"{path} {what}; expected {', '.join(_ENDINGS)}, or a folder with such files.", fix="Check the path."
             )
         files += usable
-    return RecordedData(files, specs, choice)
+    return RecordedData(files, specs, choice, rules)

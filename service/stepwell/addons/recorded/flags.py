@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.row_rules import RowRules
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
@@ -29,8 +30,26 @@ StreamColumn = Annotated[
     ),
 ]
 TimeColumn = Annotated[
-    str | None, typer.Option("--time-column", metavar="C", help="The column by which each stream must be sorted.")
+    str | None,
+    typer.Option(
+        "--time-column", "--time", metavar="C", help="The column by which each stream must be sorted, without --order."
+    ),
 ]
+RowOrder = Annotated[
+    str | None,
+    typer.Option("--order", metavar="5s", help="Apply rows in the order of their times; later ones are late."),
+]
+RowClock = Annotated[
+    str | None, typer.Option("--every", metavar="1s", help="One timestep for each tick, of the rows in it.")
+]
+RowTake = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--take", metavar="[NAME=]RULE", help="Of several: last, mean, sum, min, max, count. Repeatable, by input."
+    ),
+]
+RowFill = Annotated[str, typer.Option("--fill", metavar="hold|nan|zero", help="The value of a tick without rows.")]
+RowGap = Annotated[int, typer.Option("--gap", min=0, help="Ticks in a row that are filled at most.")]
 InputColumns = Annotated[
     list[str] | None,
     typer.Option(
@@ -57,6 +76,21 @@ def column_choice(stream: str | None, time: str | None, inputs: Iterable[str] | 
     return ColumnChoice(
         stream, time, {name: [column.strip() for column in text.split(",")] for name, text in named.items()}
     )
+
+
+def row_rules(
+    time: str | None, *, order: str | None, every: str | None, take: Iterable[str] | None, fill: str, gap: int
+) -> RowRules | None:
+    """Return the rules that flags give; None: rows are timesteps in their order.
+
+    Raises:
+        typer.BadParameter: There is no column of times.
+        RecordedDataError: A value is wrong.
+    """
+    if (order is not None or every is not None) and time is None:
+        raise typer.BadParameter("they need the column of the times.", param_hint="--order, --every")
+    rules = [word.rpartition("=")[::2] for word in take or ()]
+    return RowRules.of(order, every, dict(rules), fill, gap)
 
 
 class DataProgress:

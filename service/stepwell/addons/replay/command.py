@@ -20,7 +20,17 @@ from msgspec.structs import asdict
 
 from stepwell.addons.charts import line_chart, lines_of, stacked
 from stepwell.addons.recorded import open_data
-from stepwell.addons.recorded.flags import InputColumns, column_choice, data_progress
+from stepwell.addons.recorded.flags import (
+    InputColumns,
+    RowClock,
+    RowFill,
+    RowGap,
+    RowOrder,
+    RowTake,
+    column_choice,
+    data_progress,
+    row_rules,
+)
 from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 from stepwell.commands.flags import check_ending
 from stepwell.commands.tables import Json, key_value_table, print_json, show
@@ -54,8 +64,15 @@ def replay(
     inputs: InputColumns = None,
     time_column: Annotated[
         str | None,
-        typer.Option(metavar="C", help="Send rows at the times in this column: seconds, or ISO 8601."),
+        typer.Option(
+            "--time-column", "--time", metavar="C", help="Send rows at the times in this column: seconds, or ISO 8601."
+        ),
     ] = None,
+    order: RowOrder = None,
+    every: RowClock = None,
+    take: RowTake = None,
+    fill: RowFill = "hold",
+    gap: RowGap = 60,
     speed: Annotated[float, typer.Option(min=0.001, help="With --time-column, how many times as fast.")] = 1.0,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Send so many rows per second.")] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Reset streams that exist.")] = False,
@@ -78,9 +95,12 @@ def replay(
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
     choice = column_choice(stream_column, time_column, inputs)
+    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with _model(model, url, key) as (served, limits):
         described = served.describe()
-        recorded = open_data([file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice)
+        recorded = open_data(
+            [file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice, rules
+        )
         has_streams = stream_column is not None or file.suffix.lower() == ".npz"
         name = stream or (None if has_streams else _new_stream(file))
         with data_progress() as progress:
