@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -89,14 +89,16 @@ class LearningStage(Stage):
         """Return its values for whole sequences, by NumPy: the definition that the graph is compared with.
 
         Args:
-            values: Its first value, `(N, T, *row)`; or all that it reads in order, in a tuple.
+            values: Its first value, `(N, T, *row)`; or all that it reads, in order in a tuple, or by name.
             truth: The truths, `(N, T, *row)`; NaN where there is none.
             learn: Whether each timestep is learned from, `(N, T)` bool; None: in all.
 
         Returns:
             Arrays `(N, T, *row)` by documented name, float64; the array itself where there is one.
         """
-        given = [*values] if isinstance(values, tuple | list) else [values, *([] if truth is None else [truth])]
+        if isinstance(values, Mapping):
+            values = tuple(values[str(name).removeprefix("inputs.")] for name in self.sources)
+        given = [*values] if isinstance(values, tuple) else [values, *([] if truth is None else [truth])]
         arrays = [np.asarray(array, np.float64) for array in given]
         mask = np.ones(arrays[0].shape[:2], bool) if learn is None else np.asarray(learn, bool)
         found = self.follow(arrays, mask)

@@ -246,8 +246,9 @@ def _own_values(front: StepModel, inputs: Mapping[str, Array]) -> dict[str, Arra
     """Return what a graph gives for whole sequences, run step by step, with as many rows together as are compared."""
     given = {spec.name: inputs[spec.name] for spec in front.manifest.inputs}
     rows = len(next(iter(given.values())))
+    is_lowered = any(field.store_dtype != field.dtype for field in front.fields)  # else storing changes no bit
     return stacked([
-        stepped(front, {name: array[at : at + TOGETHER] for name, array in given.items()})[0]
+        stepped(front, {name: array[at : at + TOGETHER] for name, array in given.items()}, stored=is_lowered)[0]
         for at in range(0, rows, TOGETHER)
     ])  # fmt: skip
 

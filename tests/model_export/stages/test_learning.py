@@ -379,6 +379,15 @@ def test_a_model_that_reads_a_truth_needs_an_impute(sums: Path) -> None:
         candidate(sums, Conformal("y", "x"))
 
 
+def test_a_reference_takes_values_by_name_or_in_order() -> None:
+    prediction, truth = RNG.standard_normal((2, 1, 50, 1))
+    stage = Conformal("p", "x")
+
+    np.testing.assert_array_equal(
+        stage.reference({"x": truth, "p": prediction})["low"], stage.reference(prediction, truth)["low"]
+    )
+
+
 def test_fitted_residuals_give_the_first_radius() -> None:
     stage = Conformal("y", coverage=0.5).fit([[1.0], [-3.0], [2.0], [np.nan]])
 
