@@ -164,6 +164,31 @@ def test_a_tick_that_the_service_refuses_is_one_dead_letter_with_its_messages(
 
 
 @pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (("--order", "5s"), ["after message 2", "once the newest time is 1970-01-01T00:00:25Z", "never: it is late"]),
+        (
+            ("--every", "1s"),
+            [
+                "in the tick of 1970-01-01T00:00:10Z, after message 2",
+                "in the tick of 1970-01-01T00:00:20Z, once the newest time is later than 1970-01-01T00:00:21Z",
+                "in the tick of 1970-01-01T00:00:03Z, never: it is late",
+            ],
+        ),
+    ],
+)
+def test_check_says_when_the_oldest_messages_would_be_applied(
+    service: ServiceProcess, tmp_path: Path, rules: tuple[str, ...], expected: list[str]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "check", "x": at, "t": at} for at in (10, 20, 3)])
+    with connector(tmp_path, source, *flags(service, tmp_path, *rules), "--check", "--json") as one:
+        assert one.process.wait(60) == 0
+    rows = [json.loads(line) for line in one.text().splitlines() if line.startswith("{")]
+    assert [row["applied"] for row in rows] == expected
+    assert rows[0]["time"] == iso(10 * SECOND)
+
+
+@pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["--every", "1s", "--take", "mean"], "cannot be the mean"),

@@ -241,7 +241,8 @@ def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             )
         else:
             place = "no position" if row["source"]["at"] is None else f"{row['source']['id']} {row['source']['at']}"
-            typer.echo(f"{row['stream']}: {json.dumps(row['inputs'])} ({place})")
+            when = "".join(f"; {row[name]}" for name in ("time", "applied") if name in row)
+            typer.echo(f"{row['stream']}: {json.dumps(row['inputs'])} ({place}{when})")
     if not rows and not as_json:
         typer.echo("No message is there.")
 

@@ -194,7 +194,7 @@ class ConnectSession:
     async def preview(self) -> tuple[list[dict[str, Any]], ConnectError | None]:
         """Return what would be sent for the first messages, and an error in the mapping; raises as `connector` does."""
         mapped = await self._map()
-        return await preview(self._reader, mapped.mapper, mapped.columns)
+        return await preview(self._reader, mapped.mapper, mapped.columns, rules=self._rules)
 
     async def _map(self) -> _Mapped:
         model = await self._feed.describe()
