@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from stepwell.models.paired import PairedModel
 from stepwell_client import Client, Stream
 from stepwell_export.chunk.selection import choose_chunk
 from stepwell_export.converted import with_manifest
@@ -68,6 +69,19 @@ def timesteps(count: int, seed: int = 0) -> Array:
     x = (rng.integers(-8, 9, (count, 2)) / 4).astype(np.float32)
     x[rng.random(count) < 0.2, 0] = np.nan
     return x
+
+
+def test_both_versions_of_a_pair_learn_from_the_same_truths_and_neither_in_a_rollout(models: Path) -> None:
+    alone, other = (StepModel(models / "machine.onnx") for _ in range(2))
+    pair = PairedModel(alone, other, "shadow")
+    states, want, rows = pair.initial_states(1), alone.initial_states(1), timesteps(30)
+    for t, row in enumerate(rows):
+        learn = not 12 <= t < 17
+        _, states = pair.step({"x": row[None]}, states, learn=learn)
+        _, want = alone.step({"x": row[None]}, want, learn=learn)
+
+    for name, array in want.items():
+        assert states[f"old.{name}"].tobytes() == states[f"new.{name}"].tobytes() == array.tobytes(), name
 
 
 class Fold:
