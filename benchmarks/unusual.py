@@ -71,8 +71,7 @@ class _Streams:
             keys=keys, names=[record_key(*key) for key in keys], inputs={served.inputs[0].name: xs[:, None]},
             packed=[(row.tobytes(),) for row in xs], length=1, seqs=seqs, afters=[None] * ROWS,
         )  # fmt: skip
-        if not self._engine.steps.submit_columnar(bulk, done.set_result, served):
-            raise RuntimeError("the columns were not accepted")
+        self._engine.steps.submit_bulk(bulk, done.set_result, served)
         return await done
 
     async def singles(self, keys: list[StreamKey], xs: Array, seqs: list[int]) -> Any:

@@ -251,7 +251,7 @@ MUTANTS = (
         "service/stepwell/engine/stepping/batch_queue.py",
         "return self._waiting_after.keys().isdisjoint(names)",
         "return True",
-        (f"{_TOGETHER}test_a_bulk_request_waits_for_an_earlier_step_of_one_of_its_streams",),
+        (f"{_TOGETHER}test_a_bulk_request_waits_for_earlier_steps_of_one_of_its_streams",),
     ),
     Mutant(
         "the operation id does not include the position",
@@ -370,7 +370,7 @@ MUTANTS = (
         "service/stepwell/engine/stepping/queued.py",
         "(self.record is None and entry.op_id == self.op_id)",
         "entry.op_id == self.op_id",
-        (f"{_LIVES}test_the_end_of_one_incarnation_is_not_replayed_in_the_next",),
+        (f"{_LIVES}test_a_late_end_is_rejected_by_the_next_incarnation",),
     ),
     Mutant(
         "the end entry is treated as an idempotency entry",
@@ -508,7 +508,7 @@ MUTANTS = (
     Mutant(
         "a stream's id is a number",
         "service/stepwell/text_values.py",
-        "return check_stream_id(str(value))",
+        "return check_stream_id(id_text_of(value))",
         "return check_stream_id(str(number_of(value) or value))",
         ("tests/test_text_values.py::test_a_streams_id_is_the_text_as_it_stands",),
     ),

@@ -82,18 +82,24 @@ def ys(prediction: Prediction) -> list[int]:
 
 
 async def submit_bulk(
-    engine: Engine, rows: Mapping[str, tuple[Sequence[int], int]], *, sources: Sequence[Source] = (), **more: Any
-) -> dict[str, Prediction | ServiceError] | None:
+    engine: Engine,
+    rows: Mapping[str, tuple[Sequence[int], int]],
+    *,
+    sources: Sequence[Source] = (),
+    faults: Mapping[int, ServiceError] | None = None,
+    **more: Any,
+) -> dict[str, Prediction | ServiceError]:
     """Submit one bulk request with a row per stream.
 
     Args:
         engine: The engine to submit to.
         rows: By stream: its inputs, as many for each stream, and `seq`.
         sources: Where each stream's timesteps stand in their log; empty: they are from none.
+        faults: Errors of rows that are not stepped.
         more: Fields of `BulkTimesteps` that differ from the usual ones.
 
     Returns:
-        The result of each stream, or None if the engine does not process these rows in columns.
+        The result of each stream.
     """
     keys = [StreamKey("default", FOLD, stream) for stream in rows]
     xs = np.array([xs for xs, _ in rows.values()], np.int64)[:, :, None]
@@ -106,8 +112,7 @@ async def submit_bulk(
         length=xs.shape[1], sources=BatchSources.of(sources) if sources else None, **usual | more,
     )  # fmt: skip
     answer: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()
-    if not engine.steps.submit_columnar(asked, answer.set_result, engine.models.get(FOLD)):
-        return None
+    engine.steps.submit_bulk(asked, answer.set_result, engine.models.get(FOLD), faults or {})
     found = await answer
     if isinstance(found, BulkPrediction):
         found = [

@@ -277,7 +277,7 @@ def test_an_internal_error_gets_the_same_response(both_paths: BothPaths, monkeyp
         raise RuntimeError("broken")
 
     for service in (both_paths.lane, both_paths.declared):
-        for method in ("submit", "submit_single", "submit_columnar"):
+        for method in ("submit", "submit_single", "submit_bulk"):
             monkeypatch.setattr(service.app.state.engine.steps, method, broken)
 
     assert statuses(both_paths.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]

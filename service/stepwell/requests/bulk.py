@@ -111,33 +111,16 @@ def submit_columns(
         transport=transport,
         **body.options(),
     )
-    if not bulk.faults and engine.steps.submit_columnar(rows, done, served):
-        return
-    timesteps: list[Timestep | ServiceError] = [*rows.rows()]
     for i, fault in bulk.faults.items():
         engine.refusals.add(*keys[i], fault)
-        timesteps[i] = fault
-    submit_rows(engine, timesteps, done, served)
+    engine.steps.submit_bulk(rows, done, served, bulk.faults)
 
 
-def submit_rows(
-    engine: Engine,
-    timesteps: Sequence[Timestep | ServiceError],
-    done: Callable[[list[StepOutcome]], None],
-    served: ServedModel | None = None,
-) -> None:
-    """Submit all timesteps; `done` gets their results, in order, once all are there.
-
-    Args:
-        engine: Applies the timesteps.
-        timesteps: Timesteps of different streams; an error in place of a timestep becomes its result.
-        done: Called once, with one result per timestep.
-        served: As for `StepService.submit`, if it is the same for all timesteps.
-    """
+def submit_rows(engine: Engine, timesteps: Sequence[Timestep], done: Callable[[list[StepOutcome]], None]) -> None:
+    """Submit timesteps of no stream; `done` gets their results, in order, once all are there."""
     gatherer = ResultGatherer(timesteps, done)
     for i, timestep in enumerate(timesteps):
-        if not isinstance(timestep, ServiceError):
-            engine.steps.submit(timestep, partial(gatherer.receive, i), served)
+        engine.steps.submit(timestep, partial(gatherer.receive, i))
 
 
 def bulk_document(

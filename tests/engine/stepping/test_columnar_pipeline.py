@@ -42,7 +42,6 @@ async def bulk_predictions(
 ) -> dict[str, Prediction]:
     """Submit a bulk request and assert that every row was applied."""
     found = await submit_bulk(engine, rows, **more)
-    assert found is not None
     assert not [one for one in found.values() if isinstance(one, ServiceError)]
     return {name: one for name, one in found.items() if isinstance(one, Prediction)}
 
@@ -93,7 +92,6 @@ async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Pa
         await two.steps.advance(step("s7", 9, seq=2))
         found = await submit_bulk(one, {name: ([5], 2) for name in MANY})
 
-    assert found is not None
     refused = {name: one for name, one in found.items() if isinstance(one, ServiceError)}
     assert {name: (one.code, one.step, one.applied) for name, one in refused.items()} == {
         "s7": ("seq_conflict", 2, "no")
@@ -138,7 +136,6 @@ async def test_a_corrupt_record_fails_its_own_row_only(folder: Path, redis_serve
             client.set(name, record[:-1] + bytes([record[-1] ^ 1]))
         found = await submit_bulk(two, {stream: ([7], 2) for stream in MANY})
 
-    assert found is not None
     failed = {stream: one.code for stream, one in found.items() if isinstance(one, ServiceError)}
     assert failed == {MANY[3]: "state_corrupt"}
 
@@ -150,7 +147,6 @@ async def test_after_is_checked_for_each_row(folder: Path, redis_server: Server)
         afters = [b"?" * 16 if name == "s3" else one.state_id for name, one in moved.items()]
         found = await submit_bulk(engine, {name: ([4], 3) for name in MANY}, afters=afters)
 
-    assert found is not None
     codes = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
     assert codes == {"s3": "state_changed"}
 
@@ -190,32 +186,54 @@ async def test_a_bulk_of_chunks_runs_the_model_once_per_timestep_and_commits_onc
 
 
 @pytest.mark.parametrize("more", [{"create": "must"}, {"idempotency_key": "k"}], ids=lambda more: next(iter(more)))
-async def test_unusual_bulk_requests_are_processed_row_by_row(
+async def test_a_bulk_request_with_a_key_or_for_new_streams_alone_is_applied_once(
     folder: Path, redis_server: Server, more: dict[str, Any]
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
-        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}, **more) is None
+        first = await bulk_predictions(engine, {name: ([1], 1) for name in MANY}, **more)
+        again = await bulk_predictions(engine, {name: ([1], 1) for name in MANY}, **more)
+
+    assert {one.created for one in first.values()} == {True}
+    assert {one.replayed for one in again.values()} == {True}
 
 
-async def test_a_bulk_request_larger_than_a_batch_is_processed_row_by_row(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder, options=EngineOptions(max_batch_size=39)) as engine:
-        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}) is None
-        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY[:39]}) is not None
+@pytest.mark.parametrize("n_faults", [0, 1, 3])
+async def test_a_bulk_request_larger_than_a_batch_becomes_several(
+    folder: Path, redis_server: Server, n_faults: int
+) -> None:
+    counts, faults = CountingObserver(), {at: ServiceError("bad_input", "x", fix="y") for at in range(n_faults)}
+    async with worker(redis_server.url, folder, counts=counts, options=EngineOptions(max_batch_size=30)) as engine:
+        await start_streams(engine)
+        counts.batches.clear()
+        found = await submit_bulk(engine, {name: ([at], 2) for at, name in enumerate(MANY)}, faults=faults)
+
+    assert counts.batches == [30, 10 - n_faults]
+    assert [one if isinstance(one, ServiceError) else ys(one) for one in (found[name] for name in MANY)] == [
+        faults.get(at) or fold_reference([at, at])[-1:] for at in range(40)
+    ]
+
+
+async def test_a_bulk_request_without_a_valid_row_gets_its_errors(folder: Path, redis_server: Server) -> None:
+    faults = {at: ServiceError("bad_input", f"row {at}", fix="y") for at in (1, 0)}
+    async with worker(redis_server.url, folder) as engine:
+        found = await submit_bulk(engine, {name: ([1], 1) for name in MANY[:2]}, faults=faults)
+
+    assert list(found.values()) == [faults[0], faults[1]]
 
 
 async def test_a_small_bulk_request_is_a_batch_of_its_own_only_while_nothing_else_waits(
     folder: Path, redis_server: Server
 ) -> None:
     """Under load, a few rows cost less if they share a batch with others."""
-    async with worker(redis_server.url, folder) as engine:
-        alone = await submit_bulk(engine, {name: ([1], 1) for name in MANY[:3]})
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await submit_bulk(engine, {name: ([1], 1) for name in MANY[:3]})
         other = asyncio.create_task(engine.steps.advance(step(MANY[9], 1)))
         await asyncio.sleep(0)  # the step is in the queue
-        beside = await submit_bulk(engine, {name: ([2], 2) for name in MANY[:3]})
+        await submit_bulk(engine, {name: ([2], 2) for name in MANY[:3]})
         await other
 
-    assert alone is not None
-    assert beside is None
+    assert counts.batches == [3, 4]
 
 
 @pytest.mark.parametrize("form", ["without a position", "by history", "by both", "all kinds in one batch"])
@@ -305,7 +323,6 @@ async def test_only_the_unusual_rows_of_a_batch_get_objects(folder: Path, redis_
                 found = await submit_bulk(
                     engine, {name: ([at], seq) for at, (name, seq) in enumerate(zip(names, seqs, strict=True))}
                 )
-                assert found is not None
                 answers: list[Any] = list(found.values())
             else:
                 rows = (step(name, at, seq=seq) for at, (name, seq) in enumerate(zip(names, seqs, strict=True)))
@@ -332,18 +349,15 @@ async def test_many_single_steps_are_split_into_batches(
     assert sorted(counts.batches) == sorted(parts * 2)
 
 
-async def test_a_bulk_request_waits_for_an_earlier_step_of_one_of_its_streams(
-    folder: Path, redis_server: Server
-) -> None:
+async def test_a_bulk_request_waits_for_earlier_steps_of_one_of_its_streams(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await start_streams(engine)
-        first = asyncio.create_task(engine.steps.advance(step("s5", 7, seq=2)))
+        earlier = asyncio.gather(*(engine.steps.advance(step("s5", 7, seq=seq)) for seq in (2, 3, 4)))
         await asyncio.sleep(0)
-        assert await submit_bulk(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
-        await first
-        after = await bulk_predictions(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY})
+        after = await bulk_predictions(engine, {name: ([8], 5 if name == "s5" else 2) for name in MANY})
+        await earlier
 
-    assert ys(after["s5"]) == fold_reference([5, 7, 8])[-1:]
+    assert ys(after["s5"]) == fold_reference([5, 7, 7, 7, 8])[-1:]
 
 
 async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: Path, redis_server: Server) -> None:
@@ -364,8 +378,7 @@ async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: P
 async def test_a_rejected_bulk_request_costs_the_tenant_no_rate(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(tenant_rate=50)) as engine:
         await bulk_predictions(engine, {name: ([1], 1) for name in MANY})
-        assert await submit_bulk(engine, {name: ([1], 2) for name in MANY}) is None
-        found = await gather_results(*(engine.steps.advance(step(name, 1, seq=2)) for name in MANY))
+        found = await submit_bulk(engine, {name: ([1], 2) for name in MANY})
 
-    moved = [one for one in found if isinstance(one, Prediction)]
+    moved = [one for one in found.values() if isinstance(one, Prediction)]
     assert 10 <= len(moved) < len(MANY), "the rejected bulk request took tokens of the tenant"

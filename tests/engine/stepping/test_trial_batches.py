@@ -82,7 +82,7 @@ async def columns(
         sources=BatchSources.of(sources) if sources else None, **more,
     )  # fmt: skip
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    assert engine.steps.submit_columnar(bulk, done.set_result, engine.models.get(FOLD, 1))
+    engine.steps.submit_bulk(bulk, done.set_result, engine.models.get(FOLD, 1))
     found = await done
     return found if isinstance(found, list) else [Prediction(found.batch, i) for i in range(len(names))]
 

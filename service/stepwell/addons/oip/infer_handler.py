@@ -133,8 +133,7 @@ class InferHandler:
             lifecycle=_LIFECYCLES[request.start, request.end],
             source=request.source,
         )
-        submit = engine.steps.submit_peek if request.peek else engine.steps.submit
-        submit(timestep, lambda result: done(self._as_triton_error(result)))
+        engine.steps.submit(timestep, lambda result: done(self._as_triton_error(result)), peek=request.peek)
 
     def response(self, result: Any) -> InferResult:
         """Return what a response has, from a result that is not a `ServiceError`."""
@@ -167,7 +166,7 @@ class InferHandler:
             )
         return parameter or self.idempotency_key
 
-    def _rows(self, request: InferRequest) -> list[Timestep | ServiceError]:
+    def _rows(self, request: InferRequest) -> list[Timestep]:
         """Return one timestep without a stream for each row of the batch."""
         key = StreamKey(self.tenant, self.served.name, "")
         return [

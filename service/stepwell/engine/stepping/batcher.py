@@ -165,23 +165,36 @@ class Batcher:
         name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
         self.requeue(QueuedStep(timestep, done, received, name, shape, secrets.token_bytes(16), dry_run=True))
 
-    def accepts_columnar(self, bulk: BulkTimesteps) -> bool:
-        """Whether a bulk request can be a columnar batch of its own.
+    def accepts_columnar(self, bulk: BulkTimesteps, rows: int) -> bool:
+        """Whether so many rows of a bulk request can be columnar batches.
 
-        It cannot if it exceeds one batch, if one of its timesteps has to wait for another timestep of its stream, or if
-        it has an idempotency key or `create: must`. A small bulk request shares a batch with
-        other timesteps, if there are any.
+        They cannot if they have an idempotency key or `create: must`. A few of them share a batch with other timesteps,
+        if there are any.
         """
         return (
-            (len(bulk.names) >= _MIN_COLUMNAR_ROWS or self.is_idle)
-            and len(bulk.names) <= self._max_batch
+            rows > 0
+            and (rows >= _MIN_COLUMNAR_ROWS or self.is_idle)
             and bulk.idempotency_key is None
             and bulk.create != "must"
-            and self.queue.can_reserve(bulk.names)
         )
 
+    def split(self, bulk: BulkTimesteps, rows: Sequence[int]) -> list[tuple[Batcher, Sequence[int]]]:
+        """Return which batcher gets which rows of a bulk request, as batches; the others have to wait for others.
+
+        Args:
+            bulk: The request.
+            rows: Indices of its rows.
+        """
+        names = bulk.names if len(rows) == len(bulk.names) else [bulk.names[i] for i in rows]
+        if not self.queue.can_reserve(names):
+            rows = [i for i, name in zip(rows, names, strict=True) if not self.queue.holds(name)]
+        parts: list[tuple[Batcher, Sequence[int]]] = [(self, rows)]
+        if self.versions is not None and bulk.version is None:
+            parts = self.versions.split(bulk.names, rows, self)
+        return [(one, own[at : at + one._max_batch]) for one, own in parts for at in range(0, len(own), one._max_batch)]
+
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
-        """Queue a bulk request as a batch; `accepts_columnar` must be true for it."""
+        """Queue rows of a bulk request as a batch; they are a part of `split`."""
         self.queue.reserve_all(bulk.names)
         if self.versions is not None:
             self.versions.on_submitted(bulk.names, self)
@@ -197,10 +210,6 @@ class Batcher:
             self.queue.enqueue(queued)
         if self._wake_threshold < math.inf:
             self._schedule()
-
-    def fits(self, rows: int) -> bool:
-        """Whether so many rows can be one batch."""
-        return rows <= self._max_batch
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""

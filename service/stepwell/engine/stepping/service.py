@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from stepwell.engine.stepping.batcher import Batcher
+from stepwell.engine.stepping.bulk_parts import JoinedOutcomes, rows_of
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.pipeline import PipelineDeps
@@ -17,7 +20,6 @@ from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.record_cache import CacheMemory, RecordCache
 from stepwell.engine.stepping.rerouter import Rerouter
 from stepwell.engine.stepping.samplers import sampler_of
-from stepwell.engine.stepping.split import JoinedOutcomes, rows_of
 from stepwell.engine.stepping.version_batchers import VersionBatchers
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
@@ -100,7 +102,9 @@ class StepService:
             source_ids=source_ids,
         )
 
-    def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
+    def submit(
+        self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None, *, peek: bool = False
+    ) -> None:
         """Step a stream; `done` is called with the result, exactly once, on the event loop.
 
         If the request is rejected, `done` may be called before this returns.
@@ -109,6 +113,7 @@ class StepService:
             timestep: The request.
             done: Called with the prediction or the error.
             served: The model version for the timestep's model and version; None: it is looked up.
+            peek: Only the prediction is wanted; nothing is committed.
         """
         admission = self._admission
         try:
@@ -116,14 +121,15 @@ class StepService:
                 served = self._models.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = time.monotonic()
-            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
+            is_crowded = admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes
+            if peek or admission.draining or is_crowded:
                 self._check_capacity(batcher)
             if self._rates is not None:
                 self._rates.acquire(timestep.key.tenant, timestep.length, now)
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit(timestep, done, now)
+        (batcher.peek if peek else batcher.submit)(timestep, done, now)
         admission.rows += 1
         admission.nbytes += timestep.length * batcher.timestep_bytes
 
@@ -153,41 +159,60 @@ class StepService:
         admission.rows += 1
         admission.nbytes += batcher.timestep_bytes
 
-    def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
-        """Step many streams in one batch, if nothing about the request is unusual; otherwise as `submit`.
+    def submit_bulk(
+        self,
+        bulk: BulkTimesteps,
+        done: Callable[[BulkOutcomes], None],
+        served: ServedModel,
+        faults: Mapping[int, ServiceError] = MappingProxyType({}),
+    ) -> None:
+        """Step many streams: as columns in as few batches as possible, the rest one by one.
 
-        Returns:
-            False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
+        These are all rows if there is no room for all of them, as some may then be accepted, or if they have an
+        idempotency key or `create: must`; a few rows that share a batch with other timesteps; and the rows of streams
+        of which another timestep waits.
+
+        Args:
+            bulk: The request.
+            done: Called once with the results of all rows, in order.
+            served: The model version that decoded it.
+            faults: Errors of single rows, which are their results, by index.
         """
-        batcher, rows, admission = self._batcher(served), len(bulk.names), self._admission
-        nbytes = rows * bulk.length * batcher.timestep_bytes
+        rows = range(len(bulk.names)) if not faults else [i for i in range(len(bulk.names)) if i not in faults]
+        batcher = self._batcher(served)
+        parts, now = self._parts(bulk, rows, batcher), time.monotonic()
+        if len(parts) == 1 and len(parts[0][1]) == len(bulk.names):
+            parts[0][0].submit_columnar(bulk, done, now)
+            return
+        joined = JoinedOutcomes(len(bulk.names), faults, done)
+        for one, indices in parts:
+            one.submit_columnar(rows_of(bulk, indices), partial(joined.receive, indices), now)
+        together = frozenset(chain.from_iterable(indices for _, indices in parts))
+        for i in rows:
+            if i not in together:
+                self.submit(bulk.row(i), partial(joined.receive_one, i), served)
+        if not rows:
+            done([faults[i] for i in range(len(faults))])
+
+    def _parts(self, bulk: BulkTimesteps, rows: Sequence[int], batcher: Batcher) -> list[tuple[Batcher, Sequence[int]]]:
+        """Return which rows of a bulk request become which batches; those are accepted, and counted as waiting."""
+        admission = self._admission
+        row_bytes = bulk.length * batcher.timestep_bytes
         if (
             admission.draining
-            or admission.rows + rows > self._fast_accept_limit
-            or admission.nbytes + nbytes > self._max_bytes
-            or not batcher.accepts_columnar(bulk)
+            or admission.rows + len(rows) > self._fast_accept_limit
+            or admission.nbytes + len(rows) * row_bytes > self._max_bytes
+            or not batcher.accepts_columnar(bulk, len(rows))
         ):
-            return False
-        parts = [(batcher, bulk)]
-        if batcher.versions is not None and bulk.version is None:
-            split = batcher.versions.split(bulk.names, batcher)
-            if split is None:
-                return False
-            parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
-            if not all(one.fits(len(part.names)) for one, part in parts):
-                return False
-        now = time.monotonic()
-        if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
-            return False
-        if len(parts) == 1:
-            parts[0][0].submit_columnar(bulk, done, now)
-        else:
-            joined = JoinedOutcomes([indices for _, indices in split or ()], done)
-            for i, (one, part) in enumerate(parts):
-                one.submit_columnar(part, joined.receiver(i), now)
-        admission.rows += rows
-        admission.nbytes += nbytes
-        return True
+            return []
+        parts = batcher.split(bulk, rows)
+        n_rows = sum([len(indices) for _, indices in parts])
+        tenant, length = bulk.keys[0].tenant, bulk.length * n_rows
+        if self._rates is not None and not self._rates.try_acquire(tenant, length, time.monotonic()):
+            return []
+        admission.rows += n_rows
+        admission.nbytes += n_rows * row_bytes
+        return parts
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Step a stream and return the committed prediction.
@@ -211,21 +236,8 @@ class StepService:
             ServiceError: As for `advance`.
         """
         future, done = _future_and_callback()
-        self.submit_peek(timestep, done)
+        self.submit(timestep, done, peek=True)
         return await future
-
-    def submit_peek(self, timestep: Timestep, done: ReplyCallback) -> None:
-        """Peek; `done` is called with the result, exactly once, on the event loop.
-
-        Raises:
-            ServiceError: The request is rejected; `done` is not called.
-        """
-        batcher = self._batcher(self._models.get(timestep.key.model, timestep.version))
-        self._check_capacity(batcher)
-        self._admission.check_rate(timestep.key.tenant, timestep.length)
-        batcher.peek(timestep, done, time.monotonic())
-        self._admission.rows += 1
-        self._admission.nbytes += timestep.length * batcher.timestep_bytes
 
     @property
     def models(self) -> list[ServedModel]:

@@ -88,26 +88,28 @@ class VersionBatchers:
                 return True
         return False
 
-    def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
+    def split(
+        self, names: Sequence[str], rows: Sequence[int], requested: Batcher
+    ) -> list[tuple[Batcher, Sequence[int]]]:
         """Return which batchers have the records of streams, each with the indices of its streams in `names`.
 
         Args:
-            names: Keys of the streams' records; in the queue of `requested` they can be reserved.
+            names: Keys of the streams' records.
+            rows: Indices of those that can be reserved in the queue of `requested`.
             requested: The batcher of the version that the request leads to.
 
         Returns:
-            The streams that no other batcher has are of `requested`. None: one of them has a timestep that waits or
-            runs.
+            The streams that no other batcher has are of `requested`. Those of which a timestep waits or runs in another
+            one are left out.
         """
-        if not all(other.queue.can_reserve(names) for other in self._others(requested)):
-            return None
+        others = [*self._others(requested)]
+        left = [i for i in rows if not any(other.queue.holds(names[i]) for other in others)]
         parts: list[tuple[Batcher, Sequence[int]]] = []
-        left: Sequence[int] = range(len(names))
-        for other in self._others(requested):
+        for other in others:
             if own := other.cache.indices_of(names, left):
                 parts.append((other, own))
                 taken = set(own)
-                left = [] if len(own) == len(left) else [i for i in left if i not in taken]
+                left = [i for i in left if i not in taken]
         return [*parts, (requested, left)] if left else parts
 
     def _others(self, batcher: Batcher) -> Iterable[Batcher]:

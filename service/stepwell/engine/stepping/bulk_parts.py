@@ -1,9 +1,8 @@
-"""Bulk requests whose streams are stepped by several models: their columns are split, and the results are joined."""
+"""Bulk requests that become several batches: their columns are cut, and the results are joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from stepwell.engine.stepping.outcomes import BulkOutcomes, StepOutcome
+from stepwell.errors import ServiceError
 from stepwell.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
 
 _ItemT = TypeVar("_ItemT")
@@ -34,50 +34,47 @@ def rows_of(bulk: BulkTimesteps, indices: Sequence[int]) -> BulkTimesteps:
 class JoinedOutcomes:
     """Collects the results of the parts of a bulk request, and calls back once when all are there."""
 
-    def __init__(self, parts: Sequence[Sequence[int]], done: Callable[[BulkOutcomes], None]) -> None:
-        """Wait for the results of the parts.
+    def __init__(self, n_rows: int, faults: Mapping[int, ServiceError], done: Callable[[BulkOutcomes], None]) -> None:
+        """Wait for the results of all rows but those that have one already.
 
         Args:
-            parts: The rows of each part, by their index in the request.
+            n_rows: Rows of the request.
+            faults: The errors of rows that are not stepped.
             done: Called with the results of all rows, in the order of the request.
         """
-        self._parts = parts
+        self._parts: list[tuple[Sequence[int], BulkOutcomes]] = [([i], [error]) for i, error in faults.items()]
+        self._n_rows = n_rows
+        self._n_missing = n_rows - len(faults)
         self._done = done
-        self._outcomes: dict[int, BulkOutcomes] = {}
 
-    def receiver(self, part: int) -> Callable[[BulkOutcomes], None]:
-        """Return the function to call with the results of a part."""
-        return partial(self._receive, part)
-
-    def _receive(self, part: int, outcomes: BulkOutcomes) -> None:
-        self._outcomes[part] = outcomes
-        if len(self._outcomes) == len(self._parts):
+    def receive(self, rows: Sequence[int], outcomes: BulkOutcomes) -> None:
+        """Take the results of some rows."""
+        self._parts.append((rows, outcomes))
+        self._n_missing -= len(rows)
+        if not self._n_missing:
             self._done(self._joined())
 
+    def receive_one(self, row: int, outcome: StepOutcome) -> None:
+        """Take the result of one row."""
+        self.receive((row,), [outcome])
+
     def _joined(self) -> BulkOutcomes:
-        n_rows = sum(map(len, self._parts))
-        columns = [one for one in self._outcomes.values() if isinstance(one, BulkPrediction)]
+        columns = [(rows, one) for rows, one in self._parts if isinstance(one, BulkPrediction)]
         if len(columns) == len(self._parts):
-            return self._joined_columns(n_rows)
-        results: list[StepOutcome] = [None] * n_rows  # type: ignore[list-item]  # every row is in a part
-        for part, rows in enumerate(self._parts):
-            outcomes = self._outcomes[part]
-            if isinstance(outcomes, BulkPrediction):
-                output, shows_version = outcomes.batch, outcomes.shows_version
-                outcomes = [
-                    Prediction(output, i, version=version, shows_version=shows_version)
-                    for i, version in enumerate(outcomes.versions)
-                ]
-            for row, outcome in zip(rows, outcomes, strict=True):
+            return self._joined_columns(columns)
+        results: list[StepOutcome] = [None] * self._n_rows  # type: ignore[list-item]  # every row is in a part
+        for rows, outcomes in self._parts:
+            each = _predictions(outcomes) if isinstance(outcomes, BulkPrediction) else outcomes
+            for row, outcome in zip(rows, each, strict=True):
                 results[row] = outcome
         return results
 
-    def _joined_columns(self, n_rows: int) -> BulkPrediction:
+    @staticmethod
+    def _joined_columns(parts: Sequence[tuple[Sequence[int], BulkPrediction]]) -> BulkPrediction:
         """Return the results of parts that were all applied as columns."""
-        outcomes = [self._outcomes[part] for part in range(len(self._parts))]
-        columns = [outcome for outcome in outcomes if isinstance(outcome, BulkPrediction)]
+        columns = [outcome for _, outcome in parts]
         batches = [outcome.batch for outcome in columns]
-        order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows in self._parts]))
+        order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows, _ in parts]))
         steps = [*chain.from_iterable(batch.steps for batch in batches)]
         state_ids = [*chain.from_iterable(batch.state_ids for batch in batches)]
         arrays = {
@@ -85,10 +82,17 @@ class JoinedOutcomes:
             for name in batches[0].arrays
         }
         at = order.tolist()
-        assert len(at) == n_rows
         joined = BatchOutput(arrays, _items(steps, at), _items(state_ids, at))
         versions = [*chain.from_iterable(outcome.versions for outcome in columns)]
         return BulkPrediction(joined, _items(versions, at), columns[0].shows_version)
+
+
+def _predictions(found: BulkPrediction) -> list[StepOutcome]:
+    """Return the result of each row."""
+    output, shows_version = found.batch, found.shows_version
+    return [
+        Prediction(output, i, version=version, shows_version=shows_version) for i, version in enumerate(found.versions)
+    ]
 
 
 def _items(items: Sequence[_ItemT], indices: Sequence[int]) -> list[_ItemT]:
