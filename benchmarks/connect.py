@@ -1,14 +1,16 @@
 """`python -m benchmarks.connect`: CPU per timestep of `stepwell connect`, as a ratio to a bare loop of the same client.
 
-The bare loop reads and acknowledges, and does nothing else: it decodes no message and sends nothing. Each run of the
-connector reads a log that no run has read before, so every timestep is applied. What a process needs to start, and to
-connect to everything, is measured with a single message and subtracted. Runs are interleaved; the median is printed.
+The bare loop reads and acknowledges, and does nothing else: it decodes no message and sends nothing. With `--format avro`
+or `protobuf` it also decodes each one with the connector's library (fastavro, protobuf). Each run of the connector reads a
+log that no run has read before, so every timestep is applied. What a process needs to start, and to connect to everything,
+is measured with a single message and subtracted. Runs are interleaved; the median is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import random
 import resource
@@ -16,9 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from aiokafka import AIOKafkaProducer
@@ -38,6 +41,9 @@ async def main(port, n, log):
         reply = await client.xreadgroup("bare", "one", {log: ">"}, count=16384)
         ids = [entry for _, entries in reply for entry, _ in entries]
         n -= len(ids)
+        for _, entries in reply:
+            for _, fields in entries if decode else ():
+                decode(fields[b"data"])
         await client.xack(log, "bare", *ids)
     await client.xgroup_destroy(log, "bare")
 asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
@@ -53,10 +59,83 @@ async def main(port, n, log):
     while n > 0:
         for records in (await consumer.getmany(timeout_ms=500, max_records=16384)).values():
             n -= len(records)
+            for record in records if decode else ():
+                decode(record.value)
         await consumer.commit()
     await consumer.stop()
 asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
 """
+
+
+AVRO = {
+    "type": "record",
+    "name": "Timestep",
+    "fields": [
+        {"name": "stream", "type": "string"},
+        {"name": "x", "type": {"type": "array", "items": "double"}},
+    ],
+}
+DECODE = {
+    "json": "decode = None\n",
+    "avro": f"""
+import fastavro, io
+schema = fastavro.parse_schema({AVRO!r})
+def decode(body): return fastavro.schemaless_reader(io.BytesIO(body), schema, None)
+""",
+    "protobuf": """
+from benchmarks.connect import timestep_class
+decode = timestep_class().FromString
+""",
+}
+"""What a bare loop begins with."""
+
+
+def timestep_class() -> Any:
+    """Return the class of a timestep of Protobuf."""
+    from google.protobuf import descriptor_pool, message_factory
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(timestep_file())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Timestep"))
+
+
+def timestep_file() -> Any:
+    from google.protobuf import descriptor_pb2
+
+    file = descriptor_pb2.FileDescriptorProto(name="timestep.proto", syntax="proto3")
+    kind = file.message_type.add(name="Timestep")
+    kind.field.add(name="stream", number=1, type=9, label=1)
+    kind.field.add(name="x", number=2, type=1, label=3)
+    return file
+
+
+def encoder(body_format: str) -> Callable[[dict[str, Any]], bytes]:
+    """Return the function that encodes a timestep."""
+    if body_format == "avro":
+        import fastavro
+
+        schema = fastavro.parse_schema(AVRO)
+
+        def encode(document: dict[str, Any]) -> bytes:
+            file = io.BytesIO()
+            fastavro.schemaless_writer(file, schema, document)
+            return file.getvalue()
+
+        return encode
+    if body_format == "protobuf":
+        kind = timestep_class()
+        return lambda document: kind(**document).SerializeToString()
+    return lambda document: json.dumps(document).encode()
+
+
+def schema_of(body_format: str) -> bytes:
+    """Return the file with the schema of timesteps."""
+    if body_format == "avro":
+        return json.dumps(AVRO).encode()
+    from google.protobuf import descriptor_pb2
+
+    data: bytes = descriptor_pb2.FileDescriptorSet(file=[timestep_file()]).SerializeToString()
+    return data
 
 
 def cpu_s(command: list[str]) -> float:
@@ -77,19 +156,23 @@ def messages(n: int, streams: int) -> Iterator[tuple[str, dict[str, list[float]]
 
 
 @contextmanager
-def redis_streams(folder: Path, logs: dict[str, int], streams: int) -> Iterator[tuple[str, int, str]]:
+def redis_streams(
+    folder: Path, logs: dict[str, int], streams: int, encode: Callable[[dict[str, Any]], bytes]
+) -> Iterator[tuple[str, int, str]]:
     """Fill a Redis stream for each log; yield the bare loop, the port and the connector's URL."""
     port = free_port()
     with server(folder / "redis", "--port", str(port)), redis.Redis(port=port) as client:
         for log, n in logs.items():
             pipe = client.pipeline(transaction=False)
             for stream, body in messages(n, streams):
-                pipe.xadd(log, {"data": json.dumps({"stream": stream, **body})})
+                pipe.xadd(log, {"data": encode({"stream": stream, **body})})
             pipe.execute()
         yield BARE_REDIS, port, f"redis://127.0.0.1:{port}/0?stream={{log}}&group={{group}}"
 
 
-async def fill_topics(address: str, logs: dict[str, int], streams: int) -> None:
+async def fill_topics(
+    address: str, logs: dict[str, int], streams: int, encode: Callable[[dict[str, Any]], bytes]
+) -> None:
     """Create a topic of four partitions for each log, and fill it."""
     admin = AIOKafkaAdminClient(bootstrap_servers=address)
     producer = AIOKafkaProducer(bootstrap_servers=address, acks="all")
@@ -98,16 +181,18 @@ async def fill_topics(address: str, logs: dict[str, int], streams: int) -> None:
     for log, n in logs.items():
         await admin.create_topics([NewTopic(log, 4, 1)])
         for stream, body in messages(n, streams):
-            await producer.send(log, json.dumps({"stream": stream, **body}).encode(), key=stream.encode())
+            await producer.send(log, encode({"stream": stream, **body}), key=stream.encode())
     await producer.stop()
     await admin.close()
 
 
 @contextmanager
-def kafka_topics(folder: Path, logs: dict[str, int], streams: int) -> Iterator[tuple[str, int, str]]:
+def kafka_topics(
+    folder: Path, logs: dict[str, int], streams: int, encode: Callable[[dict[str, Any]], bytes]
+) -> Iterator[tuple[str, int, str]]:
     """Fill a Kafka topic for each log; yield as `redis_streams` does."""
     with kafka(folder) as broker:
-        asyncio.run(fill_topics(f"127.0.0.1:{broker.port}", logs, streams))
+        asyncio.run(fill_topics(f"127.0.0.1:{broker.port}", logs, streams, encode))
         yield BARE_KAFKA, broker.port, f"kafka://127.0.0.1:{broker.port}/{{log}}?group={{group}}"
 
 
@@ -118,6 +203,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--brokers", nargs="+", default=["redis", "kafka"])
+    parser.add_argument("--format", choices=list(DECODE), default="json")
     given = parser.parse_args()
     print(f"{given.messages} messages, {given.streams} streams, medians of {given.repeats} interleaved runs")
     with tempfile.TemporaryDirectory(prefix="sw") as name:
@@ -128,23 +214,42 @@ def main() -> None:
                 fill = {"redis": redis_streams, "kafka": kafka_topics}[broker]
                 logs = {f"{log}{i}": n for i in range(given.repeats) for log, n in (("one", 1), ("in", given.messages))}
                 try:
-                    with fill(folder, logs, given.streams) as (bare, port, url):
-                        found = measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)
+                    with fill(folder, logs, given.streams, encoder(given.format)) as (bare, port, url):
+                        schema = folder / "schema"
+                        if given.format != "json":
+                            schema.write_bytes(schema_of(given.format))
+                        bare = DECODE[given.format] + bare  # noqa: PLW2901 - with what it decodes
+                        found = measure(
+                            bare,
+                            port,
+                            url,
+                            service.url,
+                            schema=schema,
+                            body_format=given.format,
+                            n=given.messages,
+                            repeats=given.repeats,
+                        )
                 except BrokerMissingError as exc:
                     sys.exit(str(exc))
                 print(f"{broker}: {found}")
 
 
-def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: int) -> str:
+def measure(
+    bare: str, port: int, url: str, service: str, *, schema: Path, body_format: str, n: int, repeats: int
+) -> str:
     """Return a sentence with the CPU time per message of both, in microseconds, and their ratio."""
     loop = [sys.executable, "-c", bare, str(port)]
     connect = [sys.executable, "-P", "-m", "stepwell", "connect"]
-    flags = ["--model", "lstm", "--stream", "stream", "--url", service, "--once"]
+    config = schema.with_suffix(".toml")
     samples: dict[str, list[float]] = {"bare": [], "connect": []}
     for i in range(repeats):
 
         def cost(log: str, count: int, group: str = f"connect{i}") -> dict[str, float]:
-            command = [*connect, url.format(log=log, group=group), *flags]
+            table = {"url": url.format(log=log, group=group), "stream": "stream", "format": body_format}
+            table |= {} if body_format == "json" else {"schema": str(schema)}
+            lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+            config.write_text("\n".join(["[from]", *lines, "[service]", 'model = "lstm"', ""]))
+            command = [*connect, str(config), "--url", service, "--once"]
             return {"bare": cpu_s([*loop, str(count), log]), "connect": cpu_s(command)}
 
         whole, start = cost(f"in{i}", n), cost(f"one{i}", 1)

@@ -417,3 +417,25 @@ def test_the_docs_have_the_published_schema_of_protobuf() -> None:
 def test_a_format_with_a_schema_needs_one() -> None:
     with pytest.raises(ConnectUsageError, match="needs a schema"):
         SchemaBodies("avro", schema=None, message=None, registry=None)
+
+
+def test_the_timestamps_of_avro_order_the_streams_of_a_template(service: ServiceProcess, short_path: Path) -> None:
+    (short_path / "s.avsc").write_text(json.dumps(SENSOR))
+    port = free_port()
+    with server(short_path / "r", "--port", str(port)) as broker:
+        client: Any = broker.client()
+        for second in (0, 2, 1, 3):
+            at = dt.datetime(2026, 1, 1, 0, 0, second, tzinfo=dt.UTC)
+            client.xadd("in", {"data": avro({**ROW, "pump": "p 1", "temp": float(second), "at": at})})
+        config = short_path / "c.toml"
+        config.write_text(
+            f'[from]\nurl = "redis://127.0.0.1:{port}/0?stream=in"\nformat = "avro"\nschema = "{short_path}/s.avsc"\n'
+            'stream = "avro-{pump}"\ntime = "at"\norder = "5s"\n[inputs]\nx = ["temp", 0.5]\n'
+            f'[service]\nmodel = "total"\n[to]\nurl = "file://{short_path}/out.jsonl"\n'
+        )
+        run_once(short_path, config, "--url", service.url)
+    rows = [json.loads(line) for line in (short_path / "out.jsonl").read_text().splitlines()]
+
+    assert [(row["stream"], row["outputs"]["y"][0], row["time"][-3:]) for row in rows] == [
+        ("avro-p@201", 0, "00Z"), ("avro-p@201", 1, "01Z"), ("avro-p@201", 3, "02Z"), ("avro-p@201", 6, "03Z"),
+    ]  # fmt: skip
