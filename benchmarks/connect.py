@@ -1,9 +1,10 @@
 """`python -m benchmarks.connect`: CPU per timestep of `stepwell connect`, as a ratio to a bare loop of the same client.
 
-The bare loop reads and acknowledges, and does nothing else: it decodes no message and sends nothing. With `--format avro`
-or `protobuf` it also decodes each one with the connector's library (fastavro, protobuf). Each run of the connector reads a
-log that no run has read before, so every timestep is applied. What a process needs to start, and to connect to everything,
-is measured with a single message and subtracted. Runs are interleaved; the median is printed.
+The bare loop reads and acknowledges, and does nothing else: it decodes no message and sends nothing. With `--format
+avro` or `protobuf` it also decodes each one with the connector's library (fastavro, protobuf). Each run of the
+connector reads a log that no run has read before, so every timestep is applied. What a process needs to start, and
+to connect to everything, is measured with a single message and subtracted. Runs are interleaved; the median is
+printed.
 """
 
 from __future__ import annotations
