@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwell_export.runtime.errors import FileError, MissingExtraError, RefusedModelError, StepwellError
-from stepwell_export.spec import StepSpec
+from stepwell_export.spec import BUFFERS, StepSpec
 
 _EXPORTED = (
     "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch and JAX, "
@@ -41,7 +42,7 @@ _EXTRAS = {
 """The extra that brings a package."""
 
 
-def load_source(source: Any, *, pcm16: bool = False) -> Any:
+def load_source(source: Any, *, pcm16: bool = False, examples: Mapping[str, Sequence[int]] | None = None) -> Any:
     """Return what a SOURCE names: a Keras model, a `StepSpec`, the path of an ONNX file, or a `Pipeline` of these.
 
     Args:
@@ -49,6 +50,7 @@ def load_source(source: Any, *, pcm16: bool = False) -> Any:
             importable; the callable is called without arguments. A model or a `StepSpec` itself is returned as it is.
             Or `recipe:NAME=FILE`, of published graphs.
         pcm16: Whether the samples of a recipe are int16.
+        examples: The shape of each input of a TorchScript file, a batch of one row in front, in `forward`'s order.
 
     Raises:
         FileError: There is no such file.
@@ -75,6 +77,8 @@ def load_source(source: Any, *, pcm16: bool = False) -> Any:
         return path
     if suffix in _NOT_YET:
         _check_file(path)
+        if suffix in {".pt", ".pth"} and (script := _torchscript(path)) is not None:
+            return _with_examples(source, script, examples or {})
         fix = _CHECKPOINT if suffix == ".ckpt" else _EXPORTED
         raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected the model itself.", fix=fix)
     module, colon, name = source.partition(":")
@@ -83,6 +87,36 @@ def load_source(source: Any, *, pcm16: bool = False) -> Any:
     if source and path.is_dir():
         raise RefusedModelError(f"{source} is a folder; expected a file or a callable.", fix=_EXPORTED)
     raise RefusedModelError(f"SOURCE is {source!r}; expected a model file or package.module:callable.", fix=_EXPORTED)
+
+
+def _torchscript(path: Path) -> Any:
+    """Return the module of a TorchScript file; None: it is another file of PyTorch, or PyTorch is not installed."""
+    if not zipfile.is_zipfile(path) or not find_spec("torch"):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if not any("/code/" in name for name in archive.namelist()):
+            return None
+    import torch
+
+    return torch.jit.load(path, map_location="cpu")
+
+
+def _with_examples(source: str, module: Any, shapes: Mapping[str, Sequence[int]]) -> StepSpec:
+    """Return a TorchScript module with its states in buffers, and an example of each input.
+
+    Raises:
+        RefusedModelError: There is no example.
+    """
+    import torch
+
+    if not shapes:
+        raise RefusedModelError(
+            f"{source} is TorchScript, which does not say what shapes its inputs have.",
+            fix="Give the shape of each, a batch of one row in front: `--example x=1x47`.",
+        )
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    return StepSpec(module, inputs=inputs, states=BUFFERS)
 
 
 def choose_keras_backend() -> None:
@@ -243,7 +277,7 @@ def _checked(source: str, found: Any) -> Any:
         raise RefusedModelError(
             f"{source} gives {kind}, a PyTorch module alone; expected it with examples of what it takes.",
             fix='Return stepwell.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
-            "states={...} where `forward` takes and returns them.",
+            'states={...} where `forward` takes and returns them, or states="buffers" where it keeps them.',
         )
     raise RefusedModelError(
         f"{source} gives {kind}; expected a keras.Model, a stepwell.StepSpec or a stepwell.Pipeline.",

@@ -69,6 +69,7 @@ def export_source(
     after: Sequence[Path] = (),
     replaces: Replaced | None = None,
     pcm16: bool = False,
+    examples: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -95,6 +96,7 @@ def export_source(
         after: ONNX files that its outputs pass behind it, in order.
         replaces: The version that it replaces; a translation of its states is written beside the target.
         pcm16: Whether the samples of a recipe are int16 instead of float32.
+        examples: The shape of each input of a TorchScript file, a batch of one row in front, in `forward`'s order.
         progress: Called as parts are done.
 
     Raises:
@@ -126,7 +128,7 @@ def export_source(
         raise UnclearModelError(
             "int16 samples are for recipes; the source is none.", fix="Put `stages.PCM16()` into a `Pipeline`."
         )
-    found = load_source(source, pcm16=pcm16)
+    found = load_source(source, pcm16=pcm16, examples=examples)
     if before or after:
         found = _with_files(found, before, after)
     full = convert_source(

@@ -8,6 +8,9 @@ from typing import Any
 
 from stepwell_export.runtime.errors import ManifestError
 
+BUFFERS = "buffers"
+"""In the place of states: they are what the module changes of its buffers."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
@@ -25,7 +28,8 @@ class StepSpec:
         inputs: An example by input name, in `forward`'s order; a tuple or dict of tensors gives one input for each of
             them. Of a whole-sequence module, inputs without time axis
             stay the same for a stream.
-        states: The initial value by state name, in `forward`'s order; batch 1.
+        states: The initial value by state name, in `forward`'s order; batch 1. Or `"buffers"`: the states are what
+            `forward(*inputs)` changes of its buffers and tensor attributes, with the values that they have now.
         time_axis: Where the first input of a whole-sequence module has its time axis; the batch axis is 0, or 1
             where time is 0.
         output_names: Names for the outputs, in order.
@@ -35,7 +39,7 @@ class StepSpec:
 
     module: Any
     inputs: Mapping[str, Any]
-    states: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, Any] | str = field(default_factory=dict)
     time_axis: int | None = None
     output_names: Sequence[str] | None = None
     length: int | None = None
@@ -46,7 +50,8 @@ class StepSpec:
         Raises:
             ManifestError: It is neither, or both, or something in it is of another kind than it has to be.
         """
-        for what, given in (("inputs", self.inputs), ("states", self.states)):
+        states = {} if self.states == BUFFERS else self.states
+        for what, given in (("inputs", self.inputs), ("states", states)):
             if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
                 raise ManifestError(
                     f"StepSpec's {what} are {_kind(given)}; expected a dict of examples by name.",
@@ -73,7 +78,8 @@ class StepSpec:
             found = "both states and a time_axis" if self.states else "neither states nor a time_axis"
             raise ManifestError(
                 f"StepSpec has {found}; expected one of them.",
-                fix="Give `states` for a module that takes them, `time_axis` for one over whole sequences.",
+                fix="Give `states` for a module that takes them, `time_axis` for one over whole sequences, or "
+                '`states="buffers"` for one that keeps them in buffers.',
             )
 
 

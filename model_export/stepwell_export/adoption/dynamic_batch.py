@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from stepwell_export.adoption.row_axis import with_row_axis
 from stepwell_export.graph.nodes import constants, needed_nodes, replace_items
 from stepwell_export.graph_session import GraphSession
+from stepwell_export.row_axis import with_row_axis
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec
 from stepwell_export.runtime.specs import shape_of_rows

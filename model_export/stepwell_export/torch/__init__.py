@@ -64,10 +64,15 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     from stepwell_export.torch.step import export_step
     from stepwell_export.torch.structures import with_named_tensors
 
-    spec = with_named_tensors(spec)
     if progress:
         progress("running the module", 0, 1)
+    if isinstance(spec.states, str):
+        from stepwell_export.torch.buffers import convert_buffers
+
+        return convert_buffers(spec.module, spec.inputs, name=name, output_names=spec.output_names)
+    spec = with_named_tensors(spec)
     if spec.time_axis is None:
+        assert not isinstance(spec.states, str)
         return export_step(spec.module, spec.inputs, spec.states, name=name, output_names=spec.output_names)
     return convert_sequence_module(spec, name=name)
 

@@ -22,18 +22,20 @@ def with_named_tensors(spec: StepSpec) -> StepSpec:
     None, stays as it is in the example. The module of the returned spec accepts the tensors one by one; the caller's
     module is not changed.
     """
-    if not any(map(_is_nested, (*spec.inputs.values(), *spec.states.values()))):
+    states = spec.states
+    assert isinstance(states, Mapping)
+    if not any(map(_is_nested, (*spec.inputs.values(), *states.values()))):
         return spec
     taken: set[str] = set()
     flat: list[dict[str, Any]] = []
-    for group in (spec.inputs, spec.states):
+    for group in (spec.inputs, states):
         flat.append({})
         for name, example in group.items():
             flat[-1] |= {_name(path, taken): leaf for path, leaf in _tensors(example, (name,))}
     if isinstance(spec.module, torch.nn.Module):
         module = copy.copy(spec.module)
         module._forward_pre_hooks = OrderedDict(module._forward_pre_hooks)
-        module.register_forward_pre_hook(_Regroup([*spec.inputs.values(), *spec.states.values()]))
+        module.register_forward_pre_hook(_Regroup([*spec.inputs.values(), *states.values()]))
     else:
         module = spec.module  # refused later, by its type
     return replace(spec, module=module, inputs=flat[0], states=flat[1])

@@ -51,7 +51,7 @@ def export(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A .keras, .h5 or .onnx file, package.module:callable returning a model, or recipe:NAME=FILE.",
+            help="A .keras, .h5, .onnx or TorchScript file, package.module:callable, or recipe:NAME=FILE.",
         ),
     ],
     *,
@@ -113,6 +113,13 @@ def export(
         list[Path] | None,
         typer.Option(metavar="POST.onnx", help="A graph behind the model. Repeatable, in order."),
     ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHAPE",
+            help="The shape of an input of a TorchScript file, with a batch of 1: x=1x47. Repeatable, in order.",
+        ),
+    ] = None,
     pcm16: Annotated[
         bool, typer.Option("--pcm16", help="Samples of a recipe are 16-bit integers instead of numbers from -1 to 1.")
     ] = False,
@@ -163,6 +170,9 @@ def export(
             after=after or (),
             replaces=None if replaces is None else Replaced(replaces, translate),
             pcm16=pcm16,
+            examples={
+                key: _shape(text) for key, text in named_values("--example", example or [], "NAME=SHAPE").items()
+            },
             progress=progress,
         )
     if as_json:
@@ -308,3 +318,10 @@ def _chunk_line(chunk: ChunkChoice) -> str:
         f"step by step ({chunk.gain:.1f} times): {chunk.why}; a single step takes {single.dynamic:.1f} us, and "
         f"{single.stepwise:.1f} us without a time axis in the graph"
     )
+
+
+def _shape(text: str) -> list[int]:
+    parts = text.split("x")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is no shape; expected 1x47.", param_hint="--example")
+    return [int(part) for part in parts]

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from stepwell_export.adoption.adopt_file import adopt_file
-from stepwell_export.adoption.row_axis import with_row_axis
 from stepwell_export.converted import with_manifest
+from stepwell_export.row_axis import with_row_axis
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.step_model import StepModel

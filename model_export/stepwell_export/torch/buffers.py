@@ -1,0 +1,326 @@
+"""States that a module keeps in its buffers or tensor attributes: the module as one that takes and returns them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxscript.optimizer import optimize
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.row_axis import with_row_axis
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
+from stepwell_export.runtime.manifest import (
+    Array,
+    BatchSpec,
+    Init,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    PackedTensor,
+    StateSpec,
+)
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch.checks import first_line, in_turn, prepared
+from stepwell_export.torch.graph import OPSET, quiet
+from stepwell_export.torch.naming import flatten, named, numpy_dtype
+from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
+from stepwell_export.torch.step import AGAINST
+
+_NUMBERS = (bool, int, float)
+_BY_VALUE = ("aten::Bool", "aten::item", "aten::is_nonzero", "aten::Int", "aten::Float")
+_LONGEST = 512
+"""Timesteps that the original runs at most: each takes a call of the module for each row."""
+
+
+class BufferStep(nn.Module):
+    """A module that takes and returns what it keeps.
+
+    Attributes:
+        module: The module, a copy of the user's.
+        paths: Where the states are.
+    """
+
+    def __init__(self, module: Any, paths: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.paths = list(paths)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run one timestep; return its outputs and the next states."""
+        count = len(values) - len(self.paths)
+        before = [value_at(self.module, path) for path in self.paths]
+        try:
+            for path, value in zip(self.paths, values[count:], strict=True):
+                set_at(self.module, path, value.clone())
+            outputs = [tensor for _, tensor in flatten(self.module(*values[:count]))]
+            return (*outputs, *(value_at(self.module, path).clone() for path in self.paths))
+        finally:
+            for path, value in zip(self.paths, before, strict=True):
+                set_at(self.module, path, value)
+
+
+def value_at(module: Any, path: str) -> Any:
+    """Return the attribute at a path such as `b.1.h`."""
+    return reduce(getattr, path.split("."), module)
+
+
+def set_at(module: Any, path: str, value: Any) -> None:
+    """Set the attribute at a path."""
+    *owners, name = path.split(".")
+    setattr(reduce(getattr, owners, module), name, value)
+
+
+def convert_buffers(
+    module: Any, inputs: Mapping[str, Any], *, name: str, output_names: Sequence[str] | None = None
+) -> ConvertedModel:
+    """Make a step graph of a module that changes its buffers, or of a TorchScript module; not yet proven.
+
+    Args:
+        module: `forward(*inputs) -> outputs` of one timestep.
+        inputs: An example of one timestep by name, shape `(batch, *row)`.
+        name: The model's name in its manifest.
+        output_names: Names for the outputs, in order.
+
+    Raises:
+        RefusedModelError: It keeps a Python number, nothing at all, or cannot be traced.
+    """
+    mine = _own(module)
+    given = {key: value[:1] for key, value in tensors(inputs).items()}
+    states = _states(mine, list(given.values()))
+    if not states:
+        raise RefusedModelError(
+            "The module changes none of its buffers and tensor attributes in `forward`; expected a state.",
+            fix="Give `time_axis=1` for a module over whole sequences, or `states={...}` for one that takes them.",
+        )
+    step = BufferStep(mine, list(states))
+    outputs = flatten(mine_run(copy.deepcopy(mine), list(given.values())))
+    names = named([path for path, _ in outputs], output_names, [*given, *states])
+    proto = _traced(step, [*given.values(), *states.values()], [*given, *states], [*names, *_next(states)])
+    manifest = Manifest(
+        name=name,
+        inputs=[
+            InputSpec(name=key, dtype=numpy_dtype(value, repr(key)), shape=list(value.shape[1:]))
+            for key, value in given.items()
+        ],
+        states=[_spec(path, value) for path, value in states.items()],
+        outputs=[
+            OutputSpec(name=key, dtype=numpy_dtype(value, repr(key)), shape=list(value.shape[1:]))
+            for key, (_, value) in zip(names, outputs, strict=True)
+        ],
+        batch=BatchSpec(mode="single").single("states are buffers of one row"),
+    )
+    if all(1 in value.shape for value in states.values()):
+        proto, manifest = _together(proto, manifest)
+    examples = [
+        ExampleInput(key, tuple(value.shape[1:]), numpy_dtype(value, repr(key)), np.asarray(value))
+        for key, value in tensors(inputs).items()
+    ]
+    draw = ExampleSampler(examples, from_examples=False)
+    return ConvertedModel(
+        proto, manifest, _Original(mine, states, names), AGAINST, samplers={draw.kind: draw}, longest=_LONGEST
+    )
+
+
+class _Original:
+    """The module itself, run as its users do: row by row, from what it was loaded with."""
+
+    def __init__(self, module: Any, states: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        self._module = module
+        self._states = states
+        self._names = names
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return `{output: (batch, T, *row)}` for `{input: (batch, T, *row)}`."""
+        rows, steps = next(iter(inputs.values())).shape[:2]
+        answers: dict[str, list[Array]] = {name: [] for name in self._names}
+        for row in range(rows):
+            for path, value in self._states.items():
+                set_at(self._module, path, value.clone())
+            for t in range(steps):
+                now = [torch.from_numpy(array[row : row + 1, t]) for array in inputs.values()]
+                found = flatten(mine_run(self._module, now))
+                for name, (_, value) in zip(self._names, found, strict=True):
+                    answers[name].append(np.asarray(value).copy())
+        return {
+            name: np.concatenate(found).reshape(rows, steps, *found[0].shape[1:]) for name, found in answers.items()
+        }
+
+
+def mine_run(module: Any, values: Sequence[Tensor]) -> Any:
+    """Run a module on one timestep.
+
+    Raises:
+        RefusedModelError: It fails.
+    """
+    try:
+        with torch.no_grad():
+            return module(*values)
+    except Exception as exc:
+        shapes = [list(value.shape) for value in values]
+        raise RefusedModelError(
+            f"The module fails on one timestep (shapes {shapes}): {first_line(exc)}.",
+            fix="Give examples that it takes, with a batch axis, in the order of `forward`: `--example NAME=1x47`.",
+        ) from exc
+
+
+def _own(module: Any) -> Any:
+    if isinstance(module, torch.jit.ScriptModule):
+        graph = module.inlined_graph  # its nodes are there as long as it is
+        for kind in _BY_VALUE:  # its own code is run while it is traced, and would take one way for good
+            if nodes := [node for node in graph.findAllNodes(kind) if _is_of_tensor(node)]:
+                raise RefusedModelError(
+                    f"The TorchScript module decides by the values of a tensor ({kind}, {_line(nodes[0])}).",
+                    fix="Write it with torch.where, which computes both.",
+                )
+        return copy.deepcopy(module).cpu().eval()
+    return prepared(module)
+
+
+def _is_of_tensor(node: Any) -> bool:
+    return any(str(value.type()) == "Tensor" for value in node.inputs())
+
+
+def _line(node: Any) -> str:
+    return str(node.sourceRange()).strip().splitlines()[0].strip()
+
+
+def _next(states: Mapping[str, Tensor]) -> list[str]:
+    return [f"{path}_next" for path in states]
+
+
+def _spec(path: str, value: Tensor) -> StateSpec:
+    array = np.asarray(value)
+    axis = list(value.shape).index(1) if 1 in value.shape else None
+    row = array if axis is None else array.squeeze(axis)
+    init: Init = PackedTensor.pack(row) if row.any() else "zeros"
+    dtype = numpy_dtype(value, f"State {path!r}")
+    return StateSpec(input=path, output=f"{path}_next", dtype=dtype, shape=list(row.shape), batch_axis=axis, init=init)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def _kept(module: Any) -> dict[str, Any]:
+    """Return the tensors and numbers that a module may keep, by path."""
+    found: dict[str, Any] = dict(module.named_buffers())
+    if isinstance(module, torch.jit.ScriptModule):
+        return {**found, **{path: value_at(module, path) for path in _assigned(module)}}
+    for place, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, (Tensor, *_NUMBERS)) and name != "training" and not name.startswith("_"):
+                found[f"{place}.{name}" if place else name] = value
+    return found
+
+
+def _assigned(module: Any) -> list[str]:
+    """Return the paths of the attributes that a TorchScript module assigns."""
+    paths = []
+    graph = module.inlined_graph  # its nodes are there as long as it is
+    for node in graph.findAllNodes("prim::SetAttr"):
+        names, owner = [node.s("name")], node.inputsAt(0).node()
+        while owner.kind() == "prim::GetAttr":
+            names.append(owner.s("name"))
+            owner = owner.inputsAt(0).node()
+        paths.append(".".join(names[::-1]))
+    return list(dict.fromkeys(paths))
+
+
+def _states(module: Any, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the initial values of what a module changes and reads again, by path.
+
+    Raises:
+        RefusedModelError: It changes a Python number.
+    """
+    before = {path: value.clone() if isinstance(value, Tensor) else value for path, value in _kept(module).items()}
+    tried = copy.deepcopy(module)
+    changed: dict[str, Tensor] = {}
+    for _ in range(2):
+        old = {path: (value, getattr(value, "_version", 0)) for path, value in _kept(tried).items()}
+        mine_run(tried, values)
+        for path, value in _kept(tried).items():
+            first = before.get(path)
+            if isinstance(value, _NUMBERS):
+                if path in old and value != old[path][0]:
+                    raise RefusedModelError(
+                        f"The module changes the number {path!r} in `forward`; a state is a tensor.",
+                        fix=f"Keep it as a tensor: self.register_buffer({path.rpartition('.')[2]!r}, torch.zeros(1)).",
+                    )
+            elif isinstance(first, Tensor) and isinstance(value, Tensor):
+                known, version = old.get(path, (None, 0))
+                is_same = known is value and value._version == version
+                if not is_same or not torch.equal(value, first):
+                    changed[path] = first
+    for path, value in changed.items():
+        after = value_at(tried, path)
+        if after.shape != value.shape or after.dtype != value.dtype:
+            raise RefusedModelError(
+                f"The module's {path!r} becomes {after.dtype} of {list(after.shape)}, and is {value.dtype} of "
+                f"{list(value.shape)} at first; expected a state of one shape.",
+                fix="Begin with the shape of one row.",
+            )
+    return {path: value for path, value in changed.items() if _is_read(module, values, changed, path)}
+
+
+def _is_read(module: Any, values: Sequence[Tensor], states: Mapping[str, Tensor], path: str) -> bool:
+    """Whether what a module gives, or keeps, depends on the old value of what is at a path."""
+    step = BufferStep(module, list(states))
+    other = {**states, path: _other(states[path])}
+    with torch.no_grad():
+        found = [step(*values, *given.values()) for given in (states, other)]
+    return not all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def _other(value: Tensor) -> Tensor:
+    if value.dtype == torch.bool:
+        return ~value
+    return value + (torch.rand(value.shape) + 0.5 if value.is_floating_point() else 1)
+
+
+# ---------------------------------------------------------------- the graph
+
+
+def _traced(step: BufferStep, values: Sequence[Tensor], takes: Sequence[str], gives: Sequence[str]) -> onnx.ModelProto:
+    """Trace one timestep of one row.
+
+    Raises:
+        RefusedModelError: torch cannot trace it.
+    """
+    try:
+        with torch.no_grad(), in_turn(), quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            is_script = isinstance(step.module, torch.jit.ScriptModule)
+            with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers have no ONNX operators
+                module = make_fx(step)(*values) if is_script else step
+            program = torch.export.export(module, tuple(values), strict=False)
+            exported: Any = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=list(takes), output_names=list(gives),
+                verbose=False,
+            )  # fmt: skip
+    except Exception as exc:
+        raise RefusedModelError(
+            f"torch cannot trace the module: {first_line(exc)}.",
+            fix="Give a module whose operations do not depend on the values of tensors.",
+        ) from exc
+    proto: onnx.ModelProto = optimize(exported.model_proto)
+    del proto.metadata_props[:]
+    return proto
+
+
+def _together(proto: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+    """Let rows run together where that gives what each gives alone."""
+    try:
+        many, described = with_row_axis(proto, manifest)
+        if StepModel(many.SerializeToString(), described).batched:
+            return many, described
+    except (ModelLoadError, RefusedModelError):
+        pass
+    return proto, manifest
