@@ -22,6 +22,7 @@ from campaign.roads.brokers.rabbitmq_road import rabbitmq_road
 from campaign.roads.brokers.redis_road import redis_road
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
+from campaign.roads.in_order import run_order
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
@@ -41,6 +42,7 @@ RUNS: Final[dict[str, Run]] = {
     "broken": run_broken,
     "restore": run_restore,
     "backfill": run_backfill,
+    "order": run_order,
 }
 
 _console = Console(stderr=True)
@@ -72,6 +74,10 @@ def roads(
     backfill: Annotated[
         bool, typer.Option("--backfill", help="Instead backfill recorded data, with a kill, and go on live.")
     ] = False,
+    order: Annotated[
+        bool,
+        typer.Option("--order", help="Instead publish shuffled, late and repeated messages, and order them by time."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON lines.")] = False,
 ) -> None:
     """Kill connectors and replicas while messages go from a broker through the model to another place.
@@ -85,7 +91,7 @@ def roads(
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
     plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s)
-    what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill)
+    what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill, order=order)
     results = [_run(RUNS[what], what, name, plan, as_json=as_json) for name in road or ROADS]
     if any(one is not None and one.problems for one in results):
         raise typer.Exit(1)

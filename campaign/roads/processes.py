@@ -25,7 +25,7 @@ class RoadConnector:
         away_s: Seconds for which it was away once, between a kill and its start.
     """
 
-    def __init__(self, folder: Path, road: Road, system: Replicas, *, alone: bool) -> None:
+    def __init__(self, folder: Path, road: Road, system: Replicas, *, alone: bool, flags: Sequence[str] = ()) -> None:
         """Create it; it is not started.
 
         Args:
@@ -33,11 +33,12 @@ class RoadConnector:
             road: What it reads and writes.
             system: The service.
             alone: It is the only one of its group.
+            flags: More of its words.
         """
         self.kills = 0
         self.away_s = 0.0
         self._process = ConnectorProcess(
-            folder, *road.flags(alone=alone), "--model", MODEL, "--url", system.url, "--json"
+            folder, *road.flags(alone=alone), "--model", MODEL, "--url", system.url, "--json", *flags
         )
 
     @property
@@ -100,9 +101,11 @@ class RoadConnector:
 
 
 @contextlib.asynccontextmanager
-async def connectors(folder: Path, road: Road, system: Replicas, n: int = 1) -> AsyncIterator[Sequence[RoadConnector]]:
-    """Run connectors of one group until the block ends."""
-    found = [RoadConnector(folder, road, system, alone=n == 1) for _ in range(n)]
+async def connectors(
+    folder: Path, road: Road, system: Replicas, n: int = 1, *, flags: Sequence[str] = ()
+) -> AsyncIterator[Sequence[RoadConnector]]:
+    """Run connectors of one group until the block ends, with more flags."""
+    found = [RoadConnector(folder, road, system, alone=n == 1, flags=flags) for _ in range(n)]
     try:
         for one in found:
             one.start()

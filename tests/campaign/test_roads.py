@@ -14,6 +14,7 @@ from campaign.roads.broken import run_broken
 from campaign.roads.brokers.redis_road import redis_road
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
+from campaign.roads.in_order import run_order
 from campaign.roads.kill_run import RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 
@@ -62,6 +63,14 @@ async def test_a_backfill_that_was_killed_goes_on_and_then_live(short_path: Path
     plan = dataclasses.replace(SHORT, streams=500, steps=2000)
 
     assert is_good(await run_backfill(short_path, redis_road, plan, lambda *_: None))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_shuffled_messages_are_applied_in_the_order_of_their_times_or_are_late(short_path: Path) -> None:
+    result = await run_order(short_path, redis_road, dataclasses.replace(SHORT, kill_every_s=6.0), lambda *_: None)
+
+    assert is_good(result)
 
 
 @pytest.mark.slow
