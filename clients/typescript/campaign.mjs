@@ -3,7 +3,7 @@
 // Reads calls as JSON lines, {"id", "method", "writer", "stream", "arguments"}, and makes them at once. Prints for each, as
 // soon as it ends, {"id", "result"} or {"id", "error"}. Ends when its input does.
 import { createInterface } from "node:readline";
-import { Client, StepwellError } from "stepwell-client";
+import { Client, StepwellError } from "@stepwell/client";
 import { parse, stringify } from "./src/formats.js";
 
 const [url, modelName] = process.argv.slice(2);

@@ -2,8 +2,8 @@
 //     node conformance-local.mjs ../conformance.json doubling.onnx onnxruntime-web
 // Prints a JSON line per case, with an empty `error` if it passed; exits with 1 if one failed.
 import { readFile } from "node:fs/promises";
-import { LocalModel } from "stepwell-client/local";
-import { StepwellError } from "stepwell-client";
+import { LocalModel } from "@stepwell/client/local";
+import { StepwellError } from "@stepwell/client";
 
 const [file, modelFile, library] = process.argv.slice(2);
 const kit = JSON.parse(await readFile(file, "utf8"));

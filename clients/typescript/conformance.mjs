@@ -5,7 +5,7 @@
 // that fails: requests carry what identifies them, and what a repetition changes in an answer is not compared.
 import { readFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
-import { Client, StepwellError } from "stepwell-client";
+import { Client, StepwellError } from "@stepwell/client";
 
 const AT_ONCE = 4;
 const OF_ONE_ATTEMPT = ["replayed", "created"]; // a replay has the one and lacks the other

@@ -118,9 +118,9 @@ def losing_or_healing(proxy: Proxy, to: bytes = b"POST ") -> Callable[[], None]:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder in which `stepwell-client` is installed."""
-    (tmp_path / "node_modules").mkdir()
-    (tmp_path / "node_modules" / "stepwell-client").symlink_to(CLIENT)
+    """A folder in which `@stepwell/client` is installed."""
+    (tmp_path / "node_modules" / "@stepwell").mkdir(parents=True)
+    (tmp_path / "node_modules" / "@stepwell" / "client").symlink_to(CLIENT)
     return tmp_path
 
 
@@ -1097,7 +1097,7 @@ def test_a_streamed_rollout_whose_answer_was_lost_is_sent_again(js: Js, one: Ser
 def test_the_readme_prints_the_same_with_msgpack(installed: Path, one: ServiceProcess, node: list[str]) -> None:
     library = 'import * as msgpack from "@msgpack/msgpack";\n'
     program = library + PROGRAM.replace(':8000")', f':{one.port}", {{ msgpack }})').replace("js-", "mp-")
-    (installed / "program.mjs").write_text(program.replace('"stepwell-client"', '"./src/index.js"'))
+    (installed / "program.mjs").write_text(program.replace('"@stepwell/client"', '"./src/index.js"'))
 
     done = subprocess.run([*node, str(installed / "program.mjs")], capture_output=True, text=True)
 
@@ -1136,7 +1136,7 @@ def test_the_bundle_of_the_dashboard_is_made_of_the_sources(installed: Path, tmp
 
 def test_only_a_wrong_program_has_type_errors(installed: Path, package: Path) -> None:
     wrong = PROGRAM.replace("stream.step([1])", 'stream.step("one")').replace("first.step)", "first.stop)")
-    (package / "readme.mts").write_text(f'import type {{ {TYPES} }} from "stepwell-client";\n{PROGRAM}')
+    (package / "readme.mts").write_text(f'import type {{ {TYPES} }} from "@stepwell/client";\n{PROGRAM}')
     (package / "wrong.mts").write_text(wrong)
     options = [
         "--strict",

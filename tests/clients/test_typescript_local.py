@@ -1,4 +1,4 @@
-"""`stepwell-client/local`: models on onnxruntime in Node and Chromium, and streams that move to a service and back."""
+"""`@stepwell/client/local`: models on onnxruntime in Node and Chromium, and streams that move to a service and back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def installed_runtime(node: list[str], tmp_path_factory: pytest.TempPathFactory)
     """A folder with the client and onnxruntime-web, which Node and browsers can run."""
     folder = tmp_path_factory.mktemp("runtime")
     modules = npm_install(folder, "onnxruntime-web@1")
-    shutil.copytree(CLIENT, modules / "stepwell-client", ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(CLIENT, modules / "@stepwell" / "client", ignore=shutil.ignore_patterns("node_modules"))
     return folder
 
 
@@ -56,9 +56,9 @@ def run(installed_runtime: Path, node: list[str], code: str, given: object = Non
     program.write_text(f"""
         import {{ readFile }} from "node:fs/promises";
         import * as ort from "onnxruntime-web";
-        import {{ Client, StepwellError }} from "stepwell-client";
-        import {{ LocalModel, LocalStream }} from "stepwell-client/local";
-        import {{ parse, stringify }} from "./node_modules/stepwell-client/src/formats.js";
+        import {{ Client, StepwellError }} from "@stepwell/client";
+        import {{ LocalModel, LocalStream }} from "@stepwell/client/local";
+        import {{ parse, stringify }} from "./node_modules/@stepwell/client/src/formats.js";
         const given = parse({json.dumps(json.dumps(given))});
         const load = async (path) => LocalModel.load(await readFile(path), {{ ort }});
         const found = await (async () => {{ {code} }})();
@@ -76,7 +76,7 @@ def run(installed_runtime: Path, node: list[str], code: str, given: object = Non
 @pytest.fixture(scope="module")
 def results(installed_runtime: Path, node: list[str], folder: Path) -> dict[str, str]:
     """What became of each case: an empty text, or how it differs."""
-    program = installed_runtime / "node_modules" / "stepwell-client" / "conformance-local.mjs"
+    program = installed_runtime / "node_modules" / "@stepwell/client" / "conformance-local.mjs"
     command = [*node, str(program), str(FILE), str(folder / f"{KIT['model']}.onnx"), "onnxruntime-web"]
     done = subprocess.run(command, capture_output=True, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -150,7 +150,7 @@ def test_a_fingerprint_is_that_of_the_service_whatever_the_constants_are(
     installed_runtime: Path, node: list[str], value: Any
 ) -> None:
     code = """
-        const { fingerprintOf } = await import("./node_modules/stepwell-client/src/local-manifest.js");
+        const { fingerprintOf } = await import("./node_modules/@stepwell/client/src/local-manifest.js");
         return Buffer.from(fingerprintOf(new Uint8Array(200), given, [])).toString("hex");
     """
     constants = {"b": {"dtype": "float32", "value": value, "unit": "°C"}, "a": {"value": [], "dtype": "int8"}}
@@ -276,8 +276,8 @@ def test_a_stream_begun_in_a_browser_moves_to_the_service_and_back(
             const ort = await import(`${{at}}/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs`);
             ort.env.wasm.wasmPaths = `${{at}}/node_modules/onnxruntime-web/dist/`;
             ort.env.wasm.numThreads = 1;
-            const {{ Client }} = await import(`${{at}}/node_modules/stepwell-client/src/index.js`);
-            const {{ LocalModel, LocalStream }} = await import(`${{at}}/node_modules/stepwell-client/src/local.js`);
+            const {{ Client }} = await import(`${{at}}/node_modules/@stepwell/client/src/index.js`);
+            const {{ LocalModel, LocalStream }} = await import(`${{at}}/node_modules/@stepwell/client/src/local.js`);
             const xs = {json.dumps(xs.tolist())};
             const model = await LocalModel.load(`${{at}}/models/lstm.onnx`, {{ ort }});
             const there = new Client(location.origin).model("lstm").stream("from-a-browser");
