@@ -207,7 +207,7 @@ async def test_a_bulk_request_larger_than_a_batch_becomes_several(
         counts.batches.clear()
         found = await submit_bulk(engine, {name: ([at], 2) for at, name in enumerate(MANY)}, faults=faults)
 
-    assert counts.batches == [30, 10 - n_faults]
+    assert sorted(counts.batches) == [10 - n_faults, 30]  # a slow run of one does not keep the other waiting
     assert [one if isinstance(one, ServiceError) else ys(one) for one in (found[name] for name in MANY)] == [
         faults.get(at) or fold_reference([at, at])[-1:] for at in range(40)
     ]
