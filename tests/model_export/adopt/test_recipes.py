@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 import shutil
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from stepwell_export.runtime.errors import FileError, RefusedModelError, Unclear
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped
+from tests.examples.runs import EXAMPLES
 from tests.published import FOLDER
 
 DTLN = [FOLDER / "dtln" / f"model_{half}.onnx" for half in (1, 2)]
@@ -136,6 +139,22 @@ def test_dtln_from_samples_to_samples_equals_its_authors_loop(denoiser: Path) ->
     assert manifest.latency == 384
     assert model.batched
     np.testing.assert_allclose(found.ravel(), authors_loop(samples), atol=1e-5)
+
+
+def test_the_example_writes_a_recording_without_noise(tmp_path: Path) -> None:
+    export_source(f"recipe:dtln={DTLN[0]},{DTLN[1]}", tmp_path / "models" / "dtln.onnx", pcm16=True)
+    samples = (recording() * 32767).astype("<i2")
+    with wave.open(str(tmp_path / "noisy.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    example = runpy.run_path(str(EXAMPLES / "denoise.py"))
+
+    example["main"](str(tmp_path / "noisy.wav"), str(tmp_path / "clean.wav"), str(tmp_path / "models"))
+
+    with wave.open(str(tmp_path / "clean.wav")) as file:
+        cleaned = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    padded = np.append(samples / 32768, np.zeros(384)).astype(np.float32)
+    np.testing.assert_allclose(cleaned / 32768, authors_loop(padded)[384:], atol=2 / 32768)
 
 
 def test_silero_from_samples_to_speech_equals_its_own_loop(tmp_path: Path) -> None:
