@@ -105,7 +105,7 @@ def test_kafka_names_what_a_mechanism_lacks(keys: dict[str, str], said: str) -> 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"password_env": "STEPWELL_NO_SUCH"}, "password_env STEPWELL_NO_SUCH: the environment has no such variable"),
+        ({"password_env": "NO_SUCH_PASSWORD"}, "password_env NO_SUCH_PASSWORD: the environment has no such variable"),
         ({"password_file": "/nowhere/p"}, "password_file /nowhere/p cannot be read: No such file"),
         ({"token_command": "false"}, "token_command false has ended with 1"),
         ({"token_command": "/nowhere/c"}, "token_command /nowhere/c cannot be run"),
