@@ -18,7 +18,7 @@ from tests.servers import AOF, server
 
 _WAIT_MS: Final = 500
 _AT_ONCE: Final = 5000
-_TEXTS: Final = {"stream", "model", "version", "state_id", "reason", "code", "message"}
+_TEXTS: Final = {"stream", "time", "model", "version", "state_id", "reason", "code", "message"}
 
 
 class RedisRoad:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from stepwell.addons.connect.brokers.protocol import SelectiveReader
@@ -69,6 +69,8 @@ class TimedConnector(Connector):
         self._idle: dict[str, float] = {}  # seconds for which nothing of a partition came
         self._resumed: dict[str, int] = {}  # positions that streams had when they were seen first
         self._found_again: set[tuple[str, int]] = set()
+        # Messages of newest operations that were read again, by stream and time, with their predictions
+        self._again: defaultdict[str, dict[int, tuple[TimedMessage, OutMessage | None]]] = defaultdict(dict)
         self._applied_before: set[int] = set()  # messages of this poll, by their `id`
         self._times: defaultdict[str, list[int]] = defaultdict(list)
         self._overflow_reported = False
@@ -131,6 +133,7 @@ class TimedConnector(Connector):
         self._idle.clear()
         self._resumed.clear()
         self._found_again.clear()
+        self._again.clear()
         self._times.clear()
 
     async def _read(self, messages: MessageColumns, work: TimeDecisions) -> list[TimedMessage]:
@@ -215,6 +218,7 @@ class TimedConnector(Connector):
         if again and not await self._find_again(again, late):
             return False
         late += [one for one, _ in work.late if id(one) not in suspects]
+        await self._hand_over_again({one.stream for one in work.ready} if acknowledges else list(self._again))
         if work.ready and not await self._step(work.ready, late):
             return False
         letters = [letter_of_tick(items, "bad_input", reason, items[0].stream) for items, reason in work.unusable]
@@ -263,9 +267,26 @@ class TimedConnector(Connector):
                         self._found_again.add(place)
                         found.append(one)
             self._counters.add(skipped=len(found))
-            await self._write([message for one in applied for message in self._predictions_of(poll, one)])
-            await self._acknowledge(found)
+            known = [message for one in applied for message in self._predictions_of(poll, one)]
+            predictions = {(one.key, one.at): one for one in known}
+            for one in found:
+                self._again[one.stream][one.time] = one, predictions.get((one.stream, one.time))
         return True
+
+    async def _hand_over_again(self, streams: Iterable[str]) -> None:
+        """Write the predictions of messages that were applied before, and acknowledge these.
+
+        They are read again in the order of their arrival, and written in that of their times: so it is done when all
+        of them were read, before the stream's next operation.
+        """
+        items, predictions = list[TimedMessage](), list[OutMessage]()
+        for stream in streams:
+            for _, (item, prediction) in sorted(self._again.pop(stream, {}).items(), key=lambda one: one[0]):
+                items.append(item)
+                predictions += [] if prediction is None else [prediction]
+        await self._write(predictions)
+        if items:
+            await self._acknowledge(items)
 
     async def _step(self, ready: Sequence[Ready], late: list[TimedMessage]) -> bool:
         """Step streams, write the predictions, and acknowledge the messages of each operation."""
