@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -91,7 +92,7 @@ def convert_buffers(
         output_names: Names for the outputs, in order.
 
     Raises:
-        RefusedModelError: It keeps a Python number, nothing at all, or cannot be traced.
+        RefusedModelError: It keeps a Python number, what is in a list or dict, or nothing at all; or cannot be traced.
     """
     mine = _own(module)
     given = {key: value[:1] for key, value in tensors(inputs).items()}
@@ -210,54 +211,76 @@ def _spec(path: str, value: Tensor) -> StateSpec:
 
 
 def _kept(module: Any) -> dict[str, Any]:
-    """Return the tensors and numbers that a module may keep, by path."""
+    """Return the tensors and numbers that a module may keep, by path: `b.1.h`, or `hs[0]` in a list, tuple or dict."""
     found: dict[str, Any] = dict(module.named_buffers())
     if isinstance(module, torch.jit.ScriptModule):
-        return {**found, **{path: value_at(module, path) for path in _assigned(module)}}
-    for place, part in module.named_modules():
-        for name, value in vars(part).items():
-            if isinstance(value, (Tensor, *_NUMBERS)) and name != "training" and not name.startswith("_"):
-                found[f"{place}.{name}" if place else name] = value
-    return found
+        found |= {path: value_at(module, path) for path in _attributes(module)}
+    else:
+        of_torch = vars(nn.Module()).keys()
+        for place, part in module.named_modules():
+            own = {name: value for name, value in vars(part).items() if name not in of_torch}
+            found |= {f"{place}.{name}" if place else name: value for name, value in own.items()}
+    return dict(leaf for path, value in found.items() for leaf in _leaves(path, value))
 
 
-def _assigned(module: Any) -> list[str]:
-    """Return the paths of the attributes that a TorchScript module assigns."""
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors and numbers of an attribute, with the path of each; no parameters."""
+    if isinstance(value, (Tensor, *_NUMBERS)):
+        if not isinstance(value, nn.Parameter):
+            yield path, value
+    elif isinstance(value, (Mapping, list, tuple, deque)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(f"{path}[{key!r}]", item)
+
+
+def _attributes(module: Any) -> list[str]:
+    """Return the paths of the attributes that a TorchScript module reads or assigns, without its parameters."""
     paths = []
     graph = module.inlined_graph  # its nodes are there as long as it is
-    for node in graph.findAllNodes("prim::SetAttr"):
+    for node in [*graph.findAllNodes("prim::SetAttr"), *graph.findAllNodes("prim::GetAttr")]:
         names, owner = [node.s("name")], node.inputsAt(0).node()
         while owner.kind() == "prim::GetAttr":
             names.append(owner.s("name"))
             owner = owner.inputsAt(0).node()
         paths.append(".".join(names[::-1]))
-    return list(dict.fromkeys(paths))
+    parameters = dict(module.named_parameters())
+    return [path for path in dict.fromkeys(paths) if path not in parameters]
 
 
 def _states(module: Any, values: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the initial values of what a module changes and reads again, by path.
 
     Raises:
-        RefusedModelError: It changes a Python number.
+        RefusedModelError: It changes a Python number, or what is in a list, tuple or dict; or what it keeps is at first
+            no tensor.
     """
     before = {path: value.clone() if isinstance(value, Tensor) else value for path, value in _kept(module).items()}
     tried = copy.deepcopy(module)
     changed: dict[str, Tensor] = {}
+    late: list[str] = []
     for _ in range(2):
         old = {path: (value, getattr(value, "_version", 0)) for path, value in _kept(tried).items()}
         mine_run(tried, values)
-        for path, value in _kept(tried).items():
-            first = before.get(path)
-            if isinstance(value, _NUMBERS):
-                if path in old and value != old[path][0]:
+        now = _kept(tried)
+        for path in {**old, **now}:
+            value, first = now.get(path), before.get(path)
+            is_same = _is_same(*old.get(path, (None, 0)), value)
+            if "[" in path:
+                if not is_same:
+                    raise RefusedModelError(
+                        f"The module changes {path!r} in `forward`; a state is a tensor of its own.",
+                        fix="Keep it in an attribute of its own: self.register_buffer('h', torch.zeros(1, 64)).",
+                    )
+            elif isinstance(value, _NUMBERS):
+                if path in old and not is_same:
                     raise RefusedModelError(
                         f"The module changes the number {path!r} in `forward`; a state is a tensor.",
                         fix=f"Keep it as a tensor: self.register_buffer({path.rpartition('.')[2]!r}, torch.zeros(1)).",
                     )
-            elif isinstance(first, Tensor) and isinstance(value, Tensor):
-                known, version = old.get(path, (None, 0))
-                is_same = known is value and value._version == version
-                if not is_same or not torch.equal(value, first):
+            elif isinstance(value, Tensor):
+                if not isinstance(first, Tensor):
+                    late += [path] if path in old and not is_same else []
+                elif not is_same or not torch.equal(value, first):
                     changed[path] = first
     for path, value in changed.items():
         after = value_at(tried, path)
@@ -267,7 +290,22 @@ def _states(module: Any, values: Sequence[Tensor]) -> dict[str, Tensor]:
                 f"{list(value.shape)} at first; expected a state of one shape.",
                 fix="Begin with the shape of one row.",
             )
+    for path in late:
+        known = {one: value_at(tried, one).clone() for one in [*changed, path]}
+        if _is_read(tried, values, known, path):
+            raise RefusedModelError(
+                f"The module keeps {path!r}, which is no tensor until `forward` has run; expected one from the start.",
+                fix=f"Begin with a tensor: self.register_buffer({path.rpartition('.')[2]!r}, "
+                f"torch.zeros({str(list(known[path].shape))[1:-1]})).",
+            )
     return {path: value for path, value in changed.items() if _is_read(module, values, changed, path)}
+
+
+def _is_same(old: Any, version: int, value: Any) -> bool:
+    """Whether a tensor is the same one, not changed in place since that version; or a number equal."""
+    if isinstance(value, Tensor):
+        return old is value and value._version == version
+    return type(old) is type(value) and bool(old == value)
 
 
 def _is_read(module: Any, values: Sequence[Tensor], states: Mapping[str, Tensor], path: str) -> bool:

@@ -144,3 +144,112 @@ def test_a_module_that_keeps_nothing_is_refused_and_buffers_are_proposed() -> No
     with pytest.raises(ManifestError) as caught:
         StepSpec(Policy(), inputs={"x": torch.zeros(1, 5)})
     assert 'states="buffers"' in caught.value.fix
+
+
+class Private(nn.Module):
+    """States whose names begin with `_`, next to one whose name does not."""
+
+    def __init__(self, count: int | None = None) -> None:
+        super().__init__()
+        self._h, self.g = torch.full((1, 2), 0.5), torch.zeros(1, 2)
+        self._n = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._n is not None:
+            self._n += 1
+        self._h, self.g = 0.5 * self._h + x, 0.9 * self.g + x
+        return self._h * self.g
+
+
+def test_attributes_that_begin_with_an_underscore_are_states(tmp_path: Path) -> None:
+    export_source(StepSpec(Private(), inputs={"x": torch.zeros(1, 2)}, states="buffers"), tmp_path / "p.onnx")
+    model = StepModel(tmp_path / "p.onnx")
+
+    found = stepped(model, {"x": X[None, :, :2]})[0]
+
+    assert [state.input for state in model.manifest.states] == ["_h", "g"]
+    np.testing.assert_allclose(found[model.manifest.outputs[0].name][0], as_users_run(Private(), X[:, :2]), atol=1e-6)
+
+
+def test_a_number_that_begins_with_an_underscore_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="changes the number '_n'"):
+        convert_buffers(Private(0), {"x": torch.zeros(1, 2)}, name="m")
+
+
+def test_a_torchscript_attribute_that_changes_in_place_is_a_state(tmp_path: Path) -> None:
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.h = torch.full((1, 5), 0.2)
+            self.factor = torch.full((1, 5), 0.9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.h.mul_(self.factor).add_(x)
+            return 2 * self.h
+
+    torch.jit.script(Leaky()).save(str(tmp_path / "leaky.pt"))
+    export_source(tmp_path / "leaky.pt", tmp_path / "p.onnx", examples={"x": [1, 5]})
+    model = StepModel(tmp_path / "p.onnx")
+    found = stepped(model, {"x": X[None]})[0]
+
+    assert [(state.input, state.initial().tolist()[0]) for state in model.manifest.states] == [
+        ("h", pytest.approx(0.2))
+    ]  # fmt: skip
+    np.testing.assert_allclose(found[model.manifest.outputs[0].name][0], as_users_run(Leaky(), X), atol=1e-5)
+
+
+class Listed(nn.Module):
+    """A state in a list and one in a buffer."""
+
+    g: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hs = [torch.zeros(1, 2), torch.ones(1, 2)]
+        self.register_buffer("g", torch.zeros(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hs[0] = 0.5 * self.hs[0] + x
+        self.g = 0.5 * self.g + x
+        return self.hs[0] + self.g
+
+
+class Keyed(Listed):
+    """A state in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"h": torch.zeros(1, 2)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["h"].mul_(0.5).add_(x)
+        self.g = 0.5 * self.g + x
+        return self.kept["h"] + self.g
+
+
+class Late(Listed):
+    """A state that is None at first, and one that is written before it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = self.shown = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown = 2 * x
+        self.h = self.shown if self.h is None else 0.5 * self.h + self.shown
+        self.g = 0.5 * self.g + x
+        return self.h + self.g
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Listed(), r"changes 'hs\[0\]' in `forward`"),
+        (torch.jit.script(Listed()), r"changes 'hs\[0\]' in `forward`"),
+        (Keyed(), r"changes \"kept\['h'\]\" in `forward`"),
+        (Late(), "keeps 'h', which is no tensor until `forward` has run"),
+    ],
+)
+def test_a_state_that_is_no_tensor_of_its_own_is_refused_by_its_path(module: Any, words: str) -> None:
+    with pytest.raises(RefusedModelError, match=words):
+        convert_buffers(module, {"x": torch.ones(1, 2)}, name="m")
