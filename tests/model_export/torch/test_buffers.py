@@ -201,8 +201,6 @@ def test_a_torchscript_attribute_that_changes_in_place_is_a_state(tmp_path: Path
 class Listed(nn.Module):
     """A state in a list and one in a buffer."""
 
-    g: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.hs = [torch.zeros(1, 2), torch.ones(1, 2)]
@@ -210,7 +208,7 @@ class Listed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.hs[0] = 0.5 * self.hs[0] + x
-        self.g = 0.5 * self.g + x
+        self.g.mul_(0.5).add_(x)
         return self.hs[0] + self.g
 
 
@@ -223,7 +221,7 @@ class Keyed(Listed):
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept["h"].mul_(0.5).add_(x)
-        self.g = 0.5 * self.g + x
+        self.g.mul_(0.5).add_(x)
         return self.kept["h"] + self.g
 
 
@@ -237,7 +235,7 @@ class Late(Listed):
     def forward(self, x: Tensor) -> Tensor:
         self.shown = 2 * x
         self.h = self.shown if self.h is None else 0.5 * self.h + self.shown
-        self.g = 0.5 * self.g + x
+        self.g.mul_(0.5).add_(x)
         return self.h + self.g
 
 
