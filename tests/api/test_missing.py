@@ -146,6 +146,27 @@ def test_the_description_of_a_model_says_which_values_may_be_missing(service: Se
     assert "missing" not in json.dumps(service.http.get("/v1/models/total").json()["inputs"])
 
 
+def test_an_input_without_a_rule_is_missing_in_each_timestep_of_a_rollout(service: Service, stream: str) -> None:
+    step(service, stream, {"a": [3, 4], "b": 5})
+    path = service.path("last_seen", stream, "rollout")
+    for inputs in ({"a": [1, 2]}, None):
+        body = {"inputs": inputs, "horizon": 2, "feedback": {"a": "y"}}
+        found = service.http.post(path, json={key: value for key, value in body.items() if value is not None})
+
+        assert found.status_code == 200, found.text
+        y = [3, 4] if inputs is None else [1, 2]
+        assert found.json()["outputs"] == {"y": [y, y], "z": [5, 5]}
+
+
+def test_a_committed_rollout_and_its_retry_agree_where_an_input_is_missing(service: Service, stream: str) -> None:
+    path = service.path("last_seen", stream, "rollout")
+    body = {"inputs": {"a": [1, 2]}, "horizon": 2, "feedback": {"a": "y"}, "commit": True, "seq": 1}
+    first, again = (service.http.post(path, json=body).json() for _ in range(2))
+
+    assert first["outputs"] == again["outputs"] == {"y": [[1, 2], [1, 2]], "z": [0, 0]}
+    assert (again["replayed"], again["state_id"]) == (True, first["state_id"])
+
+
 def needs_values() -> Built:
     """`last_seen` with a prediction `y` that is negated, as a version that accepts no missing values."""
     graph, manifest = last_seen()

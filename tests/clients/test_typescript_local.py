@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from stepwell import Client, LocalModel
+from stepwell_export.runtime.manifest import OutputSpec
 from tests.addons.dashboard.browser import browser, chromium
 from tests.addons.local.test_local_model import MODELS, rows
 from tests.clients.kit import FILE, KIT
 from tests.clients.test_typescript import CLIENT, LOCAL
 from tests.exactly_once.test_learned import timesteps, write_learning_model
-from tests.graphs import fold, write_models
+from tests.graphs import Built, fold, fold_reference, write_models
 from tests.npm import npm_install
 from tests.processes import ServiceProcess, service_process
 
@@ -143,6 +144,20 @@ def test_a_model_with_learning_stages_learns_in_node(installed_runtime: Path, no
         for output, array in stream.step(x).outputs.items():
             np.testing.assert_allclose(outputs[output], array, atol=1e-5)
     assert model.stream(found["state"]["state"]).step(xs[0]).outputs.keys() == found["outputs"][0].keys()
+
+
+def test_an_output_is_answered_by_its_name_where_the_graph_calls_it_otherwise(
+    installed_runtime: Path, node: list[str], tmp_path: Path
+) -> None:
+    def renamed() -> Built:
+        graph, manifest = fold()
+        [y] = manifest.outputs
+        return graph, manifest.model_copy(update={"outputs": [OutputSpec(**{**dict(y), "name": "x", "tensor": "y"})]})
+
+    write_models(tmp_path, renamed=renamed)
+    code = "return (await (await load(given)).stream().step({ x: [7] })).outputs;"
+
+    assert run(installed_runtime, node, code, str(tmp_path / "renamed.onnx")) == {"x": fold_reference([7])}
 
 
 @pytest.mark.parametrize("value", [1.0, 1, -2.5, 1e-05, 123456789012345680.0, 1e16, 0.1, 9007199254740993, [1.5, 2]])

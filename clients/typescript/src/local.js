@@ -155,8 +155,8 @@ export class LocalModel {
     const found = await this.#session.run(feeds).catch((/** @type {any} */ cause) => {
       throw badInput(`The model cannot run on these values: ${cause?.message ?? cause}`, cause);
     });
-    const outputs = this.outputs.map(({ name, dtype, shape }) => {
-      const array = typed(dtype, raw(found[name].data));
+    const outputs = this.outputs.map(({ name, tensor, dtype, shape }) => {
+      const array = typed(dtype, raw(found[tensor ?? name].data));
       if (!areFinite(array, dtype)) throw nonFinite(`output ${name}`);
       return [name, nested(array, dtype, shape)];
     });

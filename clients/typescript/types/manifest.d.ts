@@ -11,6 +11,10 @@ export type TensorSpec = {
   missing?: "refuse" | "nan";
   /** Of an output: outputs of the kind `ignore` are not returned. */
   kind?: "value" | "random" | "ignore";
+  /** Of an output: its name in the graph, where that is not `name`. */
+  tensor?: string | null;
+  /** Of an output: samples by which it is behind the input; none: it has no samples. */
+  latency?: number | null;
   labels?: string[];
   unit?: string;
 };

@@ -176,7 +176,10 @@ class RolloutPlan:
         return state[:-PAIR_BYTES] + self.standing.pair.encode()
 
     def _first_inputs(self, record: Record | None, feedback: FeedbackInputs) -> dict[str, Array]:
-        """Return the inputs of the request; the others are computed by their rules from the last prediction."""
+        """Return the inputs of the request; the others are computed by their rules from the last prediction.
+
+        An input without a rule that the request lacks is missing in each timestep, where its values may be missing.
+        """
         given, specs = self.request.inputs, self.served.manifest.inputs
         for spec in specs:
             row = given.get(spec.name)
@@ -190,15 +193,17 @@ class RolloutPlan:
             if row is not None and spec.missing == "refuse" and np.isnan(row).any():
                 raise missing_input(spec.name, self.served)
         has_rule = {rule.input.name for rule in self.rules}
-        missing = [spec.name for spec in specs if spec.name not in given]
-        if missing_without_rule := [name for name in missing if name not in has_rule]:
+        missing = [spec for spec in specs if spec.name not in given]
+        without_rule = [spec for spec in missing if spec.name not in has_rule]
+        if missing_without_rule := [spec.name for spec in without_rule if spec.missing == "refuse"]:
             raise ServiceError(
                 "bad_input",
                 f"`inputs` has no {', '.join(map(repr, missing_without_rule))}, and no feedback rule computes it.",
                 fix="Send it: it has the same value in every timestep.",
             )
-        inputs = {name: self._repeated(row) for name, row in given.items()}
-        if not missing:
+        rows = {**given, **{spec.name: np.full(spec.row_shape, np.nan, spec.dtype) for spec in without_rule}}
+        inputs = {name: self._repeated(row) for name, row in rows.items()}
+        if len(missing) == len(without_rule):
             return inputs
         last_prediction = {name: self._repeated(row) for name, row in self._last_prediction(record).items()}
         return {**feedback.next(last_prediction, 0, inputs), **inputs}
