@@ -385,3 +385,83 @@ def test_columns_of_an_npz_file_are_those_of_a_table(running: ServiceProcess, tm
     result = run(running, tmp_path / "data.npz", *FOLD, "--json")
 
     assert (report_of(result)["applied"], report_of(result)["skipped"]) == (0, 60)
+
+
+# ------------------------------------------------------------- rows by their times
+
+
+def write_times(path: Path, rows: list[tuple[str, float, int]]) -> Path:
+    return write_csv(path, ["value", "device", "time"], [(x, name, at) for name, at, x in rows])
+
+
+JITTERED = [("1", 1.0, 1), ("2", 1.4, 2), ("1", 3.0, 3), ("1", 2.0, 4), ("2", 3.5, 5), ("2", 2.5, 6), ("1", 4.0, 7)]
+MORE = [("2", 3.8, 8), ("1", 4.5, 9), ("2", 5.0, 10), ("1", 0.5, 11)]
+"""What follows: the first one is between timesteps of the other stream, the last one is late."""
+
+
+@pytest.mark.parametrize("rules", [("--order", "1s"), ("--every", "500ms", "--gap", "0")])
+def test_grown_data_by_its_times_goes_on_where_it_grew(
+    running: ServiceProcess, tmp_path: Path, rules: tuple[str, str]
+) -> None:
+    prefix = f"u{rules[0]}."
+    rows = [(prefix + name, at, x) for name, at, x in JITTERED]
+    run(running, write_times(tmp_path / "data.csv", rows), *FOLD, *rules)
+    more = [(prefix + name, at, x) for name, at, x in MORE]
+    write_times(tmp_path / "data.csv", rows + more)
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, *rules, "--json"))
+
+    assert (report["applied"], report["skipped"], report["late"]) == (3, 7, 1)
+    assert next_prediction(running, f"{prefix}1", 5) == fold_reference([1, 4, 3, 7, 9, 5])[-1]
+    assert next_prediction(running, f"{prefix}2", 5) == fold_reference([2, 6, 5, 8, 10, 5])[-1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "more"),
+    [(("--order", "2s"), (3.5, 9)), (("--every", "1s"), (3.9, 9))],
+    ids=["a row between applied ones", "a tick with another value"],
+)
+def test_rows_that_change_what_was_applied_are_refused(
+    running: ServiceProcess, tmp_path: Path, rules: tuple[str, str], more: tuple[float, int]
+) -> None:
+    name = f"v{rules[0]}.1"
+    rows = [(name, 1.0, 1), (name, 4.0, 3), (name, 3.0, 2)] if rules[0] == "--order" else [(name, 1, 1), (name, 3.5, 2)]
+    run(running, write_times(tmp_path / "data.csv", rows), *FOLD, *rules)
+    before = status(running, name)["state_id"]
+
+    result = run(running, write_times(tmp_path / "data.csv", [*rows, (name, *more)]), *FOLD, *rules)
+
+    assert result.exit_code == 1
+    assert f"1 stream had other timesteps by these rules before: {name}." in str(result.exception)
+    assert "--again" in str(result.exception)
+    assert status(running, name)["state_id"] == before
+
+
+def test_changed_rows_by_their_times_are_refused_and_applied_once_with_again(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    words = (tmp_path / "data.csv", *FOLD, "--order", "1s")
+    run(running, write_times(words[0], [("w.1", 1.0, 1), ("w.1", 2.0, 2)]), *words[1:])
+    write_times(words[0], [("w.1", 1.0, 7), ("w.1", 2.0, 2), ("w.1", 3.0, 3)])
+
+    assert "had other timesteps" in str(run(running, *words).exception)
+    reset(running, "w.1")
+    assert report_of(run(running, *words, "--again", "--json"))["applied"] == 3
+    write_times(words[0], [("w.1", 1.0, 7), ("w.1", 2.0, 2), ("w.1", 3.0, 3), ("w.1", 4.0, 4)])
+    assert report_of(run(running, *words, "--json"))["applied"] == 1
+
+    assert next_prediction(running, "w.1", 5) == fold_reference([7, 2, 3, 4, 5])[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--order", "5"),
+        ("--every", "1s", "--fill", "x"),
+        ("--every", "1s", "--take", "x"),
+        ("--every", "1s", "--take", "min", "--take", "max"),
+        ("--take", "min"),
+    ],
+)
+def test_a_rule_that_is_none_is_wrong_usage(running: ServiceProcess, tmp_path: Path, words: tuple[str, ...]) -> None:
+    assert run(running, write_times(tmp_path / "data.csv", [("x.1", 1, 1)]), *FOLD, *words).exit_code == 2

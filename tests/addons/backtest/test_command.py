@@ -64,3 +64,10 @@ def test_unknown_columns_are_wrong_usage_also_as_a_program(words: list[str]) -> 
 
     assert done.returncode == 2
     assert "has no column nothing; it has device, p, q" in done.stderr
+
+
+def test_late_rows_are_counted(words: list[str], tmp_path: Path) -> None:
+    rows = [("d0", at, 0.5, 0.5) for at in (10, 90, 5)]
+    words[1] = str(write_csv(tmp_path / "data.csv", ["device", "at", "p", "q"], rows))
+    report = json.loads(invoke(app, [*words, "--time", "at", "--time-unit", "ms", "--order", "20ms", "--json"]).stdout)
+    assert (report["timesteps"], report["late"], report["left_out"]) == (2, 1, 0)

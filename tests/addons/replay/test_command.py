@@ -283,3 +283,14 @@ def test_without_a_service_the_command_ends_at_once(service: Service, tmp_path: 
 
     assert done.exit_code == 1
     assert "No Stepwell service responds" in str(done.exception)
+
+
+def test_rows_by_their_times_are_sent_as_fast_as_possible_and_late_ones_counted(
+    service: Service, tmp_path: Path, stream: str
+) -> None:
+    data = write(tmp_path / "data.csv", "x,at", [[1, 1], [2, 90_000], [3, 0]])
+    words = (data, "--stream", stream, "--time", "at", "--order", "1s", "--rate", "100", "--json")
+
+    report = json.loads(run(service, "fold", *words).stdout)
+
+    assert (report["rows"], report["late"], report["left_out"]) == (2, 1, 0)

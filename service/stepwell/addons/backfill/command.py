@@ -24,8 +24,10 @@ from stepwell.addons.recorded.flags import (
     RowTake,
     StreamColumn,
     TimeColumn,
+    TimeUnitFlag,
     column_choice,
     data_progress,
+    left_out_in_words,
     row_rules,
 )
 from stepwell.commands.tables import Json, key_value_table, print_json, show
@@ -46,6 +48,7 @@ def backfill(
     stream_column: StreamColumn = None,
     inputs: InputColumns = None,
     time_column: TimeColumn = None,
+    time_unit: TimeUnitFlag = "s",
     order: RowOrder = None,
     every: RowClock = None,
     take: RowTake = None,
@@ -69,7 +72,7 @@ def backfill(
     """
     started = time.monotonic()
     write = None if predictions is None else writer_of(predictions)
-    choice = column_choice(stream_column, time_column, inputs)
+    choice = column_choice(stream_column, time_column, time_unit, inputs)
     rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with HttpApi(url, key) as service:
         described = service.get(model_path(model))
@@ -121,6 +124,7 @@ def backfill(
         "skipped": run.skipped,
         "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
         "late": recorded.n_late,
+        "left_out": recorded.n_left_out,
         "reset": past.reset,
         "source": recorded.source_id,
         "predictions": str(predictions) if predictions is not None and is_whole else None,
@@ -178,8 +182,7 @@ def _print(report: dict[str, Any], *, as_json: bool) -> None:
         "timesteps": f"{report['timesteps']:,} ({report['applied']:,} applied now, {report['skipped']:,} before)",
         "seconds": f"{report['seconds']:.1f} ({report['timesteps'] / max(report['seconds'], 1e-3):,.0f} timesteps/s)",
     }
-    if report["late"]:
-        facts["late"] = f"{report['late']:,} rows, which newer ones of their streams go on before: not applied"
+    facts |= left_out_in_words(report["late"], report["left_out"])
     if report["predictions"] is not None:
         facts["predictions"] = report["predictions"]
     show(key_value_table(f"Backfill of {report['model']}", facts))

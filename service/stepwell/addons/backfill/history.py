@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepwell.addons.backfill.predictions import BackfillError
 from stepwell.addons.recorded import RecordedData
+from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array
 
-_SOURCE = re.compile(r"(rows:(\d+):[0-9a-f]{64})(?:#again=(\d+))?")
+_SOURCE = re.compile(r"(rows:(\d+):[0-9a-f]{64}((?:#time|#every=[0-9a-z]+)?))(?:#again=(\d+))?")
+_NAMED = 5
+
+
+class _Source(NamedTuple):
+    """How far a stream has recorded data.
+
+    Attributes:
+        rows: The source of the rows.
+        n_rows: How many there were, of all streams.
+        rules: The suffix of the rules by which they became timesteps; empty: there were none.
+        turn: How often they were begun again.
+        position: The position of the newest timestep that was applied.
+    """
+
+    rows: str
+    n_rows: int
+    rules: str
+    turn: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +62,33 @@ def past_of(data: RecordedData, statuses: Mapping[str, Mapping[str, Any]], *, ag
     Args:
         data: The rows, which were read once.
         statuses: What the service shows of the streams that exist, by stream: `step` and `sources`.
-        again: Apply the rows of streams that were reset from the first one on.
+        again: Apply the rows of streams that were reset, or have other timesteps, from the first one on.
 
     Raises:
+        BackfillError: By the rules of the data, a stream has other timesteps than those of the data; not with `again`.
         RecordedDataError: A file cannot be read.
     """
     kept = {stream: list(_sources(status.get("sources", ()))) for stream, status in statuses.items()}
     total = int(data.source_id.split(":")[1])
-    counts = {count for sources in kept.values() for _, count, _, _ in sources if count < total}
+    counts = {one.n_rows for sources in kept.values() for one in sources if one.n_rows < total}
     same = data.source_ids_of_beginnings(counts) | {data.source_id}
     turns, ends, starts = (np.zeros(len(data.streams), np.int64) for _ in range(3))
+    changed = []
     for stream, code in data.streams.items():
-        known = [(turn, at + 1, base) for base, _, turn, at in kept.get(stream, ()) if base in same]
-        if known:
-            turns[code] = turn = max(turn for turn, _, _ in known)
-            ends[code] = max(end for at, end, _ in known if at == turn)
-            starts[code] = max((end for at, end, base in known if at == turn and base != data.source_id), default=0)
+        of_rules = [one for one in kept.get(stream, ()) if data.rules is not None and one.rules == data.rules.suffix]
+        known = [one for one in kept.get(stream, ()) if one.rows in same]
+        turns[code] = turn = max((one.turn for one in known or of_rules), default=0)
+        newest = [one for one in known if one.turn == turn]
+        before = max((one for one in newest if one.rows != data.source_id), key=lambda one: one.n_rows, default=None)
+        start = 0 if before is None else data.end_after_beginning(before.n_rows, stream, before.position)
+        if start is None or (of_rules and not known):
+            changed.append(stream)
+        else:
+            starts[code] = start
+            ends[code] = max([start, *(one.position + 1 for one in newest if one.rows == data.source_id)])
+    if changed and not again:
+        raise _changed(changed)
+    turns[[data.streams[stream] for stream in changed]] += 1
     n_applied = _rows_before(data, ends)
     steps = np.array([statuses[stream]["step"] if stream in statuses else 0 for stream in data.streams])
     is_reset = steps < n_applied
@@ -68,11 +100,22 @@ def past_of(data: RecordedData, statuses: Mapping[str, Mapping[str, Any]], *, ag
     return Past(sources, starts, reset)
 
 
-def _sources(found: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, int, int, int]]:
-    """Yield of each source of recorded data its rows, their count, how often they were begun again, its position."""
+def _changed(streams: Sequence[str]) -> BackfillError:
+    named = ", ".join(streams[:_NAMED]) + (" .." if len(streams) > _NAMED else "")
+    return BackfillError(
+        f"{counted(len(streams), 'stream')} had other timesteps by these rules before: {named}. Rows were changed, or "
+        "ones that followed belong before or into timesteps that were applied. Nothing was sent.",
+        fix="Give the rows of the earlier run first. To apply all rows of these streams from the first one on, reset "
+        "the streams and give --again.",
+    )
+
+
+def _sources(found: Iterable[Mapping[str, Any]]) -> Iterable[_Source]:
+    """Yield the sources that are of recorded data."""
     for source in found:
         if (parts := _SOURCE.fullmatch(source["id"])) is not None:
-            yield parts[1], int(parts[2]), int(parts[3] or 0), int(source["at"])
+            rows, count, rules, turn = parts.groups()
+            yield _Source(rows, int(count), rules, int(turn or 0), int(source["at"]))
 
 
 def _rows_before(data: RecordedData, ends: Array) -> Array:

@@ -23,8 +23,10 @@ from stepwell.addons.recorded.flags import (
     RowTake,
     StreamColumn,
     TimeColumn,
+    TimeUnitFlag,
     column_choice,
     data_progress,
+    left_out_in_words,
     row_rules,
 )
 from stepwell.commands.flags import check_ending, named_values
@@ -43,6 +45,7 @@ def backtest(
     stream_column: StreamColumn = None,
     inputs: InputColumns = None,
     time_column: TimeColumn = None,
+    time_unit: TimeUnitFlag = "s",
     order: RowOrder = None,
     every: RowClock = None,
     take: RowTake = None,
@@ -63,7 +66,7 @@ def backtest(
     """
     limits = _limits(limit)
     check_ending("--plot", plot, ".svg")
-    choice = column_choice(stream_column, time_column, inputs)
+    choice = column_choice(stream_column, time_column, time_unit, inputs)
     rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     newer, older = load_models([new, against], threads)
     outputs, _ = compared_outputs(newer, older)
@@ -84,9 +87,11 @@ def backtest(
         write_atomically(plot, picture(comparison, title, limits).encode())
     beyond = [each for each in comparison.outputs if each.largest[0] > limits.get(each.name, math.inf)]
     if as_json:
-        print_json(_report(comparison, new, against, limits, ok=not beyond))
+        counts = {"late": recorded.n_late, "left_out": recorded.n_left_out}
+        print_json(_report(comparison, new, against, limits, ok=not beyond) | counts)
     else:
-        show(*_tables(comparison, title, limits), *([f"plot: {plot}"] if plot else []))
+        left_out = [f"{name}: {text}" for name, text in left_out_in_words(recorded.n_late, recorded.n_left_out).items()]
+        show(*_tables(comparison, title, limits), *left_out, *([f"plot: {plot}"] if plot else []))
     if beyond:
         raise BacktestError(
             "; ".join(

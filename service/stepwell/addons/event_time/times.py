@@ -43,10 +43,9 @@ def time_of(value: Any, unit: TimeUnit) -> int:
     kind = type(value)
     if kind is not int and kind is not float and isinstance(value, str):
         number = None if kind is str else number_of(value)
-        value = _of_text(value) if number is None else number
+        value = datetime_of(value) if number is None else number
     if isinstance(value, datetime):
-        aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        found = (aware - _EPOCH) // timedelta(microseconds=1)
+        found = us_of(value)
     elif type(value) is int:
         found = (2 * value + _NS_PER_US) // (2 * _NS_PER_US) if unit == "ns" else value * _US_PER_UNIT[unit]
     elif type(value) is float and math.isfinite(value):
@@ -58,8 +57,18 @@ def time_of(value: Any, unit: TimeUnit) -> int:
     return min(found, _LIMIT)
 
 
-def _of_text(text: str) -> datetime:
-    """Return the time of a text in ISO 8601; Python cuts what is behind the microseconds, so that is rounded here."""
+def us_of(time: datetime) -> int:
+    """Return a time in microseconds since 1970; it is UTC if it has no zone."""
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // timedelta(microseconds=1)
+
+
+def datetime_of(text: str) -> datetime:
+    """Return the time of a text in ISO 8601, rounded to the nearest microsecond: Python cuts what is behind it.
+
+    Raises:
+        BadTimeError: It is none.
+    """
     text, nanoseconds = str(text).strip(), 0.0
     fraction = _FRACTION.search(text)
     if fraction is not None:

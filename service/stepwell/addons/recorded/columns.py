@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stepwell.addons.event_time.times import TimeUnit
 from stepwell_client.columns import ColumnsError, input_columns
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
 from stepwell_client.wire.texts import listed, nearest
@@ -20,11 +21,13 @@ class ColumnChoice:
             stream, with the file's name without its ending.
         time: The column of the times, by which the rows of each stream are sorted; None: they are not checked.
         inputs: The columns of an input's numbers, in C order; an input that is not here has columns of its own names.
+        time_unit: The unit of times that are numbers.
     """
 
     stream: str | None = None
     time: str | None = None
     inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    time_unit: TimeUnit = "s"
 
     @property
     def template(self) -> StreamTemplate | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.npz import NpzRecording
-from stepwell.addons.recorded.row_rules import RowRules
+from stepwell.addons.recorded.row_rules import RowRules, missing_name
 from stepwell.addons.recorded.rows_hash import RowsHash
 from stepwell.addons.recorded.tables import CsvFile, Kind, ParquetFile
-from stepwell.addons.recorded.values import Categories, cast, integers, numbers, times
+from stepwell.addons.recorded.values import Categories, cast, integers, numbers, present, times
 from stepwell_client.columns import check_named
 from stepwell_client.wire.ids import is_stream_id
+from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, InputSpec
 
 _TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
@@ -40,8 +41,11 @@ class RecordedData:
     Attributes:
         files: The files, in the order in which they are read; the rows count on over them.
         streams: The code of each stream by its id, from 0 in the order of appearance; complete once all was read.
-        source_id: Identifies the rows by their values: `rows:COUNT:SHA-256`; empty until `check` has read them.
+        source_id: Identifies the rows by their values: `rows:COUNT:SHA-256`, and with rules their suffix; empty until
+            `check` has read them.
         n_late: Rows that are left out, since newer ones of their streams go on before them; known once all was read.
+        n_left_out: Rows that are left out, since their time is before 1970, or their tick has no value of an input.
+        rules: How rows become timesteps, by their times; None: each row is one.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class RecordedData:
         self.files = list(files)
         self.streams: dict[str, int] = _Codes()
         self.n_late = 0
-        self._rules = rules
+        self.n_left_out = 0
+        self.rules = rules
         self._model_specs = specs
         if rules is not None:
             rules.columns(specs)
             specs = rules.read_specs(specs)
-        self._ordered: list[Rows] | None = None
+        self._rows: list[Rows] | None = None  # with rules: as they are in the files
+        self._beginnings: dict[int, Rows] = {}
         self._specs = specs
         self._choice = choice
         self._kept: list[Rows] | None = None
@@ -70,26 +76,22 @@ class RecordedData:
         check_named(specs, choice.inputs)
         for file in self.files:
             if file.suffix.lower() == ".npz":
-                NpzRecording(file, specs, choice)
+                recording = NpzRecording(file, specs, choice)
+                if rules is not None:
+                    recording.check_time()
             else:
                 table = _TABLES[file.suffix.lower()](file)
                 choice.input_columns(specs, table.columns, str(file))
 
     def read(self) -> Iterator[Rows]:
-        """Yield consecutive rows, all of them in the order of the files.
+        """Yield consecutive rows, all of them in the order of the files; with rules the timesteps that they became.
 
         Raises:
             RecordedDataError: A file cannot be read, or a value does not fit.
         """
-        if self._rules is not None:
-            if self._ordered is None:
-                rows, self.n_late = self._rules.apply(self._read_files(), self._model_specs)
-                self._ordered = [rows]
-            yield from self._ordered
-        elif self._kept is not None:
-            yield from self._kept
-        else:
-            yield from self._read_files()
+        if self._kept is None and self.rules is not None:
+            self.check()
+        yield from self._read_files() if self._kept is None else self._kept
 
     def _read_files(self) -> Iterator[Rows]:
         first = 0
@@ -99,7 +101,9 @@ class RecordedData:
                 first += len(codes)
 
     def check(self, advance: Callable[[int], None] = lambda _rows: None) -> int:
-        """Read everything once, and return the number of rows; what is small is kept, so that `read` parses nothing.
+        """Read everything once, and return the number of timesteps.
+
+        What is small is kept, so that `read` parses nothing.
 
         Args:
             advance: Called with the number of rows that were read since the last call.
@@ -109,11 +113,12 @@ class RecordedData:
         """
         newest, found = np.empty(0), RowsHash()
         kept: list[Rows] | None = []
-        for rows in self.read():
+        for rows in self._read_files():
             if kept is not None:
                 kept.append(rows)
-                kept = kept if sum(one.nbytes for one in kept) <= KEPT_BYTES else None
-            if rows.times is not None:
+                is_small = self.rules is not None or sum(one.nbytes for one in kept) <= KEPT_BYTES
+                kept = kept if is_small else None
+            if rows.times is not None and self.rules is None:
                 newest = np.append(newest, np.full(len(self.streams) - len(newest), -np.inf))
                 self._check_order(rows, newest)
             found.add(rows, self.streams)
@@ -121,7 +126,20 @@ class RecordedData:
         if not found.count:
             raise RecordedDataError(f"{', '.join(map(str, self.files))}: there are no rows.")
         self._kept, self.source_id = kept, found.source_id
-        return found.count
+        if self.rules is None:
+            return found.count
+        assert kept is not None
+        made = self.rules.apply(kept, self._model_specs)
+        self._rows, self._kept = kept, [made.rows]
+        self.source_id += self.rules.suffix
+        self.n_late, self.n_left_out = made.n_late, made.n_left_out
+        if not len(made.rows):
+            raise RecordedDataError(
+                f"None of {counted(found.count, 'row')} is a timestep: their times are before 1970, or their ticks "
+                "have no value of an input.",
+                fix="Check --time-unit; or give --fill zero, or rows with all inputs.",
+            )
+        return len(made.rows)
 
     def check_stream_ids(self) -> None:
         """Check that the streams that were read have ids which a service takes.
@@ -147,23 +165,48 @@ class RecordedData:
         )
 
     def source_ids_of_beginnings(self, counts: Collection[int]) -> set[str]:
-        """Return the `source_id` of the first rows of this data, for some numbers of them.
+        """Return the `source_id` of the first rows of the files, for some numbers of them.
 
         Raises:
             RecordedDataError: A file cannot be read.
         """
         ends, found, ids = sorted(counts, reverse=True), RowsHash(), set[str]()
-        for rows in self.read():
+        suffix = "" if self.rules is None else self.rules.suffix
+        for rows in self.read() if self._rows is None else self._rows:
             rest = rows
             while ends and (missing := ends[-1] - found.count) <= len(rest):
                 found.add(rest.where(slice(missing)), self.streams)
-                ids.add(found.source_id)
+                ids.add(found.source_id + suffix)
                 rest = rest.where(slice(missing, None))
                 ends.pop()
             if not ends:
                 break
             found.add(rest, self.streams)
         return ids
+
+    def end_after_beginning(self, count: int, stream: str, position: int) -> int | None:
+        """Return the position behind the timesteps that a stream has of a run over the first rows of the files.
+
+        Args:
+            count: How many rows that run had.
+            stream: The stream.
+            position: The position of its newest timestep in that run.
+
+        Returns:
+            A position in this data; None: by the rules, rows that followed change timesteps that the stream has.
+        """
+        if self.rules is None:
+            return position + 1
+        if count not in self._beginnings:
+            first = self.rules.apply(_first(self._rows or (), count), self._model_specs)
+            self._beginnings[count] = first.rows
+        before, [now] = self._beginnings[count], self.read()
+        code = self.streams[stream]
+        had = before.where((before.codes == code) & (before.positions <= position))
+        has = now.where(np.flatnonzero(now.codes == code)[: len(had)])
+        if not _are_equal(had, has):
+            return None
+        return int(has.positions[-1]) + 1 if len(has) else 0
 
     def _check_order(self, rows: Rows, newest: Array) -> None:
         """Check that the times of each stream do not decrease; `newest` has the last time of each."""
@@ -192,7 +235,8 @@ class RecordedData:
         table = _TABLES[file.suffix.lower()](file)
         choice, where, first = self._choice, str(file), 0
         by_input = choice.input_columns(self._specs, table.columns, where)
-        kinds: dict[str, Kind] = {choice.time: "f8"} if choice.time is not None else {}
+        time_kind: Kind = "i8" if choice.time_unit == "ns" else "f8"  # nanoseconds since 1970 are no float64
+        kinds: dict[str, Kind] = {choice.time: time_kind} if choice.time is not None else {}
         for spec in self._specs:
             for name in by_input[spec.name]:
                 kind: Kind = "i8" if np.dtype(spec.dtype).kind in "iu" else "f8"
@@ -201,12 +245,23 @@ class RecordedData:
         for cells in table.pieces(kinds):
             n_rows = len(next(iter(cells.values())))
             codes = self._codes(self._ids(cells, file, first), n_rows)
-            at = None if choice.time is None else times(cells[choice.time], f"{where}, column {choice.time!r}", first)
+            at = None
+            if choice.time is not None:
+                at = times(cells[choice.time], f"{where}, column {choice.time!r}", first, choice.time_unit)
             inputs = {}
             for spec in self._specs:
                 read = integers if np.dtype(spec.dtype).kind in "iu" else numbers
                 names = by_input[spec.name]
-                columns = [read(cells[name], f"{where}, column {name!r}", first) for name in names]
+                if read is integers and self.rules is not None and self.rules.every:
+                    found = [present(cells[name]) for name in names]
+                    inputs[missing_name(spec.name)] = np.any([missing for _, missing in found], axis=0)
+                    columns = [filled for filled, _ in found]
+                else:
+                    columns = [cells[name] for name in names]
+                columns = [
+                    read(column, f"{where}, column {name!r}", first)
+                    for name, column in zip(names, columns, strict=True)
+                ]
                 inputs[spec.name] = cast(np.stack(columns, axis=1), spec, names, where, first)
             yield codes, at, inputs
             first += n_rows
@@ -243,6 +298,24 @@ class RecordedData:
         ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
         codes = np.fromiter((known[str(one)] for one in ids), np.int64, len(ids))
         return np.broadcast_to(codes, n_rows) if len(ids) == 1 else codes
+
+
+def _first(parts: Iterable[Rows], count: int) -> Iterator[Rows]:
+    """Yield the first rows."""
+    for rows in parts:
+        if count <= 0:
+            return
+        yield rows.where(slice(count))
+        count -= len(rows)
+
+
+def _are_equal(one: Rows, other: Rows) -> bool:
+    """Whether timesteps have the same times and values."""
+    assert one.times is not None
+    assert other.times is not None
+    return np.array_equal(one.times, other.times) and all(
+        np.array_equal(array, other.inputs[name], equal_nan=True) for name, array in one.inputs.items()
+    )
 
 
 def _texts(column: Any) -> list[str]:

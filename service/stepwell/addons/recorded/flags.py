@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from stepwell.addons.event_time.times import TimeUnit
 from stepwell.addons.recorded.columns import ColumnChoice
-from stepwell.addons.recorded.row_rules import RowRules
+from stepwell.addons.recorded.row_rules import RowRules, RowRulesError
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
@@ -35,6 +36,10 @@ TimeColumn = Annotated[
         "--time-column", "--time", metavar="C", help="The column by which each stream must be sorted, without --order."
     ),
 ]
+TimeUnitFlag = Annotated[
+    TimeUnit, typer.Option("--time-unit", metavar="s|ms|us|ns", help="The unit of times that are numbers.")
+]
+_GAP = 60
 RowOrder = Annotated[
     str | None,
     typer.Option("--order", metavar="5s", help="Apply rows in the order of their times; later ones are late."),
@@ -60,7 +65,9 @@ InputColumns = Annotated[
 ]
 
 
-def column_choice(stream: str | None, time: str | None, inputs: Iterable[str] | None) -> ColumnChoice:
+def column_choice(
+    stream: str | None, time: str | None, time_unit: TimeUnit, inputs: Iterable[str] | None
+) -> ColumnChoice:
     """Return the columns that flags name.
 
     Raises:
@@ -74,7 +81,7 @@ def column_choice(stream: str | None, time: str | None, inputs: Iterable[str] | 
             raise typer.BadParameter(f"{exc}.", param_hint="--stream") from exc
     named = named_values("--input", inputs or (), "NAME=COLUMN,COLUMN")
     return ColumnChoice(
-        stream, time, {name: [column.strip() for column in text.split(",")] for name, text in named.items()}
+        stream, time, {name: [column.strip() for column in text.split(",")] for name, text in named.items()}, time_unit
     )
 
 
@@ -84,13 +91,26 @@ def row_rules(
     """Return the rules that flags give; None: rows are timesteps in their order.
 
     Raises:
-        typer.BadParameter: There is no column of times.
-        RecordedDataError: A value is wrong.
+        typer.BadParameter: There is no column of times, or a value is wrong (exit code 2).
     """
     if (order is not None or every is not None) and time is None:
         raise typer.BadParameter("they need the column of the times.", param_hint="--order, --every")
-    rules = [word.rpartition("=")[::2] for word in take or ()]
-    return RowRules.of(order, every, dict(rules), fill, gap)
+    takes = [word.rpartition("=")[::2] for word in take or ()]
+    if len(dict(takes)) < len(takes):
+        raise typer.BadParameter("an input has one rule, and one holds for all others.", param_hint="--take")
+    if order is None and every is None and (takes or fill != "hold" or gap != _GAP):
+        raise typer.BadParameter("they are rules of --every, which is not given.", param_hint="--take, --fill, --gap")
+    try:
+        return RowRules.of(order, every, dict(takes), fill, gap)
+    except RowRulesError as exc:
+        raise typer.BadParameter(exc.problem, param_hint="--order, --every, --take, --fill") from exc
+
+
+def left_out_in_words(n_late: int, n_left_out: int) -> dict[str, str]:
+    """Return what a report says of rows that are no timesteps, by its title; empty if there are none."""
+    late = f"{n_late:,} rows, which newer ones of their streams go on before: not applied"
+    left_out = f"{n_left_out:,} rows: their times are before 1970, or their ticks have no value of an input"
+    return ({"late": late} if n_late else {}) | ({"left out": left_out} if n_left_out else {})
 
 
 class DataProgress:

@@ -43,12 +43,13 @@ class NpzRecording:
             ColumnsError: An array is missing or has another shape.
             RecordedDataError: The file cannot be read.
         """
-        self.path, self._specs = path, specs
+        self.path, self._specs, self._choice = path, specs, choice
         self._members: dict[str, list[str]] = {}
         leads: dict[str, tuple[int, int]] = {}
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
+                self._arrays = names
                 for spec in specs:
                     self._members[spec.name] = members = _members(spec, choice, names, path)
                     row = spec.row_shape if spec.name not in choice.inputs and len(members) == 1 else ()
@@ -74,6 +75,18 @@ class NpzRecording:
         if len(self.streams) != n_streams:
             raise RecordedDataError(
                 f"{path} names {len(self.streams)} streams in {choice.stream or _STREAMS!r} and has {n_streams}."
+            )
+
+    def check_time(self) -> None:
+        """Check that the file has the array of the times.
+
+        Raises:
+            ColumnsError: It has not.
+        """
+        if self._time is None:
+            raise ColumnsError(
+                f"{self.path} has no array {self._choice.time!r} with the times; it has {listed(self._arrays)}.",
+                fix="Name one of these with --time-column.",
             )
 
     def pieces(self) -> Iterator[tuple[list[str], Array | None, dict[str, Array]]]:
@@ -108,7 +121,8 @@ class NpzRecording:
                     arrays[spec.name] = rows.reshape(len(streams), self.length, *spec.row_shape)
                 at = None
                 if self._time is not None:
-                    at = times(read[self._time][:, 0], f"{self.path}, array {self._time!r}", first)
+                    where = f"{self.path}, array {self._time!r}"
+                    at = times(read[self._time][:, 0], where, first, self._choice.time_unit)
                 yield streams, at, arrays
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
 from stepwell.addons.event_time.order import Decided, Order
-from stepwell.addons.event_time.times import duration_of
+from stepwell.addons.event_time.times import duration_of, in_words
 from stepwell.addons.event_time.values import (
     FILLS,
     TAKES,
@@ -25,6 +25,31 @@ from stepwell.addons.event_time.values import (
 from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell_export.runtime.manifest import Array, InputSpec
+
+
+class RowRulesError(RecordedDataError):
+    """A rule is none, or the inputs of the model cannot have values by it."""
+
+    code = "bad_setting"
+
+
+class Timesteps(NamedTuple):
+    """What rows became.
+
+    Attributes:
+        rows: The timesteps in the order of their times, those of one time in the order of their streams' codes.
+        n_late: Rows that are left out, since newer ones of their streams go on before them.
+        n_left_out: Rows that are left out, since their time is before 1970, or their tick has no value of an input.
+    """
+
+    rows: Rows
+    n_late: int
+    n_left_out: int
+
+
+def missing_name(name: str) -> str:
+    """Return under which name rows have which of them have no value of an integer input, `(n,)` bool."""
+    return f"{name} is missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +75,28 @@ class RowRules:
         """Return the rules that flags give; None: rows are timesteps in their order.
 
         Raises:
-            RecordedDataError: A value is wrong.
+            RowRulesError: A value is wrong.
         """
         if order is None and every is None:
             return None
         step = 0 if every is None else duration_of(every)
         wait = step if order is None else duration_of(order)
         if wait is None or step is None or (every is not None and not step):
-            raise RecordedDataError(
+            raise RowRulesError(
                 f"--order is {order}, --every {every}; expected durations such as 5s, 500ms or 1m.", fix="Correct them."
             )
         if fill not in FILLS or not set(takes.values()) <= set(TAKES):
-            raise RecordedDataError(
+            raise RowRulesError(
                 f"--fill is {fill!r}, --take {', '.join(takes.values())}; expected {', '.join(FILLS)} and "
                 f"{', '.join(TAKES)}.",
                 fix="Correct them.",
             )
         return cls(wait, step, cast("dict[str, Take]", takes), cast("Fill", fill), gap)
+
+    @property
+    def suffix(self) -> str:
+        """The end of the source's id: the same rows by other rules are another source."""
+        return f"#every={in_words(self.every)}" if self.every else "#time"
 
     def read_specs(self, specs: Sequence[InputSpec]) -> list[InputSpec]:
         """Return the inputs as rows have them: a row may have some of its tick's, and values are rounded once."""
@@ -81,7 +111,7 @@ class RowRules:
         """Return how ticks get the values of each input.
 
         Raises:
-            RecordedDataError: An input is unknown, or cannot have values by these rules.
+            RowRulesError: An input is unknown, or cannot have values by these rules.
         """
         take = self.takes.get("", "last")
         columns = [
@@ -99,62 +129,73 @@ class RowRules:
             if name not in ("", *names)
         ]
         for error in filter(None, errors):
-            raise RecordedDataError(error, fix="Give other values of --take and --fill.")
+            raise RowRulesError(error, fix="Give other values of --take and --fill.")
         return columns
 
-    def apply(self, parts: Iterable[Rows], specs: Sequence[InputSpec]) -> tuple[Rows, int]:
-        """Return the timesteps of rows, and how many rows were late. The watermark is that of each stream.
+    def apply(self, parts: Iterable[Rows], specs: Sequence[InputSpec]) -> Timesteps:
+        """Return the timesteps of rows. The watermark is that of each stream.
 
         Args:
             parts: Consecutive rows with their times in seconds; all of them are held in memory.
             specs: The inputs of the model.
 
         Raises:
-            RecordedDataError: A time is before 1970, or a tick has no value of an input.
+            RecordedDataError: There are no rows.
         """
         rows = _joined(parts)
         assert rows.times is not None
-        if (rows.times < 0).any():
-            raise RecordedDataError("A row has a time before 1970.", fix="Correct its time.")
+        is_in_range = rows.times >= 0
+        n_before_1970 = len(rows) - int(is_in_range.sum())
+        rows = rows.where(is_in_range)
+        assert rows.times is not None
         times = np.rint(rows.times * 1e6).astype(np.int64).tolist()
-        return self._ticks(rows, times, specs) if self.every else self._ordered(rows, times)
+        found, n_late, n_left_out = self._ticks(rows, times, specs) if self.every else self._ordered(rows, times)
+        assert found.times is not None
+        found = found.where(np.lexsort((found.codes, found.times)))
+        numbered = Rows(found.codes, np.arange(len(found)), found.inputs, found.times)
+        return Timesteps(numbered, n_late, n_left_out + n_before_1970)
 
-    def _ordered(self, rows: Rows, times: Sequence[int]) -> tuple[Rows, int]:
+    def _ordered(self, rows: Rows, times: Sequence[int]) -> tuple[Rows, int, int]:
         order = Order[int](self.wait)
         decided: list[Decided[int]] = []
         for row, (code, time) in enumerate(zip(rows.codes.tolist(), times, strict=True)):
             decided += order.add(str(code), str(code), time, row)
         decided += order.flush()
         kept = np.array([one.item for one in decided if not one.late], np.intp)
-        found = rows.where(kept)
-        return Rows(found.codes, np.arange(len(kept)), found.inputs, found.times), len(decided) - len(kept)
+        return rows.where(kept), len(decided) - len(kept), 0
 
-    def _ticks(self, rows: Rows, times: Sequence[int], specs: Sequence[InputSpec]) -> tuple[Rows, int]:
+    def _ticks(self, rows: Rows, times: Sequence[int], specs: Sequence[InputSpec]) -> tuple[Rows, int, int]:
         clock = Clock[Values](self.every, self.wait, gap=self.gap, parts=_parts)
         decided: list[Tick[Values] | Late[Values]] = []
+        arrays = {one.name: rows.inputs[one.name] for one in specs}
+        missing = {name: rows.inputs[key] for name in arrays if (key := missing_name(name)) in rows.inputs}
         for row, (code, time) in enumerate(zip(rows.codes.tolist(), times, strict=True)):
-            item = {name: array[row] for name, array in rows.inputs.items()}
+            item: dict[str, Array | None] = {name: array[row] for name, array in arrays.items()}
+            item.update((name, None) for name, mask in missing.items() if mask[row])
             decided += clock.add(str(code), str(code), time, item)
         decided += clock.finish()
         values = TickValues(self.columns(specs), self.fill)
         codes, numbers, made = [], [], []
+        n_late = n_left_out = 0
         for one in decided:
-            if isinstance(one, Tick) and one.pauses:
+            if isinstance(one, Late):
+                n_late += 1
+            elif one.pauses:
                 values.forget(one.stream)
-            elif isinstance(one, Tick):
+            else:
                 try:
                     made.append(values.of(one.stream, one.items))
-                except NoValueError as exc:
-                    raise RecordedDataError(
-                        f"{exc}, at {one.number * self.every / 1e6:.15g} s.",
-                        fix="Give --fill zero, or rows with all inputs first.",
-                    ) from exc
+                except NoValueError:
+                    n_left_out += len(one.items)
+                    continue
                 codes.append(int(one.stream))
                 numbers.append(one.number)
-        inputs: dict[str, Array] = {one.name: np.stack([each[one.name] for each in made]) for one in specs}
+        inputs: dict[str, Array] = {
+            one.name: np.array([each[one.name] for each in made], one.dtype).reshape(-1, *one.row_shape)
+            for one in specs
+        }
         seconds = np.array(numbers, np.float64) * (self.every / 1e6)
-        n_late = sum(isinstance(one, Late) for one in decided)
-        return Rows(np.array(codes, np.int64), np.arange(len(codes)), inputs, seconds), n_late
+        return Rows(np.array(codes, np.int64), np.arange(len(codes)), inputs, seconds), n_late, n_left_out
 
 
 def _parts(item: Values) -> Iterator[Hashable]:

@@ -224,8 +224,8 @@ def _arrow_cells(column: Any, kind: Kind) -> Cells:
             return column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
         return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
-        # nanoseconds are cut: what is compared are seconds in a float64, which has microseconds until the year 2242
-        return column.cast(pa.timestamp("us"), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        unit = "ns" if dtype == pa.timestamp("ns", getattr(dtype, "tz", None)) else "us"
+        return column.cast(pa.timestamp(unit), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     return column.to_pylist()  # type: ignore[no-any-return]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from stepwell.addons.event_time.times import BadTimeError, TimeUnit, datetime_of, us_of
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.text_values import is_missing, number_of, value_of
 from stepwell_export.runtime.manifest import Array, InputSpec
+
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 Cells = Sequence[Any] | Array
 """One column: texts, or an array of numbers in which NaN is a missing value."""
@@ -65,27 +67,58 @@ def integers(cells: Cells, where: str, first: int) -> Array:
     return numbers(cells, where, first)
 
 
-def times(cells: Cells, where: str, first: int) -> Array:
-    """Return a column of times as float64, in the unit of the column, or in seconds since 1970 if they are dates.
+def present(cells: Cells) -> tuple[Cells, Array]:
+    """Return a column of an integer input with 0 for missing values, and which are missing, `(n,)` bool."""
+    if isinstance(cells, np.ndarray):
+        missing = np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), bool)
+        return np.where(missing, np.zeros((), cells.dtype), cells), missing
+    missing = np.fromiter((cell is None or is_missing(str(cell)) for cell in cells), bool, len(cells))
+    return [0 if is_none else cell for cell, is_none in zip(cells, missing.tolist(), strict=True)], missing
+
+
+def times(cells: Cells, where: str, first: int, unit: TimeUnit = "s") -> Array:
+    """Return a column of times in seconds, since 1970 if they are dates, as float64.
+
+    It has microseconds until the year 2242; what is finer is rounded to the nearest one.
+
+    Args:
+        cells: The column.
+        where: File and column, for errors.
+        first: Row of the first cell in the file.
+        unit: The unit of times that are numbers.
 
     Raises:
         RecordedDataError: A cell is neither a number nor a date of ISO 8601.
     """
     if isinstance(cells, np.ndarray) and cells.dtype.kind == "M":
-        values = cells.astype("datetime64[us]").astype(np.int64) / 1e6
+        nanoseconds = np.datetime_data(cells.dtype)[0] == "ns"
+        values = cells.view(np.int64) if nanoseconds else cells.astype("datetime64[us]").astype(np.int64)
+        values = _seconds(values, "ns" if nanoseconds else "us")
         values[np.isnat(cells)] = np.nan
     elif isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf":
-        values = cells.astype(np.float64)
+        values = _seconds(cells, unit)
     else:
+        number = _int if unit == "ns" else _float
         try:
-            values = np.fromiter(map(_float, cells), np.float64, len(cells))
-        except (TypeError, ValueError):
-            values = np.fromiter((_time(cell, where, first + i) for i, cell in enumerate(cells)), float, len(cells))
+            values = _seconds(np.array([number(cell) for cell in cells]), unit)
+        except (TypeError, ValueError, OverflowError):
+            found = (_time(cell, where, first + i, unit) for i, cell in enumerate(cells))
+            values = np.fromiter(found, np.float64, len(cells))
     if (missing := np.isnan(values)).any():
         raise RecordedDataError(
             f"{where}, row {first + int(np.argmax(missing)) + 1}: there is no time.", fix="Remove rows without a time."
         )
     return values
+
+
+def _seconds(values: Array, unit: TimeUnit) -> Array:
+    """Return times in a unit as seconds in float64."""
+    if unit == "ns" and values.dtype.kind in "iu":
+        whole, rest = np.divmod(values.astype(np.int64), 1000)
+        return (whole + (rest >= 500)) / 1e6
+    if unit == "ns":
+        return np.rint(values / 1000) / 1e6
+    return values / _PER_SECOND[unit]
 
 
 def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first: int) -> Array:
@@ -171,17 +204,16 @@ def _as_json_has(text: str) -> str:
         return ""
 
 
-def _time(cell: Any, where: str, row: int) -> float:
+def _time(cell: Any, where: str, row: int, unit: TimeUnit) -> float:
     text = "" if cell is None else str(cell).strip()
     if is_missing(text):
         return float("nan")
     if (number := number_of(text)) is not None:
-        return float(number)
+        return float(_seconds(np.array(number), unit))
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        return us_of(datetime_of(text)) / 1e6
+    except BadTimeError:
         raise RecordedDataError(
             f"{where}, row {row + 1}: {text[:40]!r} is not a time; expected a number or ISO 8601.",
             fix="Name another --time-column, or convert it.",
         ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -27,8 +27,10 @@ from stepwell.addons.recorded.flags import (
     RowGap,
     RowOrder,
     RowTake,
+    TimeUnitFlag,
     column_choice,
     data_progress,
+    left_out_in_words,
     row_rules,
 )
 from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
@@ -68,12 +70,18 @@ def replay(
             "--time-column", "--time", metavar="C", help="Send rows at the times in this column: seconds, or ISO 8601."
         ),
     ] = None,
+    time_unit: TimeUnitFlag = "s",
     order: RowOrder = None,
     every: RowClock = None,
     take: RowTake = None,
     fill: RowFill = "hold",
     gap: RowGap = 60,
-    speed: Annotated[float, typer.Option(min=0.001, help="With --time-column, how many times as fast.")] = 1.0,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="With --time-column, how many times as fast. Default: 1; with --order or --every no pace."
+        ),
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Send so many rows per second.")] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Reset streams that exist.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Continue streams that exist.")] = False,
@@ -89,12 +97,14 @@ def replay(
     """
     if stream is not None and is_template(stream) and stream_column is None:
         stream, stream_column = None, stream
+    if speed is None and time_column is not None and order is None and every is None:
+        speed = 1.0
     _check_flags(stream, stream_column, time_column, rate, speed)
     check_ending("--output", output, ".csv")
     check_ending("--plot", plot, ".svg")
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
-    choice = column_choice(stream_column, time_column, inputs)
+    choice = column_choice(stream_column, time_column, time_unit, inputs)
     rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with _model(model, url, key) as (served, limits):
         described = served.describe()
@@ -120,7 +130,7 @@ def replay(
             )
             started = time.monotonic()
             with _written(output, described) as write:
-                for predictions in _sent(session, time_column, speed, rate):
+                for predictions in _sent(session, speed, rate):
                     write(predictions)
                     progress.advance(len(predictions.rows))
         seconds = time.monotonic() - started
@@ -130,6 +140,8 @@ def replay(
         "model": served.name,
         "rows": session.n_rows,
         "streams": list(session.records),
+        "late": recorded.n_late,
+        "left_out": recorded.n_left_out,
         "seconds": round(seconds, 3),
         "rows_per_s": round(session.n_rows / max(seconds, 1e-9), 1),
         "output": None if output is None else str(output),
@@ -142,7 +154,7 @@ def replay(
 
 
 def _check_flags(
-    stream: str | None, stream_column: str | None, time_column: str | None, rate: float | None, speed: float
+    stream: str | None, stream_column: str | None, time_column: str | None, rate: float | None, speed: float | None
 ) -> None:
     if stream is not None and stream_column is not None:
         raise typer.BadParameter("rows have one stream, or each has its own.", param_hint="--stream, --stream-column")
@@ -150,9 +162,9 @@ def _check_flags(
         raise typer.BadParameter(
             f"{stream!r} is not a stream id: expected 1 to 128 of A-Z a-z 0-9 . _ : @ -.", param_hint="--stream"
         )
-    if time_column is not None and rate is not None:
+    if time_column is not None and speed is not None and rate is not None:
         raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
-    if speed != 1 and time_column is None:
+    if speed is not None and time_column is None:
         raise typer.BadParameter("it needs --time-column.", param_hint="--speed")
 
 
@@ -184,8 +196,8 @@ def _chunk(described: ModelInfo, limits: Mapping[str, int]) -> int:
     return max(1, min(most, limits.get("max_body_bytes", 8 << 20) // 2 // row_bytes))
 
 
-def _sent(session: ReplaySession, time_column: str | None, speed: float, rate: float | None) -> Iterator[Predictions]:
-    if time_column is not None:
+def _sent(session: ReplaySession, speed: float | None, rate: float | None) -> Iterator[Predictions]:
+    if speed is not None:
         first: list[float] = []
 
         def due(_position: int, seconds: float) -> float:
@@ -251,6 +263,7 @@ def _show(report: dict[str, Any]) -> None:
         "streams": f"{len(streams):,}: {', '.join(streams[:3])}{', ...' if len(streams) > 3 else ''}",
         "time": f"{report['seconds']:.1f} s, {report['rows_per_s']:,.0f} rows/s",
     }
+    facts |= left_out_in_words(report["late"], report["left_out"])
     facts |= {name: report[name] for name in ("output", "plot") if report[name]}
     if not report["output"] and not report["plot"]:
         facts["predictions"] = "not kept; -o FILE.csv writes them, --plot FILE.svg draws them"
