@@ -132,3 +132,9 @@ def test_what_a_stream_has_of_an_interrupted_run_is_found_among_more_timesteps(t
     assert data.end_after_beginning(4, "a", 1) == 2
     assert data.end_after_beginning(4, "b", 2) == 3
     assert data.end_after_beginning(4, "a", 3) is None
+
+
+@pytest.mark.parametrize("time", ["1772366400000", "1772366400000000"])
+def test_a_time_after_the_year_9999_is_refused_as_one_of_another_unit(tmp_path: Path, time: str) -> None:
+    with pytest.raises(RecordedDataError, match=r"after the year 9999.*--time-unit"):
+        read(tmp_path, f"id,t,x\na,{time},1\n", ORDER)

@@ -16,7 +16,9 @@ SECOND: Final = 1_000_000
 """Microseconds."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LIMIT: Final = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LIMIT: Final = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The latest time, in microseconds since 1970."""
+
 _US_PER_UNIT: Final = {"s": SECOND, "ms": 1000, "us": 1}
 _NS_PER_US: Final = 1000
 _FRACTION: Final = re.compile(r"([.,])([0-9]{7,})")
@@ -54,7 +56,7 @@ def time_of(value: Any, unit: TimeUnit) -> int:
         raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}; expected ISO 8601, or a number with --time-unit")
     if found < 0:
         raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is before 1970")
-    return min(found, _LIMIT)
+    return min(found, LIMIT)
 
 
 def us_of(time: datetime) -> int:

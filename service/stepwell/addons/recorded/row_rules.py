@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
 from stepwell.addons.event_time.order import Decided, Order
-from stepwell.addons.event_time.times import duration_of, in_words
+from stepwell.addons.event_time.times import LIMIT, SECOND, duration_of, in_words
 from stepwell.addons.event_time.values import (
     FILLS,
     TAKES,
@@ -140,10 +140,16 @@ class RowRules:
             specs: The inputs of the model.
 
         Raises:
-            RecordedDataError: There are no rows.
+            RecordedDataError: There are no rows, or a time is after the year 9999.
         """
         rows = _joined(parts)
         assert rows.times is not None
+        if (too_late := rows.times > LIMIT / SECOND).any():
+            row = int(np.argmax(too_late))
+            raise RecordedDataError(
+                f"Row {rows.positions[row] + 1} has the time {rows.times[row]:.15g} s, which is after the year 9999.",
+                fix="Say with --time-unit whether times are in ms, us or ns.",
+            )
         is_in_range = rows.times >= 0
         n_before_1970 = len(rows) - int(is_in_range.sum())
         rows = rows.where(is_in_range)
