@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -125,6 +126,60 @@ def registry() -> Iterator[Registry]:
 
 def test_avro_by_a_file_is_a_bare_datum(tmp_path: Path) -> None:
     assert bodies(tmp_path, "avro", SENSOR).decode(avro(ROW)) == PLAIN_ROW
+
+
+def test_the_field_of_an_avro_message_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    inner = {"type": "record", "name": "Inner", "fields": [{"name": "temp", "type": "double"}]}
+    schema = {
+        "type": "record",
+        "name": "Outer",
+        "fields": [
+            {"name": "pump", "type": "string"},
+            {"name": "first", "type": inner},
+            {"name": "b", "type": "Inner"},
+        ],
+    }
+    body = avro({"pump": "p", "first": {"temp": 1.0}, "b": {"temp": 2.0}}, schema)
+    decoder = bodies(tmp_path, "avro", schema)
+    for cut, field in ((10, "b.temp"), (5, "first.temp"), (1, "pump")):
+        with pytest.raises(BadMessageError, match=f"the field '{field}' does not fit its Avro schema") as found:
+            decoder.decode(body[:cut])
+        assert "0x" not in found.value.reason
+
+
+def test_a_uuid_of_avro_is_a_text(tmp_path: Path) -> None:
+    fields = [{"name": "id", "type": {"type": "string", "logicalType": "uuid"}}]
+    schema = {"type": "record", "name": "One", "fields": fields}
+    text = "00000000-0000-0000-0000-00000000002a"
+    assert bodies(tmp_path, "avro", schema).decode(avro({"id": UUID(text)}, schema)) == {"id": text}
+
+
+def test_enums_and_messages_in_lists_and_maps_of_protobuf_are_as_single_ones(tmp_path: Path) -> None:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="m.proto", package="m", syntax="proto3")
+    mode = file.enum_type.add(name="Mode")
+    mode.value.add(name="OFF", number=0)
+    mode.value.add(name="ON", number=1)
+    part = file.message_type.add(name="Part")
+    part.field.add(name="x", number=1, type=1, label=1)
+    one = file.message_type.add(name="One")
+    one.field.add(name="modes", number=1, type=14, label=3, type_name=".m.Mode")
+    for number, (name, kind, of) in enumerate([("by", 14, ".m.Mode"), ("parts", 11, ".m.Part")], 2):
+        entry = one.nested_type.add(name=f"{name.title()}Entry")
+        entry.options.map_entry = True
+        entry.field.add(name="key", number=1, type=9, label=1)
+        entry.field.add(name="value", number=2, type=kind, label=1, type_name=of)
+        one.field.add(name=name, number=number, type=11, label=3, type_name=f".m.One.{entry.name}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    message = message_factory.GetMessageClass(pool.FindMessageTypeByName("m.One"))(modes=[1, 0, 7], by={"a": 1})
+    message.parts["b"].x = 2.0
+    schema = descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString()
+
+    document = bodies(tmp_path, "protobuf", schema, "m.One").decode(message.SerializeToString())
+
+    assert document == {"modes": ["ON", "OFF", "Mode(7)"], "by": {"a": "ON"}, "parts": {"b": {"x": 2.0}}}
 
 
 def test_the_schema_of_a_registry_is_that_of_its_id(registry: Registry) -> None:

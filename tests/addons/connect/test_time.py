@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from stepwell.addons.connect.config import FromSection
+from stepwell.addons.connect.dead_letters import undelivered_letter
+from stepwell.addons.connect.messages import OutMessage
+from stepwell.addons.connect.time_rules import TimeRules
 from stepwell.addons.event_time.times import iso
 from tests.addons.connect.connectors import connector, run_once, wait_for
 from tests.graphs import fold_reference
@@ -54,6 +58,37 @@ def test_a_time_that_is_none_or_before_1970_is_a_dead_letter(service: ServicePro
     assert len(outs(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("rules", [(), ("--order", "5s"), ("--every", "1s")])
+def test_a_dead_letter_has_the_time_of_its_message(
+    service: ServiceProcess, tmp_path: Path, rules: tuple[str, ...]
+) -> None:
+    documents = [{"stream": "dead", "t": 1}, {"stream": "dead", "x": "no", "t": 2}, {"stream": "", "x": 1, "t": 3}]
+    source = write_lines(tmp_path / "in.jsonl", [*documents, {"stream": "dead.time", "x": 1, "t": 4}])
+    run_once(tmp_path, source, *flags(service, tmp_path, *rules), code=1)
+    assert [one.get("time") for one in lines_of(tmp_path / "dead.jsonl")] == [iso(at * SECOND) for at in (1, 2, 3)]
+
+
+def test_the_dead_letter_of_a_timestep_that_the_service_refuses_has_its_time(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    documents = [{"stream": "gap.time", "x": 1, "n": n, "t": n} for n in (1, 5)]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    run_once(tmp_path, source, *flags(service, tmp_path, "--seq", "n"), code=1)
+    [letter] = lines_of(tmp_path / "dead.jsonl")
+    assert (letter["code"], letter.get("time")) == ("seq_gap", iso(5 * SECOND))
+
+
+def test_the_dead_letter_of_a_prediction_has_its_time() -> None:
+    document = {"source": {"id": "log", "at": 1}, "time": iso(SECOND)}
+    assert undelivered_letter(OutMessage("s", "log", 1, document), "no topic").document["time"] == iso(SECOND)
+
+
+def test_one_duration_in_two_ways_is_one_source() -> None:
+    sections = [FromSection(url="file:///in.jsonl", stream="key", time="t", every=every) for every in ("60s", "1m")]
+    rules = [TimeRules.of(one) for one in sections]
+    assert [one and one.suffix for one in rules] == ["#every=1m"] * 2
+
+
 def test_timesteps_are_applied_in_the_order_of_their_times_and_late_ones_are_dead_letters(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
@@ -82,6 +117,25 @@ def test_a_file_that_is_read_again_is_decided_as_before(service: ServiceProcess,
     counts = run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
     assert [one[:2] for one in outs(tmp_path)] == list(enumerate(fold_reference([9, 10, 30, 31]), 1))
     assert (counts["timesteps"], counts["skipped"], counts["late"]) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "more", "late"),
+    [([10], [8], [8]), ([9, 10], [9.5, 8], [8, 9.5]), ([10], [8, 20], [8])],
+    ids=["before", "between", "and a new one"],
+)
+def test_a_line_of_a_grown_file_that_the_record_cannot_have_is_late(
+    service: ServiceProcess, tmp_path: Path, times: list[float], more: list[float], late: list[float]
+) -> None:
+    documents = [{"stream": f"cannot.{len(times)}.{len(more)}", "x": 1, "t": at} for at in (*times, *more)]
+    source = write_lines(tmp_path / "in.jsonl", documents[: len(times)])
+    words = flags(service, tmp_path, "--order", "5s")
+    run_once(tmp_path, source, *words)
+    write_lines(tmp_path / "in.jsonl", documents)
+    counts = run_once(tmp_path, source, *words, code=1)
+    letters = lines_of(tmp_path / "dead.jsonl")
+    assert [(one["code"], json.loads(one["message"])["t"]) for one in letters] == [("late", at) for at in late]
+    assert (counts["skipped"], counts["late"]) == (len(times), len(late))
 
 
 def test_what_waits_goes_on_once_nothing_comes(service: ServiceProcess, tmp_path: Path) -> None:
@@ -186,6 +240,7 @@ def test_check_says_when_the_oldest_messages_would_be_applied(
     rows = [json.loads(line) for line in one.text().splitlines() if line.startswith("{")]
     assert [row["applied"] for row in rows] == expected
     assert rows[0]["time"] == iso(10 * SECOND)
+    assert "at most 100,000 messages wait" in one.text()
 
 
 @pytest.mark.parametrize(
@@ -197,6 +252,8 @@ def test_check_says_when_the_oldest_messages_would_be_applied(
         (["--order", "5"], "expected a duration"),
         (["--order", "5s", "--seq", "n"], "contradicts --order"),
         (["--every", "0"], "expected a duration"),
+        (["--take", "mean"], "rules of --order and --every"),
+        (["--gap", "3"], "rules of --order and --every"),
     ],
 )
 def test_rules_that_cannot_be_are_refused_at_the_start(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.connect.messages import OutMessage
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import kafka, nats
 from tests.addons.connect.connectors import connector, wait_for
@@ -72,3 +73,41 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
         applied = [9, 10, 11, 16, 20, 24, 26]
         assert [one["outputs"]["y"][0] for one in lines_of(out)] == fold_reference(applied)
         assert {json.loads(one["message"])["t"] for one in lines_of(dead)} == {15, 12.5}
+
+
+@pytest.mark.timeout(300)
+def test_more_streams_than_the_broker_lets_wait_go_on_and_the_oldest_pause(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    with or_skip(nats, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(_nats_stream(address))
+        url, out = f"nats://{address}/in", tmp_path / "out.jsonl"
+        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--every", "1s"]
+        asyncio.run(_write(url, [{"stream": f"w.{t}", "x": t, "t": t} for t in range(8)]))
+        with connector(tmp_path, url, *words, "--order-messages", "4", "--to", f"file://{out}") as one:
+            wait_for(lambda: {f"w.{t}" for t in range(7)} <= {row["stream"] for row in lines_of(out)}, what=one.text)
+            wait_for(lambda: "pause before --gap" in one.text(), what=one.text)
+
+
+async def _lags(url: str) -> list[int | None]:
+    """Return the lag behind three messages that were read: before they are done, and then."""
+    reader: Any = BrokerUrl.parse(url).reader(ReaderOptions(most_open=10))
+    await reader.open()
+    found: list[BrokerMessage] = []
+    while len(found) < 3:
+        found += await reader.poll(10)
+    before = reader.lag()
+    await reader.acknowledge_some(found)
+    after = reader.lag()
+    await reader.close()
+    return [before, after]
+
+
+def test_the_lag_of_kafka_is_counted_from_what_is_done(tmp_path: Path) -> None:
+    with or_skip(kafka, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(_kafka_topic(address))
+        url = f"kafka://{address}/in"
+        asyncio.run(_write(url, [{"x": 1}] * 3))
+        assert asyncio.run(_lags(url)) == [3, 0]

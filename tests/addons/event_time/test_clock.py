@@ -93,6 +93,30 @@ def test_ticks_that_are_read_again_after_a_crash_are_made_again_and_their_messag
     assert add(clock, 61) == ["a 5 [45]"]
 
 
+def test_what_another_stream_has_read_makes_no_message_late_that_is_read_again() -> None:
+    clock = Clock[int](10, 0, gap=1)
+    clock.resume("a", 1)
+    clock.resume("b", 10)
+    assert add(clock, 95, stream="b") == []
+    assert add(clock, 5) == ["a 1 [5]", "a 2 []", "a 3| []"]
+
+
+def test_a_message_behind_a_newer_tick_of_its_stream_is_late_after_a_crash() -> None:
+    clock = Clock[int](10, 0, gap=1)
+    clock.resume("a", 10)
+    assert add(clock, 95, 5) == ["5!"]
+
+
+def test_streams_of_which_nothing_waits_can_pause_the_oldest_first() -> None:
+    clock = Clock[int](10, 0, gap=99)
+    for time, stream in ((5, "a"), (15, "b"), (16, "c"), (25, "d")):
+        clock.add("p", stream, time, time)
+    clock.finish()
+    pauses = clock.pause_oldest()
+    assert [(one.stream, one.freed) for one in pauses if isinstance(one, Tick)] == [("a", [5]), ("b", [15])]
+    assert "a 6 [55] +3" in add(clock, 55, 61)
+
+
 def test_the_oldest_ticks_are_done_when_too_many_messages_wait() -> None:
     clock = Clock[int](10, 1000, gap=9, most=2)
     assert add(clock, 25, 5, 15) == ["a 1 [5]"]

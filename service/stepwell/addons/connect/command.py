@@ -103,7 +103,8 @@ def connect(
         typer.Option(
             "--format",
             metavar="json|msgpack|csv|raw",
-            help="The format of messages. Default: json; of a file .csv: csv.",
+            help="The format of messages. Default: json; of a file .csv: csv. Formats with a schema (avro, protobuf, "
+            "json-schema) are set in FILE.toml.",
         ),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="URL", help="Where predictions are written.")] = None,
@@ -149,6 +150,8 @@ def connect(
     if check:
         rows, error = run_on_loop(_check(session))
         _print_rows(rows, as_json=as_json)
+        if session.window is not None:
+            report_of("connect")(session.window)
         if error is not None:
             raise error
         if rows and all("reason" in row for row in rows):

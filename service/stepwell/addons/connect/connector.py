@@ -271,8 +271,12 @@ class Connector:
             await self._write_dead_letters([undelivered_letter(*one) for one in refused])
 
     async def _on_rejected(self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError) -> None:
+        times = poll.times or [None] * len(poll.rows)
         await self._write_dead_letters(
-            [dead_letter(poll.messages[poll.rows[i]], error.code, error.problem, poll.streams[i]) for i in timesteps]
+            [
+                dead_letter(poll.messages[poll.rows[i]], error.code, error.problem, poll.streams[i], time=times[i])
+                for i in timesteps
+            ]
         )
 
     async def _write_dead_letters(self, letters: list[OutMessage]) -> None:

@@ -71,6 +71,8 @@ def undelivered_letter(prediction: OutMessage, reason: str) -> OutMessage:
         "source": source,
         "message": _text(message),
     }
+    if "time" in prediction.document:
+        document["time"] = prediction.document["time"]
     if len(message) > _MAX_BYTES:
         document["size"] = len(message)
     return OutMessage(prediction.key, prediction.source, None, document)

@@ -51,12 +51,14 @@ class BadMessageError(Exception):
         code: The service's code for such an error where it has one; else `bad_message`.
         reason: What was found and what was expected.
         stream: The stream's id, if it could be read.
-        time: Its time in us, if it is that which is wrong.
+        time: Its time in us, if it could be read.
+        is_ahead: Whether its time is too far ahead of this clock.
     """
 
-    def __init__(self, code: str, reason: str, stream: str | None = None, *, time: int | None = None) -> None:
+    def __init__(self, code: str, reason: str, stream: str | None = None) -> None:
         super().__init__(reason)
-        self.time = time
+        self.time: int | None = None
+        self.is_ahead = False
         self.code = code
         self.reason = reason
         self.stream = stream

@@ -123,6 +123,7 @@ class ConnectSession:
         check_segment(config.source, self._segment, source)
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
+        self._scheme = source.scheme
         self._acknowledges = source.broker.acknowledges
         self._bodies = _bodies_of(config.source)
         self._reader = source.reader(
@@ -195,6 +196,16 @@ class ConnectSession:
         """Return what would be sent for the first messages, and an error in the mapping; raises as `connector` does."""
         mapped = await self._map()
         return await preview(self._reader, mapped.mapper, mapped.columns, rules=self._rules)
+
+    @property
+    def window(self) -> str | None:
+        """How many messages can wait, in words; None: there is no order, so none waits."""
+        if self._rules is None:
+            return None
+        window: int | None = getattr(self._reader, "window", None)
+        if window is None or window >= self._rules.most:
+            return f"at most {self._rules.most:,} messages wait (--order-messages)"
+        return f"at most {window:,} messages wait: {self._scheme} lets no more be open at a time"
 
     async def _map(self) -> _Mapped:
         model = await self._feed.describe()

@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.messages import ConnectUsageError
-from stepwell.addons.event_time.times import SECOND, duration_of
+from stepwell.addons.event_time.times import SECOND, duration_of, in_words
 from stepwell.addons.event_time.values import FILLS, TAKES, Fill, Take, TickColumn
 from stepwell_export.runtime.manifest import InputSpec
 
@@ -49,7 +49,7 @@ class TimeRules:
             ConnectUsageError: They are incomplete, contradict each other, or have a value that is none.
         """
         if section.order is None and section.every is None:
-            if section.time is None and section.uses_time_rules:
+            if section.uses_time_rules:
                 raise ConnectUsageError(
                     "idle, take, fill and gap are rules of --order and --every, which are not given.",
                     fix="Give --time with --order or --every.",
@@ -86,7 +86,7 @@ class TimeRules:
             cast("dict[str, Take]", dict(takes)),
             cast("Fill", section.fill),
             section.gap,
-            f"#every={section.every}" if every else "#time",
+            f"#every={in_words(every)}" if every else "#time",
         )
 
     def columns(self, specs: Iterable[InputSpec]) -> list[TickColumn]:

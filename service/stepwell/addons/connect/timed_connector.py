@@ -74,6 +74,7 @@ class TimedConnector(Connector):
         self._applied_before: set[int] = set()  # messages of this poll, by their `id`
         self._times: defaultdict[str, list[int]] = defaultdict(list)
         self._overflow_reported = False
+        self._pauses_reported = False
         self._shown_at = 0.0
 
     async def _polls(self) -> AsyncIterator[None]:
@@ -120,6 +121,8 @@ class TimedConnector(Connector):
         if self._selective.is_full and self._timeline.n_waiting:
             self._timeline.release_oldest(self._timeline.n_waiting // 2 + 1, work)
             self._report_overflow("all that the broker lets wait")
+        elif self._selective.is_full and self._timeline.pause_oldest(work):
+            self._report_pauses()
         elif self._timeline.overflowed:
             self._report_overflow("--order-messages")
 
@@ -127,6 +130,14 @@ class TimedConnector(Connector):
         if not self._overflow_reported:
             self._overflow_reported = True
             self._report(f"as many messages wait as may ({limit}): the oldest go on before their time")
+
+    def _report_pauses(self) -> None:
+        if not self._pauses_reported:
+            self._pauses_reported = True
+            self._report(
+                "the broker sends no more while the last messages of so many streams are kept for fills: the streams "
+                "with the oldest ones pause before --gap"
+            )
 
     def _forget(self) -> None:
         self._timeline.clear()
@@ -297,23 +308,38 @@ class TimedConnector(Connector):
             if not await self._is_current():
                 return False
             n_applied = sum(one.n_timesteps for one in applied)
-            passed = [i for one in applied for i in self._passed_unseen(one)]
-            n_passed = sum(1 for one in applied for _ in one.passed)
-            late += [item for i in passed for item in ready[i].items]
+            passed = self._passed_unseen(applied)
+            n_passed = len({i for one in applied for i in one.passed})
+            late += [item for i in sorted(passed) for item in ready[i].items]
             self._counters.add(timesteps=n_applied, skipped=n_passed - len(passed))
             self._count_gaps(poll, applied)
             await self._write([message for one in applied for message in self._predictions_of(poll, one)])
-            behind = set(passed)
             await self._acknowledge(
-                [item for one in chunks for i in one.timesteps if i not in behind for item in ready[i].freed]
+                [item for one in chunks for i in one.timesteps if i not in passed for item in ready[i].freed]
             )
         return True
 
-    def _passed_unseen(self, applied: AppliedChunks) -> list[int]:
-        """Return the timesteps that the service passed without a prediction: newer ones were applied before them."""
-        if self._ticks is not None or not self._acknowledges or not applied.unknown:
-            return []
-        return [i for chunk in applied.chunks for i in chunk.timesteps[: applied.unknown]]
+    def _passed_unseen(self, applied: Sequence[AppliedChunks]) -> set[int]:
+        """Return the timesteps that the service passed without a prediction: newer ones were applied before them.
+
+        All lines of a file are read again. So of these it is only known where the record's newest operation, whose
+        timesteps follow each other, cannot have them: between its timesteps, or before the first one of the stream.
+        """
+        if self._ticks is not None:
+            return set()
+        found = set[int]()
+        known = {i for one in applied for chunk in one.chunks for i in chunk.timesteps[one.unknown :]}
+        for one in applied:
+            for step, chunk in zip(one.steps, one.chunks, strict=True):
+                n_behind = len(chunk.timesteps) - one.unknown
+                is_first = n_behind > 0 and step == n_behind
+                is_newer = False
+                for i in chunk.timesteps[: one.unknown]:
+                    if i in known:
+                        is_newer = True
+                    elif self._acknowledges or is_first or is_newer:
+                        found.add(i)
+        return found
 
     def _count_gaps(self, poll: MappedPoll, applied: Sequence[AppliedChunks]) -> None:
         for one in applied:

@@ -154,6 +154,12 @@ class Timeline:
         """Add what is decided as the oldest messages go on."""
         self._keep(self._keeper.release_oldest(count), decisions)
 
+    def pause_oldest(self, decisions: TimeDecisions) -> bool:
+        """Add what is freed as streams pause of which nothing waits, the oldest first; return whether any do."""
+        decided = [] if self._clock is None else self._clock.pause_oldest()
+        self._keep(decided, decisions)
+        return bool(decided)
+
     def waiting_by_partition(self) -> dict[str, int]:
         """Return how many messages of each partition wait."""
         return self._keeper.waiting_by_partition()

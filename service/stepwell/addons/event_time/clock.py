@@ -58,6 +58,7 @@ class _Stream(Generic[T]):
         partition: The partition whose watermark ends its ticks.
         done: The newest tick that was done here; -1: none.
         newest: The newest done tick that had messages.
+        read: By partition, the newest tick of which a message was read.
         open: The messages of ticks that are not done, each with its time and its number of arrival.
         kept: By tick, the messages that are needed to fill later ones.
         holders: By part, the tick whose messages have its newest value.
@@ -68,6 +69,7 @@ class _Stream(Generic[T]):
     partition: str = ""
     done: int = -1
     newest: int = -1
+    read: dict[str, int] = field(default_factory=dict)
     open: dict[int, list[tuple[int, int, T]]] = field(default_factory=dict)
     kept: dict[int, list[T]] = field(default_factory=dict)
     holders: dict[Hashable, int] = field(default_factory=dict)
@@ -143,7 +145,8 @@ class Clock(Generic[T]):
         if known is None:
             known = self._streams[stream] = _Stream(-1)
         decided: list[Tick[T] | Late[T]] = []
-        if tick <= known.done or (tick <= known.record and place.watermark(self._wait) > tick * self.every):
+        behind = known.read.get(partition, -1) > tick and place.watermark(self._wait) > tick * self.every
+        if tick <= known.done or (tick <= known.record and behind):
             decided.append(Late(item, max(known.done, known.record)))
         else:
             self._number += 1
@@ -151,6 +154,7 @@ class Clock(Generic[T]):
             self.n_waiting += 1
             known.partition = known.partition or partition
             self._queue(stream, known)
+        known.read[partition] = max(tick, known.read.get(partition, -1))
         place.read(time)
         decided += self._passed(partition)
         if self._most is not None and self.n_waiting > self._most:
@@ -179,6 +183,20 @@ class Clock(Generic[T]):
             for name, known in self._streams.items():
                 while known.open and min(known.open) <= oldest:
                     decided.append(self._next(name, known))
+        return decided
+
+    def pause_oldest(self) -> list[Tick[T] | Late[T]]:
+        """Return pauses of the streams with the oldest messages that only fills need, until half of these are free."""
+        idle = [(name, one) for name, one in self._streams.items() if one.kept and not one.open]
+        idle.sort(key=lambda named: named[1].newest)
+        decided: list[Tick[T] | Late[T]] = []
+        goal = sum(len(items) for _, one in idle for items in one.kept.values()) / 2
+        n_freed = 0
+        for name, known in idle:
+            if n_freed >= goal:
+                break
+            decided.append(pause := self._pause(name, known, known.done + 1))
+            n_freed += len(pause.freed)
         return decided
 
     def waiting_by_partition(self) -> dict[str, int]:
@@ -217,24 +235,28 @@ class Clock(Generic[T]):
         """Return the stream's next tick, or its pause, and put the one behind it into the queue."""
         number = known.done + 1 if known.kept else min(known.open)
         messages = known.open.pop(number, None)
-        tick = Tick[T](stream, number)
         # What the record has was not left out, although some of its messages are acknowledged and not read again
         if messages is None and number > known.newest + self._gap and number > known.record:
-            tick.pauses = True
-            tick.freed = [item for items in known.kept.values() for item in items]
-            known.kept.clear()
-            known.holders.clear()
-        else:
-            before = max(known.done, known.record)
-            known.done = number
-            if messages is not None:
-                known.newest = number
-                tick.items = [item for _, _, item in sorted(messages, key=lambda one: one[:2])]
-                tick.gap = max(0, number - before - 1) if before >= 0 else 0
-                tick.freed = self._hold(known, number, tick.items)
-                self.n_waiting -= len(tick.items)
+            return self._pause(stream, known, number)
+        tick = Tick[T](stream, number)
+        before = max(known.done, known.record)
+        known.done = number
+        if messages is not None:
+            known.newest = number
+            tick.items = [item for _, _, item in sorted(messages, key=lambda one: one[:2])]
+            tick.gap = max(0, number - before - 1) if before >= 0 else 0
+            tick.freed = self._hold(known, number, tick.items)
+            self.n_waiting -= len(tick.items)
         self._queue(stream, known)
         return tick
+
+    def _pause(self, stream: str, known: _Stream[T], number: int) -> Tick[T]:
+        """Return the pause of a stream from a tick on, with all that was kept for its fills."""
+        freed = [item for items in known.kept.values() for item in items]
+        known.kept.clear()
+        known.holders.clear()
+        self._queue(stream, known)
+        return Tick(stream, number, pauses=True, freed=freed)
 
     def _hold(self, known: _Stream[T], number: int, items: list[T]) -> list[T]:
         """Keep the messages of a tick, and return those of earlier ones that have no newest value any more."""

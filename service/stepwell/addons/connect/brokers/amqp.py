@@ -146,6 +146,11 @@ class AmqpReader:
         return False
 
     @property
+    def window(self) -> int:
+        """Messages that may be open at a time."""
+        return self._prefetch
+
+    @property
     def is_full(self) -> bool:
         """Whether as many messages are open as the broker sends ahead."""
         return self._n_open >= self._prefetch

@@ -290,9 +290,12 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return self._done
 
     def lag(self) -> int | None:
-        """Return the number of messages behind the last poll, in the partitions that were read."""
-        ends = {partition: self._consumer.highwater(partition) for partition in self._next}
-        return sum(max(0, (end or 0) - self._next[partition]) for partition, end in ends.items())
+        """Return the number of messages behind what is done, in the partitions that were read.
+
+        That is the last poll, or with `most_open` the offset before which all is done.
+        """
+        done = self._next | {partition: one.floor for partition, one in self._tracked.items()}
+        return sum(max(0, (self._consumer.highwater(partition) or 0) - at) for partition, at in done.items())
 
     async def close(self) -> None:
         """Leave the group and disconnect."""

@@ -144,6 +144,11 @@ class MqttReader:
         return False
 
     @property
+    def window(self) -> int:
+        """Messages that may be open at a time."""
+        return IN_FLIGHT
+
+    @property
     def is_full(self) -> bool:
         """Whether as many messages are open as the broker may send; it may send fewer, and does not say how many."""
         return self._n_open >= IN_FLIGHT

@@ -159,6 +159,11 @@ class NatsReader:
         return False
 
     @property
+    def window(self) -> int | None:
+        """Messages that may be open at a time."""
+        return self._options.most_open
+
+    @property
     def is_full(self) -> bool:
         """Whether as many messages are open as the consumer may have."""
         most = self._options.most_open

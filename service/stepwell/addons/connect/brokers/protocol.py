@@ -140,6 +140,8 @@ class MessageReader(Protocol):
 class SelectiveReader(MessageReader, Protocol):
     """A reader that may keep messages open over many polls, and acknowledge them in any order.
 
+    Where the broker lets only so many be open at a time, it may have their number as `window`, which `--check` shows.
+
     Attributes:
         generation: A number that grows whenever what is open may be another reader's, and is read again.
         is_full: So many messages are open that the broker sends no more.

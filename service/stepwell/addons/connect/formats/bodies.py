@@ -6,10 +6,12 @@ import base64
 import datetime as dt
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -22,6 +24,7 @@ _HEAD: Final = 5
 
 SCHEMA_FORMATS: Final = ("avro", "protobuf", "json-schema")
 _INSTALL: Final = "Install it with `pip install 'stepwell[formats]'`, or in a clone with STEPWELL_EXTRAS=formats."
+_OBJECT: Final = re.compile(r"<_io\.BytesIO[^>]*>")  # how fastavro names the message
 _T = TypeVar("_T")
 Decode = Callable[[bytes], Any]
 """Returns the document of a message; raises BadMessageError."""
@@ -165,6 +168,7 @@ class _Avro:
         from fastavro._read_common import SchemaResolutionError
 
         read, reader = self._avro.schemaless_reader, self._reader
+        named = writer.get("__named_schemas", {}) if isinstance(writer, dict) else {}
         has_others = "logicalType" in json.dumps([writer, reader], default=str)
 
         def decode(body: bytes) -> Any:
@@ -174,9 +178,10 @@ class _Avro:
             except SchemaResolutionError as exc:
                 raise BadMessageError("bad_message", f"the reader's schema does not resolve it: {exc}") from exc
             except Exception as exc:
-                raise BadMessageError(
-                    "bad_message", f"the message does not fit its Avro schema: {exc or type(exc).__name__}"
-                ) from exc
+                field = ".".join(self._unreadable(io.BytesIO(body), writer, named))
+                where = f"the field {field!r}" if field else "the message"
+                found = _OBJECT.sub("the message", str(exc)) or "the message ends in it"
+                raise BadMessageError("bad_message", f"{where} does not fit its Avro schema: {found}") from exc
             if file.tell() != len(body):
                 raise BadMessageError(
                     "bad_message", f"the message has {len(body) - file.tell()} bytes more than its Avro schema"
@@ -184,6 +189,21 @@ class _Avro:
             return _plain(document) if has_others else document
 
         return decode
+
+    def _unreadable(self, file: io.BytesIO, schema: Any, named: Any) -> list[str]:
+        """Return the names on the way to the first field that cannot be read; none: it is not a field of a record."""
+        schema = named.get(schema, schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, dict) or schema.get("type") != "record":
+            return []
+        parsed = {"type": "record", "name": "One", "__fastavro_parsed__": True, "__named_schemas": named}
+        for field in schema["fields"]:
+            start = file.tell()
+            try:
+                self._avro.schemaless_reader(file, {**parsed, "fields": [field]}, None)
+            except Exception:  # noqa: BLE001 - whatever the library raises, it is about this field
+                file.seek(start)
+                return [field["name"], *self._unreadable(file, field["type"], named)]
+        return []
 
 
 class _JsonSchema:
@@ -328,7 +348,7 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
     always, repeated, present = [], [], []
     for field in descriptor.fields:
         if field.is_repeated:
-            repeated.append((field.name, None if field.message_type is None else field.message_type))
+            repeated.append((field.name, field.message_type, field.enum_type))
         elif field.has_presence:
             present.append((field.name, field.message_type, field.enum_type))
         else:
@@ -341,18 +361,21 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
             found = plans[kind.full_name] = _time if kind.full_name == "google.protobuf.Timestamp" else _plan_of(kind)
         return found
 
+    def single(value: Any, kind: Any, enum: Any) -> Any:
+        return _named(value, enum) if kind is None else plan(kind)(value)
+
     def document_of(message: Any) -> dict[str, Any]:
         document = {name: _named(getattr(message, name), enum) for name, enum in always}
-        for name, kind in repeated:
+        for name, kind, enum in repeated:
             value = getattr(message, name)
             if kind is not None and kind.GetOptions().map_entry:
-                document[name] = {str(key): one for key, one in value.items()}
+                of = kind.fields_by_name["value"]
+                document[name] = {str(key): single(one, of.message_type, of.enum_type) for key, one in value.items()}
             else:
-                document[name] = list(value) if kind is None else list(map(plan(kind), value))
+                document[name] = [single(one, kind, enum) for one in value]
         for name, kind, enum in present:
             if message.HasField(name):
-                value = getattr(message, name)
-                document[name] = _named(value, enum) if kind is None else plan(kind)(value)
+                document[name] = single(getattr(message, name), kind, enum)
         return document
 
     return document_of
@@ -371,14 +394,14 @@ def _time(message: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a document whose times are texts of ISO 8601, and whose decimals are texts."""
+    """Return a document whose times are texts of ISO 8601, and whose decimals and UUIDs are texts."""
     if type(value) is dict:
         return {name: _plain(one) for name, one in value.items()}
     if type(value) is list:
         return [_plain(one) for one in value]
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
-    if isinstance(value, Decimal):  # no number: msgspec would make a float of it
+    if isinstance(value, Decimal | UUID):  # no number: msgspec would make a float of it
         return str(value)
     return value
 

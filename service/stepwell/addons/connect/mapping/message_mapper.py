@@ -103,6 +103,12 @@ class MessageMapper:
             for path in column.paths:
                 check_number(path.text, path.read(document))
 
+    def describe(self, error: BadMessageError, stream: str | None, document: Any) -> None:
+        """Note in an error what could be read of its message: the stream's id and the time."""
+        error.stream = stream
+        if error.time is None and self.time is not None:
+            error.time = self.time.readable(document)
+
     def map(self, message: BrokerMessage) -> MappedTimestep:
         """Return the timestep of a message.
 
@@ -110,8 +116,9 @@ class MessageMapper:
             BadMessageError: It is not one.
         """
         document = self.decode(message)
-        stream = self.place.stream_of(message, document)
+        stream = None
         try:
+            stream = self.place.stream_of(message, document)
             source, at = message.source, message.at
             if self.position is not None:
                 source, at = source_of_field(message.log, self.position), _integer(self.position, document)
@@ -131,7 +138,7 @@ class MessageMapper:
                 self._check_numbers(document)
             values = {name: column.values_of(document) for name, column in self.columns.items()}
         except BadMessageError as exc:
-            exc.stream = stream
+            self.describe(exc, stream, document)
             raise
         return MappedTimestep(stream, source, at, seq, values, time)
 

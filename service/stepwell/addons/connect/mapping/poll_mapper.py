@@ -190,7 +190,7 @@ class PollMapper:
 
 def refused_letter(message: BrokerMessage, error: BadMessageError, mapper: MessageMapper) -> OutMessage:
     """Return the dead letter of a message that `mapper` refuses."""
-    if error.time is not None and mapper.time is not None:
+    if error.is_ahead and error.time is not None and mapper.time is not None:
         mapper.time.count_ahead(error.time)
     return dead_letter(message, error.code, error.reason, error.stream, time=error.time)
 

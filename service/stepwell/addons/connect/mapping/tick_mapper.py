@@ -49,8 +49,9 @@ class TickMapper:
         mapper = self._mapper
         assert mapper.time is not None
         document = mapper.decode(message)
-        stream = mapper.place.stream_of(message, document)
+        stream = None
         try:
+            stream = mapper.place.stream_of(message, document)
             time = mapper.time.of(mapper.time.path.read(document))
             values = {name: _values_of(column, document) for name, column in mapper.columns.items()}
             if all(one is None for one in values.values()):
@@ -58,7 +59,7 @@ class TickMapper:
                 missing = column.paths[0].missing_in(document) if column.paths else "the message is empty"
                 raise BadMessageError("bad_input", missing)
         except BadMessageError as exc:
-            exc.stream = stream
+            mapper.describe(exc, stream, document)
             raise
         return stream, time, values
 

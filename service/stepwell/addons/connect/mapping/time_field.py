@@ -62,13 +62,21 @@ class TimeField:
             now = int(self._wall() * 1e6)
             self._limit = now + self._ahead
             if found > self._limit:
-                raise BadMessageError(
+                error = BadMessageError(
                     "bad_time",
                     f"the time is {iso(found)}, more than {self._ahead_text} ahead of this clock, {iso(now)}",
-                    time=found,
                 )
+                error.time, error.is_ahead = found, True
+                raise error
         self._any_good = True
         return found
+
+    def readable(self, document: Any) -> int | None:
+        """Return the time of a message that is refused for another reason, in us; None: it has none."""
+        try:
+            return time_of(self.path.read(document), self._unit)
+        except BadTimeError:
+            return None
 
     def count_ahead(self, found: int) -> None:
         """Note that a message was refused because its time is ahead."""
