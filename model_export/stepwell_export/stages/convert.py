@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.graph.builder import GraphBuilder
+from stepwell_export.graph.builder import GraphBuilder, NodeBuilder
 from stepwell_export.graph.nodes import read_opset
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.labels import with_labels
@@ -18,13 +18,13 @@ from stepwell_export.runtime.errors import NothingCarriedError, UnclearModelErro
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.latency import with_latency
 from stepwell_export.stages.learning import LearningStage
-from stepwell_export.stages.learning_graph import is_truth, learning_graph
+from stepwell_export.stages.learning_graph import learning_graph
 from stepwell_export.stages.merge import OLDEST_OPSET, merge
 from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
 from stepwell_export.stages.stage import Row, Stage
 from stepwell_export.stages.stepwise_file import has_manifest, read_stepwise
-from stepwell_export.stages.values import NamedValue, NamedValues, Node, bind
+from stepwell_export.stages.values import NamedValue, NamedValues, Node, bind, is_truth
 
 Convert = Callable[[Any, bool], ConvertedModel]
 """Makes the step graph of a model; the flag is whether flags such as `--time-axis` are for this one."""
@@ -48,9 +48,20 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
             node.model = _stage(node, node.stage, opset)
         for output, value in node.gives.items():
             value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
-    whole = merge(values.nodes, values.inputs, {value.name: value for value in values.answers})
-    whole = replace(whole, manifest=with_latency(whole.manifest.model_copy(update={"name": name}), values))
-    return replace(whole, finish=_shown(whole, pipeline.shown)) if pipeline.shown else whole
+    answers = _in_graph(values)
+    shown = {tensor: value.name for tensor, value in answers.items() if tensor != value.name} | pipeline.shown
+    whole = merge(values.nodes, values.inputs, answers)
+    whole = replace(whole, manifest=with_latency(whole.manifest.model_copy(update={"name": name}), values, answers))
+    return replace(whole, finish=_shown(whole, shown)) if shown else whole
+
+
+def _in_graph(values: NamedValues) -> dict[str, NamedValue]:
+    """Return the answers by their names in the graph, where an input keeps a name that both have."""
+    names = NodeBuilder("answers", [*values.inputs, *(value.name for value in values.answers)])
+    return {
+        names.unique(f"{value.name}/answer") if value.name in values.inputs else value.name: value
+        for value in values.answers
+    }
 
 
 def _shown(whole: ConvertedModel, names: Mapping[str, str]) -> Callable[[bytes, Manifest], tuple[bytes, Manifest]]:
@@ -63,7 +74,11 @@ def _shown(whole: ConvertedModel, names: Mapping[str, str]) -> Callable[[bytes, 
             spec.model_copy(update={"name": names[spec.name], "tensor": spec.name}) if spec.name in names else spec
             for spec in manifest.outputs
         ]
-        return content, manifest.model_copy(update={"outputs": outputs})
+        verified = manifest.verified
+        if verified is not None and (scale := (verified.model_extra or {}).get("scale")):
+            scale = {names.get(name, name): found for name, found in scale.items()}
+            verified = verified.model_copy(update={"scale": scale})
+        return content, manifest.model_copy(update={"outputs": outputs, "verified": verified})
 
     return finish
 

@@ -183,6 +183,10 @@ class Lag(_CountedHistory):
         super().__post_init__()
         numbers("initial", self.initial)
 
+    @property
+    def lag(self) -> int:
+        return 0 if self.append else self.n
+
     def check(self, row: Row) -> None:
         check_row(self, row, initial=numbers("initial", self.initial))
 

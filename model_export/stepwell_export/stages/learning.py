@@ -141,7 +141,7 @@ class AdaptiveThreshold(_Tracking):
         warm: In so many values at first, none exceeds.
     """
 
-    of: str | tuple[str, ...] | None = None
+    of: str | Sequence[str] | None = None
     quantile: float = 0.99
     rate: float = 0.01
     warm: int = 100
@@ -184,13 +184,18 @@ class AdaptiveThreshold(_Tracking):
         return [threshold, exceeds]
 
 
-class _Judged(LearningStage):
+class JudgedStage(LearningStage):
     """A stage that is judged by a truth, which comes some timesteps later."""
 
     horizon: int
     truth: str
 
     reads_truth: ClassVar[bool] = True
+
+    @property
+    def names_input(self) -> bool:
+        """Whether the truth is said to be an input, by `inputs.` in front of its name."""
+        return self.truth.startswith("inputs.")
 
     @property
     def truth_input(self) -> str:
@@ -242,7 +247,7 @@ class _Judged(LearningStage):
 
 
 @dataclass(frozen=True, eq=False)
-class Conformal(_Judged, _Tracking):
+class Conformal(JudgedStage, _Tracking):
     """An interval around a prediction that holds the truth in a share of the timesteps.
 
     Values `low` and `high`: the prediction less and plus the quantile of absolute residuals, which is learned from the
@@ -348,7 +353,7 @@ class Conformal(_Judged, _Tracking):
 
 
 @dataclass(frozen=True, eq=False)
-class Readout(_Judged):
+class Readout(JudgedStage):
     """A linear prediction from features, whose weights are learned by recursive least squares.
 
     Value `y`, one number for each truth: the weights times the features of this timestep, after they have learned from
@@ -369,7 +374,7 @@ class Readout(_Judged):
     horizon: int = 1
     forgetting: float = 0.999
     ridge: float = 1.0
-    to: str | tuple[str, ...] | None = field(default="y", kw_only=True)
+    to: str | Sequence[str] | None = field(default="y", kw_only=True)
 
     gives: ClassVar[tuple[str, ...]] = ("y",)
 

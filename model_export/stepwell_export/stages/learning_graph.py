@@ -18,11 +18,6 @@ LEARN = "learn"
 """The input that says whether a timestep is learned from."""
 
 
-def is_truth(node: Node, into: str) -> bool:
-    """Whether an input of a part is the truth that a stage learns from."""
-    return isinstance(node.stage, LearningStage) and node.stage.reads_truth and into != "in0"
-
-
 def learning_graph(node: Node, stage: LearningStage, opset: int) -> ConvertedModel:
     """Return the step graph; a truth that nothing else reads gets its row.
 

@@ -34,16 +34,20 @@ def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapp
     Args:
         nodes: The parts, each behind those whose values it reads; every one has its step graph.
         inputs: What the caller sends, by name; each has its `InputSpec`.
-        answers: What the caller gets, by name.
+        answers: What the caller gets, by its name in the graph, which no input has.
 
     Raises:
         UnclearModelError: A value does not fit what reads it.
         RefusedModelError: The graphs have versions of operators that cannot be converted, or need different numbers of
             timesteps.
     """
+    merged = _merged(nodes, inputs, answers)
+    return merged.with_turned_phases(merged.converted())
+
+
+def _merged(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]) -> _Merged:
     _check(nodes)
-    nodes = _same_versions(nodes)
-    return _Merged(nodes, inputs, answers).converted()
+    return _Merged(_same_versions(nodes), inputs, answers)
 
 
 class _Merged:
@@ -58,11 +62,8 @@ class _Merged:
     def __init__(
         self, nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]
     ) -> None:
-        both = inputs.keys() & answers.keys()
         self._glue = NodeBuilder("joint", [*answers, *inputs])
-        self.given = {
-            value: self._glue.unique(f"{name}/first") if name in both else name for name, value in inputs.items()
-        }
+        self.given = {value: name for name, value in inputs.items()}
         self.tensors = {**self.given, **{value: name for name, value in answers.items()}}
         self._answers = answers
         learns = any(node.step.manifest.learn for node in nodes)
@@ -98,15 +99,16 @@ class _Merged:
                 fix="Join models that take the same number of timesteps, or any number.",
             )
         limits = [part.longest for part in parts if part.longest is not None]
-        front, taps = self._front()
+        front, plain, taps = self._front()
         inputs = {name: value for value, name in self.given.items()}
-        reference = MergedReference(self.nodes, inputs, self._answers, front, taps)
+        magnitudes = {self.tensors[magnitude]: magnitude for magnitude in self._phases().values()}
+        reference = MergedReference(self.nodes, inputs, {**self._answers, **magnitudes}, plain, taps)
         learning = [node.stage for node, _, _ in self.nodes if isinstance(node.stage, LearningStage)]
         learned = None
         if learning:
             steps = max(stage.long_steps for stage in learning)
             learned = Learned(front, reference.twin, steps, self._answers_what_learns(taps))
-        whole = ConvertedModel(
+        return ConvertedModel(
             self._proto(),
             self._manifest(),
             reference.original if front is None else reference.on_front,
@@ -133,12 +135,11 @@ class _Merged:
                 for tensor in part.proto.graph.initializer
             },
         )
-        phases = self._phases()
-        if not phases or learning:
-            return whole
-        magnitudes = {name: self.tensors[magnitude] for name, magnitude in phases.items()}
-        more = {self.tensors[magnitude]: magnitude for magnitude in phases.values()}
-        return with_turned_phases(whole, magnitudes, replace(reference, answers={**self._answers, **more}).original)
+
+    def with_turned_phases(self, whole: ConvertedModel) -> ConvertedModel:
+        """Return the whole with phases among its answers verified as what they turn."""
+        magnitudes = {name: self.tensors[magnitude] for name, magnitude in self._phases().items()}
+        return with_turned_phases(whole, magnitudes) if magnitudes else whole
 
     def _phases(self) -> dict[str, NamedValue]:
         """Return the magnitude of each answer that is the phase of one."""
@@ -158,8 +159,12 @@ class _Merged:
             if value.maker is not None and isinstance(value.maker.stage, LearningStage)
         )
 
-    def _front(self) -> tuple[ConvertedModel | None, dict[str, NamedValue]]:
-        """Return the graph whose answers are the values that learning stages read, and these by name; None: none."""
+    def _front(self) -> tuple[ConvertedModel | None, ConvertedModel | None, dict[str, NamedValue]]:
+        """Return the graph whose answers are the values that learning stages read; None: there is none.
+
+        Returns:
+            The graph as it is verified, as it is run, and the values by name.
+        """
         nodes = [node for node, _, _ in self.nodes]
         taps: dict[str, NamedValue] = {}
         for node in nodes:
@@ -169,7 +174,7 @@ class _Merged:
                     name = value.name if value.name not in taken else f"{value.name}/{len(taps)}"
                     taps[name] = value
         if not taps:
-            return None, {}
+            return None, None, {}
         needed, open_values = set[Node](), [*taps.values()]
         while open_values:
             maker = open_values.pop().maker
@@ -178,7 +183,10 @@ class _Merged:
                 open_values += maker.reads.values()
         front = [node for node in nodes if node in needed]
         read = {value for node in front for value in node.reads.values()}
-        return merge(front, {name: value for value, name in self.given.items() if value in read}, taps), taps
+        inputs = {name: value for value, name in self.given.items() if value in read}
+        merged = _merged(front, inputs, taps)
+        plain = merged.converted()
+        return merged.with_turned_phases(plain), plain, taps
 
     def _spec(self, value: NamedValue) -> InputSpec:
         """Return what an input is in the graph: as its only reader has it, or with rows as they are sent."""

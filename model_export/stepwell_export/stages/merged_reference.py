@@ -16,8 +16,7 @@ from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
 from stepwell_export.runtime.step_model import StepModel, stacked
 from stepwell_export.stages.history import MISSING
 from stepwell_export.stages.learning import LearningStage
-from stepwell_export.stages.learning_graph import is_truth
-from stepwell_export.stages.values import NamedValue, Node
+from stepwell_export.stages.values import NamedValue, Node, is_truth
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
 from stepwell_export.verify.runners import TOGETHER, stepped

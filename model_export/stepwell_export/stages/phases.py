@@ -20,15 +20,12 @@ from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
 _SUFFIX = ".turned"
 
 
-def with_turned_phases(
-    whole: ConvertedModel, magnitudes: Mapping[str, str], original: ReferenceModel
-) -> ConvertedModel:
+def with_turned_phases(whole: ConvertedModel, magnitudes: Mapping[str, str]) -> ConvertedModel:
     """Return a step graph that is verified on what its phases turn.
 
     Args:
-        whole: The step graph.
+        whole: The step graph; its originals also return each magnitude, by the name of its tensor.
         magnitudes: The tensor of the magnitude by the output that is its phase.
-        original: Its original, which also returns each magnitude, by the name of that tensor.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(whole.proto)
@@ -38,26 +35,34 @@ def with_turned_phases(
         if spec.name not in magnitudes:
             outputs.append(spec)
             continue
-        turned = OutputSpec(name=f"{spec.name}{_SUFFIX}", dtype="float32", shape=[*spec.shape, 2])
-        last = graph.ints([len(turned.shape)])
+        both = OutputSpec(name=f"{spec.name}{_SUFFIX}", dtype="float32", shape=[*spec.shape, 2])
+        last = graph.ints([len(both.shape)])
         sides = [graph.op("Mul", magnitudes[spec.name], graph.op(kind, spec.name)) for kind in ("Cos", "Sin")]
         parts = [graph.op("Unsqueeze", side, last) for side in sides]
-        graph.add("Concat", parts, [turned.name], axis=len(turned.shape))
-        proto.graph.output.append(declared(turned.name, turned.dtype, turned.shape, 0))
-        outputs += [spec.model_copy(update={"kind": "ignore"}), turned]
+        graph.add("Concat", parts, [both.name], axis=len(both.shape))
+        proto.graph.output.append(declared(both.name, both.dtype, both.shape, 0))
+        outputs += [spec.model_copy(update={"kind": "ignore"}), both]
     proto.graph.node.extend(graph.nodes)
     proto.graph.initializer.extend(graph.constants)
 
-    def turned_original(inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
-        found = dict(original(inputs))
-        for phase, magnitude in magnitudes.items():
-            angle = found.pop(phase)
-            found[f"{phase}{_SUFFIX}"] = _turned(found[magnitude], angle)
-        return {name: found[name] for name in found if name not in magnitudes.values() or name in shown}
+    def turned(original: ReferenceModel) -> ReferenceModel:
+        def turned_original(inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+            found = dict(original(inputs))
+            for phase, magnitude in magnitudes.items():
+                angle = found.pop(phase)
+                found[f"{phase}{_SUFFIX}"] = _turned(found[magnitude], angle)
+            return {name: found[name] for name in found if name not in magnitudes.values() or name in shown}
 
+        return turned_original
+
+    learned = whole.learned
+    if learned is not None:
+        twin = learned.twin
+        learned = replace(learned, twin=lambda front: turned(twin(front)))
     shown = {spec.name for spec in whole.manifest.outputs}
     manifest = whole.manifest.model_copy(update={"outputs": outputs})
-    return replace(whole, proto=proto, manifest=manifest, original=turned_original, finish=_without_turned)
+    original = turned(whole.original)
+    return replace(whole, proto=proto, manifest=manifest, original=original, learned=learned, finish=_without_turned)
 
 
 def _turned(magnitude: Array | PrefixAnswers, angle: Array | PrefixAnswers) -> Array | PrefixAnswers:

@@ -44,7 +44,7 @@ class PCM16(AudioStage):
 
     def inverse(self) -> _InversePCM16:
         """Return the stage that makes 16-bit samples: it rounds half to even, and clips to -32768..32767."""
-        return _InversePCM16(on=self.on)
+        return _InversePCM16(of=self.of, to=self.to, on=self.on, labels=self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class _InversePCM16(AudioStage):
 
     def inverse(self) -> PCM16:
         """Return PCM16."""
-        return PCM16(on=self.on)
+        return PCM16(of=self.of, to=self.to, on=self.on, labels=self.labels)
 
 
 def _pcm(values: Array) -> Array:

@@ -267,7 +267,7 @@ class Power(Magnitude):
 
 @dataclass(frozen=True, eq=False)
 class Mel(AudioStage):
-    """Mel bands of a spectrum's magnitudes or powers; `librosa.filters.mel`.
+    """Mel bands of a spectrum's magnitudes or powers; `librosa.filters.mel`. A band so narrow that it has no bin is 0.
 
     Attributes:
         bands: How many bands.
@@ -291,7 +291,7 @@ class Mel(AudioStage):
         """Check the parameters.
 
         Raises:
-            ManifestError: One is not as it is described, or a band has no bin.
+            ManifestError: One is not as it is described.
         """
         count("bands", self.bands)
         count("size", self.size, 2)
@@ -304,12 +304,6 @@ class Mel(AudioStage):
                 f"`low` is {low:g} Hz and `high` {high:g} Hz; expected 0 <= low < high <= {rate / 2:g}, half of the "
                 "sample rate.",
                 fix="Give frequencies in that range.",
-            )
-        empty = np.flatnonzero(~self._matrix().any(axis=0))
-        if empty.size:
-            raise ManifestError(
-                f"Band {int(empty[0])} of {self.bands} has no bin of a frame of {self.size} samples.",
-                fix="Give fewer bands, or a larger `size`.",
             )
 
     def _matrix(self) -> Array:

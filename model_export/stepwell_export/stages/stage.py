@@ -29,14 +29,14 @@ class Stage(ABC):
     Between stages, values are float32.
 
     Attributes:
-        of: The value that it reads; None: the only one that no part has read yet.
+        of: The value that it reads, or several in a tuple or list; None: the only one that no part has read yet.
         to: The names of its values, in the documented order; None: the name that it read, or the documented ones.
         on: Short for `of` and `to` of one name.
         labels: A name for each number of the row that the stage takes; empty: unknown.
     """
 
-    of: str | tuple[str, ...] | None = None
-    to: str | tuple[str, ...] | None = None
+    of: str | Sequence[str] | None = None
+    to: str | Sequence[str] | None = None
     on: str | None = None
     labels: tuple[str, ...] = ()
 
@@ -66,11 +66,16 @@ class Stage(ABC):
     def sources(self) -> list[str | None]:
         """The names of the values that it reads, in order; None: the only one that no part has read yet."""
         named = self.of if self.of is not None else self.on
-        return [*named] if isinstance(named, tuple) else [named]
+        return [None] if named is None else [*names_in("of", named)]
 
     @property
     def delay(self) -> int:
         """How many samples later a sample leaves it."""
+        return 0
+
+    @property
+    def lag(self) -> int:
+        """How many timesteps later a row leaves it."""
         return 0
 
     @property
@@ -231,6 +236,21 @@ def count(name: str, value: Any, least: int = 1) -> int:
             f"`{name}` is {value!r:.80}; expected a whole number of at least {least}.", fix=f"Give `{name}={least}`."
         )
     return int(value)
+
+
+def names_in(argument: str, value: Any) -> list[str]:
+    """Return the names of an argument: one name, or a tuple or list of them.
+
+    Raises:
+        ManifestError: It is anything else.
+    """
+    names = [value] if isinstance(value, str) else [*value] if isinstance(value, tuple | list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ManifestError(
+            f"`{argument}` is {value!r:.80}; expected a name, or a tuple of names.",
+            fix=f'Give `{argument}="x"` or `{argument}=("a", "b")`.',
+        )
+    return names
 
 
 def choice(name: str, value: Any, among: Sequence[Any]) -> None:

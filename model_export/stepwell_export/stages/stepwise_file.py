@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from stepwell_export.adoption.inline_window import fold_context
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.graph.onnx_file import read_model
-from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph.onnx_file import read_model, without_functions
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, TimeSpec, sidecar_of
 from stepwell_export.runtime.specs import shape_of_rows
 from stepwell_export.runtime.step_model import StepModel
@@ -29,26 +29,26 @@ def has_manifest(path: Path) -> bool:
 def read_stepwise(path: Path) -> ConvertedModel:
     """Return a file with a manifest as a step graph whose original is the file itself.
 
+    A window of past inputs, which the service keeps for the file, becomes states of the graph.
+
     Raises:
-        RefusedModelError: The service keeps past inputs for it (a window), so that its graph alone is not the model.
+        RefusedModelError: It has a window, and its operators are too old for the nodes that keep it.
     """
     model = StepModel(path)
     manifest = model.manifest.model_copy(update={"verified": None, "reference": None})
-    if manifest.windows:
-        raise RefusedModelError(
-            f"{path} has a window of past inputs, which is kept outside of its graph.",
-            fix="Give the model that it was made of as the part.",
-        )
     if manifest.time.chunk == "dynamic":
         inputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.inputs]
         outputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.outputs]
         manifest = manifest.model_copy(update={"time": TimeSpec(), "inputs": inputs, "outputs": outputs})
     proto = read_model(path, weights=True)
     del proto.metadata_props[:]
+    if manifest.windows:
+        proto, manifest = fold_context(without_functions(proto), manifest)
     _fix_time(proto, {spec.name: shape_of_rows(spec.graph_row_shape, spec.batch_axis, 0) for spec in manifest.inputs})
 
     def original(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return stepped(model, inputs, stored=False)[0]
+        found = stepped(model, inputs, stored=False)[0]
+        return {spec.graph_name: found[spec.name] for spec in manifest.answered}
 
     return ConvertedModel(proto, manifest, original, against=f"onnxruntime {ort.__version__}")
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import TensorSpec
+from stepwell_export.stages.learning import JudgedStage, LearningStage
 from stepwell_export.stages.pipeline import Names, Part
-from stepwell_export.stages.stage import Stage
+from stepwell_export.stages.stage import Stage, names_in
 
 SENT = "inputs."
 """In front of the name of an input: the input as it was sent, whatever stage has written a value of its name."""
+
+_ALIKE = 0.8
+"""How alike two names are, from 0 to 1, of which one is taken for a slip of the other."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +67,11 @@ class Node:
         return self.model
 
 
+def is_truth(node: Node, into: str) -> bool:
+    """Whether an input of a part is the truth that a stage learns from."""
+    return isinstance(node.stage, LearningStage) and node.stage.reads_truth and into != "in0"
+
+
 @dataclass(slots=True)
 class NamedValues:
     """The graph of named values.
@@ -106,6 +115,7 @@ class _Binder:
         nodes = []
         for place, part in enumerate(self._parts):
             nodes.append(self._stage(place, part) if isinstance(part, Stage) else self._model(place, part))
+        self._check_truths()
         if outputs is None:
             return NamedValues(nodes, self._inputs, self._unread())
         picked = [self._read(name, "`outputs`", len(self._parts)) for name in outputs]
@@ -114,6 +124,36 @@ class _Binder:
                 f"`outputs` has {sent[0]!r}, which is an input as it was sent.", fix="Name values that a part gives."
             )
         return NamedValues(nodes, self._inputs, picked)
+
+    def _check_truths(self) -> None:
+        """Check that a truth which nothing else reads is an input of its own, and no slip.
+
+        Raises:
+            UnclearModelError: A part gives a value of its name, or an input that is read has almost the same.
+        """
+        others = [
+            name
+            for name, value in self._inputs.items()
+            if not all(is_truth(node, into) for node, into in value.readers)
+        ]
+        folded = {name.casefold(): name for name in others}
+        made = {value.name for value in self._made}
+        for name in [name for name in self._inputs if name not in others]:
+            stages = [node.stage for node, _ in self._inputs[name].readers]
+            if all(isinstance(stage, JudgedStage) and stage.names_input for stage in stages):
+                continue  # so it is said to be an input
+            title, there = self._inputs[name].readers[0][0].title, ", ".join(others)
+            if name in made:
+                raise UnclearModelError(
+                    f"{title} has the truth {name!r}, which is a value that a part gives; expected an input as it is "
+                    f"sent, such as {there}.",
+                    fix=f"Name an input, or write `truth='{SENT}{name}'` for one that nothing else reads.",
+                )
+            if near := get_close_matches(name.casefold(), folded, n=1, cutoff=_ALIKE):
+                raise UnclearModelError(
+                    f"{title} has the truth {name!r}, which is not there; the inputs are {there}.",
+                    fix=f"Write {folded[near[0]]!r}, or `truth='{SENT}{name}'` for an input that nothing else reads.",
+                )
 
     def _stage(self, place: int, stage: Stage) -> Node:
         node = Node(stage, None)
@@ -130,6 +170,7 @@ class _Binder:
     def _model(self, place: int, part: Part) -> Node:
         node = Node(None, self._models[place])
         manifest = node.step.manifest
+        node.model = _by_tensors(node.step)
         own = [spec.name for spec in manifest.inputs]
         given = _named(part.of, own, node.title, "inputs")
         read = {into: self._read(name, node.title, place) for into, name in given.items()}
@@ -139,7 +180,8 @@ class _Binder:
         answered = [spec.name for spec in manifest.answered]
         names = _named(part.to, answered, node.title, "outputs")
         for spec in manifest.answered:
-            self._write(node, spec.name, names.get(spec.name, spec.name), is_named=spec.name in names, spec=spec)
+            name = names.get(spec.name, spec.name)
+            self._write(node, spec.graph_name, name, is_named=spec.name in names, spec=spec)
         return node
 
     def _by_default(self, node: Node, own: Sequence[str], has_read: bool) -> dict[str, NamedValue]:
@@ -231,18 +273,28 @@ class _Binder:
         return [value for value in self._made if not value.readers]
 
 
+def _by_tensors(model: ConvertedModel) -> ConvertedModel:
+    """Return a step graph whose outputs have the names of their tensors."""
+    outputs = [spec.model_copy(update={"name": spec.graph_name, "tensor": None}) for spec in model.manifest.outputs]
+    return replace(model, manifest=model.manifest.model_copy(update={"outputs": outputs}))
+
+
 def _named(names: Names, own: Sequence[str], title: str, what: str) -> dict[str, str]:
     """Return names by a part's own ones.
 
     Raises:
+        ManifestError: They are no names.
         UnclearModelError: There are more names than inputs or outputs, or an unknown one among the keys.
     """
     if names is None:
         return {}
+    argument = "of" if what == "inputs" else "to"
     if isinstance(names, Mapping):
+        if names:
+            names_in(argument, [*names.values()])
         found, is_wrong = dict(names), not names.keys() <= {*own}
     else:
-        given: list[Any] = [names] if isinstance(names, str) else list(names)
+        given = names_in(argument, names)
         found, is_wrong = dict(zip(own, given, strict=False)), len(given) != len(own)
     if is_wrong:
         raise UnclearModelError(

@@ -17,7 +17,17 @@ from stepwell_export.precision import Precision
 from stepwell_export.runtime.errors import ManifestError, ParityError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.stages import EWMA, AdaptiveThreshold, Conformal, Impute, Part, Pipeline, Readout, Stage
+from stepwell_export.stages import (
+    EWMA,
+    STFT,
+    AdaptiveThreshold,
+    Conformal,
+    Impute,
+    Part,
+    Pipeline,
+    Readout,
+    Stage,
+)
 from stepwell_export.stages.pipeline import RowModel
 from stepwell_export.verify.parity import DEFAULT
 from stepwell_export.verify.runners import chunked, stepped
@@ -392,3 +402,34 @@ def test_fitted_residuals_give_the_first_radius() -> None:
     stage = Conformal("y", coverage=0.5).fit([[1.0], [-3.0], [2.0], [np.nan]])
 
     np.testing.assert_allclose(stage.initial, [2.0])
+
+
+@pytest.mark.parametrize(
+    ("truth", "problem"),
+    [("h", "'h', which is a value that a part gives"), ("X[0]", "'X', which is not there; the inputs are x")],
+)
+def test_a_truth_that_is_a_slip_is_refused_with_the_inputs_that_are_there(sums: Path, truth: str, problem: str) -> None:
+    with pytest.raises(UnclearModelError, match=problem):
+        candidate(Part(sums, to="h"), Readout("h", truth))
+
+
+def test_a_truth_that_is_said_to_be_an_input_may_have_almost_the_name_of_another(sums: Path) -> None:
+    made = candidate(Part(sums, to="h"), Readout("h", "inputs.X[0]"))
+
+    assert [spec.name for spec in made.manifest.inputs] == ["x", "X"]
+
+
+@pytest.mark.parametrize("read", ["magnitude", "phase"])
+def test_a_phase_beside_what_learns_is_verified_as_what_it_turns(tmp_path: Path, read: str) -> None:
+    path = tmp_path / "turn.onnx"
+    onnx.save(graph("(float[n, 5] magnitude) => (float[n, 5] y) { y = Neg (magnitude) }"), path)
+    parts = [
+        STFT(8, 2, form="polar", of="x"), Part(model_of(path), of="magnitude", to="y"),
+        AdaptiveThreshold(read),
+    ]  # fmt: skip
+    made = convert_source(Pipeline(parts, outputs=["phase", "magnitude", "exceeds"]), name="m")
+
+    kinds = {spec.name: spec.kind for spec in made.manifest.outputs}
+    assert (kinds["phase"], kinds["phase.turned"]) == ("ignore", "value")
+    content, _ = verify_model(made, long_steps=128)
+    assert [spec.name for spec in StepModel(content).manifest.answered] == ["phase", "magnitude", "exceeds"]

@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
+from stepwell_export.adoption.adopt_file import adopt_file
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import convert_source, export_source
 from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.stages import EWMA, Clip, Impute, Lag, Part, Pipeline, RollingMean, Select, Standardize
+from stepwell_export.stages import EWMA, Clip, Impute, Lag, Multiply, Part, Pipeline, RollingMean, Select, Standardize
 from stepwell_export.verify.runners import stepped
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import graph
@@ -167,3 +168,53 @@ def test_select_names_the_numbers_of_its_row_by_width(sums: Path) -> None:
     candidate = convert(Select(["b", "a"], width=["a", "b", "c"], on="x"), sums)
 
     assert candidate.manifest.inputs[0].model_dump()["labels"] == ["a", "b", "c"]
+
+
+def written(path: Path, *parts: Any) -> Path:
+    """A file with a manifest."""
+    export_source(Pipeline(parts), path)
+    return path
+
+
+def test_a_written_file_whose_answer_has_the_name_of_its_input_is_a_part(tmp_path: Path, sums: Path) -> None:
+    file = written(tmp_path / "m.onnx", Standardize(1.0, 2.0, of="x"), Part(sums, of="x", to="x"))
+    want = ((X - 1) / 2).cumsum(1)
+
+    alone, behind = run([Part(file)], x=X), run([Part(file), Standardize(1.0, 2.0)], x=X)
+
+    assert (list(alone), list(behind)) == (["x"], ["x"])
+    np.testing.assert_allclose(alone["x"], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(behind["x"], (want - 1) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_written_file_with_a_window_of_past_inputs_is_a_part(tmp_path: Path) -> None:
+    file = tmp_path / "window.onnx"
+    text = "(float[b, 4] x) => (float[b, 2] y) { l = Gather <axis=1> (x, o) r = Gather <axis=1> (x, n) y = Add (l, r) }"
+    onnx.save(graph(text, o=np.array([0, 1]), n=np.array([2, 3])), file)
+    adopt_file(file, windows={"x": 2}, shapes={"x": [2]})
+    assert StepModel(file).manifest.windows
+
+    found = run([Part(file), Standardize(1.0, 2.0)], x=X)["y"]
+
+    want = X + np.concatenate([np.zeros_like(X[:, :1]), X[:, :-1]], axis=1)
+    np.testing.assert_allclose(found, (want - 1) / 2, atol=1e-6)
+
+
+def test_an_input_keeps_its_name_where_an_answer_has_it(sums: Path) -> None:
+    found = run([Standardize(1.0, 2.0, of="x"), Part(sums, of="x", to="x")], x=X)
+
+    assert list(found) == ["x"]
+
+
+@pytest.mark.parametrize("of", [5, ["s", 3], {"s"}, ()])
+def test_what_is_no_name_or_tuple_of_names_is_refused(sums: Path, of: Any) -> None:
+    with pytest.raises(ManifestError, match="expected a name, or a tuple of names"):
+        convert(Part(sums, to="s"), Multiply(of=of))
+    with pytest.raises(ManifestError, match="expected a name, or a tuple of names"):
+        convert(Part(sums, of=of))
+
+
+def test_values_may_be_named_in_a_list(sums: Path) -> None:
+    found = run([Part(sums, to="s"), Multiply(of=["s", "inputs.x"])], x=X)
+
+    np.testing.assert_allclose(found["product"], X.cumsum(1) * X, rtol=1e-4, atol=1e-4)

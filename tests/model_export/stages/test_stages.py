@@ -221,11 +221,15 @@ def test_an_input_of_the_first_model_may_have_the_name_of_an_output_of_the_secon
     onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] z) { z = CumSum (x, a) }", a=np.int64(1)), first)
     onnx.save(graph("(float[b, t, 2] z) => (float[b, t, 2] x) { x = CumSum (z, a) }", a=np.int64(1)), second)
 
-    joined = converted(first, second)
+    content, _ = verify_model(converted(first, second), long_steps=128)
 
-    verify_model(joined, long_steps=128)
-    assert [spec.name for spec in joined.manifest.inputs] == ["x/first"]
-    assert [spec.name for spec in joined.manifest.answered] == ["x"]
+    model = StepModel(content)
+    assert [spec.name for spec in model.manifest.inputs] == ["x"]
+    assert [(spec.name, spec.tensor) for spec in model.manifest.answered] == [("x", "x/answer")]
+    assert model.manifest.verified is not None
+    assert [*(model.manifest.verified.model_extra or {})["scale"]] == ["x"]
+    x = np.ones((1, 4, 2), np.float32)
+    np.testing.assert_array_equal(stepped(model, {"x": x})[0]["x"][0, :, 0], [1, 3, 6, 10])
 
 
 def test_files_before_and_after_are_part_of_the_written_graph(tmp_path: Path) -> None:
