@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from stepwell.addons.local import LocalModel
 from stepwell.addons.oip.infer_handler import codec_of
+from stepwell_client import Client
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
-from tests.graphs import fold, nan_at, total, write_model, write_models
+from tests.graphs import Built, fold, last_seen, nan_at, total, write_model, write_models
 from tests.servers import Server
 
 
@@ -46,6 +48,23 @@ def test_a_model_description_has_every_field(service: Service) -> None:
         "bytes_per_stream": 16,
         "parity": None,
     }
+
+
+def test_a_model_description_has_the_latency_of_outputs_that_have_samples(redis_server: Server, tmp_path: Path) -> None:
+    def late() -> Built:
+        graph, manifest = last_seen()
+        y, z = manifest.outputs
+        outputs = [y.model_copy(update={"latency": 48}), z]
+        return graph, manifest.model_copy(update={"outputs": outputs, "latency": 48})
+
+    file = write_model(tmp_path, "late", late)
+    with running_service(redis_server.url, tmp_path) as own, Client(f"http://127.0.0.1:{own.port}") as client:
+        found = own.http.get("/v1/models/late").json()
+        described = client.model("late").describe()
+
+    assert (found["latency"], [one.get("latency") for one in found["outputs"]]) == (48, [48, None])
+    assert (described.latency, [one.latency for one in described.outputs]) == (48, [48, None])
+    assert LocalModel.load(file).describe() == described
 
 
 def test_a_problem_of_the_models_folder_is_logged_when_it_begins(

@@ -163,6 +163,8 @@ export type ModelDescription = {
   states: Array<{ [name: string]: any }>;
   /** By input, the output that it is computed from in a rollout. */
   feedback?: { [name: string]: any };
+  /** The largest latency of the outputs, in samples; none: they have no samples. */
+  latency?: number;
   bytes_per_stream: number;
   parity: { [name: string]: any } | null;
 };

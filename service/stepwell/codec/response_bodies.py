@@ -285,6 +285,10 @@ class ModelDescription(Struct, kw_only=True):
         Annotated[dict[str, Any], Meta(description="By input, the output that it is computed from in a rollout.")]
         | UnsetType
     ) = UNSET
+    latency: (
+        Annotated[int, Meta(description="The largest latency of the outputs, in samples; none: they have no samples.")]
+        | UnsetType
+    ) = UNSET
     bytes_per_stream: int
     parity: dict[str, Any] | None
 

@@ -251,6 +251,7 @@ class TensorInfo(Struct):
         labels: The names of the numbers of a row, if it has any.
         unit: Its unit, if it has one.
         missing: Of an input, `nan` if it may have missing values.
+        latency: Of an output, the samples by which it is behind the input; None: it has no samples.
     """
 
     name: str
@@ -259,6 +260,7 @@ class TensorInfo(Struct):
     labels: list[str] | None = None
     unit: str | None = None
     missing: Literal["refuse", "nan"] = "refuse"
+    latency: int | None = None
 
 
 class ModelInfo(Struct):
@@ -267,10 +269,12 @@ class ModelInfo(Struct):
     Attributes:
         inputs: Its inputs.
         outputs: Its outputs.
+        latency: The largest latency of its outputs, in samples; None: none of them has samples.
     """
 
     inputs: list[TensorInfo]
     outputs: list[TensorInfo] = []
+    latency: int | None = None
 
 
 class ServiceInfo(Struct):

@@ -62,7 +62,8 @@ class LocalModel:
 
     def describe(self) -> ModelInfo:
         """Return the model's inputs and outputs, as `Model.describe` of a client."""
-        return ModelInfo(_infos(self.manifest.inputs), _infos(self.manifest.answered))
+        manifest = self.manifest
+        return ModelInfo(_infos(manifest.inputs), _infos(manifest.answered), manifest.latency)
 
     def stream(self, initial: PackedState | str | None = None) -> LocalStream:
         """Return a new stream.
@@ -231,8 +232,9 @@ def _infos(specs: list[InputSpec] | list[OutputSpec]) -> list[TensorInfo]:
     def info(spec: InputSpec | OutputSpec) -> TensorInfo:
         extra: Mapping[str, Any] = spec.model_extra or {}
         missing = spec.missing if isinstance(spec, InputSpec) else "refuse"
+        latency = spec.latency if isinstance(spec, OutputSpec) else None
         shape, labels, unit = list(spec.shape), extra.get("labels"), extra.get("unit")
-        return TensorInfo(spec.name, spec.dtype, shape, labels=labels, unit=unit, missing=missing)
+        return TensorInfo(spec.name, spec.dtype, shape, labels, unit, missing, latency)
 
     return [info(spec) for spec in specs]
 

@@ -151,12 +151,16 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
             _tensor(spec, "name", "dtype", "shape", *(["missing"] if spec.missing == "nan" else []))
             for spec in manifest.inputs
         ],
-        outputs=[_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
+        outputs=[
+            _tensor(spec, "name", "dtype", "shape", "kind", *(["latency"] if spec.latency is not None else []))
+            for spec in manifest.answered
+        ],
         states=[
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
             for field in served.step_model.fields
         ],
         feedback=manifest.feedback,
+        latency=UNSET if manifest.latency is None else manifest.latency,
         bytes_per_stream=served.step_model.state_bytes,
         parity=None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
     )
