@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "a row in columns that was applied before is applied again",
         "service/stepwell/store/record_arrays.py",
-        "(newest_at < at[:, 0])",
-        "(newest_at <= at[:, 0])",
+        "is_same & (positions >= at[:, None])",
+        "is_same & (positions > at[:, None])",
         (_COLUMNS_AS_ROWS,),
     ),
     Mutant(
