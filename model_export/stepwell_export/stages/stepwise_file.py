@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from stepwell_export.adoption.inline_window import fold_context
 from stepwell_export.converted import ConvertedModel
+from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.graph.onnx_file import read_model, without_functions
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, TimeSpec, sidecar_of
 from stepwell_export.runtime.specs import shape_of_rows

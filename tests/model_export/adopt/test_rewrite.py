@@ -10,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from stepwell_export.adoption.autoconfigure import adopt
-from stepwell_export.adoption.inline_window import fold_context
 from stepwell_export.adoption.overrides import Overrides
 from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.files import check_new_file
 from stepwell_export.runtime.manifest import Array, Manifest
