@@ -98,6 +98,7 @@ def test_a_login_that_a_broker_does_not_have_is_refused(url: str, keys: dict[str
     ],
 )
 def test_kafka_names_what_a_mechanism_lacks(keys: dict[str, str], said: str) -> None:
+    pytest.importorskip("aiokafka", reason="aiokafka is not installed (STEPWELL_EXTRAS=connect)")
     with pytest.raises(ConnectUsageError, match=said):
         BrokerUrl.parse("kafka://h/t", LoginSection(**keys), table="[from.login]").writer("json")
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from stepwell.addons.recorded import RecordedDataError, open_data
 from stepwell.addons.recorded.columns import ColumnChoice
@@ -112,6 +110,8 @@ def test_a_time_in_iso_8601_is_rounded_to_the_nearest_microsecond(tmp_path: Path
 
 
 def test_a_parquet_time_in_nanoseconds_is_rounded_to_the_nearest_microsecond(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (STEPWELL_EXTRAS=arrow)")
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pa.table({"t": pa.array([1_000_001_700], pa.timestamp("ns", "UTC")), "x": [1.0]})
     parquet.write_table(table, tmp_path / "rows.parquet")
     data = open_data([tmp_path / "rows.parquet"], [X], ColumnChoice(None, "t", {"x": ["x"]}), ORDER)
