@@ -70,7 +70,7 @@ def test_a_quick_run_is_a_part_of_the_tests() -> None:
     folders = {line.split("/")[1] for line in done.stdout.splitlines() if "::" in line}
 
     assert done.returncode == 0
-    assert folders > {"alert", "api", "commands", "connect", "engine", "protocols", "model_export", "store"}
+    assert folders > {"addons", "api", "commands", "engine", "protocols", "model_export", "store"}
     assert folders.isdisjoint({"dashboard", "examples", "faults"})
 
 
