@@ -42,7 +42,7 @@ export type Manifest = {
   outputs: TensorSpec[];
   constants?: Record<string, { dtype: string; value: any }>;
   windows?: WindowSpec[];
-  /** The input, not one of `inputs`, that says whether stages learn. */
+  /** The input, not one of `inputs`, which marks the timesteps that stages learn from. */
   learn?: string;
   /** Samples by which an output is behind its input. */
   latency?: number;

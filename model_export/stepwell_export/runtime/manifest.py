@@ -146,7 +146,7 @@ class Manifest(ManifestPart):
     """Everything about a step graph that its ONNX file does not declare itself.
 
     Attributes:
-        learn: The input `(batch,)` bool, with a time axis `(batch, T)`, that says whether a timestep is learned from.
+        learn: The input `(batch,)` bool, or `(batch, T)`, which marks the timesteps that are learned from.
             It is not sent: it is false in rollouts, else true. None: the graph learns nothing.
         latency: The largest latency of the outputs, in samples; None: none of them has samples.
     """

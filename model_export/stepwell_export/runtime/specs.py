@@ -192,7 +192,7 @@ class OutputSpec(TensorSpec):
 
     @property
     def is_distributed(self) -> bool:
-        """Whether its distribution tells of drift: not that of an answer to whether something is so."""
+        """Whether drift is computed from its distribution: not for outputs of 0 and 1."""
         return bool((self.model_extra or {}).get("drift", True))
 
     @model_serializer(mode="wrap")

@@ -193,7 +193,7 @@ class StepModel:
     # ---------------------------------------------------------------- running
 
     def _with_learn(self, inputs: Mapping[str, Array], axes: int, learn: bool) -> Mapping[str, Array]:
-        """Return inputs with the one that says whether timesteps are learned from, where the graph has it."""
+        """Return inputs with `learn`, which marks the timesteps that are learned from, where the graph has it."""
         name = self.manifest.learn
         if name is None or name in inputs:
             return inputs

@@ -143,7 +143,7 @@ def _ranks(parts: Sequence[Stage | Part], place: int, found: Mapping[int, Conver
 
 
 def _ranks_behind(parts: Sequence[Stage | Part]) -> set[int]:
-    """Return the ranks of rows behind stages, as far as their parameters tell them."""
+    """Return the ranks of rows behind stages, as far as their parameters determine them."""
     rows: list[Row] = []
     for stage in parts:
         if isinstance(stage, Stage):
@@ -194,7 +194,7 @@ def _wanted(value: NamedValue) -> InputSpec | None:
 
 
 def _taken(node: Node, stage: Stage) -> InputSpec | None:
-    """Return what a stage takes, as its parameters or the parts that read its values tell; None: they do not."""
+    """Return what a stage takes, as its parameters or the readers of its values determine it; None: they do not."""
     behind = next((spec for spec in map(_wanted, node.gives.values()) if spec is not None), None)
     row = stage.row if behind is None else stage.row_before(behind.row_shape)
     if row is None:

@@ -43,7 +43,7 @@ class LearningStage(Stage):
     takes_missing: ClassVar[bool] = False
     """Whether NaN in its first value is a value that is not there."""
     no_drift: ClassVar[tuple[str, ...]] = ()
-    """Those of its values whose distribution tells nothing of drift."""
+    """Those of its values that drift is not computed from."""
 
     @property
     def long_steps(self) -> int:
@@ -194,7 +194,7 @@ class JudgedStage(LearningStage):
 
     @property
     def names_input(self) -> bool:
-        """Whether the truth is said to be an input, by `inputs.` in front of its name."""
+        """Whether the truth is declared as an input, by `inputs.` in front of its name."""
         return self.truth.startswith("inputs.")
 
     @property

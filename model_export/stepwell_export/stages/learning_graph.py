@@ -15,7 +15,7 @@ from stepwell_export.stages.learning import LearningStage
 from stepwell_export.stages.values import NamedValue, Node
 
 LEARN = "learn"
-"""The input that says whether a timestep is learned from."""
+"""The input that marks the timesteps that are learned from."""
 
 
 def learning_graph(node: Node, stage: LearningStage, opset: int) -> ConvertedModel:

@@ -25,7 +25,7 @@ OLDEST_OPSET = 13
 """The first opset in which the operators of stages and joints have their present form."""
 
 LEARN = "learn"
-"""The name of the input that says whether timesteps are learned from, where no other has it."""
+"""The name of the input that marks the timesteps that are learned from, where no other has it."""
 
 
 def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]) -> ConvertedModel:

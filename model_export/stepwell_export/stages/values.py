@@ -141,7 +141,7 @@ class _Binder:
         for name in [name for name in self._inputs if name not in others]:
             stages = [node.stage for node, _ in self._inputs[name].readers]
             if all(isinstance(stage, JudgedStage) and stage.names_input for stage in stages):
-                continue  # so it is said to be an input
+                continue  # so it is declared as an input
             title, there = self._inputs[name].readers[0][0].title, ", ".join(others)
             if name in made:
                 raise UnclearModelError(

@@ -65,7 +65,7 @@ def _latency(outputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _learns(learn: str | None) -> dict[str, str]:
-    """Return the input that says whether timesteps are learned from, where there is one."""
+    """Return the input that marks the timesteps that are learned from, where there is one."""
     return {} if learn is None else {"learns": f"where its input {learn!r} is true, which is not sent: not in rollouts"}
 
 

@@ -56,7 +56,7 @@ async def test_a_part_of_a_batch_without_rows_is_counted_with_the_others(shared_
     assert found.count[0] == 3
 
 
-def test_an_output_that_tells_nothing_of_drift_is_not_observed() -> None:
+def test_an_output_that_drift_is_not_computed_from_is_not_observed() -> None:
     outputs = [OutputSpec(name=name, dtype="float32", shape=[]) for name in ("threshold", "exceeds")]
     outputs[1] = outputs[1].model_copy(update={"drift": False})
     manifest = Manifest(inputs=[InputSpec(name="x", dtype="float32", shape=[])], outputs=outputs)
