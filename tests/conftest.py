@@ -23,7 +23,12 @@ from tests.servers import Server, server
 TESTS = Path(__file__).parent
 _SLOW_UNTIL = 0.5  # of the other files
 _WAITING = {
-    *("client/test_client.py", "client/test_limits.py", "drift/test_service.py", "store/transport/test_cluster.py"),
+    *(
+        "client/test_client.py",
+        "client/test_limits.py",
+        "addons/drift/test_service.py",
+        "store/transport/test_cluster.py",
+    ),
     *("test_drain.py", "tracing/test_traces.py"),
 }
 """Files that have no slow test, but wait for most of 15 to 60 seconds."""
