@@ -15,7 +15,7 @@ _TO_URL = bytes.maketrans(b"+/", b"-_")
 _TO_STANDARD = bytes.maketrans(b"-_+/=", b"+/???")
 
 
-class PackedState(NamedTuple):
+class DecodedState(NamedTuple):
     """A packed state, decoded.
 
     Attributes:
@@ -39,7 +39,7 @@ def encode_packed_state(fingerprint: bytes, state: bytes) -> str:
     return _encode(content + checksum).decode()
 
 
-def decode_packed_state(text: str) -> PackedState:
+def decode_packed_state(text: str) -> DecodedState:
     """Return what a text holds.
 
     Raises:
@@ -59,7 +59,7 @@ def decode_packed_state(text: str) -> PackedState:
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
     if binascii.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
         raise ValueError(f"{len(raw)} bytes whose checksum is that of others")
-    return PackedState(content[:FINGERPRINT_BYTES], content[FINGERPRINT_BYTES:])
+    return DecodedState(content[:FINGERPRINT_BYTES], content[FINGERPRINT_BYTES:])
 
 
 def _encode(raw: bytes) -> bytes:

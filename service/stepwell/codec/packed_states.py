@@ -8,10 +8,10 @@ from typing import Any
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import JSON, Format, encode_tensor
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import PackedState, decode_packed_state, encode_packed_state
+from stepwell_export.runtime.packed_state import DecodedState, decode_packed_state, encode_packed_state
 
 
-def read_packed_state(text: str) -> PackedState:
+def read_packed_state(text: str) -> DecodedState:
     """Decode a packed state; whether it belongs to a model is not checked.
 
     Raises:

@@ -11,10 +11,10 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import PackedState
+from stepwell_export.runtime.packed_state import DecodedState
 
 
-def row_in(packed: PackedState, served: ServedModel, models: ModelRegistry) -> bytes:
+def row_in(packed: DecodedState, served: ServedModel, models: ModelRegistry) -> bytes:
     """Return the packed state row in a packed state; whether its values are finite is not checked.
 
     Args:
@@ -39,7 +39,7 @@ def row_in(packed: PackedState, served: ServedModel, models: ModelRegistry) -> b
     return packed.state
 
 
-def states_in(packed: PackedState, served: ServedModel, models: ModelRegistry) -> dict[str, Array]:
+def states_in(packed: DecodedState, served: ServedModel, models: ModelRegistry) -> dict[str, Array]:
     """Return the states in a packed state, `*row` by name.
 
     Raises:

@@ -17,14 +17,14 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import PackedState
+from stepwell_export.runtime.packed_state import DecodedState
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
 
 _log = logging.getLogger(__name__)
 
-GivenState = PackedState | ServiceError | None
+GivenState = DecodedState | ServiceError | None
 """A row's state; None: the model's initial state; an error, which becomes the row's result."""
 
 

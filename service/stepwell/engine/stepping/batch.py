@@ -62,7 +62,6 @@ class Batch(Sequence[QueuedStep]):
             `rows` has its own.
         rows: The rows that have an object, by index.
         sent: The rows whose commit was sent, and the result is not known yet.
-        is_answered: All rows have their response.
     """
 
     names: Sequence[str]
@@ -76,13 +75,8 @@ class Batch(Sequence[QueuedStep]):
     sources: BatchSources | None = None
     rows: dict[int, QueuedStep]
     sent: Sequence[int] = ()
-    is_answered: bool = False
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
-
-    def __init__(self) -> None:
-        self.rows = {}
-        self._answered = set[int]()  # rows without an object that have their response
 
     @abstractmethod
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
@@ -101,32 +95,16 @@ class Batch(Sequence[QueuedStep]):
         """Return the keys of the records of rows whose request names a version."""
 
     @abstractmethod
-    def _new_row(self, i: int) -> QueuedStep: ...
-
-    @abstractmethod
-    def reply_all(self, output: BatchOutput, version: int) -> None:
-        """Reply to all rows: they were applied now, to streams that existed; none has an object. Raises nothing.
-
-        Args:
-            output: Their predictions.
-            version: The version that computed them.
-        """
-
-    @abstractmethod
-    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Reply to rows without an object. Raises nothing."""
-
-    @abstractmethod
     def reject(self, error: ServiceError) -> None:
         """Reply to all rows with the same error; none has a response yet."""
 
+    @abstractmethod
     def row(self, i: int) -> QueuedStep:
         """Return the object of a row."""
-        row = self.rows.get(i)
-        if row is None:
-            row = self.rows[i] = self._new_row(i)
-            row.answered = self.is_answered or i in self._answered
-        return row
+
+    @abstractmethod
+    def unanswered(self) -> list[QueuedStep]:
+        """Return the rows that have no response yet."""
 
     def certainly_apply(self, headers: Array) -> Array:
         """Return for each row whether it certainly applies to a record: see `decide.applies_without_store`.
@@ -191,12 +169,6 @@ class Batch(Sequence[QueuedStep]):
         """Whether one of these timesteps could match the header of a missing stream."""
         return 1 in self._seqs or None in self._seqs
 
-    def unanswered(self) -> list[QueuedStep]:
-        """Return the rows that have no response yet."""
-        if self.is_answered:
-            return []
-        return [row for i in range(len(self)) if i not in self._answered and not (row := self.row(i)).answered]
-
     def are_waiting(self, rows: Sequence[int]) -> bool:
         """Whether none of some rows has its response."""
         return not self.rows or not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
@@ -218,7 +190,6 @@ class RowBatch(Batch):
     """Timesteps that have objects already: with a key or an end, chunks, dry runs, and what is attempted again."""
 
     def __init__(self, rows: Sequence[QueuedStep]) -> None:
-        super().__init__()
         self.rows = dict(enumerate(rows))
         first = rows[0].timestep
         self.names, self.op_ids = [row.name for row in rows], [row.op_id for row in rows]
@@ -278,19 +249,60 @@ class RowBatch(Batch):
         for row in self.rows.values():
             row.reject(error)
 
+    def row(self, i: int) -> QueuedStep:
+        """Return the object of a row."""
+        return self.rows[i]
+
+    def unanswered(self) -> list[QueuedStep]:
+        """Return the rows that have no response yet."""
+        return [row for row in self.rows.values() if not row.answered]
+
+
+class ColumnBatch(Batch):
+    """Timesteps in columns: an object is created only for a row that needs one.
+
+    Attributes:
+        is_answered: All rows have their response.
+    """
+
+    is_answered: bool = False
+
+    def __init__(self) -> None:
+        self.rows = {}
+        self._answered = set[int]()  # rows without an object that have their response
+
+    @abstractmethod
+    def _new_row(self, i: int) -> QueuedStep: ...
+
+    @abstractmethod
     def reply_all(self, output: BatchOutput, version: int) -> None:
-        """Not called: all rows have objects."""
-        raise NotImplementedError
+        """Reply to all rows: they were applied now, to streams that existed; none has an object. Raises nothing.
 
+        Args:
+            output: Their predictions.
+            version: The version that computed them.
+        """
+
+    @abstractmethod
     def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Not called: all rows have objects."""
-        raise NotImplementedError
+        """Reply to rows without an object. Raises nothing."""
 
-    def _new_row(self, i: int) -> QueuedStep:
-        raise NotImplementedError
+    def row(self, i: int) -> QueuedStep:
+        """Return the object of a row."""
+        row = self.rows.get(i)
+        if row is None:
+            row = self.rows[i] = self._new_row(i)
+            row.answered = self.is_answered or i in self._answered
+        return row
+
+    def unanswered(self) -> list[QueuedStep]:
+        """Return the rows that have no response yet."""
+        if self.is_answered:
+            return []
+        return [row for i in range(len(self)) if i not in self._answered and not (row := self.row(i)).answered]
 
 
-class BulkBatch(Batch):
+class BulkBatch(ColumnBatch):
     """The timesteps of one bulk request."""
 
     def __init__(
@@ -367,7 +379,7 @@ class BulkBatch(Batch):
         return QueuedStep(timestep, done, self.oldest_received, timestep.name, shape, self.op_ids[i])
 
 
-class CoalescedBatch(Batch):
+class CoalescedBatch(ColumnBatch):
     """Single timesteps that were submitted one by one; their columns are built when the batch is closed.
 
     Attributes:

@@ -15,7 +15,7 @@ from stepwell.engine.stepping.batch import Batch, BulkBatch, CoalescedBatch, Row
 from stepwell.engine.stepping.batch_queue import BatchQueue
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.overload import QueueAdmission
-from stepwell.engine.stepping.pipeline import Pipeline, PipelineDeps
+from stepwell.engine.stepping.pipeline import PipelineDeps, StepPipeline
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
 from stepwell.engine.stepping.version_batchers import VersionBatchers, is_older
@@ -70,7 +70,7 @@ class Batcher:
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
         self._observer = deps.observer
-        self._pipeline = Pipeline(deps)
+        self._pipeline = StepPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait

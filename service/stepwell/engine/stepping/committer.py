@@ -49,7 +49,7 @@ from stepwell.types import ENDS, STARTS, BatchOutput
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.model_runner import RunResult
+    from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
@@ -116,7 +116,7 @@ class Committer:
         self._source_ids = deps.source_ids
 
     async def commit(
-        self, records: Records, inputs: Mapping[str, Array], run: RunResult, deadline: float
+        self, records: Records, inputs: Mapping[str, Array], run: BatchRun, deadline: float
     ) -> list[QueuedStep]:
         """Commit the next records, reply to the rows that were applied, and return those to be attempted again.
 
@@ -174,7 +174,7 @@ class Committer:
 
     # ---------------------------------------------------------------- the next records
 
-    def _next_of_one(self, records: Records, cached: CachedRecord, run: RunResult) -> NextRecords:
+    def _next_of_one(self, records: Records, cached: CachedRecord, run: BatchRun) -> NextRecords:
         """Return the next record of a single timestep, without arrays: for one row, they take longer than the work."""
         batch, header = records.batch, cached.header
         sources = batch.sources_after(cached.sources) or ()
@@ -190,7 +190,7 @@ class Committer:
         commits = [Commit(batch.names[0], header[GUARD_AT], record)]
         return NextRecords(records, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one)
 
-    def _next_records(self, records: Records, run: RunResult) -> NextRecords:
+    def _next_records(self, records: Records, run: BatchRun) -> NextRecords:
         """Return the next records.
 
         Most are encoded together. Those of another length or kind become a list of commits: with positions of sources

@@ -26,7 +26,7 @@ MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither hea
 
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
+class BatchRun:
     """The result of a run.
 
     Attributes:
@@ -84,7 +84,7 @@ class ModelRunner:
             for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
         }
 
-    async def run(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+    async def run(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         """Run a batch; if onnxruntime fails on it, run each row alone, so that only the bad rows fail.
 
         Args:
@@ -100,7 +100,7 @@ class ModelRunner:
         outputs, beside = Beside.split(result.outputs)
         return replace(result, outputs=outputs, beside=beside)
 
-    async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+    async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         """Run the rows in which no input is missing that must have a value, and reject the others."""
         rejected: dict[int, ServiceError] = {}
         for name in sorted(self.needed):
@@ -110,20 +110,20 @@ class ModelRunner:
             return await self._run_rows(inputs, states)
         rows = [row for row in range(len(states)) if row not in rejected]
         if not rows:
-            return RunResult({}, states[:0], [], rejected)
+            return BatchRun({}, states[:0], [], rejected)
         result = await self._run_rows({name: array[rows] for name, array in inputs.items()}, states[rows])
         accepted = rows if result.rows is None else [rows[row] for row in result.rows]
         rejected |= {rows[row]: error for row, error in result.rejected.items()}
         return replace(result, rows=accepted, rejected=rejected)
 
-    async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+    async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         try:
             outputs, new_states = await self._run(inputs, states)
         except ModelTimeoutError as exc:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
             if len(states) == 1:
-                return RunResult({}, states[:0], [], {0: model_rejected_input(exc)})
+                return BatchRun({}, states[:0], [], {0: model_rejected_input(exc)})
             single_rows = [slice(i, i + 1) for i in range(len(states))]
             return _concatenated(
                 [await self._run_rows({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
@@ -171,18 +171,18 @@ class ModelRunner:
             outputs = {name: array[:, None] for name, array in outputs.items()}
         return outputs, self._model.pack(states, rows=len(packed))
 
-    def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> RunResult:
+    def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> BatchRun:
         """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
         if self._one_float is not None:
             values = states[:, : self._checked_bytes].view(self._one_float)
             if all_finite([*outputs.values(), values]):
-                return RunResult(outputs, states)
+                return BatchRun(outputs, states)
         finite, not_finite = finite_rows(
             {f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states)
         )
         if not not_finite:
-            return RunResult(outputs, states)
-        return RunResult(
+            return BatchRun(outputs, states)
+        return BatchRun(
             {name: array[finite] for name, array in outputs.items()},
             states[finite],
             [int(row) for row in np.flatnonzero(finite)],
@@ -190,10 +190,10 @@ class ModelRunner:
         )
 
 
-def _concatenated(single_rows: Sequence[RunResult]) -> RunResult:
+def _concatenated(single_rows: Sequence[BatchRun]) -> BatchRun:
     finite = [row for row, result in enumerate(single_rows) if not result.rejected]
     outputs = single_rows[finite[0]].outputs if finite else {}
-    return RunResult(
+    return BatchRun(
         {name: np.concatenate([single_rows[row].outputs[name] for row in finite]) for name in outputs},
         np.concatenate([result.states for result in single_rows]),
         finite,

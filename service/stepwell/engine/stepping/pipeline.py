@@ -1,4 +1,4 @@
-"""`Pipeline`: one batch from the queue to its replies: load, decide, run, commit, reply.
+"""`StepPipeline`: one batch from the queue to its replies: load, decide, run, commit, reply.
 
 Rows whose record another writer has changed are attempted again; all others get their response in one attempt.
 """
@@ -82,7 +82,7 @@ class PipelineDeps:
     source_ids: SourceIds
 
 
-class Pipeline:
+class StepPipeline:
     """Processes the batches of one model version."""
 
     def __init__(self, deps: PipelineDeps) -> None:

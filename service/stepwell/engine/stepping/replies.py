@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from stepwell.engine.packing import select_returned, unpack_outputs
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
+from stepwell.engine.stepping.batch import ColumnBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.responding import Responding, responding_versions
 from stepwell.errors import ServiceError
@@ -24,7 +25,7 @@ from stepwell_client.wire.outcomes import Applied
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.batch import Batch
-    from stepwell.engine.stepping.model_runner import RunResult
+    from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.records import Records
 
@@ -72,7 +73,7 @@ class Replies:
             created: Which of the rows, by their index, created their streams.
         """
         batch, at = records.batch, records.at
-        if records.is_whole and responding is None:
+        if isinstance(batch, ColumnBatch) and records.is_whole and responding is None:
             batch.reply_all(output, self._served.version)
             received = batch.received(at)
         else:
@@ -92,15 +93,12 @@ class Replies:
         batch, rows, version, has_changed = records.batch, records.batch.rows, self._served.version, False
         received, has_source = batch.received(records.at), batch.sources is not None
         usual = [j for j, i in enumerate(records.at) if i not in rows]
-        if usual and responding is None:
-            predictions = [Prediction(output, j, False, False, version, shows_version=has_source) for j in usual]
+        if usual and isinstance(batch, ColumnBatch):
+            versions, shown = [version] * len(received), [has_source] * len(received)
+            if responding is not None:
+                versions, shown = [*responding.versions], [*responding.changed]
+            predictions = [Prediction(output, j, False, False, versions[j], shows_version=shown[j]) for j in usual]
             batch.reply_to(records.of(records.at, usual), predictions)
-        elif usual and responding is not None:
-            changed = responding.changed
-            batch.reply_to(
-                records.of(records.at, usual),
-                [Prediction(output, j, False, False, responding.versions[j], shows_version=changed[j]) for j in usual],
-            )
         found = [received[j] for j in usual]
         for j, i in enumerate(records.at):
             if (row := rows.get(i)) is None or row.answered:  # its deadline has passed
@@ -121,7 +119,7 @@ class Replies:
                 self._log_failed_callback(row)
         return found
 
-    def reply_uncommitted(self, records: Records, run: RunResult) -> None:
+    def reply_uncommitted(self, records: Records, run: BatchRun) -> None:
         """Reply to dry runs, with the positions that the streams would reach, or to timesteps of no stream."""
         batch, at = records.batch, records.at
         rows = [batch.rows[i] for i in at]

@@ -19,7 +19,7 @@ from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
 from stepwell.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
-from stepwell_export.runtime.packed_state import PackedState
+from stepwell_export.runtime.packed_state import DecodedState
 
 
 class StreamCopies:
@@ -206,7 +206,7 @@ class StreamCopies:
         record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
         return await self._state(key.model, record, version)
 
-    async def get_packed_state(self, key: StreamKey, *, version: int | None) -> tuple[PackedState, int]:
+    async def get_packed_state(self, key: StreamKey, *, version: int | None) -> tuple[DecodedState, int]:
         """Return the state of a stream as its record has it, and its step.
 
         Raises:
@@ -214,7 +214,7 @@ class StreamCopies:
         """
         record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
         _, record = await self._responding(key.model, record, version)
-        return PackedState(record.fingerprint, record.state), record.step
+        return DecodedState(record.fingerprint, record.state), record.step
 
     async def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
         """Return the model version that continues from an imported state.
