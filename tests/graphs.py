@@ -94,6 +94,12 @@ def fold(factor: int = FOLD_FACTOR) -> Built:
     )
 
 
+def fold_on_a_grid() -> Built:
+    """The fold, of a model that was trained on a grid of one second."""
+    graph, manifest = fold()
+    return graph, manifest.model_copy(update={"every": "1s"})
+
+
 def fold_reference(xs: Iterable[int], *, start: int = 0, factor: int = FOLD_FACTOR) -> list[int]:
     """Return the predictions of `fold` for `xs`, from state `start`."""
     answers = []

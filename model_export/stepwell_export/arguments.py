@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from stepwell_export.runtime.durations import duration_of
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import NAME
 
@@ -52,6 +53,19 @@ def check_length(length: Any) -> None:
         raise UnclearModelError(
             f"`--length` is {length!r}; expected a whole number of timesteps.",
             fix="Give the number of timesteps that the model was trained with.",
+        )
+
+
+def check_every(every: Any) -> None:
+    """Refuse what is no time from one timestep to the next.
+
+    Raises:
+        UnclearModelError: It is no text, no duration, or 0.
+    """
+    if every is not None and not (isinstance(every, str) and duration_of(every)):
+        raise UnclearModelError(
+            f"`--every` is {every!r}; expected a duration such as 1s, 500ms or 1m.",
+            fix="Give the time from one timestep to the next in the training data.",
         )
 
 

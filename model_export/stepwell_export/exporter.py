@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stepwell_export.arguments import check_name, check_tolerance
+from stepwell_export.arguments import check_every, check_name, check_tolerance
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
 from stepwell_export.export_sources import is_jax_function, load_source
 from stepwell_export.labels import read_columns, read_labels, with_labels
@@ -64,6 +64,7 @@ def export_source(
     feedback: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    every: str | None = None,
     accept_weak: bool = False,
     before: Sequence[Path] = (),
     after: Sequence[Path] = (),
@@ -91,6 +92,7 @@ def export_source(
         feedback: For rollouts: by input, the output or the rule that makes it; see `stepwell_export.runtime.feedback`.
         labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
         units: Units by input or output.
+        every: The time from one timestep to the next in the training data, such as `1s`.
         accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
         after: ONNX files that its outputs pass behind it, in order.
@@ -115,6 +117,7 @@ def export_source(
     name = name or target.stem
     check_name(name)
     check_tolerance(tolerance)
+    check_every(every)
     before, after = _paths(before), _paths(after)
     check_new_file(
         target,
@@ -136,7 +139,7 @@ def export_source(
     )
     known = {**_own_labels(found, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
-    full = replace(full, manifest=manifest)
+    full = replace(full, manifest=manifest.model_copy(update={"every": every or manifest.every}))
     if (candidate := precision.lower(full)) is not full:
         check_model(full, atol=tolerance)
     content, report = verify_model(

@@ -50,18 +50,21 @@ def test_a_model_description_has_every_field(service: Service) -> None:
     }
 
 
-def test_a_model_description_has_the_latency_of_outputs_that_have_samples(redis_server: Server, tmp_path: Path) -> None:
+def test_a_model_description_has_its_grid_and_the_latency_of_outputs_that_have_samples(
+    redis_server: Server, tmp_path: Path
+) -> None:
     def late() -> Built:
         graph, manifest = last_seen()
         y, z = manifest.outputs
         outputs = [y.model_copy(update={"latency": 48}), z]
-        return graph, manifest.model_copy(update={"outputs": outputs, "latency": 48})
+        return graph, manifest.model_copy(update={"outputs": outputs, "latency": 48, "every": "1s"})
 
     file = write_model(tmp_path, "late", late)
     with running_service(redis_server.url, tmp_path) as own, Client(f"http://127.0.0.1:{own.port}") as client:
         found = own.http.get("/v1/models/late").json()
         described = client.model("late").describe()
 
+    assert (found["every"], described.every) == ("1s", "1s")
     assert (found["latency"], [one.get("latency") for one in found["outputs"]]) == (48, [48, None])
     assert (described.latency, [one.latency for one in described.outputs]) == (48, [48, None])
     assert LocalModel.load(file).describe() == described

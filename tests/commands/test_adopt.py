@@ -43,11 +43,23 @@ def test_the_manifest_is_printed_and_written_beside_the_file(tmp_path: Path) -> 
 
 def test_every_flag_is_written_to_the_manifest(tmp_path: Path) -> None:
     path = write_graph(tmp_path, graphs.noisy)
-    words = ["--name", "valve", "--state", "s=s_next", "--output", "draw=random", "--output", "scrap=ignore"]
+    words = [
+        "--name",
+        "valve",
+        "--state",
+        "s=s_next",
+        "--output",
+        "draw=random",
+        "--output",
+        "scrap=ignore",
+        "--every",
+        "500ms",
+    ]
     report = json.loads(run_stepwell("adopt", path, *words, "--shape", "x=1x2", "--json").stdout)
     manifest = report["manifest"]
 
     assert (manifest["name"], report["states_found_by"]) == ("valve", {"s": "said"})
+    assert manifest["every"] == "500ms"
     assert [output["kind"] for output in manifest["outputs"]] == ["value", "random", "ignore"]
     assert (manifest["inputs"][0]["shape"], manifest["inputs"][0]["graph_shape"]) == ([1, 2], [2])
     assert json.loads(sidecar_of(path).read_text()) == manifest
@@ -63,7 +75,7 @@ def test_windows_and_constants_are_written_to_the_manifest(tmp_path: Path) -> No
 
 def test_the_printed_command_line_reproduces_the_manifest(tmp_path: Path) -> None:
     path = write_graph(tmp_path, graphs.scaled)
-    first = run_stepwell("adopt", path, "--constant", "gain=7")
+    first = run_stepwell("adopt", path, "--constant", "gain=7", "--every", "1s")
     manifest = sidecar_of(path).read_text()
     [line] = [line for line in first.stdout.splitlines() if line.startswith("same as: ")]
     run_stepwell(*shlex.split(line.removeprefix("same as: stepwell ")))

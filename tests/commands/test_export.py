@@ -148,8 +148,8 @@ def test_a_tolerance_is_never_raised(tmp_path: Path, source: Path) -> None:
     assert (report["parity"]["atol"], report["parity"]["rtol"]) == (1e-4, 1e-4)
 
 
-def test_labels_and_units_are_shown_by_inspect(tmp_path: Path, source: Path) -> None:
-    words = ["--labels", "y=level", "--units", "y=mm", "--labels", "input_layer=up, down"]
+def test_labels_units_and_the_grid_are_shown_by_inspect(tmp_path: Path, source: Path) -> None:
+    words = ["--labels", "y=level", "--units", "y=mm", "--every", "1m", "--labels", "input_layer=up, down"]
     given = keras.models.load_model(source).inputs[0].name
     words = [word.replace("input_layer", given) for word in words]
     assert run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *words).exit_code == 0
@@ -160,6 +160,8 @@ def test_labels_and_units_are_shown_by_inspect(tmp_path: Path, source: Path) -> 
     table = run_stepwell("inspect", tmp_path / "pump.onnx").stdout
     assert "in mm; level" in table
     assert "up, down" in table
+    assert told["every"] == "1m"
+    assert "1m, from one timestep to the next" in table
 
 
 def test_graphs_before_and_after_are_joined_with_the_model(tmp_path: Path, source: Path) -> None:

@@ -47,6 +47,10 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         r"source is bytes; .*onnx.load_from_string",
     ),
     "no_model": (lambda: convert(None, name="m"), "source is NoneType"),
+    "a_grid_without_a_unit": (
+        lambda: export_source(running_sum(), "x.onnx", every="5"),
+        "`--every` is '5'; expected a duration",
+    ),
     "a_tolerance_below_zero": (
         lambda: verify_model(convert(running_sum(), name="m"), atol=-1.0), "`--tolerance` is -1.0; expected a number",
     ),

@@ -128,6 +128,7 @@ def test_what_is_no_manifest_is_refused_by_name_of_the_file(text: str | bytes) -
         ({"states": [state(**{"in": "x.context"})]}, "that name is the window's"),
         ({"batch": {"mode": "stack", "max": 0}}, "batch.max"),
         ({"batch": {"mode": "many"}}, "batch.mode"),
+        ({"every": "0s"}, "every is '0s'; expected a duration"),
         ({"verified": {"against": "keras"}}, "verified.steps"),
     ],
 )

@@ -165,6 +165,8 @@ export type ModelDescription = {
   feedback?: { [name: string]: any };
   /** The largest latency of the outputs, in samples; none: they have no samples. */
   latency?: number;
+  /** The time between two timesteps, such as `1s`; none: it is not known. */
+  every?: string;
   bytes_per_stream: number;
   parity: { [name: string]: any } | null;
 };

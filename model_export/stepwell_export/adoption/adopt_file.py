@@ -16,6 +16,7 @@ from stepwell_export.adoption.overrides import Kind, Overrides
 from stepwell_export.adoption.own_data import with_own_data
 from stepwell_export.adoption.recipes import Recipe, recognized, with_recipe
 from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.arguments import check_every
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
 from stepwell_export.runtime.errors import FileError, UnclearModelError
@@ -56,6 +57,7 @@ def adopt_file(
     time_axes: Mapping[str, int | None] | None = None,
     initial: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    every: str | None = None,
     store_dtype: StoreDType | None = None,
     changes: Sequence[Change] = (),
     verify: str | os.PathLike[str] | None = None,
@@ -79,6 +81,7 @@ def adopt_file(
         initial: The initial value by state input, or `INPUT.context` for a window: a number for all elements, or an
             array or nested lists with the elements of one row.
         feedback: For rollouts: by input, the output or the rule that makes it.
+        every: The time from one timestep to the next in the training data, such as `1s`.
         store_dtype: The type in which float states are stored; None: their own.
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input, which are run, too; the manifest
@@ -105,6 +108,7 @@ def adopt_file(
         "initial": initial or {}, "feedback": feedback or {}, "store_dtype": store_dtype, "changes": changes,
         "verify": verify, "length": length, "target": target,
     })  # fmt: skip
+    check_every(every)
     source, target, verify, length = given.source, given.target, given.verify, given.length
     if changes and length is not None:
         raise UnclearModelError(
@@ -142,6 +146,7 @@ def adopt_file(
         adoption = adopt(source, name=name, hints=hints, replace=replace)
     adoption.notes.extend(notes)
     manifest, effect = with_feedback(adoption.manifest, given.feedback), None
+    manifest = manifest.model_copy(update={"every": every})
     if changes:
         graph, manifest = rewrite(source, manifest, changes, adoption.notes)
     if store_dtype:

@@ -48,7 +48,7 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
     """Return the inputs, outputs, states and sizes of a loaded model, as plain data.
 
     Returns:
-        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `latency`,
+        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `latency`, `every`,
         `constants`, `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch`
         (`mode`, `max`, and `together`: whether the probe found that rows can be run together), `chunked` (whether
         many timesteps of a stream are one run), `weights` (`fp16`, `int8`, or None where they are as they were),
@@ -66,6 +66,7 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
         "outputs": parts["outputs"],
         "states": [{**state, "bytes": sizes[state["in"]]} for state in parts["states"]],
         "latency": manifest.latency,
+        "every": manifest.every,
         "learn": manifest.learn,
         "constants": parts["constants"],
         "windows": [

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from stepwell_export.runtime.durations import duration_of
 from stepwell_export.runtime.errors import ManifestError
 from stepwell_export.runtime.specs import (
     DTYPES,
@@ -149,6 +150,8 @@ class Manifest(ManifestPart):
         learn: The input `(batch,)` bool, or `(batch, T)`, which marks the timesteps that are learned from.
             It is not sent: it is false in rollouts, else true. None: the graph learns nothing.
         latency: The largest latency of the outputs, in samples; None: none of them has samples.
+        every: The time from one timestep to the next in the training data, such as `1s`; None: it is not known, or is
+            not always the same.
     """
 
     format: Literal[1] = 1
@@ -159,6 +162,7 @@ class Manifest(ManifestPart):
     outputs: list[OutputSpec]
     learn: str | None = None
     latency: Annotated[int, Field(ge=0)] | None = None
+    every: str | None = None
     constants: dict[str, ConstantSpec] = Field(default_factory=dict)
     windows: list[WindowSpec] = Field(default_factory=list)
     feedback: dict[str, Any] = Field(default_factory=dict)
@@ -178,6 +182,8 @@ class Manifest(ManifestPart):
                     raise ValueError(f"{what} {name!r} is declared {names.count(name)} times; expected once")
         if not self.inputs:
             raise ValueError("inputs is empty; expected at least one, for a timestep to be sent in")
+        if self.every is not None and not duration_of(self.every):
+            raise ValueError(f"every is {self.every!r}; expected a duration such as 1s, 500ms or 1m")
         self._check_windows()
         return self
 

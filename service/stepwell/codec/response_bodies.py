@@ -289,6 +289,10 @@ class ModelDescription(Struct, kw_only=True):
         Annotated[int, Meta(description="The largest latency of the outputs, in samples; none: they have no samples.")]
         | UnsetType
     ) = UNSET
+    every: (
+        Annotated[str, Meta(description="The time between two timesteps, such as `1s`; none: it is not known.")]
+        | UnsetType
+    ) = UNSET
     bytes_per_stream: int
     parity: dict[str, Any] | None
 

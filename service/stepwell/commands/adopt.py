@@ -11,7 +11,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from stepwell.commands.flags import Feedback, axes_of, feedback_of, named_values
+from stepwell.commands.flags import Feedback, Grid, axes_of, feedback_of, named_values
 from stepwell.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
 from stepwell.interrupted import reported_interrupt
 from stepwell_export.adoption.adopt_file import Adopted, adopt_file
@@ -73,6 +73,7 @@ def adopt(
         StoreDType | None, typer.Option(help="Store float states in this type: half the memory per stream.")
     ] = None,
     feedback: Feedback = None,
+    every: Grid = None,
     verify: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz", help="Also run own sequences, and keep how they are distributed, for drift."),
@@ -117,6 +118,7 @@ def adopt(
         time_axes=axes_of("--time-axis", time_axis),
         initial=_initial(init or []),
         feedback=feedback_of(feedback),
+        every=every,
         store_dtype=store_dtype,
         changes=changes,
         verify=verify,
@@ -129,6 +131,7 @@ def adopt(
     arguments += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
     arguments += ["--store-dtype", store_dtype] if store_dtype else []
     arguments += [word for text in feedback or [] for word in ("--feedback", text)]
+    arguments += ["--every", every] if every else []
     arguments += ["--verify", str(verify)] if verify else []
     if as_json:
         print_json(_report(adopted))

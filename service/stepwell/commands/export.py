@@ -17,7 +17,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from stepwell.commands.flags import Feedback, axes_of, feedback_of, named_values
+from stepwell.commands.flags import Feedback, Grid, axes_of, feedback_of, named_values
 from stepwell.commands.tables import (
     Json,
     covered_lines,
@@ -95,6 +95,7 @@ def export(
         ),
     ] = None,
     feedback: Feedback = None,
+    every: Grid = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=A,B,..", help="A name for each number of an input's or output's row. Repeatable."),
@@ -160,6 +161,7 @@ def export(
             batch_axes=axes_of("--batch-axis", batch_axis),
             length=length,
             feedback=feedback_of(feedback),
+            every=every,
             labels={
                 name: [label.strip() for label in text.split(",")]
                 for name, text in named_values("--labels", labels or [], "NAME=A,B,..").items()

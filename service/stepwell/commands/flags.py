@@ -21,6 +21,12 @@ _METAVARS = {
     "jwt_keys": "FILE|URL",
 }
 
+Grid = Annotated[
+    str | None,
+    typer.Option("--every", metavar="1s", help="The time from one timestep to the next in the training data."),
+]
+"""Type of a command's `every` parameter, where it describes a model."""
+
 Feedback = Annotated[
     list[str] | None,
     typer.Option(

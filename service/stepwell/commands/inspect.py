@@ -44,6 +44,7 @@ def inspect(
                 "bytes per stream": format_bytes(description["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else f"run one at a time{why}",
                 **_latency(description["outputs"]),
+                **({"every": f"{every}, from one timestep to the next"} if (every := description["every"]) else {}),
                 **_learns(description["learn"]),
                 "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
                 "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",

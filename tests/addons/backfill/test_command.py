@@ -22,7 +22,7 @@ from typer.testing import Result
 from stepwell.addons.backfill.command import backfill
 from tests.addons.recorded.files import write_csv, write_fold_csv
 from tests.commands.program import invoke
-from tests.graphs import fold, fold_reference, last_seen, nan_at, write_models
+from tests.graphs import fold, fold_on_a_grid, fold_reference, last_seen, nan_at, write_models
 from tests.processes import ServiceProcess, service_process
 from tests.programs.start import Program, start_program
 
@@ -35,7 +35,7 @@ FOLD = ("--model", "fold", "--stream-column", "device", "--time-column", "time",
 @pytest.fixture(scope="module")
 def running() -> Iterator[ServiceProcess]:
     with tempfile.TemporaryDirectory(prefix="sw") as name:  # short enough for a unix socket
-        write_models(Path(name) / "models", fold, last_seen, nan_at=lambda: nan_at(5))
+        write_models(Path(name) / "models", fold, last_seen, grid=fold_on_a_grid, nan_at=lambda: nan_at(5))
         with service_process(Path(name) / "models", Path(name) / "one", "--drain-s", "0") as one:
             yield one
 
@@ -451,6 +451,18 @@ def test_changed_rows_by_their_times_are_refused_and_applied_once_with_again(
     assert report_of(run(running, *words, "--json"))["applied"] == 1
 
     assert next_prediction(running, "w.1", 5) == fold_reference([7, 2, 3, 4, 5])[-1]
+
+
+def test_the_grid_of_a_model_is_that_of_its_history(running: ServiceProcess, tmp_path: Path) -> None:
+    words = ["--model", "grid", "--stream-column", "device", "--input", "x=value", "--time", "time"]
+    data = write_times(tmp_path / "data.csv", [("g.1", 0.2, 1), ("g.1", 0.9, 2), ("g.1", 3, 3)])
+
+    done = run(running, data, *words, "--json")
+
+    assert report_of(done)["applied"] == 3
+    assert status(running, "g.1", "grid")["sources"][0]["id"].endswith("#every=1s")
+    told = run(running, data, *words, "--every", "2s").stderr
+    assert "The model was trained with a timestep every 1s; --every is 2s." in told
 
 
 @pytest.mark.parametrize(

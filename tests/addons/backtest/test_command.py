@@ -14,7 +14,7 @@ import typer
 from stepwell.addons.backtest.command import backtest
 from tests.addons.recorded.files import write_csv
 from tests.commands.program import invoke
-from tests.graphs import lstm, write_model
+from tests.graphs import fold_on_a_grid, lstm, write_model
 
 app = typer.Typer()
 app.command()(backtest)
@@ -71,3 +71,10 @@ def test_late_rows_are_counted(words: list[str], tmp_path: Path) -> None:
     words[1] = str(write_csv(tmp_path / "data.csv", ["device", "at", "p", "q"], rows))
     report = json.loads(invoke(app, [*words, "--time", "at", "--time-unit", "ms", "--order", "20ms", "--json"]).stdout)
     assert (report["timesteps"], report["late"], report["left_out"]) == (2, 1, 0)
+
+
+def test_models_are_compared_on_the_grid_of_the_new_one(tmp_path: Path) -> None:
+    new, old = write_model(tmp_path, "new", fold_on_a_grid), write_model(tmp_path, "old", fold_on_a_grid)
+    data = write_csv(tmp_path / "data.csv", ["at", "x"], [(at, 1) for at in (0.2, 0.9, 3)])
+    words = [str(new), str(data), "--against", str(old), "--time", "at", "--json"]
+    assert json.loads(invoke(app, words).stdout)["timesteps"] == 3

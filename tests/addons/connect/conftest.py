@@ -1,4 +1,4 @@
-"""A running service with the model `fold`, for the tests of one file."""
+"""A running service with some models, for the tests of one file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.graphs import fold, lstm, total, write_model
+from tests.graphs import fold, fold_on_a_grid, lstm, total, write_model
 from tests.processes import ServiceProcess, service_process
 
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sw") as name:
-        for model, build in (("fold", fold), ("lstm", lstm), ("total", total)):
+        for model, build in (("fold", fold), ("lstm", lstm), ("total", total), ("grid", fold_on_a_grid)):
             write_model(Path(name) / "models", model, build)
         yield Path(name) / "models"
 

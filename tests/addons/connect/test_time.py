@@ -191,6 +191,32 @@ def test_there_is_one_timestep_for_each_tick(service: ServiceProcess, tmp_path: 
     assert counts["gaps"] == 2
 
 
+def test_the_grid_of_a_model_is_the_clock(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(
+        tmp_path / "in.jsonl", [{"stream": "own", "x": x, "t": t} for t, x in [(0.2, 1), (0.9, 2), (3, 3)]]
+    )
+    words = flags(service, tmp_path, "--gap", "1")
+
+    run_once(tmp_path, source, *words, "--model", "grid")
+
+    assert [one[:3] for one in outs(tmp_path)] == [
+        (n, y, at) for n, (y, at) in enumerate(zip(fold_reference([2, 2, 3]), (1, 2, 3), strict=True), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(["--every", "2s"], "--every is 2s"), (["--seq", "n"], "here each message is one")]
+)
+def test_a_connector_that_leaves_the_grid_of_its_model_says_so(
+    service: ServiceProcess, tmp_path: Path, given: list[str], told: str
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": told, "x": 1, "t": 1, "n": 1}])
+    words = flags(service, tmp_path, *given, "--model", "grid", "--stream", "o{n}", "--check")
+    with connector(tmp_path, source, *words) as one:
+        assert one.process.wait(60) == 0
+    assert f"the model was trained with a timestep every 1s; {told}" in one.text()
+
+
 def test_a_tick_that_the_service_refuses_is_one_dead_letter_with_its_messages(
     service: ServiceProcess, tmp_path: Path
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.event_time.times import BadTimeError, TimeUnit, duration_of, in_words, iso, time_of
+from stepwell.addons.event_time.times import BadTimeError, TimeUnit, iso, time_of
+from stepwell_export.runtime.durations import duration_of, in_words
 
 
 class _Cell(str):

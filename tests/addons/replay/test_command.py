@@ -22,7 +22,7 @@ from stepwell_client import Client, Event
 from stepwell_export.runtime.manifest import InputSpec
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
-from tests.graphs import fold, fold_reference, lstm, total, write_model, write_models
+from tests.graphs import fold, fold_on_a_grid, fold_reference, lstm, total, write_model, write_models
 from tests.processes import free_port
 from tests.servers import Server
 
@@ -294,3 +294,15 @@ def test_rows_by_their_times_are_sent_as_fast_as_possible_and_late_ones_counted(
     report = json.loads(run(service, "fold", *words).stdout)
 
     assert (report["rows"], report["late"], report["left_out"]) == (2, 1, 0)
+
+
+def test_a_model_file_is_replayed_on_its_own_grid(tmp_path: Path) -> None:
+    model = write_model(tmp_path, "grid", fold_on_a_grid)
+    data, out = write(tmp_path / "data.csv", "x[0],at", [[1, 0.2], [2, 0.9], [3, 3]]), tmp_path / "out.csv"
+    app = typer.Typer()
+    app.command()(replay)
+
+    done = invoke(app, [str(model), str(data), "--time", "at", "-o", str(out)])
+
+    assert done.exit_code == 0, done.output
+    assert [int(row["y[0]"]) for row in csv.DictReader(out.open())] == fold_reference([2, 2, 3])

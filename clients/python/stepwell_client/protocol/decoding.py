@@ -270,11 +270,13 @@ class ModelInfo(Struct):
         inputs: Its inputs.
         outputs: Its outputs.
         latency: The largest latency of its outputs, in samples; None: none of them has samples.
+        every: The time from one timestep to the next that it was trained with, such as `1s`; None: it is not known.
     """
 
     inputs: list[TensorInfo]
     outputs: list[TensorInfo] = []
     latency: int | None = None
+    every: str | None = None
 
 
 class ServiceInfo(Struct):

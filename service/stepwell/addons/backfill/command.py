@@ -73,12 +73,13 @@ def backfill(
     started = time.monotonic()
     write = None if predictions is None else writer_of(predictions)
     choice = column_choice(stream_column, time_column, time_unit, inputs)
-    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with HttpApi(url, key) as service:
         described = service.get(model_path(model))
         limits = service.get("/v1/info")["limits"]
     specs = [InputSpec.model_validate(each) for each in described["inputs"]]
     outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
+    grid = described.get("every")
+    rules = row_rules(time_column, grid, order=order, every=every, take=take, fill=fill, gap=gap)
     recorded = open_data(data, specs, choice, rules)
     with data_progress() as progress:
         progress.start("checking the data", None)

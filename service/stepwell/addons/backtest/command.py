@@ -67,8 +67,8 @@ def backtest(
     limits = _limits(limit)
     check_ending("--plot", plot, ".svg")
     choice = column_choice(stream_column, time_column, time_unit, inputs)
-    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     newer, older = load_models([new, against], threads)
+    rules = row_rules(time_column, newer.manifest.every, order=order, every=every, take=take, fill=fill, gap=gap)
     outputs, _ = compared_outputs(newer, older)
     if unknown := sorted(limits.keys() - {spec.name for spec in outputs}):
         raise typer.BadParameter(

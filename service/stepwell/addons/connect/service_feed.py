@@ -44,12 +44,14 @@ class ModelFacts:
         inputs: The declared inputs.
         max_chunk_steps: The service's limit for the timesteps of a chunk.
         max_body_bytes: The service's limit for the bytes of a message.
+        every: The time from one timestep to the next that the model was trained with; None: it is not known.
     """
 
     name: str
     inputs: list[InputSpec]
     max_chunk_steps: int
     max_body_bytes: int
+    every: str | None = None
 
 
 class ServiceFeed:
@@ -107,6 +109,7 @@ class ServiceFeed:
             [InputSpec.model_validate(one) for one in model["inputs"]],
             limits["max_chunk_steps"],
             limits["max_body_bytes"],
+            model.get("every"),
         )
 
     async def position(self, stream: str, source: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec import structs
 
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
 from stepwell.addons.connect.brokers.protocol import MessageReader, MessageWriter, ReaderOptions
@@ -31,11 +32,12 @@ from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.polls import PollLimits
 from stepwell.addons.connect.preview import preview
 from stepwell.addons.connect.service_feed import ModelFacts, ServiceFeed
-from stepwell.addons.connect.time_rules import TimeRules
+from stepwell.addons.connect.time_rules import TimeRules, follows_grid
 from stepwell.addons.connect.timed_connector import TimedConnector
 from stepwell.addons.connect.timeline import Timeline
 from stepwell.addons.connect.urls import BrokerUrl, stream_segment
 from stepwell_client.columns import input_columns
+from stepwell_export.runtime.durations import duration_of
 
 
 def _check_places(source: BrokerUrl, to: BrokerUrl | None, letters: BrokerUrl | None) -> None:
@@ -113,8 +115,11 @@ class ConnectSession:
             ConnectError, RecordedDataError: The first line of a CSV file cannot be used.
         """
         self.counters = ConnectCounters()
-        self._rules = TimeRules.of(config.source)
+        self._rules: TimeRules | None = None
+        if config.source.order is not None or not follows_grid(config.source):  # else the model has a say
+            self._rules = TimeRules.of(config.source)
         self._config = config
+        self._options = options
         self._report = report
         source = BrokerUrl.parse(config.source.url, config.source.login, table="[from.login]")
         to = _url_of(config.to, "to")
@@ -123,30 +128,15 @@ class ConnectSession:
         check_segment(config.source, self._segment, source)
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
-        self._scheme = source.scheme
+        self._source = source
         self._acknowledges = source.broker.acknowledges
         self._bodies = _bodies_of(config.source)
-        self._reader = source.reader(
-            replace(options, header=self._header, most_open=None if self._rules is None else self._rules.most)
-        )
-        if self._rules is not None and not hasattr(self._reader, "acknowledge_some"):
-            raise ConnectUsageError(
-                f"{source.text}: this broker's reader cannot keep single messages open, so --order and --every cannot "
-                "be exact there.",
-                fix="Leave them out, or read from a broker that comes with Stepwell.",
-            )
-        if self._bodies is not None and self._bodies.registry is not None:
-            self._reader = cast("MessageReader", SchemaReader(self._reader, self._bodies.registry))
+        self._reader = self._new_reader()
         self._writer = _writer_of(to, config.to) if to and config.to else None
         self._dead_letters = letters.writer("json") if letters else None
         _check_places(source, to, letters)
         places_by_seq = not source.broker.has_positions and config.source.seq is not None
         self._has_own_positions = config.source.position is not None or places_by_seq
-        if not source.broker.has_positions and not self._has_own_positions and self._rules is None:
-            report(
-                f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
-                "Name a field that grows with --position, or one that counts the timesteps with --seq."
-            )
         self._feed = ServiceFeed(url, key, config.service.model, config.service.version, report=report)
         self.counters.watch_retries(lambda: self._feed.n_retries)
 
@@ -205,11 +195,48 @@ class ConnectSession:
         window: int | None = getattr(self._reader, "window", None)
         if window is None or window >= self._rules.most:
             return f"at most {self._rules.most:,} messages wait (--order-messages)"
-        return f"at most {window:,} messages wait: {self._scheme} lets no more be open at a time"
+        return f"at most {window:,} messages wait: {self._source.scheme} lets no more be open at a time"
+
+    def _use_grid(self, every: str | None) -> None:
+        """Settle the rules of time, now that the time between the model's timesteps is known.
+
+        Raises:
+            ConnectUsageError: The rules are incomplete, or the reader cannot keep them.
+        """
+        given, source = self._config.source, self._source
+        if every is not None and follows_grid(given):
+            self._rules = TimeRules.of(structs.replace(given, every=every))
+            self._reader = self._new_reader()
+            self._report(f"one timestep every {every}, as the model was trained with")
+        elif follows_grid(given):
+            self._rules = TimeRules.of(given)
+        elif every is not None and (given.every is None or duration_of(given.every) != duration_of(every)):
+            told = "here each message is one" if given.every is None else f"--every is {given.every}"
+            self._report(f"the model was trained with a timestep every {every}; {told}")
+        if self._rules is None and not source.broker.has_positions and not self._has_own_positions:
+            self._report(
+                f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
+                "Name a field that grows with --position, or one that counts the timesteps with --seq."
+            )
+
+    def _new_reader(self) -> MessageReader:
+        """Return a reader that keeps as many messages open as the rules need."""
+        most_open = None if self._rules is None else self._rules.most
+        reader = self._source.reader(replace(self._options, header=self._header, most_open=most_open))
+        if self._rules is not None and not hasattr(reader, "acknowledge_some"):
+            raise ConnectUsageError(
+                f"{self._source.text}: this broker's reader cannot keep single messages open, so --order and --every "
+                "cannot be exact there.",
+                fix="Leave them out, or read from a broker that comes with Stepwell.",
+            )
+        if self._bodies is not None and self._bodies.registry is not None:
+            return cast("MessageReader", SchemaReader(reader, self._bodies.registry))
+        return reader
 
     async def _map(self) -> _Mapped:
         model = await self._feed.describe()
         section = self._config.source
+        self._use_grid(model.every)
         inputs: dict[str, list[str | int | float]] = dict(self._config.inputs)
         if self._header is not None:  # by the names that `replay` and `backfill` accept
             others = [spec for spec in model.inputs if spec.name not in inputs]

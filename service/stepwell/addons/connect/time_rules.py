@@ -10,8 +10,9 @@ import numpy as np
 
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.messages import ConnectUsageError
-from stepwell.addons.event_time.times import SECOND, duration_of, in_words
+from stepwell.addons.event_time.times import SECOND
 from stepwell.addons.event_time.values import FILLS, TAKES, Fill, Take, TickColumn
+from stepwell_export.runtime.durations import duration_of, in_words
 from stepwell_export.runtime.manifest import InputSpec
 
 _FORM: Final = "expected a duration such as 5s, 500ms or 1m"
@@ -109,6 +110,11 @@ class TimeRules:
             if error is not None:
                 raise ConnectUsageError(error, fix="Give other values of --take and --fill.")
         return found
+
+
+def follows_grid(section: FromSection) -> bool:
+    """Whether ticks are as far apart as the model's timesteps, if it has that: there are times, and nothing else."""
+    return section.time is not None and section.every is None and section.position is None and section.seq is None
 
 
 def take_of(words: Iterable[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Times of messages: microseconds since 1970, made of ISO 8601 or of numbers; and durations such as `5s`."""
+"""Times of messages: microseconds since 1970, made of ISO 8601 or of numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ LIMIT: Final = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // time
 _US_PER_UNIT: Final = {"s": SECOND, "ms": 1000, "us": 1}
 _NS_PER_US: Final = 1000
 _FRACTION: Final = re.compile(r"([.,])([0-9]{7,})")
-_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)")
-_US_OF: Final = {"us": 1, "ms": 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
 _PREVIEW: Final = 60
 
 
@@ -85,19 +83,3 @@ def datetime_of(text: str) -> datetime:
 def iso(time: int) -> str:
     """Return a time in microseconds since 1970 as ISO 8601 in UTC."""
     return (_EPOCH + timedelta(microseconds=time)).isoformat().replace("+00:00", "Z")
-
-
-def duration_of(text: str) -> int | None:
-    """Return the microseconds of a duration such as `5s`, `500ms`, `1m`, `2h`, `1d` or `0`; None: it is none."""
-    if text == "0":
-        return 0
-    found = _DURATION.fullmatch(text)
-    return None if found is None else round(float(found[1]) * _US_OF[found[2]])
-
-
-def in_words(duration: int) -> str:
-    """Return a duration in microseconds in the form that `duration_of` reads."""
-    for unit, size in reversed(_US_OF.items()):
-        if duration % size == 0:
-            return f"{duration // size}{unit}"
-    return f"{duration}us"

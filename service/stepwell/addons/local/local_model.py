@@ -63,7 +63,7 @@ class LocalModel:
     def describe(self) -> ModelInfo:
         """Return the model's inputs and outputs, as `Model.describe` of a client."""
         manifest = self.manifest
-        return ModelInfo(_infos(manifest.inputs), _infos(manifest.answered), manifest.latency)
+        return ModelInfo(_infos(manifest.inputs), _infos(manifest.answered), manifest.latency, manifest.every)
 
     def stream(self, initial: PackedState | str | None = None) -> LocalStream:
         """Return a new stream.

@@ -16,6 +16,7 @@ from stepwell.addons.recorded.row_rules import RowRules, RowRulesError
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
+from stepwell_export.runtime.durations import duration_of
 
 DataFiles = Annotated[
     list[Path],
@@ -86,15 +87,36 @@ def column_choice(
 
 
 def row_rules(
-    time: str | None, *, order: str | None, every: str | None, take: Iterable[str] | None, fill: str, gap: int
+    time: str | None,
+    grid: str | None,
+    *,
+    order: str | None,
+    every: str | None,
+    take: Iterable[str] | None,
+    fill: str,
+    gap: int,
 ) -> RowRules | None:
     """Return the rules that flags give; None: rows are timesteps in their order.
+
+    Args:
+        time: The column of the times.
+        grid: The time between the model's timesteps, which is that of ticks unless `every` is given; None: unknown.
+        order: How long a row waits for those before it.
+        every: From one tick to the next.
+        take: Which value of several a tick has: one rule, or rules by input.
+        fill: Which value a tick has if there is none.
+        gap: Ticks in a row that are filled at most.
 
     Raises:
         typer.BadParameter: There is no column of times, or a value is wrong (exit code 2).
     """
     if (order is not None or every is not None) and time is None:
         raise typer.BadParameter("they need the column of the times.", param_hint="--order, --every")
+    if grid is not None and time is not None and every is None:
+        every = grid
+    elif grid is not None and (every is None or duration_of(every) != duration_of(grid)):
+        told = "here each row is one" if every is None else f"--every is {every}"
+        typer.echo(f"The model was trained with a timestep every {grid}; {told}.", err=True)
     takes = [word.rpartition("=")[::2] for word in take or ()]
     if len(dict(takes)) < len(takes):
         raise typer.BadParameter("an input has one rule, and one holds for all others.", param_hint="--take")

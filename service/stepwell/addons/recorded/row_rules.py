@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
 from stepwell.addons.event_time.order import Decided, Order
-from stepwell.addons.event_time.times import LIMIT, SECOND, duration_of, in_words
+from stepwell.addons.event_time.times import LIMIT, SECOND
 from stepwell.addons.event_time.values import (
     FILLS,
     TAKES,
@@ -24,6 +24,7 @@ from stepwell.addons.event_time.values import (
 )
 from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.errors import RecordedDataError
+from stepwell_export.runtime.durations import duration_of, in_words
 from stepwell_export.runtime.manifest import Array, InputSpec
 
 

@@ -97,17 +97,19 @@ def replay(
     """
     if stream is not None and is_template(stream) and stream_column is None:
         stream, stream_column = None, stream
-    if speed is None and time_column is not None and order is None and every is None:
-        speed = 1.0
-    _check_flags(stream, stream_column, time_column, rate, speed)
+    _check_flags(stream, stream_column, time_column, speed)
     check_ending("--output", output, ".csv")
     check_ending("--plot", plot, ".svg")
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
     choice = column_choice(stream_column, time_column, time_unit, inputs)
-    rules = row_rules(time_column, order=order, every=every, take=take, fill=fill, gap=gap)
     with _model(model, url, key) as (served, limits):
         described = served.describe()
+        rules = row_rules(time_column, described.every, order=order, every=every, take=take, fill=fill, gap=gap)
+        if speed is None and time_column is not None and rules is None:
+            speed = 1.0
+        if speed is not None and rate is not None:
+            raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
         recorded = open_data(
             [file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice, rules
         )
@@ -153,17 +155,13 @@ def replay(
         _show(report)
 
 
-def _check_flags(
-    stream: str | None, stream_column: str | None, time_column: str | None, rate: float | None, speed: float | None
-) -> None:
+def _check_flags(stream: str | None, stream_column: str | None, time_column: str | None, speed: float | None) -> None:
     if stream is not None and stream_column is not None:
         raise typer.BadParameter("rows have one stream, or each has its own.", param_hint="--stream, --stream-column")
     if stream is not None and not is_stream_id(stream):
         raise typer.BadParameter(
             f"{stream!r} is not a stream id: expected 1 to 128 of A-Z a-z 0-9 . _ : @ -.", param_hint="--stream"
         )
-    if time_column is not None and speed is not None and rate is not None:
-        raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
     if speed is not None and time_column is None:
         raise typer.BadParameter("it needs --time-column.", param_hint="--speed")
 

@@ -161,6 +161,7 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
         ],
         feedback=manifest.feedback,
         latency=UNSET if manifest.latency is None else manifest.latency,
+        every=UNSET if manifest.every is None else manifest.every,
         bytes_per_stream=served.step_model.state_bytes,
         parity=None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
     )

@@ -9,7 +9,8 @@ from typing import Any, Final
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.messages import BadMessageError, ConnectError, ConnectUsageError
-from stepwell.addons.event_time.times import BadTimeError, duration_of, iso, time_of
+from stepwell.addons.event_time.times import BadTimeError, iso, time_of
+from stepwell_export.runtime.durations import duration_of
 
 _FIRST: Final = 100
 """If so many messages at the start are all ahead, one of the clocks or the unit is wrong."""
