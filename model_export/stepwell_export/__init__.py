@@ -77,9 +77,9 @@ if not TYPE_CHECKING:  # else a type checker would accept every name
             return importlib.import_module(f"{__name__}.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), _NAMES_THERE.get(name, name))
-        globals()[name] = found
-        return found
+        exported = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), _NAMES_THERE.get(name, name))
+        globals()[name] = exported
+        return exported
 
 
 def __dir__() -> list[str]:

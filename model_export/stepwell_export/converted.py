@@ -267,7 +267,7 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
     except DifferentAnswerError as exc:
         proto, manifest, problem, suspect, fix = candidate.proto, candidate.manifest, exc.problem, "", exc.fix
         window = min((size for size in candidate.windows if size > exc.step), default=0)
-        if not np.isfinite(exc.found):
+        if not np.isfinite(exc.got):
             suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
         elif not np.isfinite(exc.want):
             suspect = "The original has no number there, as a mean of no timesteps or PyTorch's variance of one."

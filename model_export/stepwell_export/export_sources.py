@@ -175,7 +175,7 @@ def named_object(source: str, module_name: str, name: str) -> Any:
     with suppress(MissingExtraError):  # whether it needs Keras is the module's affair
         choose_keras_backend()
     try:
-        found: Any = importlib.import_module(module_name)
+        named: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name is not None and (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
             raise RefusedModelError(
@@ -186,23 +186,28 @@ def named_object(source: str, module_name: str, name: str) -> Any:
     except (Exception, SystemExit) as exc:
         raise _failed(source, exc) from exc
     for part in name.split("."):
-        if not hasattr(found, part):
-            like = get_close_matches(part, dir(found), 1)
+        if not hasattr(named, part):
+            like = get_close_matches(part, dir(named), 1)
             raise RefusedModelError(
                 f"{module_name} has no {name!r}, which {source!r} names.",
                 fix=f"Did you mean {like[0]!r}?" if like else "Name a function that it has.",
             )
-        found = getattr(found, part)
-    return found
+        named = getattr(named, part)
+    return named
 
 
 def _call(source: str, module_name: str, name: str) -> Any:
-    found = named_object(source, module_name, name)
-    if isinstance(found, StepSpec) or _is_pipeline(found) or _is_a("keras", "Model", found) or not callable(found):
-        return found
-    if _is_a("torch", "nn.Module", found):
-        return found  # calling it would run it
-    make: Callable[[], Any] = found
+    factory = named_object(source, module_name, name)
+    if (
+        isinstance(factory, StepSpec)
+        or _is_pipeline(factory)
+        or _is_a("keras", "Model", factory)
+        or not callable(factory)
+    ):
+        return factory
+    if _is_a("torch", "nn.Module", factory):
+        return factory  # calling it would run it
+    make: Callable[[], Any] = factory
     try:
         return make()
     except StepwellError:
@@ -219,8 +224,8 @@ def _forget_namesake(here: Path, name: str) -> None:
         del sys.modules[name]
 
 
-def _is_pipeline(found: Any) -> bool:
-    return _is_a("stepwell_export.stages.pipeline", "Pipeline", found)
+def _is_pipeline(given: Any) -> bool:
+    return _is_a("stepwell_export.stages.pipeline", "Pipeline", given)
 
 
 def _loaded_parts(pipeline: Any) -> Any:
@@ -251,12 +256,12 @@ def _failed(source: str, exc: BaseException) -> StepwellError:
     )
 
 
-def _is_a(package: str, path: str, found: Any) -> bool:
+def _is_a(package: str, path: str, given: Any) -> bool:
     """Whether something is of a framework's class; a framework that nothing has imported has made nothing."""
     kind = sys.modules.get(package)
     for part in path.split("."):
         kind = getattr(kind, part, None)
-    return isinstance(kind, type) and isinstance(found, kind)
+    return isinstance(kind, type) and isinstance(given, kind)
 
 
 def is_jax_function(spec: StepSpec) -> bool:
@@ -267,13 +272,13 @@ def is_jax_function(spec: StepSpec) -> bool:
     return callable(spec.module) and not is_torch and not spec.states
 
 
-def _checked(source: str, found: Any) -> Any:
-    if isinstance(found, StepSpec) or _is_a("keras", "Model", found):
-        return found
-    if _is_pipeline(found):
-        return _loaded_parts(found)
-    kind = f"{type(found).__module__}.{type(found).__qualname__}"
-    if _is_a("torch", "nn.Module", found):
+def _checked(source: str, given: Any) -> Any:
+    if isinstance(given, StepSpec) or _is_a("keras", "Model", given):
+        return given
+    if _is_pipeline(given):
+        return _loaded_parts(given)
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    if _is_a("torch", "nn.Module", given):
         raise RefusedModelError(
             f"{source} gives {kind}, a PyTorch module alone; expected it with examples of what it takes.",
             fix='Return stepwell.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '

@@ -131,13 +131,13 @@ def export_source(
         raise UnclearModelError(
             "int16 samples are for recipes; the source is none.", fix="Put `stages.PCM16()` into a `Pipeline`."
         )
-    found = load_source(source, pcm16=pcm16, examples=examples)
+    model = load_source(source, pcm16=pcm16, examples=examples)
     if before or after:
-        found = _with_files(found, before, after)
+        model = _with_files(model, before, after)
     full = convert_source(
-        found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+        model, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
     )
-    known = {**_own_labels(found, full.manifest), **(labels or {})}
+    known = {**_own_labels(model, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
     full = replace(full, manifest=manifest.model_copy(update={"every": every or manifest.every}))
     if (candidate := precision.lower(full)) is not full:
@@ -166,28 +166,28 @@ def _paths(given: Any) -> list[Path]:
     return [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
-def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:
+def _with_files(model: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:
     for path in (*before, *after):
         if path.suffix != ".onnx" or not path.is_file():
             raise FileError(f"{path} is no ONNX file; expected one for `--before` or `--after`.", fix="Check the path.")
-    if isinstance(found, Pipeline):
-        if found.outputs is not None and after:
+    if isinstance(model, Pipeline):
+        if model.outputs is not None and after:
             raise UnclearModelError(
                 "`--after` is given for a pipeline that picks its outputs.", fix="Put the file into the pipeline."
             )
-        parts = [*before, *found.parts, *after]
-        return Pipeline(parts, outputs=found.outputs, anchor=found.anchor + len(before), shown=found.shown)
-    return Pipeline([*before, found, *after], anchor=len(before))
+        parts = [*before, *model.parts, *after]
+        return Pipeline(parts, outputs=model.outputs, anchor=model.anchor + len(before), shown=model.shown)
+    return Pipeline([*before, model, *after], anchor=len(before))
 
 
-def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
+def _own_labels(model: Any, manifest: Manifest) -> dict[str, list[str]]:
     """Return the labels that a model has, or the data frames that a `StepSpec` has for examples."""
-    if not isinstance(found, StepSpec):
-        return read_labels(found, manifest)
+    if not isinstance(model, StepSpec):
+        return read_labels(model, manifest)
     sizes = {spec.name: spec.row_size for spec in manifest.inputs}
-    columns = {name: read_columns(example) for name, example in found.inputs.items()}
+    columns = {name: read_columns(example) for name, example in model.inputs.items()}
     fitting = {name: names for name, names in columns.items() if names and sizes.get(name) == len(names)}
-    return {**read_labels(found.module, manifest), **fitting}
+    return {**read_labels(model.module, manifest), **fitting}
 
 
 _WEAK_ADVICE = (
@@ -201,7 +201,7 @@ def _weakness(report: ParityReport) -> str:
 
 
 def convert_source(
-    found: Any,
+    model: Any,
     *,
     name: str,
     time_axes: Mapping[str, int | None] | None = None,
@@ -216,21 +216,21 @@ def convert_source(
         MissingExtraError: A package that this needs is not installed.
         UnclearModelError: Axes are given for what is no ONNX file.
     """
-    if isinstance(found, Pipeline):
+    if isinstance(model, Pipeline):
         from stepwell_export.stages.convert import convert_pipeline
 
         def convert(part: Any, is_anchor: bool) -> ConvertedModel:
             hints = {"time_axes": time_axes, "batch_axes": batch_axes, "length": length} if is_anchor else {}
             return convert_source(part, name=name, progress=progress, **hints)  # type: ignore[arg-type]  # by name
 
-        return convert_pipeline(found, convert, name=name)
-    if isinstance(found, Path):
+        return convert_pipeline(model, convert, name=name)
+    if isinstance(model, Path):
         from stepwell_export import streaming
 
         return streaming.convert(
-            found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+            model, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
         )
-    if length is not None and not isinstance(found, StepSpec):
+    if length is not None and not isinstance(model, StepSpec):
         raise UnclearModelError(
             "`--length` is given, but the source is no ONNX file.",
             fix="Leave it out: a Keras model declares its timesteps, keras.Input((T, ..)).",
@@ -241,15 +241,15 @@ def convert_source(
                 f"`{flag}` is given for {sorted(axes)}, but the source is no ONNX file.",
                 fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
             )
-    if isinstance(found, StepSpec):
-        found = found if length is None else replace(found, length=length)
-        if is_jax_function(found):
+    if isinstance(model, StepSpec):
+        model = model if length is None else replace(model, length=length)
+        if is_jax_function(model):
             from stepwell_export import jax
 
-            return jax.convert(found, name=name, progress=progress)
+            return jax.convert(model, name=name, progress=progress)
         from stepwell_export import torch
 
-        return torch.convert(found, name=name, progress=progress)
+        return torch.convert(model, name=name, progress=progress)
     from stepwell_export import keras
 
-    return keras.convert(found, name=name, progress=progress)
+    return keras.convert(model, name=name, progress=progress)

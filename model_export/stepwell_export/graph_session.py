@@ -67,8 +67,8 @@ class GraphSession:
             ModelLoadError: onnxruntime failed on these inputs.
         """
         try:
-            found = self.session.run(self.outputs, dict(feeds), run_options())
+            values = self.session.run(self.outputs, dict(feeds), run_options())
         except Exception as exc:
             given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
             raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc
-        return {**feeds, **dict(zip(self.outputs, found, strict=True))}
+        return {**feeds, **dict(zip(self.outputs, values, strict=True))}

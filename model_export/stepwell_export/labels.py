@@ -62,13 +62,13 @@ def with_labels(
 
 def read_labels(model: Any, manifest: Manifest) -> dict[str, list[str]]:
     """Return the labels that a model itself has for its only input or output of as many numbers, else none."""
-    found = {}
+    labels = {}
     for specs, attributes in ((manifest.inputs, _OF_INPUTS), (manifest.outputs, _OF_OUTPUTS)):
         names = next((names for name in attributes if (names := _texts(getattr(model, name, None)))), [])
         fitting = [spec.name for spec in specs if names and spec.row_size == len(names)]
         if len(fitting) == 1:
-            found[fitting[0]] = names
-    return found
+            labels[fitting[0]] = names
+    return labels
 
 
 def read_columns(example: Any) -> list[str]:
@@ -76,12 +76,12 @@ def read_columns(example: Any) -> list[str]:
     return _texts(getattr(example, "columns", None))
 
 
-def _texts(found: Any) -> list[str]:
+def _texts(given: Any) -> list[str]:
     """Return names as texts where they are a list of texts or numbers that differ."""
-    if found is None or isinstance(found, str) or callable(found):
+    if given is None or isinstance(given, str) or callable(given):
         return []
     try:
-        names = [str(name) for name in found]
+        names = [str(name) for name in given]
     except TypeError:
         return []
     return names if len({*names, ""}) == len(names) + 1 else []

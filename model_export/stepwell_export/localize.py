@@ -63,18 +63,18 @@ def localize_layer(
         return "The layer that differs first is unknown: the original's layers cannot be looked into here."
     try:
         activations = [a for a in probe(failure.sequence) if a.values.ndim > 1]
-        found = _run(proto, manifest, failure.sequence, activations)
+        got = _run(proto, manifest, failure.sequence, activations)
     except Exception as exc:  # noqa: BLE001  # the probe is the framework's code; what failed first is what matters
         reason = exc.problem if isinstance(exc, StepwellError) else f"{type(exc).__name__}: {exc}"
         return f"The layer that differs first is unknown: looking into the original's layers failed ({reason[:200]})."
-    if not found:
+    if not got:
         return "The layer that differs first is unknown: no layer's output stands in the step graph under its name."
     agreed: list[str] = []
     for activation in activations:
-        if activation.tensor not in found:
+        if activation.tensor not in got:
             continue
         want = activation.values[:, : failure.step]
-        off = difference(found[activation.tensor][:, : failure.step].reshape(want.shape), want)
+        off = difference(got[activation.tensor][:, : failure.step].reshape(want.shape), want)
         bad = tolerance.on(want).beyond(off, want)
         if bad.any():
             step = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)))) + 1
@@ -111,11 +111,11 @@ def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: Diffe
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
     sequence = {name: values[:, : failure.step] for name, values in failure.sequence.items()}
     try:
-        found, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
+        answers, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
     except StepwellError:
         return ""
-    sums = {name: found[probe][0, -1] for name, probe in probes.items()}
-    first = next((name for name, total in sums.items() if np.array_equal(total, failure.found, equal_nan=True)), None)
+    sums = {name: answers[probe][0, -1] for name, probe in probes.items()}
+    first = next((name for name, total in sums.items() if np.array_equal(total, failure.got, equal_nan=True)), None)
     if first is None:
         return ""
     inverse = next(

@@ -90,11 +90,11 @@ class Precision:
 
     def _lower_front(self, front: ConvertedModel) -> ConvertedModel:
         """Return the graph in front of what learns with the same bits as the whole, where it has any to save."""
-        found = front
+        lowered = front
         for part in (Precision(weights=self.weights), Precision(store_dtype=self.store_dtype)):
             with suppress(RefusedModelError):
-                found = part.lower(found)
-        return found
+                lowered = part.lower(lowered)
+        return lowered
 
 
 FULL = Precision()

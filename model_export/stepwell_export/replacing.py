@@ -67,15 +67,15 @@ def differences(old: Sequence[StateField], new: Sequence[StateField]) -> list[st
     """Return each state that differs in name, shape or dtype, and how; empty: states can be kept."""
     mine = {field.name: f"{field.dtype}{list(field.shape)}" for field in old}
     other = {field.name: f"{field.dtype}{list(field.shape)}" for field in new}
-    found = []
+    lines = []
     for name in sorted(mine.keys() | other.keys()):
         if name not in mine:
-            found.append(f"state {name!r} is new: {other[name]}")
+            lines.append(f"state {name!r} is new: {other[name]}")
         elif name not in other:
-            found.append(f"state {name!r} is gone: {mine[name]}")
+            lines.append(f"state {name!r} is gone: {mine[name]}")
         elif mine[name] != other[name]:
-            found.append(f"state {name!r} is {other[name]}, and was {mine[name]}")
-    return found
+            lines.append(f"state {name!r} is {other[name]}, and was {mine[name]}")
+    return lines
 
 
 def replaced(given: Replaced, content: bytes, target: Path) -> tuple[Replacement, bytes | None]:
@@ -210,8 +210,8 @@ def _made(source: str, old: StepModel, new: StepModel) -> bytes:
     return bytes(content)
 
 
-def _unfit(where: str, found: str, expected: str) -> RefusedModelError:
+def _unfit(where: str, given: str, expected: str) -> RefusedModelError:
     return RefusedModelError(
-        f"The translation of {where} {found}; expected {expected}.",
+        f"The translation of {where} {given}; expected {expected}.",
         fix="Name its inputs as the old states and its outputs as the new ones, with their shapes and dtypes.",
     )

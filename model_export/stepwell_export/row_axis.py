@@ -299,15 +299,15 @@ class _Rows:
         if self._is_of_rows(node.input[1]) or given.get("transA"):
             raise _no_rule(node, "its weights depend on the row")
         weights = self._build.op("Transpose", node.input[1], perm=[1, 0]) if given.get("transB") else node.input[1]
-        found = self._build.op("MatMul", self._rows_of(node.input[0]), weights)
+        product = self._build.op("MatMul", self._rows_of(node.input[0]), weights)
         if (alpha := given.get("alpha", 1.0)) != 1:
-            found = self._build.op("Mul", found, self._build.constant(alpha, "float32"))
+            product = self._build.op("Mul", product, self._build.constant(alpha, "float32"))
         if len(node.input) < 3 or not node.input[2]:
-            return [found]
+            return [product]
         bias = self._aligned(node.input[2], 2)
         if (beta := given.get("beta", 1.0)) != 1:
             bias = self._build.op("Mul", bias, self._build.constant(beta, "float32"))
-        return [self._build.op("Add", found, bias)]
+        return [self._build.op("Add", product, bias)]
 
     def batched(self, node: onnx.NodeProto, _: Mapping[str, Any]) -> list[str]:
         """Fold rows into the first axis, which is the batch of such operators already."""
@@ -331,17 +331,17 @@ class _Rows:
         while not inputs[-1]:
             inputs.pop()
         made = self.plain(node, inputs)
-        found = []
+        outputs = []
         for name, tensor in zip(node.output, made, strict=True):
             shape = self._shape(name) if name else ()
             if not name:
-                found.append("")
+                outputs.append("")
                 continue
             lead = shape[:-2]  # steps and directions, or directions
             apart = self._build.op("Reshape", tensor, self._build.ints([*lead, -1, rows, shape[-1]]))
             perm = [len(lead), *range(len(lead)), len(lead) + 1, len(lead) + 2]
-            found.append(self._build.op("Transpose", apart, perm=perm))
-        return found
+            outputs.append(self._build.op("Transpose", apart, perm=perm))
+        return outputs
 
     def _folded(self, name: str) -> str:
         """Return `(rows, n, batch, width)` as `(n, rows * batch, width)`."""

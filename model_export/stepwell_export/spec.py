@@ -75,9 +75,9 @@ class StepSpec:
         if not self.inputs:
             raise ManifestError("StepSpec has no inputs; expected at least one.", fix="Give `inputs={name: example}`.")
         if bool(self.states) == (self.time_axis is not None):
-            found = "both states and a time_axis" if self.states else "neither states nor a time_axis"
+            described = "both states and a time_axis" if self.states else "neither states nor a time_axis"
             raise ManifestError(
-                f"StepSpec has {found}; expected one of them.",
+                f"StepSpec has {described}; expected one of them.",
                 fix="Give `states` for a module that takes them, `time_axis` for one over whole sequences, or "
                 '`states="buffers"` for one that keeps them in buffers.',
             )

@@ -130,10 +130,10 @@ def _with_nan(builder: Vectorizer, sequence: str, y: str, last: Sequence[str]) -
 
 def _once(builder: Vectorizer, loop: Loop, known: Mapping[str, str]) -> dict[str, str]:
     """Emit, for one timestep alone, the layout of what is known; return all that is known then."""
-    found, made = dict(known), {*loop.made, *loop.states}
+    names, made = dict(known), {*loop.made, *loop.states}
     place = builder.emitter.fresh("once")
     for node in loop.nodes:
-        if node.op_type in _GLUE and found.keys() >= made.intersection(uses(node)):
-            found |= {name: f"{place}/{name}" for name in node.output if name}
-            builder.emitter.nodes.append(renamed(node, found))
-    return found
+        if node.op_type in _GLUE and names.keys() >= made.intersection(uses(node)):
+            names |= {name: f"{place}/{name}" for name in node.output if name}
+            builder.emitter.nodes.append(renamed(node, names))
+    return names

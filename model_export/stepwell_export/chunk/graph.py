@@ -53,7 +53,7 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
     if reading.may_give_nan:  # of which onnxruntime's operators make numbers
         inside = StepGraphAnalysis(decompose_rnn(reading.model), manifest)
     reason: NoChunkError | None = None
-    found = False
+    is_made = False
     for read, loops in ((reading, reading.loops), (inside, whole(inside))):
         builder = Vectorizer(read, loops)
         try:
@@ -61,10 +61,10 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
         except NoChunkError as exc:
             reason = exc
             continue
-        found = True
+        is_made = True
         looped = any(node.op_type == "Scan" for node in branch.node)
         yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(read, loops)
-    if reason is not None and not found:
+    if reason is not None and not is_made:
         raise reason
 
 
@@ -109,18 +109,18 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     reading = builder.reading
     manifest, graph = reading.manifest, reading.model.graph
     names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
-    first_row, steps, one, is_step, zero = _CONDITION
+    first_row, steps, unit, is_step, zero = _CONDITION
     written_out = RnnSteps(reading.model)
     front = [node for node in reading.nodes if node.output[0] in reading.fixed] + written_out.front
     condition = [  # of one row's shape, all of which is known where the number of timesteps is
         helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
         helper.make_node("Shape", [first_row], [steps], start=0, end=1),
-        helper.make_node("Equal", [steps, one], [is_step]),
+        helper.make_node("Equal", [steps, unit], [is_step]),
         helper.make_node("If", [is_step], names, then_branch=_step_branch(reading, written_out), else_branch=branch),
     ]
     constants = [
         *graph.initializer, *written_out.constants, *builder.emitter.constants,
-        onnx.numpy_helper.from_array(np.array([1], np.int64), one),
+        onnx.numpy_helper.from_array(np.array([1], np.int64), unit),
         onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
     ]  # fmt: skip
     nodes = needed_nodes([*front, *condition], names)

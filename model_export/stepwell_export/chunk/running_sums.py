@@ -36,16 +36,16 @@ def emit_sum(builder: Vectorizer, loop: Loop) -> bool:
         return False
     kinds = [node.op_type for node in nodes]
     if kinds == ["Add"]:
-        found = _sums(builder, state, nodes[0], fact)
+        emitted = _sums(builder, state, nodes[0], fact)
     elif kinds in (["Sub", "Mul", "Add"], ["Sub", "Div", "Add"]):
-        found = _means(builder, state, nodes, fact)
+        emitted = _means(builder, state, nodes, fact)
     else:
         return False
-    if not found:
+    if not emitted:
         return False
-    builder.last[state] = builder.emitter.last(found, fact.axis)
+    builder.last[state] = builder.emitter.last(emitted, fact.axis)
     for name, source in wanted.items():
-        timed = builder.emitter.delayed(state, found, fact.axis) if source == state else found
+        timed = builder.emitter.delayed(state, emitted, fact.axis) if source == state else emitted
         builder.set_flat(name, builder.emitter.flat(timed, fact.axis, fact.row))
     return True
 
@@ -75,7 +75,7 @@ def _means(builder: Vectorizer, state: str, nodes: list[onnx.NodeProto], fact: T
     if not is_mean or not builder.facts.keys() >= {values, by}:
         return ""
     share = builder.facts[by]
-    if {(one.axis, len(one.row)) for one in (fact, share, builder.facts[values])} != {(0, len(fact.row))}:
+    if {(operand.axis, len(operand.row)) for operand in (fact, share, builder.facts[values])} != {(0, len(fact.row))}:
         return ""
     weight, total = (_weights if scaled.op_type == "Mul" else _count)(builder.reading, by)
     if not total:
@@ -114,7 +114,7 @@ def _counted(reading: StepGraphAnalysis, name: str) -> str:
     adds = reading.maker.get(name)
     if adds is None or adds.op_type != "Add":
         return ""
-    return next((other for one, other in (adds.input, adds.input[::-1]) if _is_one(reading, one)), "")
+    return next((other for given, other in (adds.input, adds.input[::-1]) if _is_one(reading, given)), "")
 
 
 def _is_one(reading: StepGraphAnalysis, name: str) -> bool:

@@ -97,8 +97,8 @@ def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], toler
     got = model.chunk(sample, model.initial_states(rows))
     judged = {spec.name for spec in step.manifest.answered if spec.kind == "value"} | {f.name for f in step.fields}
     return all(
-        tolerance.holds(found[name], expected[name])
-        for found, expected in zip(got, want, strict=True)
+        tolerance.holds(got_values[name], expected[name])
+        for got_values, expected in zip(got, want, strict=True)
         for name in expected.keys() & judged
     )
 
@@ -123,8 +123,8 @@ def _measure(step: StepModel, model: StepModel) -> list[Timing]:
 def _measure_rows(step: StepModel, model: StepModel, rows: int) -> list[Timing]:
     rng = np.random.default_rng(0)
     states = step.initial_states(rows)
-    one = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
-    single = _interleaved(lambda: step.step(one, states), lambda: model.step(one, states))
+    timestep = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
+    single = _interleaved(lambda: step.step(timestep, states), lambda: model.step(timestep, states))
     steps = int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
     chunk = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in step.manifest.inputs}
     both = _interleaved(lambda: step.chunk(chunk, states), lambda: model.chunk(chunk, states))

@@ -82,7 +82,10 @@ def read_flow(graph: Any) -> Flow:
     before, after = _states_in(graph), _states_out(graph)
     return Flow(
         {output.name: reached.get(output.name, frozenset()) for output in graph.output},
-        {name: [output for output, found in after.items() if found == slots] for name, slots in before.items()},
+        {
+            name: [output for output, slots_there in after.items() if slots_there == slots]
+            for name, slots in before.items()
+        },
         _copies(graph),
     )
 
@@ -97,11 +100,11 @@ def _copies(graph: Any) -> dict[str, str]:
 
 def laid_out_from(graph: Any, name: str) -> set[str]:
     """Return the tensors that one is made of by layout alone, itself included."""
-    found = {name}
+    names = {name}
     for node in reversed(graph.node):
-        if node.op_type in _LAYOUT and found.intersection(node.output):
-            found.update(filter(None, node.input))
-    return found
+        if node.op_type in _LAYOUT and names.intersection(node.output):
+            names.update(filter(None, node.input))
+    return names
 
 
 def _carried_slots(node: Any) -> Mapping[int, int]:
@@ -117,25 +120,25 @@ def _carried_slots(node: Any) -> Mapping[int, int]:
 def _states_in(graph: Any) -> dict[str, Marks]:
     """Return, for each graph input that becomes the state of an operator by layout alone, whose state it is."""
     origins = {value.name: frozenset([value.name]) for value in graph.input}
-    found: dict[str, Marks] = {}
+    marks: dict[str, Marks] = {}
     for at, node in enumerate(graph.node):
         _pass_layout(node, origins)
         for before, after in _carried_slots(node).items():
             if len(node.input) > before and len(node.output) > after:
                 for name in origins.get(node.input[before], ()):
-                    found[name] = found.get(name, frozenset()) | {f"{at}/{after}"}
-    return found
+                    marks[name] = marks.get(name, frozenset()) | {f"{at}/{after}"}
+    return marks
 
 
 def _states_out(graph: Any) -> dict[str, Marks]:
     """Return, for each graph output that is made of next states by layout alone, whose states they are."""
-    found: dict[str, Marks] = {}
+    marks: dict[str, Marks] = {}
     for at, node in enumerate(graph.node):
-        _pass_layout(node, found)
+        _pass_layout(node, marks)
         for after in _carried_slots(node).values():
             if len(node.output) > after:
-                found[node.output[after]] = frozenset([f"{at}/{after}"])
-    return {output.name: found[output.name] for output in graph.output if output.name in found}
+                marks[node.output[after]] = frozenset([f"{at}/{after}"])
+    return {output.name: marks[output.name] for output in graph.output if output.name in marks}
 
 
 def _pass_layout(node: Any, marks: dict[str, Marks]) -> None:

@@ -89,12 +89,12 @@ class RnnSteps:
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
         """Find the operators; `keep` has outputs of those that stay."""
-        found = [node for node in _one_timestep_operators(model) if not set(keep).intersection(node.output)]
+        operators = [node for node in _one_timestep_operators(model) if not set(keep).intersection(node.output)]
         self._opset = read_opset(model)
         self._model = model
         self._at = ""
-        self._build = NodeBuilder("rnn", tensor_names(model.graph) if found else ())
-        self._weights = {_key(node): self._prepared(node) for node in found}
+        self._build = NodeBuilder("rnn", tensor_names(model.graph) if operators else ())
+        self._weights = {_key(node): self._prepared(node) for node in operators}
         self.front, self.constants = self._build.nodes, self._build.constants
 
     def __bool__(self) -> bool:
@@ -195,16 +195,16 @@ class RnnSteps:
 
 def _one_timestep_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the operators that can be written out: over one timestep, float32, with weights that are constant."""
-    found = [node for node in model.graph.node if node.op_type in RNN and _is_plain(node)]
-    if not found or read_opset(model) < OLDEST_OPSET:
+    operators = [node for node in model.graph.node if node.op_type in RNN and _is_plain(node)]
+    if not operators or read_opset(model) < OLDEST_OPSET:
         return []
-    sequences = _sequences(model, {node.input[0] for node in found})
+    sequences = _sequences(model, {node.input[0] for node in operators})
     constant = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.input}
     for node in in_order(model.graph.node):
         used = uses(node)
         if constant.issuperset(used) and (used or node.op_type == "Constant"):
             constant.update(node.output)
-    return [n for n in found if n.input[0] in sequences and constant.issuperset(filter(None, n.input[1:4]))]
+    return [n for n in operators if n.input[0] in sequences and constant.issuperset(filter(None, n.input[1:4]))]
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:

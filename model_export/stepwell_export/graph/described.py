@@ -21,12 +21,12 @@ def set_layer(nodes: Iterable[Any], layer: str) -> None:
 
 def take_layer(node: Any, nodes: Iterable[Any]) -> None:
     """Give a node the layer of those that it takes the place of, and their name, where they are of one layer."""
-    found = {(layer_of(one), shared_name(one.name)): one.name for one in nodes}
-    layers = {layer for layer, _ in found}
+    names = {(layer_of(other), shared_name(other.name)): other.name for other in nodes}
+    layers = {layer for layer, _ in names}
     if len(layers) == 1:
         set_layer([node], *layers)
-    if len(found) == 1 and layer_of(node):
-        node.name = next(iter(found.values()))
+    if len(names) == 1 and layer_of(node):
+        node.name = next(iter(names.values()))
 
 
 def layer_of(node: Any) -> str:

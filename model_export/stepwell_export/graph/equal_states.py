@@ -56,17 +56,19 @@ def _numbers(nodes: Sequence[onnx.NodeProto], states: Sequence[StateSpec]) -> li
     have one number are computed alike.
     """
     kinds = [_kind(node) for node in nodes]
-    found = _numbered([repr((state.dtype, state.shape, state.batch_axis, state.init)) for state in states])
+    numbers = _numbered([repr((state.dtype, state.shape, state.batch_axis, state.init)) for state in states])
     before = 0
-    while (count := len(set(found))) > before:
+    while (count := len(set(numbers))) > before:
         before = count
-        values: dict[str, Hashable] = {state.input: number for state, number in zip(states, found, strict=True)}
+        values: dict[str, Hashable] = {state.input: number for state, number in zip(states, numbers, strict=True)}
         seen: dict[Hashable, int] = {}
         for node, kind in zip(nodes, kinds, strict=True):
             number = seen.setdefault((kind, *(values.get(name, name) for name in node.input)), len(seen))
             values.update({name: (number, place) for place, name in enumerate(node.output) if name})
-        found = _numbered([(number, values.get(one.output)) for number, one in zip(found, states, strict=True)])
-    return found
+        numbers = _numbered(
+            [(number, values.get(carried.output)) for number, carried in zip(numbers, states, strict=True)]
+        )
+    return numbers
 
 
 def _kind(node: onnx.NodeProto) -> Hashable:

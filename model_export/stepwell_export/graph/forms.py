@@ -81,8 +81,8 @@ class TensorForms:
             else:
                 nearest = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
                 both = tensor.sizes_of(tuple(axis for axis in nearest if axis in axes))
-                found = self._made_of(tensor.forms[nearest], tensor.sizes_of(nearest), both, name)
-                tensor.forms[axes] = self._made_of(found, both, sizes, name)
+                formed = self._made_of(tensor.forms[nearest], tensor.sizes_of(nearest), both, name)
+                tensor.forms[axes] = self._made_of(formed, both, sizes, name)
         return tensor.forms[axes]
 
     def whole(self, name: str) -> str:
@@ -107,10 +107,12 @@ class TensorForms:
             for tensor in tensors if tensor.forms
         ]  # fmt: skip
         least = set(needed)
-        options = {tuple(sorted(least.union(form))) for form in [(), wanted, *(f for _, found in forms for f in found)]}
+        options = {
+            tuple(sorted(least.union(form))) for form in [(), wanted, *(f for _, existing in forms for f in existing)]
+        }
 
         def cost(axes: Axes) -> tuple[int, int, Axes]:
-            new = sum(tuple(axis for axis in axes if axis >= shift) not in found for shift, found in forms)
+            new = sum(tuple(axis for axis in axes if axis >= shift) not in existing for shift, existing in forms)
             return new + (not set(axes).issuperset(wanted)), len(axes), axes
 
         return min(options, key=cost)
@@ -125,7 +127,7 @@ class TensorForms:
         if (places := matched_axes(before, sizes)) is not None:
             added = [axis for axis in range(len(sizes)) if axis not in places]
             return self.build.op("Unsqueeze", source, self.build.ints(added), at=name)
-        shape = self.build.ints([-1 if one != other else one for one, other in sizes])
+        shape = self.build.ints([-1 if size != other else size for size, other in sizes])
         return self.build.op("Reshape", source, shape, at=name)
 
 
@@ -136,7 +138,7 @@ def wide_axes(sizes: Sizes) -> Axes:
 
 def matched_axes(form: Sizes, out: Sizes) -> Axes | None:
     """Return the axes of `out` that have the sizes of a form, in order, so that all others have length 1."""
-    found: list[int] = []
+    matched: list[int] = []
     axis = len(out)
     for size in reversed(form):
         axis -= 1
@@ -144,5 +146,5 @@ def matched_axes(form: Sizes, out: Sizes) -> Axes | None:
             axis -= 1
         if axis < 0 or out[axis] != size:
             return None
-        found.append(axis)
-    return None if wide_axes(out[:axis]) else tuple(found[::-1])
+        matched.append(axis)
+    return None if wide_axes(out[:axis]) else tuple(matched[::-1])

@@ -29,7 +29,7 @@ def only_needed(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     for value in graph.initializer:
         if value.name in needed:
             made.graph.initializer.add().CopyFrom(value)
-    made.graph.sparse_initializer.extend(one for one in graph.sparse_initializer if one.values.name in needed)
+    made.graph.sparse_initializer.extend(sparse for sparse in graph.sparse_initializer if sparse.values.name in needed)
     own = {value.name: value for value in graph.output}
     made.graph.output.extend([own[tensor]] if tensor in own else [])
     if tensor not in own:

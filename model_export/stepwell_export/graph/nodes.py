@@ -18,8 +18,8 @@ def attributes(node: Any) -> dict[str, Any]:
     """Return a node's attributes by name; text as `str`."""
     import onnx
 
-    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: _text(value) for name, value in found.items()}
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: _text(value) for name, value in values.items()}
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
@@ -33,7 +33,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
 def constants(graph: Any) -> dict[str, Any]:
     """Return the constant tensors of a graph by name: its initializers, and the values of its Constant nodes."""
     nodes = [node for node in graph.node if node.op_type == "Constant"]
-    made = {node.output[0]: found.t for node in nodes for found in node.attribute if found.name == "value"}
+    made = {node.output[0]: attribute.t for node in nodes for attribute in node.attribute if attribute.name == "value"}
     return {tensor.name: tensor for tensor in graph.initializer} | made
 
 
@@ -61,12 +61,12 @@ def tensor_names(graph: Any) -> set[str]:
 
 def captures(node: Any) -> list[str]:
     """Return the outer tensors that a node's bodies take, each once, in order of use."""
-    found: dict[str, None] = {}
+    captured: dict[str, None] = {}
     for graph in subgraphs(node):
         own = _own_names(graph)
         used = [name for inner in graph.node for name in uses(inner)] + [value.name for value in graph.output]
-        found.update(dict.fromkeys(name for name in used if name not in own))
-    return list(found)
+        captured.update(dict.fromkeys(name for name in used if name not in own))
+    return list(captured)
 
 
 def uses(node: Any) -> list[str]:

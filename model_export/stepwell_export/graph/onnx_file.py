@@ -117,19 +117,19 @@ def with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     import onnx.version_converter
 
     try:
-        found = onnx.version_converter.convert_version(without_weights(model), opset)
+        converted = onnx.version_converter.convert_version(without_weights(model), opset)
     except Exception as exc:  # onnx raises RuntimeError, and errors of its own that are none
         raise ModelLoadError(
             f"onnx cannot convert the graph to opset {opset}: {str(exc).strip()[:200]}.",
             fix=f"Export it with opset {opset} or later.",
         ) from exc
     notes = {node.name: node.metadata_props for node in all_nodes(model.graph) if node.metadata_props}
-    for node in all_nodes(found.graph):
+    for node in all_nodes(converted.graph):
         replace_items(node.metadata_props, notes.get(node.name, ()))  # the conversion leaves them out
     made = copy.deepcopy(model)
     made.ir_version = max(model.ir_version, 8)
-    replace_items(made.opset_import, found.opset_import)
-    replace_items(made.graph.node, found.graph.node)
+    replace_items(made.opset_import, converted.opset_import)
+    replace_items(made.graph.node, converted.graph.node)
     known = {tensor.name for tensor in model.graph.initializer}
-    made.graph.initializer.extend(tensor for tensor in found.graph.initializer if tensor.name not in known)
+    made.graph.initializer.extend(tensor for tensor in converted.graph.initializer if tensor.name not in known)
     return made

@@ -59,9 +59,9 @@ def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) 
             value.type.tensor_type.shape.dim[axis].dim_value = count
     del lean.graph.output[:]
     return {
-        name: tuple(dim.dim_value for dim in found.shape.dim)
-        for name, found in infer_types(lean).items()
-        if found.HasField("shape") and all(dim.HasField("dim_value") for dim in found.shape.dim)
+        name: tuple(dim.dim_value for dim in inferred.shape.dim)
+        for name, inferred in infer_types(lean).items()
+        if inferred.HasField("shape") and all(dim.HasField("dim_value") for dim in inferred.shape.dim)
     }
 
 
@@ -101,8 +101,11 @@ class _Rewriting:
 
     def left_out(self) -> dict[str, str]:
         """Return tensors that have other forms alone, with one of these."""
-        found = {name: next(iter(one.forms.values()), (one.source or ("",))[0]) for name, one in self._tensors.items()}
-        return {name: form for name, form in found.items() if name != form}
+        names = {
+            name: next(iter(tensor.forms.values()), (tensor.source or ("",))[0])
+            for name, tensor in self._tensors.items()
+        }
+        return {name: form for name, form in names.items() if name != form}
 
     def _unite(self, states: Sequence[StateSpec]) -> None:
         """Let all states of one number have an axis of length 1 if one needs it, so that equal ones look alike."""
@@ -189,7 +192,7 @@ class _Rewriting:
             self._build.add("Transpose", [self._forms.form(name, form)], [output], perm=order)
             self._forms.add(output, tuple(sorted(perm.index(axis) for axis in form)))
             return True
-        if not forms and sum(one != other for one, other in out) != 1:
+        if not forms and sum(size != other for size, other in out) != 1:
             return False
         if not forms and source.source is None:
             form, made = next(iter(source.forms.items()))
@@ -203,7 +206,7 @@ class _Rewriting:
         output, pairs = node.output[0], (node.input, node.input[::-1])
         idle = self._chosen(output)
         if node.op_type == "Add":
-            idle = next((one for one, other in pairs if self._is_all(self._chosen(other), 0)), output)
+            idle = next((given for given, other in pairs if self._is_all(self._chosen(other), 0)), output)
         return idle if idle != output and self._known[idle] == self._known[output] else ""
 
     def _chosen(self, name: str) -> str:
@@ -268,7 +271,7 @@ class _Rewriting:
         dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
         inputs[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
         if is_reduction and not attributes(node).get("keepdims", 1):
-            kept = tuple(axis - sum(one < axis for one in axes) for axis in kept if axis not in axes)
+            kept = tuple(axis - sum(dropped < axis for dropped in axes) for axis in kept if axis not in axes)
         return self._emit(node, inputs, kept)
 
     def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int]:

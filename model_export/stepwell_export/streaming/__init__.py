@@ -97,7 +97,7 @@ def convert(
         probe = partial(activations, step)
         observer = file.observe
     if not samplers:
-        constant = [one.name for one in step.inputs.external if one.time is None]
+        constant = [layout.name for layout in step.inputs.external if layout.time is None]
         samplers = {"random": random_sampler(step.manifest, ids, constant=constant)}
     return ConvertedModel(
         step.proto,
@@ -138,8 +138,8 @@ def _only_length(step: SequenceStep) -> int | None:
     """
     if not step.written_out or step.only_length in step.written_out:
         return step.only_length
-    timed = [one for one in step.inputs.external if one.time is not None]
-    declared = {step.declared[one.name][one.time or 0] for one in timed}
+    timed = [layout for layout in step.inputs.external if layout.time is not None]
+    declared = {step.declared[layout.name][layout.time or 0] for layout in timed}
     if len(declared) == 1 and (length := declared.pop()) in step.written_out:
         return int(str(length))
     (length, *_) = sorted(step.written_out)

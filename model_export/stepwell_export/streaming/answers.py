@@ -41,7 +41,7 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
                 f"Output {name!r} is a list of tensors; expected a tensor.",
                 fix="Export the model with each tensor as an output of its own, or without this output.",
             )
-    bound = [one for one in inputs.inputs if one.role == "state"]
+    bound = [state_layout for state_layout in inputs.inputs if state_layout.role == "state"]
     flow = read_flow(walk.model.graph)
     given, carried, sized = list[str](), list[str](), list[str]()
     for name in names:
@@ -51,7 +51,7 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
         if kind not in {"per_step", "final", "static"}:
             sized.append(name)
             continue
-        is_carried = kind == "final" and any(_carries_on(walk, flow, name, one) for one in bound)
+        is_carried = kind == "final" and any(_carries_on(walk, flow, name, state_layout) for state_layout in bound)
         (carried if is_carried else given).append(name)
     if (given or carried) and sized:
         raise RefusedModelError(
@@ -63,11 +63,11 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
             f"No output of the graph depends on the timesteps; its outputs are {names}.",
             fix="Export the part of the model that answers the sequence.",
         )
-    found = {name: _answer(walk, name, inputs) for name in given or carried}
-    return [spec for spec, _ in found.values()], {name: layout for name, (_, layout) in found.items()}
+    declared = {name: _answer(walk, name, inputs) for name in given or carried}
+    return [spec for spec, _ in declared.values()], {name: layout for name, (_, layout) in declared.items()}
 
 
-def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: InputLayout) -> bool:
+def _carries_on(walk: StreamingWalk, flow: Flow, name: str, layout: InputLayout) -> bool:
     """Whether an output is, but for its layout, the next value of what an input starts from.
 
     It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:
@@ -75,9 +75,9 @@ def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: InputLayout) ->
     """
     dims = walk.facts.dims(name)
     shape = [3 if dim.has_batch else int(dim.fixed) for dim in dims]
-    if shape != list(one.shape(3, 1)) or walk.dtype(name) != one.dtype:
+    if shape != list(layout.shape(3, 1)) or walk.dtype(name) != layout.dtype:
         return False
-    return name in flow.carried.get(one.name, ()) or one.name in laid_out_from(walk.model.graph, name)
+    return name in flow.carried.get(layout.name, ()) or layout.name in laid_out_from(walk.model.graph, name)
 
 
 def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
@@ -109,8 +109,8 @@ def _resized(walk: StreamingWalk, name: str) -> str:
     makers = {made: node for node in walk.model.graph.node for made in node.output}
     extra = walk.facts.length_delta(name)
     while (node := makers.get(name)) is not None:
-        timed = [one for one in uses(node) if walk.facts.dims(one) and walk.facts.time_axis(one) is not None]
-        same = next((one for one in timed if walk.facts.length_delta(one) == extra), None)
+        timed = [given for given in uses(node) if walk.facts.dims(given) and walk.facts.time_axis(given) is not None]
+        same = next((given for given in timed if walk.facts.length_delta(given) == extra), None)
         if same is None:
             return described(node)
         name = same
@@ -120,7 +120,7 @@ def _resized(walk: StreamingWalk, name: str) -> str:
 def _axis_of_one(dims: Sequence[Dim], inputs: SequenceInputs) -> int | None:
     """Return the batch axis of an answer for one row: where the inputs have it, or the first of length 1."""
     ones = [axis for axis, dim in enumerate(dims) if not dim.has_time and dim.fixed == 1]
-    usual = next((one.batch for one in inputs.external if one.time is not None), None)
+    usual = next((layout.batch for layout in inputs.external if layout.time is not None), None)
     return usual if usual in ones else next(iter(ones), None)
 
 

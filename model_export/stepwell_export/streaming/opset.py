@@ -27,10 +27,10 @@ def with_newer_operators(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns
     except ModelLoadError:  # what onnx does not convert, or onnxruntime does not run
         return runs
     outputs = [value.name for value in runs.graph.graph.output]
-    same = all(_are_equal(one[name], other[name]) for one, other in pairs for name in outputs)
+    same = all(_are_equal(before[name], other[name]) for before, other in pairs for name in outputs)
     return made if same else runs
 
 
-def _are_equal(one: Any, other: Any) -> bool:
+def _are_equal(left: Any, other: Any) -> bool:
     """Whether two tensors are the same, NaN included; lists of tensors are not compared."""
-    return isinstance(one, np.ndarray) and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    return isinstance(left, np.ndarray) and np.array_equal(left, other, equal_nan=left.dtype.kind == "f")

@@ -93,17 +93,17 @@ def emit_table(
     elif offset:
         place = graph.op("Max", graph.op("Add", place, graph.ints([offset])), graph.ints([0]))
     place = graph.op("Min", place, graph.ints([steps]))
-    found = graph.op("Gather", graph.constant(rows, what="positions", at=name), place, axis=0)  # (rows or 1, *others)
+    entry = graph.op("Gather", graph.constant(rows, what="positions", at=name), place, axis=0)  # (rows or 1, *others)
     own, shape = walk.facts.batch_axis(name), list(table.shape)
     shape[axis] = 1 + past
     if past and axis:  # (rows or 1, timesteps, *others)
-        found = graph.op("Transpose", found, perm=[0, *range(2, axis + 2), 1, *range(axis + 2, len(shape) + 1)])
+        entry = graph.op("Transpose", entry, perm=[0, *range(2, axis + 2), 1, *range(axis + 2, len(shape) + 1)])
     if own is not None:
-        return _rows_moved(walk, found, shape, own)
+        return _rows_moved(walk, entry, shape, own)
     out = node.output[0] if node is not None else ""
     place_of_rows = walk.facts.batch_axis(out) if out else None
     if place_of_rows is None:
-        return graph.op("Reshape", found, graph.ints(shape))
+        return graph.op("Reshape", entry, graph.ints(shape))
     rank = len(walk.facts.dims(out))
     shape = [1] * (rank - len(shape)) + shape
     if place_of_rows >= len(shape) or shape[place_of_rows] != 1:
@@ -112,16 +112,16 @@ def emit_table(
             f"combines {name!r}, which depends on the position in the sequence, with rows in a way without a rule",
             "Add positions to a tensor that has the batch axis in front of the time axis.",
         )
-    return _rows_moved(walk, found, shape, place_of_rows)
+    return _rows_moved(walk, entry, shape, place_of_rows)
 
 
-def _rows_moved(walk: StreamingWalk, found: str, shape: list[int], batch: int) -> str:
+def _rows_moved(walk: StreamingWalk, entry: str, shape: list[int], batch: int) -> str:
     """Return values with their rows in front as `shape`, with the rows on axis `batch`."""
     graph = walk.graph
     front = [-1, *(size for axis, size in enumerate(shape) if axis != batch)]
-    found = graph.op("Reshape", found, graph.ints(front))
+    entry = graph.op("Reshape", entry, graph.ints(front))
     order = [*range(1, batch + 1), 0, *range(batch + 1, len(shape))]
-    return found if order == list(range(len(shape))) else graph.op("Transpose", found, perm=order)
+    return entry if order == list(range(len(shape))) else graph.op("Transpose", entry, perm=order)
 
 
 def _table(facts: MeasuredShapes, name: str) -> Array | None:

@@ -22,8 +22,8 @@ def activations(step: SequenceStep, inputs: Mapping[str, Array]) -> list[Activat
     length = next(iter(inputs.values())).shape[1]
     watched = GraphSession(step.graph, [node.output for node in step.watched], weights=step.weights)
     feeds = {}
-    for one in step.inputs.inputs:
-        fixed = one.fixed(1, length)
-        feeds[one.name] = one.fed(inputs[one.name], [0], length) if fixed is None else fixed
+    for layout in step.inputs.inputs:
+        fixed = layout.fixed(1, length)
+        feeds[layout.name] = layout.fed(inputs[layout.name], [0], length) if fixed is None else fixed
     values = watched.run(feeds)
     return [Activation(node.layer, node.tensor, node.facts.rows_first(values[node.output], 1)) for node in step.watched]

@@ -177,7 +177,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     inputs, runs, declared = _read(runs, declared, options)
     runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
-        inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
+        inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
     opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
     if inputs.only_rows is None:
         verdict = rows_of_sequence(opened, inputs)
@@ -196,13 +196,13 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
-    specs = [_take(walk, one) for one in inputs.inputs]
+    specs = [_take(walk, layout) for layout in inputs.inputs]
     walk.run(RULES, by_timestep, attention_scores, takes_refused)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
     if not walk.graph.states and not inputs.is_certain and not loops:
-        times = [f"axis {one.time} of {one.name!r}" for one in inputs.external if one.time is not None]
+        times = [f"axis {layout.time} of {layout.name!r}" for layout in inputs.external if layout.time is not None]
         raise NothingCarriedError(
             f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
@@ -286,7 +286,7 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
         walk: The walk.
         left_out: Tensors that the step graph has under another name.
     """
-    found = []
+    watched = []
     for node in walk.model.graph.node:
         for name in filter(None, node.output):
             tensor = walk.tensors.get(name)
@@ -300,10 +300,10 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
             ):
                 continue
             facts = OutputLayout(time, batch)
-            found.append(
+            watched.append(
                 Watched(described(node).partition(" ")[2], name, left_out.get(tensor.step, tensor.step), facts)
             )
-    return found
+    return watched
 
 
 def _short_windows(walk: StreamingWalk) -> set[int]:
@@ -316,7 +316,7 @@ def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:
     """Whether rows cannot be run together."""
     return (
         inputs.only_rows is not None
-        or any(one.batch is None for one in inputs.external)
+        or any(layout.batch is None for layout in inputs.external)
         or any(state.batch_axis is None for state in walk.graph.states)
     )
 
@@ -329,21 +329,23 @@ def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: Measured
         place = next((a.i for a in node.attribute if a.name == "axis"), 0)
         return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
 
-    def is_cache(one: InputLayout) -> bool:
-        users = [node for node in graph.graph.node if one.name in uses(node)]
-        return one.role == "external" and one.time is None and all(is_front(node, one.name) for node in users)
+    def is_cache(layout: InputLayout) -> bool:
+        users = [node for node in graph.graph.node if layout.name in uses(node)]
+        return layout.role == "external" and layout.time is None and all(is_front(node, layout.name) for node in users)
 
-    read = tuple(replace(one, role="state") if is_cache(one) else one for one in inputs.inputs)
-    return replace(inputs, inputs=read) if any(one.role == "external" for one in read) else inputs
+    read = tuple(replace(layout, role="state") if is_cache(layout) else layout for layout in inputs.inputs)
+    return replace(inputs, inputs=read) if any(layout.role == "external" for layout in read) else inputs
 
 
-def _take(walk: StreamingWalk, one: InputLayout) -> InputSpec | None:
+def _take(walk: StreamingWalk, layout: InputLayout) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where the caller sends it."""
-    if one.role != "external":
-        walk.tensors[one.name] = StepTensor("constant")
+    if layout.role != "external":
+        walk.tensors[layout.name] = StepTensor("constant")
         return None
-    spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, one.shape(1, 1), batch=one.batch, time=one.time)
+    spec: InputSpec = row_spec(
+        InputSpec, layout.name, layout.dtype, layout.shape(1, 1), batch=layout.batch, time=layout.time
+    )
     walk.graph.add_input(spec)
-    step = in_layout(walk, one.name, rank=len(one.sizes), batch=one.batch, time=one.time)
-    walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
+    step = in_layout(walk, layout.name, rank=len(layout.sizes), batch=layout.batch, time=layout.time)
+    walk.tensors[layout.name] = StepTensor("static", step) if layout.time is None else StepTensor("per_step", step, 0)
     return spec

@@ -140,9 +140,9 @@ def folded(shapes: tuple[Shape, Shape], rows: Rows, to: tuple[Shape, Shape]) -> 
         count = rows.before * rows.behind
         ways = [(before, count // before) for before in range(1, count + 1) if count % before == 0]
     for before, behind in ways:
-        found = _refolded(shapes[0], replace(rows, before=before, behind=behind), to)
-        if found is not None:
-            return found
+        refolded = _refolded(shapes[0], replace(rows, before=before, behind=behind), to)
+        if refolded is not None:
+            return refolded
     raise MixedError("puts elements of different rows where those of one row were")
 
 
@@ -155,11 +155,11 @@ def _refolded(shape: Shape, rows: Rows, to: tuple[Shape, Shape]) -> Rows | None:
         front, rest = math.prod(to[0][:axis]), math.prod(to[0][axis + 1 :])
         if not front or not rest or before % front or behind % rest:
             continue
-        found = Rows(axis, before // front, behind // rest)
-        if (found.before, found.behind) == (rows.before, rows.behind):
-            found = replace(found, is_filled=rows.is_filled)
-        if all(found.size(trial) == sizes[axis] for trial, sizes in zip(TRIALS, to, strict=True)):
-            return found
+        made = Rows(axis, before // front, behind // rest)
+        if (made.before, made.behind) == (rows.before, rows.behind):
+            made = replace(made, is_filled=rows.is_filled)
+        if all(made.size(trial) == sizes[axis] for trial, sizes in zip(TRIALS, to, strict=True)):
+            return made
     return None
 
 

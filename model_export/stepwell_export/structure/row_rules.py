@@ -257,7 +257,7 @@ def _matmul(call: RowCall, places: tuple[int, int] = (0, 1)) -> Rows:
     if call.attrs.get("transBatchA") or call.attrs.get("transBatchB"):
         raise UndecidedError("moves the axes of the batch")
     rank = max(left.rank, right.rank, 2) - (left.rank == 1) - (right.rank == 1)
-    found = []
+    outputs = []
     for fact, other, is_right, is_turned in ((left, right, False, trans[0]), (right, left, True, trans[1])):
         if fact.rows is None:
             continue
@@ -272,22 +272,22 @@ def _matmul(call: RowCall, places: tuple[int, int] = (0, 1)) -> Rows:
             place = rank - (1 if other.rank == 1 else 2)
         else:
             place = rank - (2 - (other.rank == 1)) - (from_end - 1)
-        found.append(replace(fact.rows, axis=place))
-    return common_axis(found)
+        outputs.append(replace(fact.rows, axis=place))
+    return common_axis(outputs)
 
 
 def _gemm(call: RowCall) -> Rows:
-    found: list[Rows] = []
+    outputs: list[Rows] = []
     for place, contracted in ((0, 0 if call.attrs.get("transA") else 1), (1, 1 if call.attrs.get("transB") else 0)):
         rows = call.rows(place)
         if rows is not None and rows.axis == contracted:
             raise MixedError("adds up the rows of the batch")
         if rows is not None:
-            found.append(replace(rows, axis=place))
+            outputs.append(replace(rows, axis=place))
     added = call.fact(2)
     if added is not None and added.rows is not None:
-        found.append(replace(added.rows, axis=added.rows.axis + 2 - added.rank))
-    return common_axis(found)
+        outputs.append(replace(added.rows, axis=added.rows.axis + 2 - added.rank))
+    return common_axis(outputs)
 
 
 def _einsum(call: RowCall) -> Rows:
@@ -311,14 +311,14 @@ def _equation(call: RowCall) -> tuple[list[str], str]:
     terms = left.split(",")
     counts = [call.rank(place) - len(term) + 3 for place, term in enumerate(terms) if "..." in term]
     hidden = "0123456789"[: max(counts, default=0)]
-    found = [
+    outputs = [
         term.replace("...", hidden[len(hidden) - (call.rank(place) - len(term) + 3) :] if "..." in term else "")
         for place, term in enumerate(terms)
     ]
     if not arrow:
-        every = "".join(found)
+        every = "".join(outputs)
         result = "..." + "".join(sorted(letter for letter in set(every) - set(hidden) if every.count(letter) == 1))
-    return found, result.replace("...", hidden)
+    return outputs, result.replace("...", hidden)
 
 
 # ---------------------------------------------------------------- layout
@@ -359,11 +359,11 @@ def _split(call: RowCall) -> list[Rows | None]:
     rows = _first(call)
     if call.axis(0, call.rank(0)) != rows.axis:
         return [rows] * len(call.made)
-    found: list[Rows | None] = []
+    outputs: list[Rows | None] = []
     for place in range(len(call.made)):
         shapes = call.output(place)
-        found.append(_part(rows, [shape[rows.axis] for shape in shapes]))
-    return found
+        outputs.append(_part(rows, [shape[rows.axis] for shape in shapes]))
+    return outputs
 
 
 def _part(rows: Rows, sizes: Sequence[int]) -> Rows:
@@ -531,14 +531,14 @@ def _recurrent(call: RowCall) -> list[Rows | None]:
     states = [*STATEFUL[call.kind].states]
     axes = {0: 0 if is_first else 1, 4: 0} | dict.fromkeys(states, 0 if is_first else 1)
     call.only(*axes)
-    found = []
+    outputs = []
     for place, axis in axes.items():
         rows = call.rows(place)
         if rows is not None:
             if rows.axis != axis:
                 raise MixedError("runs over the rows of the batch, or adds them up")
-            found.append(replace(rows, axis=0))
-    rows = common_axis(found)
+            outputs.append(replace(rows, axis=0))
+    rows = common_axis(outputs)
     whole, last = (0, 0) if is_first else (2, 1)
     return [replace(rows, axis=whole), *[replace(rows, axis=last)] * (len(call.made) - 1)]
 
@@ -725,14 +725,14 @@ def _attended(call: RowCall, query: tuple[Shape, Shape]) -> tuple[Shape, Shape] 
 
 
 def _product_shapes(call: RowCall, left: tuple[Shape, Shape], right: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
-    found = []
+    sizes = []
     for one, other in zip(left, right, strict=True):
         if min(len(one), len(other)) < 2:
             return None
         lines = one[-1] if call.attrs.get("transA") else one[-2]
         columns = other[-2] if call.attrs.get("transB") else other[-1]
-        found.append((*np.broadcast_shapes(one[:-2], other[:-2]), lines, columns))
-    return found[0], found[1]
+        sizes.append((*np.broadcast_shapes(one[:-2], other[:-2]), lines, columns))
+    return sizes[0], sizes[1]
 
 
 def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] | None) -> Rows | None:

@@ -237,8 +237,8 @@ class _Walk:
         rule = RULES.get(call.kind)
         if rule is None:
             raise UndecidedError("is an operator whose rows are not known")
-        found = rule(call)
-        places = found if isinstance(found, list) else [found] * len(made)
+        outputs = rule(call)
+        places = outputs if isinstance(outputs, list) else [outputs] * len(made)
         facts = []
         for rows, (kind, shapes) in zip(places, made, strict=True):
             if shapes is not None and not _grows_by(shapes, rows):
@@ -251,10 +251,11 @@ class _Walk:
         valued = [None if fact is None else fact.values for fact in given]
         if all(fact is None or fact.values is not None for fact in given) and any(valued):
             marks = [None if fact is None else fact.counts for fact in given]
-            found = computed(call.kind, call.attrs, valued, marks)
-            if found is not None and len(found) == len(made):
+            values = computed(call.kind, call.attrs, valued, marks)
+            if values is not None and len(values) == len(made):
                 return [
-                    _valued(kind, one, other, mark) for (kind, _), ((one, other), mark) in zip(made, found, strict=True)
+                    _valued(kind, first, other, mark)
+                    for (kind, _), ((first, other), mark) in zip(made, values, strict=True)
                 ]
         facts = []
         sizes = SIZES.get(call.kind, frozenset())
@@ -306,9 +307,9 @@ class _Walk:
                 return {}
             trials.append(made)
         return {
-            name: (one.tensor_type.elem_type, _both(one, trials[1][name]))
-            for name, one in trials[0].items()
-            if name in trials[1] and one.HasField("tensor_type")
+            name: (type_.tensor_type.elem_type, _both(type_, trials[1][name]))
+            for name, type_ in trials[0].items()
+            if name in trials[1] and type_.HasField("tensor_type")
         }
 
     def _as_declared(self, declared: onnx.TypeProto.Tensor) -> tuple[int, tuple[Shape, Shape] | None]:
@@ -327,7 +328,7 @@ class _Walk:
     def _opset(self, domain: str) -> int:
         if domain in {"", "ai.onnx"}:
             return read_opset(self.model)
-        return next((int(one.version) for one in self.model.opset_import if one.domain == domain), 1)
+        return next((int(imported.version) for imported in self.model.opset_import if imported.domain == domain), 1)
 
     def _has_schema(self, node: onnx.NodeProto) -> bool:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -401,11 +402,11 @@ class _Walk:
         names = ["then_branch", "else_branch"]
         if condition.values is not None:
             names = names[:1] if bool(condition.values[0].reshape(-1)[0]) else names[1:]
-        found = []
+        outputs = []
         for name in names:
             inside = self.graph(bodies[name], facts, [value.name for value in bodies[name].output])
-            found.append([inside.get(value.name, RowFact()) for value in bodies[name].output])
-        return found[0] if len(found) == 1 else [_joined(*pair) for pair in zip(*found, strict=True)]
+            outputs.append([inside.get(value.name, RowFact()) for value in bodies[name].output])
+        return outputs[0] if len(outputs) == 1 else [_joined(*pair) for pair in zip(*outputs, strict=True)]
 
     def loop(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of a Loop."""
@@ -427,14 +428,14 @@ class _Walk:
             inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
             return [inside.get(value.name, RowFact()) for value in body.output]
 
-        condition_out, *found = self._settled(carried, turn, skipped=1)
+        condition_out, *outputs = self._settled(carried, turn, skipped=1)
         for fact in (condition_out,):
             if fact.fault is not None:
                 return [RowFact(fault=fact.fault)] * len(node.output)
             if fact.rows is not None or fact.is_count:
                 raise UndecidedError("goes on by the value of a row, or their number")
         kept = len(carried)
-        return [*found[:kept], *(_stacked(fact, 0) for fact in found[kept:])]
+        return [*outputs[:kept], *(_stacked(fact, 0) for fact in outputs[kept:])]
 
     def scan(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of a Scan."""
@@ -454,21 +455,21 @@ class _Walk:
             inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
             return [inside.get(value.name, RowFact()) for value in body.output]
 
-        found = self._settled(carried, turn)
+        outputs = self._settled(carried, turn)
         made = list(attrs.get("scan_output_axes") or [0] * (len(node.output) - kept))
         steps = _length(facts.get(node.input[kept], RowFact()), int(axes[0]))
         return [
-            *found[:kept],
-            *(_stacked(fact, int(axis), steps) for fact, axis in zip(found[kept:], made, strict=True)),
+            *outputs[:kept],
+            *(_stacked(fact, int(axis), steps) for fact, axis in zip(outputs[kept:], made, strict=True)),
         ]
 
     def _settled(self, carried: list[RowFact], turn: Any, skipped: int = 0) -> list[RowFact]:
         """Return what a body gives once the facts of what it carries stay as they are."""
         for _ in range(_ROUNDS):
-            found: list[RowFact] = turn(carried)
-            after = [_joined(before, _varying(fact)) for before, fact in zip(carried, found[skipped:], strict=False)]
+            outputs: list[RowFact] = turn(carried)
+            after = [_joined(before, _varying(fact)) for before, fact in zip(carried, outputs[skipped:], strict=False)]
             if after == carried:
-                return [*found[:skipped], *after, *found[skipped + len(carried) :]]
+                return [*outputs[:skipped], *after, *outputs[skipped + len(carried) :]]
             carried = after
         raise UndecidedError("carries something whose rows are elsewhere from turn to turn")
 
@@ -495,10 +496,10 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return attributes(lean)
 
 
-def _valued(kind: int, one: Array, other: Array, counts: Array) -> RowFact:
-    kind = kind or onnx.helper.np_dtype_to_tensor_dtype(one.dtype)
-    shapes = one.shape, other.shape
-    return RowFact(kind, shapes, values=(one, other), counts=counts, is_count=bool(counts.any()))
+def _valued(kind: int, first: Array, other: Array, counts: Array) -> RowFact:
+    kind = kind or onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
+    shapes = first.shape, other.shape
+    return RowFact(kind, shapes, values=(first, other), counts=counts, is_count=bool(counts.any()))
 
 
 def _of_tensor(tensor: onnx.TensorProto) -> RowFact:
@@ -536,20 +537,20 @@ def _fault(node: onnx.NodeProto, exc: MixedError | UndecidedError) -> RowFault:
 
 def _faulted(given: Sequence[RowFact | None]) -> list[RowFact]:
     """Return the inputs that have a fault, those that are mixed first."""
-    found = [fact for fact in given if fact is not None and fact.fault is not None]
-    return sorted(found, key=lambda fact: fact.fault is not None and fact.fault.outcome != "mixed")
+    faulted = [fact for fact in given if fact is not None and fact.fault is not None]
+    return sorted(faulted, key=lambda fact: fact.fault is not None and fact.fault.outcome != "mixed")
 
 
 def _kind(given: Sequence[RowFact | None]) -> int:
     return next((fact.kind for fact in given if fact is not None), 0)
 
 
-def _both(one: onnx.TypeProto, other: onnx.TypeProto) -> tuple[Shape, Shape] | None:
+def _both(first: onnx.TypeProto, other: onnx.TypeProto) -> tuple[Shape, Shape] | None:
     shapes = []
-    for found in (one.tensor_type, other.tensor_type):
-        if not found.HasField("shape") or not all(dim.HasField("dim_value") for dim in found.shape.dim):
+    for tensor_type in (first.tensor_type, other.tensor_type):
+        if not tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor_type.shape.dim):
             return None
-        shapes.append(tuple(dim.dim_value for dim in found.shape.dim))
+        shapes.append(tuple(dim.dim_value for dim in tensor_type.shape.dim))
     return shapes[0], shapes[1]
 
 
@@ -573,8 +574,8 @@ def _number(given: Sequence[RowFact | None], place: int, count: int) -> int:
         return count
     if fact.values is None or fact.is_count:
         raise UndecidedError("takes a place in a sequence of tensors that is not known")
-    found = int(fact.values[0].reshape(-1)[0])
-    return found + count if found < 0 else found
+    number = int(fact.values[0].reshape(-1)[0])
+    return number + count if number < 0 else number
 
 
 def _varying(fact: RowFact) -> RowFact:
@@ -582,15 +583,17 @@ def _varying(fact: RowFact) -> RowFact:
     return replace(fact, values=None, counts=None)
 
 
-def _joined(one: RowFact, other: RowFact) -> RowFact:
+def _joined(first: RowFact, other: RowFact) -> RowFact:
     """Return what holds for a tensor that is one of two."""
-    fault = next((fact.fault for fact in _faulted([one, other])), None)
+    fault = next((fact.fault for fact in _faulted([first, other])), None)
     if fault is not None:
-        return RowFact(one.kind, fault=fault)
-    if one.rows is not None and other.rows is not None and one.rows != other.rows:
+        return RowFact(first.kind, fault=fault)
+    if first.rows is not None and other.rows is not None and first.rows != other.rows:
         raise UndecidedError("gives rows that are not always at one place")
-    shapes = one.shapes if one.shapes == other.shapes else None
-    return RowFact(one.kind or other.kind, shapes, one.rows or other.rows, is_count=one.is_count or other.is_count)
+    shapes = first.shapes if first.shapes == other.shapes else None
+    return RowFact(
+        first.kind or other.kind, shapes, first.rows or other.rows, is_count=first.is_count or other.is_count
+    )
 
 
 def _cut(fact: RowFact, axis: int) -> RowFact:
@@ -615,8 +618,8 @@ def _stacked(fact: RowFact, axis: int, steps: int | None = None) -> RowFact:
         return replace(fact, shapes=None, values=None, counts=None)
     axis %= fact.rank + 1
     rows = fact.rows and replace(fact.rows, axis=fact.rows.axis + (axis <= fact.rows.axis))
-    found = None
+    shapes = None
     if steps is not None:
-        one, other = ((*shape[:axis], steps, *shape[axis:]) for shape in fact.shapes)
-        found = one, other
-    return RowFact(fact.kind, found, rows, is_count=fact.is_count)
+        first, other = ((*shape[:axis], steps, *shape[axis:]) for shape in fact.shapes)
+        shapes = first, other
+    return RowFact(fact.kind, shapes, rows, is_count=fact.is_count)

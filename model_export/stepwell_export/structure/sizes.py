@@ -15,8 +15,8 @@ Compute = Callable[[Mapping[str, Any], Sequence[Any]], Any]
 
 
 def _axes(attrs: Mapping[str, Any], given: Sequence[Any]) -> tuple[int, ...] | None:
-    found = attrs.get("axes") if len(given) < 2 or given[1] is None else np.asarray(given[1]).reshape(-1).tolist()
-    return None if found is None else tuple(int(axis) for axis in found)
+    axes = attrs.get("axes") if len(given) < 2 or given[1] is None else np.asarray(given[1]).reshape(-1).tolist()
+    return None if axes is None else tuple(int(axis) for axis in axes)
 
 
 def _unsqueeze(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
@@ -48,10 +48,10 @@ def slices(attrs: Mapping[str, Any], given: Sequence[Any], rank: int) -> dict[in
     assert ends is not None
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
-    found: dict[int, tuple[int, int | None, int]] = {}
+    cuts: dict[int, tuple[int, int | None, int]] = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        found[axis % rank] = start, None if step < 0 and end <= np.iinfo(np.int32).min else end, step
-    return found
+        cuts[axis % rank] = start, None if step < 0 and end <= np.iinfo(np.int32).min else end, step
+    return cuts
 
 
 def _split(attrs: Mapping[str, Any], given: Sequence[Any]) -> list[Array]:
@@ -68,8 +68,8 @@ def _reshape(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
 
 
 def _squeeze(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    found: Array = np.squeeze(given[0], _axes(attrs, given))
-    return found
+    squeezed: Array = np.squeeze(given[0], _axes(attrs, given))
+    return squeezed
 
 
 MOVED: dict[str, Compute] = {
@@ -138,8 +138,8 @@ COMPUTED: dict[str, Compute] = {
 """Operators that compute with numbers."""
 
 
-def _differ(one: Array, other: Array) -> Array:
-    return np.asarray((one != other) & ~(_is_nan(one) & _is_nan(other)))
+def _differ(left: Array, other: Array) -> Array:
+    return np.asarray((left != other) & ~(_is_nan(left) & _is_nan(other)))
 
 
 def _is_nan(value: Array) -> Array:
@@ -175,16 +175,16 @@ def computed(
                 marks = [any(mark is not None and mark.any() for mark in counts)]
     except (ValueError, IndexError, TypeError, KeyError, OverflowError, MemoryError):
         return None
-    found = []
+    values = []
     first, second = (trial if isinstance(trial, list) else [trial] for trial in trials)
-    for place, (one, other) in enumerate(zip(map(np.asarray, first), map(np.asarray, second), strict=True)):
-        if max(one.size, other.size) > MOST_NUMBERS:
+    for place, (left, other) in enumerate(zip(map(np.asarray, first), map(np.asarray, second), strict=True)):
+        if max(left.size, other.size) > MOST_NUMBERS:
             return None
         if kind in MOVED:
             mark = np.asarray(marks[place] if isinstance(marks, list) else marks).astype(bool)
         else:
-            mark = np.full(one.shape, marks[0], bool)
-        if one.shape == other.shape and mark.shape == one.shape:
-            mark = mark | _differ(one, other)
-        found.append(((one, other), mark))
-    return found
+            mark = np.full(left.shape, marks[0], bool)
+        if left.shape == other.shape and mark.shape == left.shape:
+            mark = mark | _differ(left, other)
+        values.append(((left, other), mark))
+    return values

@@ -101,7 +101,7 @@ def beyond_rounding(  # noqa: PLR0917  # both, the data, and what is allowed
         sizes: The largest input of each row, in parts of the largest usual one.
     """
     got = run(driven.data)
-    found: dict[str, Difference] = {}
+    differences: dict[str, Difference] = {}
     for name, answers in driven.want.items():
         mine = _at(got[name], answers)
         if mine.size != answers.values.size:  # a head on the last timesteps gives fewer rows where there are fewer
@@ -112,22 +112,22 @@ def beyond_rounding(  # noqa: PLR0917  # both, the data, and what is allowed
         lost = np.asarray(is_lost.any(axis=tuple(range(1, off.ndim))))
         bad = _beyond(off, values, tolerance, usual[name])
         bad[lost] = False
-        found[name] = Difference(mine, values, off, bad, lost)
-    if any(one.bad.any() for one in found.values()):
+        differences[name] = Difference(mine, values, off, bad, lost)
+    if any(compared.bad.any() for compared in differences.values()):
         jitter = _jitter(lambda data: _of(run_reference(original, data, list(driven.want))), driven)
-        own = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in found}, driven)
+        own = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in differences}, driven)
         tiny = _tiny_rows(driven.data)
-        for name, one in found.items():
+        for name, compared in differences.items():
             allowed = _ROUNDING * np.maximum(jitter[name].reshape(own[name].shape), own[name])
-            if one.want.dtype.kind == "f":  # an activation near its limit is as exact as its largest value
-                last = _LAST_PLACES * float(np.finfo(one.want.dtype).eps) * usual[name]
+            if compared.want.dtype.kind == "f":  # an activation near its limit is as exact as its largest value
+                last = _LAST_PLACES * float(np.finfo(compared.want.dtype).eps) * usual[name]
                 allowed = np.maximum(allowed, np.where(tiny, 0.0, last).reshape(-1, *[1] * (allowed.ndim - 1)))
-            bad = one.bad & ~(one.off <= allowed)
-            is_far = sizes > (EXTREME if one.want.dtype.kind == "f" else _SATURATED)
+            bad = compared.bad & ~(compared.off <= allowed)
+            is_far = sizes > (EXTREME if compared.want.dtype.kind == "f" else _SATURATED)
             far = is_far & bad.any(axis=tuple(range(1, bad.ndim)))
             bad[far] = False
-            found[name] = replace(one, bad=bad, excused=one.excused | far)
-    return found
+            differences[name] = replace(compared, bad=bad, excused=compared.excused | far)
+    return differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Difference:
     """How an output of the step graph differs from the original's on driven sequences.
 
     Attributes:
-        found: The step graph's values, shape `(rows, timesteps, *shape)`.
+        got: The step graph's values, shape `(rows, timesteps, *shape)`.
         want: The original's.
         off: The absolute differences.
         bad: Where they are larger than rounding makes them.
@@ -143,7 +143,7 @@ class Difference:
             extreme that the original itself does something else there, as where scores are larger than what masks them.
     """
 
-    found: Array
+    got: Array
     want: Array
     off: Array
     bad: Array

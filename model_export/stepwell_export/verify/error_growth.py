@@ -116,11 +116,11 @@ def _finite_steps(answers: PrefixAnswers, length: int) -> int:
     return length if finite.all() else answers.steps[int(np.argmin(finite))] - 1
 
 
-def _cut(answers: PrefixAnswers, found: Array, compared: int) -> _Off:
+def _cut(answers: PrefixAnswers, got: Array, compared: int) -> _Off:
     steps = np.array([step for step in answers.steps if step <= compared], np.int64)
     values = answers.values[:, : len(steps)]
-    found = found[:, steps - 1]
-    return steps, difference(found, values), values.reshape(found.shape)
+    got = got[:, steps - 1]
+    return steps, difference(got, values), values.reshape(got.shape)
 
 
 def _before(part: _Off, step: int) -> _Off:
@@ -164,10 +164,10 @@ def _check_sensitivity(  # noqa: PLR0917  # one failure, in its parts
     mine = largest(nudged[np.isfinite(nudged)])
     theirs = largest(off[:, : int((steps <= until).sum())])
     if not mine >= theirs / 10:
-        found = off[:, int((steps < step).sum())]
+        moved = off[:, int((steps < step).sum())]
         raise ParityError(
             f"Output {name!r} drifts away from the original: over {length} timesteps the first difference beyond "
-            f"the tolerance is at timestep {step} ({largest(found):.3g}), after "
+            f"the tolerance is at timestep {step} ({largest(moved):.3g}), after "
             f"{largest(off[:, :COMPARED_AT_ENDS]):.3g} at most in the first {COMPARED_AT_ENDS}. Changing the states in "
             f"their last digits makes {mine:.3g}, so it is not rounding.",
             fix="Nothing was written. Something is lost or added in every timestep; look at what the model counts or "

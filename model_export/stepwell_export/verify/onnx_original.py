@@ -145,10 +145,10 @@ class OnnxOriginal:
         graph = self._lean.graph
         declared = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
         self._sizes = {name: [int(dim.dim_value) for dim in dims] for name, dims in declared.items()}  # 0: open
-        sent = [one for one in inputs if one.role == "external"]
-        rows = [0 if one.batch is None else self._sizes[one.name][one.batch] for one in sent]
-        self._rows = only_rows or (1 if any(one.batch is None for one in sent) else max(rows))
-        steps = {self._sizes[one.name][one.time] for one in sent if one.time is not None}
+        sent = [layout for layout in inputs if layout.role == "external"]
+        rows = [0 if layout.batch is None else self._sizes[layout.name][layout.batch] for layout in sent]
+        self._rows = only_rows or (1 if any(layout.batch is None for layout in sent) else max(rows))
+        steps = {self._sizes[layout.name][layout.time] for layout in sent if layout.time is not None}
         self._only_steps = only_steps if steps == {only_steps} else None
         # a Squeeze without axes drops the axis of one row
         self._fewest = 2 if any(map(_squeezes_any, graph.node)) and not self._rows else 1
@@ -218,9 +218,9 @@ class OnnxOriginal:
 
     def _feeds(self, inputs: Mapping[str, Array], rows: Sequence[int], length: int) -> dict[str, Array]:
         feeds = {}
-        for one in self._inputs:
-            fixed = one.fixed(len(rows), length)
-            feeds[one.name] = one.fed(inputs[one.name], rows, length) if fixed is None else fixed
+        for layout in self._inputs:
+            fixed = layout.fixed(len(rows), length)
+            feeds[layout.name] = layout.fed(inputs[layout.name], rows, length) if fixed is None else fixed
         return feeds
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: Sequence[int], length: int) -> dict[str, Array]:
@@ -302,7 +302,7 @@ class OnnxFile:
         try:
             if self._evaluator is not None:
                 return dict(zip(self._names, self._evaluator.run(self._names, dict(feeds)), strict=True))
-            found = dict(zip(self._names, self._session.run(self._names, dict(feeds), run_options()), strict=True))
+            answers = dict(zip(self._names, self._session.run(self._names, dict(feeds), run_options()), strict=True))
         except Exception as exc:
             given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
             error = ModelLoadError(f"{self.against} failed on {given}: {str(exc).strip()}.", fix=_FIX)
@@ -312,7 +312,7 @@ class OnnxFile:
             self._is_checked = True
             return self.run(feeds)
         self._is_checked = True
-        return found
+        return answers
 
     def _load(self, lean: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
         self._weights = weights  # the session reads them where they are

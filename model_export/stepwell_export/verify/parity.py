@@ -103,15 +103,15 @@ class DifferentAnswerError(ParityError):
         sequence: The sequence, shape `(1, T, *shape)` by input.
         step: The timestep, from 1.
         want: The original's value.
-        found: The step graph's value.
+        got: The step graph's value.
     """
 
-    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float, found: float) -> None:
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float, got: float) -> None:
         super().__init__(problem, fix=fix)
         self.sequence = sequence
         self.step = step
         self.want = want
-        self.found = found
+        self.got = got
 
 
 def verify_parity(
@@ -236,7 +236,7 @@ class _Failure(NamedTuple):
     row: int
     place: list[int]
     want: float
-    found: float
+    got: float
     allowed: float
 
     @property
@@ -247,16 +247,16 @@ class _Failure(NamedTuple):
     @property
     def limit(self) -> str:
         """How far both are apart, and how far they may be; nothing if there is no such distance."""
-        if not np.isfinite(self.want - self.found):
+        if not np.isfinite(self.want - self.got):
             return ""
-        return f"; they differ by {abs(self.found - self.want):.3g}, and {self.allowed:.3g} is allowed"
+        return f"; they differ by {abs(self.got - self.want):.3g}, and {self.allowed:.3g} is allowed"
 
     @property
     def fix(self) -> str:
         """What to do about it."""
         if not self.limit:
             return _NOT_FINITE
-        return _JUST_ABOVE if abs(self.found - self.want) <= _NEAR * self.allowed else _DIFFERENT
+        return _JUST_ABOVE if abs(self.got - self.want) <= _NEAR * self.allowed else _DIFFERENT
 
 
 @dataclass(slots=True)
@@ -314,12 +314,12 @@ class _Check:
         want = run_reference(self.original, data, judged)
         parts: list[dict[str, Array]] = []
         for batch, run in zip(started.batches, started.running, strict=True):
-            found = run()
+            answers = run()
             if not parts:
-                few = {name: found[0][name][started.few] for name in judged}
+                few = {name: answers[0][name][started.few] for name in judged}
                 self._rows_alone(kind, few, started.alone(), min(rows, TOGETHER))
-                self._chunks(kind, batch, found)
-            parts.append(found[0])
+                self._chunks(kind, batch, answers)
+            parts.append(answers[0])
             self.progress(f"{kind}: step by step", min(len(parts) * TOGETHER, rows), rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
@@ -381,9 +381,9 @@ class _Check:
         for at, length in enumerate(lengths):
             self.progress(f"lengths around {len(constants[:count])} constants", at, len(lengths))
             part = {name: array[:, :length] for name, array in data.items()}
-            found = answered(self.original, part, list(self.outputs))
-            if found is not None:  # None: the original takes no sequence of so many
-                if self._against_rare(LENGTHS, found, run) is None:
+            answers = answered(self.original, part, list(self.outputs))
+            if answers is not None:  # None: the original takes no sequence of so many
+                if self._against_rare(LENGTHS, answers, run) is None:
                     continue
                 self._compared(part)
                 if length > steps or self.coverage.open:
@@ -399,10 +399,10 @@ class _Check:
 
     def _drive(self, data: Sequences) -> bool:
         """Compare driven sequences, and record what the original decides in them; return whether it takes them."""
-        found = answered(self.original, data, list(self.outputs))
-        if found is None:
+        answers = answered(self.original, data, list(self.outputs))
+        if answers is None:
             return False
-        compared = self._against_rare(DRIVEN, found, self._run)
+        compared = self._against_rare(DRIVEN, answers, self._run)
         if compared is not None:
             self._compared(compared.data)
             self.coverage.observe(compared.data)
@@ -430,15 +430,19 @@ class _Check:
         excused = np.zeros(len(next(iter(rare.data.values()))), bool)
         failures = []
         compared = beyond_rounding(self.original, run, rare, self.tolerance, usual, self._sizes(rare.data))
-        for name, one in compared.items():
-            excused |= one.excused
-            if one.bad.any():
-                column = int(np.argmax(one.bad.any(axis=tuple(i for i in range(one.bad.ndim) if i != 1))))
-                row, *place = (int(i) for i in np.argwhere(one.bad[:, column])[0])
-                want, found = (float(array[(row, column, *place)]) for array in (one.want, one.found))
-                size = float(np.abs(one.want[row, column]).max()) if self.tolerance.scaled else 1.0
+        for name, compared_output in compared.items():
+            excused |= compared_output.excused
+            if compared_output.bad.any():
+                column = int(
+                    np.argmax(compared_output.bad.any(axis=tuple(i for i in range(compared_output.bad.ndim) if i != 1)))
+                )
+                row, *place = (int(i) for i in np.argwhere(compared_output.bad[:, column])[0])
+                want, got = (
+                    float(array[(row, column, *place)]) for array in (compared_output.want, compared_output.got)
+                )
+                size = float(np.abs(compared_output.want[row, column]).max()) if self.tolerance.scaled else 1.0
                 allowed = self.tolerance.atol * size + self.tolerance.rtol * abs(want)
-                failures.append(_Failure(rare.want[name].steps[column], name, row, place, want, found, allowed))
+                failures.append(_Failure(rare.want[name].steps[column], name, row, place, want, got, allowed))
         if failures:
             raise self._different(min(failures, key=lambda failure: failure.step), kind, rare.data)
         self.excused += int(excused.sum())
@@ -468,13 +472,13 @@ class _Check:
         where = f", element {first.place}" if first.place else ""
         return DifferentAnswerError(
             f"Output {first.output!r} first {first.fault} at timestep {first.step} ({kind} data, sequence "
-            f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}"
+            f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.got:.9g}"
             f"{first.limit}.",
             fix=first.fix,
             sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
             step=first.step,
             want=first.want,
-            found=first.found,
+            got=first.got,
         )
 
     def _against_original(
@@ -488,15 +492,15 @@ class _Check:
         """
         failures = []
         for name, answers in want.items():
-            found = got[name][:, [step - 1 for step in answers.steps]]
-            if answers.values.size != found.size:
+            ours = got[name][:, [step - 1 for step in answers.steps]]
+            if answers.values.size != ours.size:
                 raise ParityError(
-                    f"Output {name!r} of the original has shape {answers.values.shape}; expected {found.shape}, a row "
+                    f"Output {name!r} of the original has shape {answers.values.shape}; expected {ours.shape}, a row "
                     "for each sequence and timestep, as the step graph gives.",
                     fix="Nothing was written. Let the original return one row for each sequence and timestep.",
                 )
-            values = answers.values.reshape(found.shape)
-            off = difference(found, values)
+            values = answers.values.reshape(ours.shape)
+            off = difference(ours, values)
             tolerance = self.tolerance.on(values)
             self.outputs[name].note(kind, answers.steps, off, values)
             bad = tolerance.beyond(off, values)
@@ -505,7 +509,7 @@ class _Check:
             else:
                 column = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1))))
                 row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
-                want_there, found_there = (float(array[(row, column, *place)]) for array in (values, found))
+                want_there, found_there = (float(array[(row, column, *place)]) for array in (values, ours))
                 allowed = float(tolerance.allowed(want_there))
                 failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there, allowed))
         if failures:
@@ -548,9 +552,9 @@ class _Check:
     def _chunk(self, kind: str, lengths: list[int], run: Run, plain: Run) -> None:
         """Compare a run in chunks with one in single steps."""
         outputs, states = run
-        found = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
-        found |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
-        for what, (of_chunks, of_steps) in found.items():
+        pairs = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
+        pairs |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
+        for what, (of_chunks, of_steps) in pairs.items():
             off = difference(of_chunks, of_steps, equal_nan=True)
             self.chunk = max(self.chunk, largest(off))
             bad = self.tolerance.on(of_steps).beyond(off, of_steps)

@@ -61,12 +61,13 @@ def prefix_answers(
     runs: dict[int, Mapping[str, Array]] = {}
     for steps in (steps for steps in beginnings if steps < length):
         with suppress(Exception):  # whatever a framework raises where a beginning is too short
-            found = run(steps)
-            if all(found[name].shape == whole[name].shape for name in names):
-                runs[steps] = found
+            answers = run(steps)
+            if all(answers[name].shape == whole[name].shape for name in names):
+                runs[steps] = answers
     runs[length] = whole
     return {
-        name: PrefixAnswers(list(runs), np.stack([found[name] for found in runs.values()], axis=1)) for name in names
+        name: PrefixAnswers(list(runs), np.stack([answers[name] for answers in runs.values()], axis=1))
+        for name in names
     }
 
 
@@ -97,8 +98,8 @@ def run_reference(
                 f"The original has no output {name!r}; it gives {sorted(given)}.",
                 fix="Give the step graph's outputs the names of the original's.",
             )
-        found = given[name]
-        answer = found if isinstance(found, PrefixAnswers) else PrefixAnswers(range(1, length + 1), found)
+        values = given[name]
+        answer = values if isinstance(values, PrefixAnswers) else PrefixAnswers(range(1, length + 1), values)
         if answer.values.shape[:2] != (rows, len(answer.steps)):
             raise ParityError(
                 f"The original gives output {name!r} for {list(answer.values.shape[:2])} sequences and timesteps; "

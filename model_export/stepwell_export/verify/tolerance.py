@@ -40,13 +40,13 @@ class Tolerance(NamedTuple):
             return np.asarray(off > 1)
         if want.dtype.kind in "iub":
             return np.asarray(off != 0)
-        found: Array = ~((off <= self.allowed(want)) | (off == 0))
-        return found
+        is_beyond: Array = ~((off <= self.allowed(want)) | (off == 0))
+        return is_beyond
 
-    def holds(self, found: Array, want: Array) -> bool:
+    def holds(self, got: Array, want: Array) -> bool:
         """Return whether no number is too far off."""
         plain = self.on(want)
-        return not bool(plain.beyond(difference(found, want), want.reshape(found.shape)).any())
+        return not bool(plain.beyond(difference(got, want), want.reshape(got.shape)).any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +108,18 @@ class OutputParity:
             self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
 
 
-def difference(found: Array, want: Array, *, equal_nan: bool = False) -> Array:
-    """Return absolute differences in float64, shaped as `found`.
+def difference(got: Array, want: Array, *, equal_nan: bool = False) -> Array:
+    """Return absolute differences in float64, shaped as `got`.
 
     Equal infinities differ by 0, a NaN by NaN (two of them by 0 with `equal_nan`), unequal integers by 1 at least.
     """
-    want = want.reshape(found.shape)
-    left, right = found.astype(np.float64), want.astype(np.float64)
+    want = want.reshape(got.shape)
+    left, right = got.astype(np.float64), want.astype(np.float64)
     with np.errstate(invalid="ignore"):
         off = np.abs(left - right)
-    if found.dtype.kind in "iu":
+    if got.dtype.kind in "iu":
         off = np.maximum(off, 1.0)  # large ones may be one number as floats
-    same = found == want
+    same = got == want
     if equal_nan:
         same |= np.isnan(left) & np.isnan(right)
     return np.where(same, 0.0, off)

@@ -74,9 +74,9 @@ def find_inputs(
         if name in batch_axes:
             batch = _checked("--batch-axis", name, batch_axes[name], len(dims))
             choices[-1] = (
-                [replace(one, batch=batch) for one in choices[-1][:1]]
+                [replace(layout, batch=batch) for layout in choices[-1][:1]]
                 if slot
-                else [one for one in choices[-1] if one.batch == batch]
+                else [layout for layout in choices[-1] if layout.batch == batch]
             )
     search = _Search(runs, declared, choices, has_given_axes=bool(time_axes), length=length, tried=tried)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
@@ -106,25 +106,28 @@ def _check_rates(inputs: SequenceInputs, declared: Declared, given: Mapping[str,
     Raises:
         UnclearModelError: It has the inputs, their axes and their numbers.
     """
-    timed = [one for one in inputs.external if one.time is not None]
-    sizes = [(one, size) for one in timed if isinstance(size := declared[one.name][one.time or 0], int)]
+    timed = [layout for layout in inputs.external if layout.time is not None]
+    sizes = [(layout, size) for layout in timed if isinstance(size := declared[layout.name][layout.time or 0], int)]
     longest = max((size for _, size in sizes), default=0)
-    short = [one for one, size in sizes if size < longest]
-    if short and any(one.name not in given for one in timed):
-        found = ", ".join(f"{size} on axis {one.time} of {one.name!r}" for one, size in sizes)
+    short = [layout for layout, size in sizes if size < longest]
+    if short and any(layout.name not in given for layout in timed):
+        lengths = ", ".join(f"{size} on axis {layout.time} of {layout.name!r}" for layout, size in sizes)
         raise UnclearModelError(
-            f"The inputs declare different numbers of timesteps: {found}. A step takes one timestep of each.",
-            fix=f"Where {' and '.join(repr(one.name) for one in short)} is no sequence: "
-            f"`{' '.join(f'--time-axis {one.name}=none' for one in short)}`. Where all are: "
-            f"`{' '.join(f'--time-axis {one.name}={one.time}' for one in timed)}`. For sequences of different rates, "
-            "export a model for each.",
+            f"The inputs declare different numbers of timesteps: {lengths}. A step takes one timestep of each.",
+            fix=f"Where {' and '.join(repr(layout.name) for layout in short)} is no sequence: "
+            f"`{' '.join(f'--time-axis {layout.name}=none' for layout in short)}`. Where all are: "
+            f"`{' '.join(f'--time-axis {layout.name}={layout.time}' for layout in timed)}`. For sequences of "
+            "different rates, export a model for each.",
         )
 
 
 def _is_single(inputs: SequenceInputs, declared: Declared) -> bool:
     """Whether what is read as time was declared with one timestep, or without a batch beside more axes."""
-    timed = [one for one in inputs.external if one.time is not None]
-    return any(declared[one.name][one.time or 0] == 1 or (one.batch is None and len(one.sizes) > 2) for one in timed)
+    timed = [layout for layout in inputs.external if layout.time is not None]
+    return any(
+        declared[layout.name][layout.time or 0] == 1 or (layout.batch is None and len(layout.sizes) > 2)
+        for layout in timed
+    )
 
 
 class _Search:
@@ -160,8 +163,8 @@ class _Search:
     def try_all(self, *, any_rows: bool, any_steps: bool) -> None:
         """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
         readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
-        for found in islice(readings, _TRIES):
-            inputs = replace(found, length=self._length, tried=self._tried)
+        for reading in islice(readings, _TRIES):
+            inputs = replace(reading, length=self._length, tried=self._tried)
             if self.best is not None and not inputs.matches_declared(self._declared):
                 continue  # it was declared free, and it is
             try:
@@ -200,13 +203,13 @@ def _readings(
         times: list[int | None] = [_checked("--time-axis", name, time_axes[name], len(dims))]
     else:
         times = [*axes, None]
-    found = []
+    readings = []
     for t in times:
         for b in (*(axis for axis in axes if axis != t), None):
             if b is None and (len(free) > 1 or (len(dims) > 2 and dims[0] == 1 and t != 0)):
                 continue
-            found.append(InputLayout(name, dtype, sizes, b, t))
-    return found
+            readings.append(InputLayout(name, dtype, sizes, b, t))
+    return readings
 
 
 def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> list[InputLayout]:
@@ -225,17 +228,17 @@ def _combined(
 ) -> Iterator[SequenceInputs]:
     """Yield readings of one kind, in order."""
     for inputs in readings:
-        if not any(one.time is not None for one in inputs):
+        if not any(layout.time is not None for layout in inputs):
             continue
         rows = steps = None
         if not any_steps:
-            lengths = {declared[one.name][one.time] for one in inputs if one.time is not None}
+            lengths = {declared[layout.name][layout.time] for layout in inputs if layout.time is not None}
             length = lengths.pop()
             if lengths or not isinstance(length, int):
                 continue
             steps = length
         if not any_rows:
-            sizes = {one.sizes[one.batch] for one in inputs if one.batch is not None}
+            sizes = {layout.sizes[layout.batch] for layout in inputs if layout.batch is not None}
             sizes -= {2} if len(sizes) > 1 else set()
             rows = min(sizes, default=1)
         yield SequenceInputs(inputs, rows, steps)
@@ -250,48 +253,48 @@ def _together(choices: list[list[InputLayout]], declared: Declared) -> list[tupl
     def likely(inputs: tuple[InputLayout, ...]) -> float:
         return -_prior(SequenceInputs(inputs), declared)
 
-    found: list[tuple[InputLayout, ...]] = [()]
+    combined: list[tuple[InputLayout, ...]] = [()]
     for options in choices:
-        best = sorted(options, key=lambda one: likely((one,)))[:8]
-        found = sorted(((*inputs, one) for inputs in found for one in best), key=likely)[:_KEPT]
-    return found
+        best = sorted(options, key=lambda layout: likely((layout,)))[:8]
+        combined = sorted(((*inputs, layout) for inputs in combined for layout in best), key=likely)[:_KEPT]
+    return combined
 
 
 def _prior(inputs: SequenceInputs, declared: Declared) -> float:
     """Return how likely a reading is by what is declared."""
     score = 0.0
     roles: dict[str, set[str]] = {}
-    for one in inputs.inputs:
-        dims = declared[one.name]
+    for layout in inputs.inputs:
+        dims = declared[layout.name]
         for axis, dim in enumerate(dims):
-            role = "time" if axis == one.time else "batch" if axis == one.batch else ""
+            role = "time" if axis == layout.time else "batch" if axis == layout.batch else ""
             if isinstance(dim, str):
                 roles.setdefault(dim, set()).add(role)
                 score += 6 * ((role == "time") - (role == "batch")) * bool(_TIME.search(dim))
                 score += 6 * ((role == "batch") - (role == "time")) * bool(_BATCH.search(dim))
             if not isinstance(dim, int):
                 score += 4 if role else -4
-        if one.role != "external":
+        if layout.role != "external":
             continue
-        floats = one.dtype.startswith("float")
-        score += _place_prior(one, len(dims), floats=floats)
-    score -= 8 * sum(len(found) > 1 for found in roles.values())
+        floats = layout.dtype.startswith("float")
+        score += _place_prior(layout, len(dims), floats=floats)
+    score -= 8 * sum(len(places) > 1 for places in roles.values())
     asked = inputs.external
-    score -= 2 * len({(one.batch, one.time) for one in asked if one.time is not None})
-    lengths = [declared[one.name][one.time] for one in asked if one.time is not None]
+    score -= 2 * len({(layout.batch, layout.time) for layout in asked if layout.time is not None})
+    lengths = [declared[layout.name][layout.time] for layout in asked if layout.time is not None]
     numbers = {length for length in lengths if isinstance(length, int)}
     mixed = len(numbers) > 0 and any(not isinstance(length, int) for length in lengths)
     return score - 2 * len(numbers) - 6 * mixed
 
 
-def _place_prior(one: InputLayout, rank: int, *, floats: bool) -> float:
+def _place_prior(layout: InputLayout, rank: int, *, floats: bool) -> float:
     """Return how usual the places of batch and time are: batch first, time second, features last."""
-    if one.time is None:
+    if layout.time is None:
         return 0.5 if rank <= 2 else -1.0
-    usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((one.batch, one.time), 0.0)
-    if rank == 2 and one.batch is not None and (floats or one.batch):
+    usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((layout.batch, layout.time), 0.0)
+    if rank == 2 and layout.batch is not None and (floats or layout.batch):
         usual -= 2.2
-    last = rank > 2 and one.time == rank - 1
+    last = rank > 2 and layout.time == rank - 1
     return usual - (0.5 if last else 0.0)
 
 

@@ -63,8 +63,8 @@ class Beginnings:
         if node is None or axis is None:
             return 0
         count = _COUNTS.get(node.op_type)
-        if count is not None and (found := count(self, node, axis)) is not None:
-            return max(found, 0)
+        if count is not None and (counted := count(self, node, axis)) is not None:
+            return max(counted, 0)
         if node.op_type in RESHAPING:
             return self._reshaped(node, axis)
         return self._side_by_side(node, axis)

@@ -134,17 +134,17 @@ def dependences(
         measured: The value of a tensor in a run, which is that of every run where it depends on nothing.
         settled: What is proven of tensors in another way.
     """
-    found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()} | dict(settled)
-    for one in inputs.inputs:
-        axes = ((TIME, one.time), (BATCH, one.batch))
+    known = {name: _of_constant(tensor) for name, tensor in constants(graph).items()} | dict(settled)
+    for layout in inputs.inputs:
+        axes = ((TIME, layout.time), (BATCH, layout.batch))
         sizes = frozenset(mark for mark, axis in axes if axis is not None)
-        if one.role == "external":
-            found[one.name] = Dependence(frozenset({DATA}), sizes, sizes)
+        if layout.role == "external":
+            known[layout.name] = Dependence(frozenset({DATA}), sizes, sizes)
         else:
-            found[one.name] = Dependence(frozenset({TIME} if one.role == "length" else ()), sizes)
+            known[layout.name] = Dependence(frozenset({TIME} if layout.role == "length" else ()), sizes)
     longest = inputs.length or inputs.only_steps or _NO_END
-    _Pass(found, dims, constants(graph), measured, longest).follow(graph.node)
-    return found
+    _Pass(known, dims, constants(graph), measured, longest).follow(graph.node)
+    return known
 
 
 def _of_constant(tensor: onnx.TensorProto) -> Dependence:
@@ -165,7 +165,7 @@ class _Pass:
         repeated: Tensors with an axis along which one element is repeated.
     """
 
-    found: dict[str, Dependence]
+    known: dict[str, Dependence]
     dims: Dims
     tables: Mapping[str, onnx.TensorProto]
     measured: Callable[[str], Any]
@@ -175,17 +175,17 @@ class _Pass:
     def follow(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Find what the outputs of nodes depend on."""
         for node in nodes:
-            if all(name in self.found for name in node.output if name):
+            if all(name in self.known for name in node.output if name):
                 continue
             has_bodies = any(subgraphs(node))
             made = self._of_bodies(node) if has_bodies else [self._of_node(node)] * len(node.output)
             # the last outputs may be left out
-            self.found.update({name: one for name, one in zip(node.output, made, strict=False) if name})
+            self.known.update({name: dependence for name, dependence in zip(node.output, made, strict=False) if name})
             if node.op_type in {"Expand", "Tile"} and self._repeats_one(node):
                 self.repeated |= set(node.output)
 
     def _given(self, name: str) -> Dependence:
-        return self.found.get(name, NOTHING) if name else NOTHING
+        return self.known.get(name, NOTHING) if name else NOTHING
 
     def _value(self, name: str) -> Any:
         return onnx.numpy_helper.to_array(self.tables[name]) if name in self.tables else None
@@ -198,28 +198,34 @@ class _Pass:
         if kind == "Equal" and self._is_never(node, given):
             return NOTHING
         if (parts := self._parts(node, kind, given)) is not None:
-            is_even = all(one.is_even for one in given) if kind in _EVEN else not frozenset().union(*parts) & SIZES
+            is_even = (
+                all(dependence.is_even for dependence in given)
+                if kind in _EVEN
+                else not frozenset().union(*parts) & SIZES
+            )
             return Dependence(frozenset[str]().union(*parts), is_even=is_even, parts=parts)
         sizes_alone, sized_by = _SIZES_ALONE.get(kind, ()), _SIZED_BY.get(kind, ())
-        value, shape, varies = _joined(one for place, one in enumerate(given) if place not in sizes_alone)
+        value, shape, varies = _joined(dependence for place, dependence in enumerate(given) if place not in sizes_alone)
         if kind in {"ConstantOfShape", "Range"}:
             shape = frozenset()
         value |= self._counted(node, kind)
         deciding = [given[place] for place in sized_by if place < len(given)]
-        shape |= frozenset[str]().union(*(one.value for one in deciding))
-        even_sizes = all(one.has_even_sizes for one in given) and all(one.is_even for one in deciding)
+        shape |= frozenset[str]().union(*(dependence.value for dependence in deciding))
+        even_sizes = all(dependence.has_even_sizes for dependence in given) and all(
+            dependence.is_even for dependence in deciding
+        )
         if kind == "Slice" and given[0].shape & SIZES:
             even_sizes &= self._cuts_evenly(node)
         if kind in {"Gather", "Slice", "Split"}:
             grown = (shape - given[0].shape) & SIZES
             varies |= frozenset() if not grown or self._is_flat(node.input[0]) else grown
-        elif kind == "Concat" and any(one.value or one.varies for one in given):
+        elif kind == "Concat" and any(dependence.value or dependence.varies for dependence in given):
             # of parts that are the same for all sizes, a run shows whether they are equal
             varies |= shape & _grows(self.dims(node.output[0]), attributes(node)["axis"])
-        elif (kind == "Pad" and any(one.value for one in given)) or kind not in _ALIKE:
+        elif (kind == "Pad" and any(dependence.value for dependence in given)) or kind not in _ALIKE:
             varies |= shape & SIZES
         keeps_even = kind in _EVEN or (kind == "Where" and not given[0].value & SIZES)
-        is_even = all(one.is_even for one in given) if keeps_even else not value & SIZES
+        is_even = all(dependence.is_even for dependence in given) if keeps_even else not value & SIZES
         return Dependence(value, shape, varies, is_even, even_sizes)
 
     def _is_never(self, node: onnx.NodeProto, given: Sequence[Dependence]) -> bool:
@@ -245,7 +251,7 @@ class _Pass:
 
     def _parts(self, node: onnx.NodeProto, kind: str, given: Sequence[Dependence]) -> tuple[Marks, ...] | None:
         """Return what the elements of a list depend on that is made of lists of sizes; None: it is none."""
-        lists = [one.parts for one in given]
+        lists = [dependence.parts for dependence in given]
         if not lists or lists[0] is None:
             return None
         if kind in RESHAPING | {"Cast"}:
@@ -334,17 +340,17 @@ class _Pass:
                 break
             carried = wider
         goes_on = ends[0] if is_loop else NOTHING
-        decides = turns.value | goes_on.value | frozenset[str]().union(*(one.shape for one in scanned))
-        even = all(one.has_even_sizes for one in given) and (turns.is_even or not turns.value & SIZES)
-        collected = [_decided(one, decides) for one in ends[int(is_loop) + count :]]
-        made = [_decided(one, decides) for one in carried] + collected
-        return [replace(one, is_even=not one.value & SIZES, has_even_sizes=even) for one in made]
+        decides = turns.value | goes_on.value | frozenset[str]().union(*(dependence.shape for dependence in scanned))
+        even = all(dependence.has_even_sizes for dependence in given) and (turns.is_even or not turns.value & SIZES)
+        collected = [_decided(dependence, decides) for dependence in ends[int(is_loop) + count :]]
+        made = [_decided(dependence, decides) for dependence in carried] + collected
+        return [replace(dependence, is_even=not dependence.value & SIZES, has_even_sizes=even) for dependence in made]
 
     def _ends(self, body: onnx.GraphProto, given: Sequence[Dependence]) -> list[Dependence]:
         """Return what the outputs of a body depend on, by what its inputs do."""
         tables = constants(body)
-        inner = {**self.found, **{name: _of_constant(tensor) for name, tensor in tables.items()}}
-        inner |= {value.name: one for value, one in zip(body.input, given, strict=False)}
+        inner = {**self.known, **{name: _of_constant(tensor) for name, tensor in tables.items()}}
+        inner |= {value.name: dependence for value, dependence in zip(body.input, given, strict=False)}
         for name in (name for node in body.node for name in node.output):
             inner.pop(name, None)
         _Pass(inner, lambda _: (), {**self.tables, **tables}, lambda _: None, self.longest).follow(body.node)
@@ -354,20 +360,29 @@ class _Pass:
 def _union(parts: Iterable[Dependence]) -> Dependence:
     parts = list(parts)
     value, shape, varies = _joined(parts)
-    is_even, even_sizes = all(one.is_even for one in parts), all(one.has_even_sizes for one in parts)
+    is_even, even_sizes = (
+        all(dependence.is_even for dependence in parts),
+        all(dependence.has_even_sizes for dependence in parts),
+    )
     return Dependence(value, shape, varies, is_even, even_sizes)
 
 
-def _decided(one: Dependence, decides: Marks) -> Dependence:
+def _decided(dependence: Dependence, decides: Marks) -> Dependence:
     """Return what a tensor depends on where something decides which it is, or how often it is computed."""
-    shape = one.shape | decides
-    return replace(one, value=one.value | decides, shape=shape, varies=one.varies | (shape & SIZES), is_even=False)
+    shape = dependence.shape | decides
+    return replace(
+        dependence,
+        value=dependence.value | decides,
+        shape=shape,
+        varies=dependence.varies | (shape & SIZES),
+        is_even=False,
+    )
 
 
 def _joined(parts: Iterable[Dependence]) -> tuple[Marks, Marks, Marks]:
     value, shape, varies = frozenset[str](), frozenset[str](), frozenset[str]()
-    for one in parts:
-        value, shape, varies = value | one.value, shape | one.shape, varies | one.varies
+    for dependence in parts:
+        value, shape, varies = value | dependence.value, shape | dependence.shape, varies | dependence.varies
     return value, shape, varies
 
 
@@ -461,8 +476,8 @@ def _resized(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: C
     given = dict(enumerate(node.input))
     scales = attrs.get("scales")
     if name := given.get(1 if node.op_type == "Upsample" else 2):
-        found = value(name)
-        scales = None if found is None else found.tolist()
+        given_sizes = value(name)
+        scales = None if given_sizes is None else given_sizes.tolist()
     if scales:
         return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
     sizes, before = value(given[3]) if given.get(3) else None, value(node.input[0])

@@ -14,16 +14,16 @@ from stepwell_export.streaming.normal_form.load import Declared
 from stepwell_export.verify.onnx_original import InputLayout
 
 
-def draw_input(one: InputLayout, rows: int, steps: int, seed: int, changed: int) -> Array:
+def draw_input(layout: InputLayout, rows: int, steps: int, seed: int, changed: int) -> Array:
     """Return data for `stepwell_export.streaming.axes.measured_shapes.measure_shapes`."""
-    fixed = one.fixed(rows, steps)
+    fixed = layout.fixed(rows, steps)
     if fixed is not None:
         return fixed
-    value = _draw(np.random.default_rng(seed // 10), one.dtype, one.shape(rows, steps))
-    if seed % 10 and one.time is not None:
+    value = _draw(np.random.default_rng(seed // 10), layout.dtype, layout.shape(rows, steps))
+    if seed % 10 and layout.time is not None:
         at = [slice(None)] * value.ndim
-        at[one.time] = slice(changed, changed + 1)
-        other = _draw(np.random.default_rng(seed), one.dtype, value[tuple(at)].shape)
+        at[layout.time] = slice(changed, changed + 1)
+        other = _draw(np.random.default_rng(seed), layout.dtype, value[tuple(at)].shape)
         value[tuple(at)] = other + 2 if value.dtype.kind == "f" else 1 - value[tuple(at)]
     return value
 
@@ -55,7 +55,7 @@ class SequenceInputs:
 
     def matches_declared(self, declared: Declared) -> bool:
         """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
-        declared_rows = [declared[one.name][one.batch] for one in self.external if one.batch is not None]
+        declared_rows = [declared[layout.name][layout.batch] for layout in self.external if layout.batch is not None]
         return self.only_rows is None or all(isinstance(rows, int) for rows in declared_rows)
 
     def with_length(self, proto: Any, steps: int) -> Any:
@@ -67,12 +67,12 @@ class SequenceInputs:
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
         changed = perturbed_step(self.lengths)
-        return {one.name: draw_input(one, rows, steps, seed, changed) for one in self.inputs}
+        return {layout.name: draw_input(layout, rows, steps, seed, changed) for layout in self.inputs}
 
     @property
     def external(self) -> list[InputLayout]:
         """The inputs that a caller sends."""
-        return [one for one in self.inputs if one.role == "external"]
+        return [layout for layout in self.inputs if layout.role == "external"]
 
 
 def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -187,13 +187,17 @@ class MeasuredShapes:
             Arrays of the value for T = 1 without its part per row, of that part per row, and whether it
             depends on the number of timesteps.
         """
-        one = [np.asarray(part, np.int64) for part in parts]
+        integers = [np.asarray(part, np.int64) for part in parts]
         solve = np.vectorize(lambda *values: self._solve(values), otypes=[object])
-        dims = solve(*one) if one[0].size else np.empty(one[0].shape, object)
+        dims = solve(*integers) if integers[0].size else np.empty(integers[0].shape, object)
         fixed = np.vectorize(lambda d: int(d.fixed + d.steps), otypes=[np.int64])
         rows = np.vectorize(lambda d: int(d.rows + d.both), otypes=[np.int64])
         grows = np.vectorize(lambda d: d.has_time, otypes=[bool])
-        return (fixed(dims), rows(dims), grows(dims)) if one[0].size else (one[0], one[0], one[0].astype(bool))
+        return (
+            (fixed(dims), rows(dims), grows(dims))
+            if integers[0].size
+            else (integers[0], integers[0], integers[0].astype(bool))
+        )
 
     def number(self, name: str) -> Dim:
         """Return how a single integer depends on the numbers of rows and timesteps, if it grows with them evenly."""
@@ -304,10 +308,10 @@ def measure_shapes(runs: TensorRuns, inputs: SequenceInputs) -> MeasuredShapes:
         return np.asarray(GraphSession(only_needed(runs.graph, tensor)).run(feeds)[tensor])
 
     counts = range(1 if inputs.only_rows else 2)
-    found = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
+    values = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
     touched = runs.at(inputs, is_changed=True)
     weights = runs.load(inputs, inputs.lengths[0]).weights
-    facts = MeasuredShapes(found, touched, weights, inputs.lengths, at_length if inputs.length else None)
+    facts = MeasuredShapes(values, touched, weights, inputs.lengths, at_length if inputs.length else None)
     runs.forget()
     facts.follow(runs.load(inputs, inputs.lengths[0]).model, inputs)
     return facts

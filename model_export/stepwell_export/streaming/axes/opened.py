@@ -64,10 +64,10 @@ def _axes(name: str, dims: list[Any], given: Mapping[str, int | None], length: i
 
 def _drawn(model: onnx.ModelProto, declared: Declared, axes: Mapping[str, int], steps: int) -> dict[str, Any]:
     """Return data for so many timesteps; axes that are open otherwise have several rows."""
-    found = {}
+    drawn = {}
     for value in model.graph.input:
         dims, axis = declared[value.name], axes.get(value.name)
         sizes = tuple(dim if isinstance(dim, int) else ROWS[0] for dim in dims)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        found[value.name] = draw_input(InputLayout(value.name, dtype, sizes, None, axis), ROWS[0], steps, 0, 0)
-    return found
+        drawn[value.name] = draw_input(InputLayout(value.name, dtype, sizes, None, axis), ROWS[0], steps, 0, 0)
+    return drawn

@@ -62,10 +62,10 @@ class TensorRuns:
         loaded = self.load(inputs, steps)
         key = (id(loaded), *((name, value.shape, value.tobytes()) for name, value in feeds.items()))
         if key not in self._kept:
-            found = spooled(loaded.run(feeds))
+            values = spooled(loaded.run(feeds))
             while len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = found
+            self._kept[key] = values
         return self._kept[key]
 
     def forget(self) -> None:

@@ -10,14 +10,14 @@ from stepwell_export.structure.rows import RowsVerdict, read_rows
 
 def is_for_one_row(inputs: SequenceInputs, declared: Declared) -> bool:
     """Whether a graph declares one row, and runs several only because none of its nodes fails."""
-    rows = {declared[one.name][one.batch] for one in inputs.external if one.batch is not None}
+    rows = {declared[layout.name][layout.batch] for layout in inputs.external if layout.batch is not None}
     return inputs.only_rows is None and rows == {1}
 
 
 def rows_of_sequence(runs: TensorRuns, inputs: SequenceInputs) -> RowsVerdict:
     """Return whether its rows depend on each other, over a sequence of a length that it is run with."""
     steps = inputs.lengths[0]
-    given = {one.name: (_row(one.shape(1, steps), one.batch), one.batch) for one in inputs.inputs}
+    given = {layout.name: (_row(layout.shape(1, steps), layout.batch), layout.batch) for layout in inputs.inputs}
     graph = inputs.with_length(runs.graph, steps)
     return read_rows(graph, given, dict.fromkeys((output.name for output in graph.graph.output), None)).verdict
 

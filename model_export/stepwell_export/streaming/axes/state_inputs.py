@@ -25,13 +25,13 @@ def find_slot(graph: Any, name: str) -> str:
 
 def _slots_of(graph: Any, name: str, depth: int) -> set[str | None]:
     """Return the slots that a tensor reaches; None among them where it is used in any other way."""
-    found: set[str | None] = {None} if any(output.name == name for output in graph.output) else set()
+    slots: set[str | None] = {None} if any(output.name == name for output in graph.output) else set()
     for node in graph.node:
         if name in captures(node):
-            found.add(None)
+            slots.add(None)
         for place in (i for i, given in enumerate(node.input) if given == name):
-            found |= _slot_at(graph, node, place, depth)
-    return found
+            slots |= _slot_at(graph, node, place, depth)
+    return slots
 
 
 def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:

@@ -72,8 +72,8 @@ def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) ->
         every.append(
             {**given, **GraphSession(runs.graph, [name for name in conditions if name not in given]).run(feeds)}
         )
-    found = {name: {bool(np.reshape(values[name], ())) for values in every} for name in conditions}
-    return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
+    decisions = {name: {bool(np.reshape(values[name], ())) for values in every} for name in conditions}
+    return {name: seen.pop() for name, seen in decisions.items() if len(seen) == 1}
 
 
 def _inlined(model: onnx.ModelProto, taken: dict[str, bool]) -> onnx.ModelProto:

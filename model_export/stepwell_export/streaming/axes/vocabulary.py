@@ -40,10 +40,10 @@ def _size_of_table(node: onnx.NodeProto, origin: Mapping[str, str], weights: Map
     ids, table = _LOOKUPS.get(node.op_type, (0, 0))
     if ids == table or len(node.input) <= max(ids, table):
         return 0
-    found = weights.get(node.input[table])
-    if node.input[ids] not in origin or found is None:
+    table_weights = weights.get(node.input[table])
+    if node.input[ids] not in origin or table_weights is None:
         return 0
     if node.op_type == "OneHot":
-        return int(np.reshape(found, -1)[0]) if found.size == 1 else 0
+        return int(np.reshape(table_weights, -1)[0]) if table_weights.size == 1 else 0
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    return int(found.shape[axis]) if -found.ndim <= axis < found.ndim else 0
+    return int(table_weights.shape[axis]) if -table_weights.ndim <= axis < table_weights.ndim else 0

@@ -46,11 +46,12 @@ def with_open_length(
     """
     try:
         opened = _Opening(model, axes, length, full, short).run()
-        want, found = (_run(proto, full, [value.name for value in model.graph.output]) for proto in (model, opened))
+        want, got = (_run(proto, full, [value.name for value in model.graph.output]) for proto in (model, opened))
     except Exception:  # noqa: BLE001  # whatever onnxruntime and NumPy raise: the graph is left as it was
         return None
     same = all(
-        np.array_equal(one, other, equal_nan=one.dtype.kind == "f") for one, other in zip(want, found, strict=True)
+        np.array_equal(wanted, other, equal_nan=wanted.dtype.kind == "f")
+        for wanted, other in zip(want, got, strict=True)
     )
     return opened if same else None
 
@@ -126,25 +127,25 @@ class _Opening:
         data, target = node.input[:2]
         before, after = self._full[data].shape, self._full[node.output[0]].shape
         written = [int(size) for size in self._short[target]]
-        found = [0] * len(written)
+        counts = [0] * len(written)
         for ours, theirs in _blocks(before, after):
             timed = [axis for axis in ours if len(set(self._sizes(data, axis))) > 1]
             free = [axis for axis in theirs if written[axis] > 0 and written[axis] % self._length == 0]
             free.sort(key=lambda axis: written[axis] != self._length)
             for axis in free[: len(timed)]:
-                found[axis] = written[axis] // self._length
-        return found
+                counts[axis] = written[axis] // self._length
+        return counts
 
     def _expanded(self, node: onnx.NodeProto) -> list[int]:
         data, target = node.input[:2]
         written = [int(size) for size in self._short[target]]
-        found = [0] * len(written)
+        counts = [0] * len(written)
         lead = len(written) - self._full[data].ndim
         for axis in range(self._full[data].ndim):
             whole, now = self._sizes(data, axis)
             if now < whole == written[lead + axis] and whole % self._length == 0:
-                found[lead + axis] = whole // self._length
-        return found
+                counts[lead + axis] = whole // self._length
+        return counts
 
     def _shift(self, node: onnx.NodeProto, place: int, times: list[int]) -> None:
         """Subtract the missing timesteps from a written shape."""
@@ -208,8 +209,8 @@ def _typed(name: str, value: Array) -> onnx.ValueInfoProto:
 
 
 def _run(proto: onnx.ModelProto, feeds: Feeds, names: list[str]) -> list[Array]:
-    found = GraphSession(proto, names, as_written=True).run(feeds)
-    return [found[name] for name in names]
+    values = GraphSession(proto, names, as_written=True).run(feeds)
+    return [values[name] for name in names]
 
 
 def _together(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[list[tuple[int, int]]]:
@@ -239,5 +240,5 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[l
     ends = [list(accumulate(shape, mul)) for shape in (before, after)]
     common = sorted(set(ends[0]).intersection(ends[1]))
     for begin, end in pairwise([0, *common]):
-        ours, theirs = ([axis for axis, at in enumerate(found) if begin < at <= end] for found in ends)
+        ours, theirs = ([axis for axis, at in enumerate(products) if begin < at <= end] for products in ends)
         yield ours, theirs

@@ -68,9 +68,9 @@ class ScanBody:
         return helper.make_graph(self._nodes, self._label, takes, gives)
 
     def _axes(self, node: onnx.NodeProto) -> list[int] | None:
-        found = attributes(node).get("axes")
-        if found is not None:
-            return [int(axis) for axis in found]
+        axes = attributes(node).get("axes")
+        if axes is not None:
+            return [int(axis) for axis in axes]
         tensors = constants(self._model.graph)
         if len(node.input) < 2 or node.input[1] not in tensors:
             return None

@@ -52,10 +52,10 @@ def with_loops_rolled(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with a Scan for each loop that was written out; the model itself if there is none."""
     for count in range(_MOST_LOOPS):
         unrolled = _Unrolled(model)
-        found = next((rolled for family in unrolled.families() if (rolled := unrolled.roll(family, count))), None)
-        if found is None:
+        rolled_once = next((rolled for family in unrolled.families() if (rolled := unrolled.roll(family, count))), None)
+        if rolled_once is None:
             return model
-        model = found
+        model = rolled_once
     return model
 
 
@@ -84,9 +84,9 @@ class _Unrolled:
         places: dict[tuple[str, int], set[int]] = defaultdict(set)
         for cut in self._slices.values():
             places[cut.data, cut.axis].add(cut.at)
-        for (data, axis), found in places.items():
-            if len(found) >= FEWEST and found == set(range(len(found))):
-                yield data, axis, len(found)
+        for (data, axis), nodes in places.items():
+            if len(nodes) >= FEWEST and nodes == set(range(len(nodes))):
+                yield data, axis, len(nodes)
 
     def roll(self, family: tuple[str, int, int], count: int) -> onnx.ModelProto | None:
         """Return the model with the loop over a family as a Scan; None: it is no loop."""
@@ -104,11 +104,11 @@ class _Unrolled:
 
     def _reached(self, names: set[str]) -> set[str]:
         """Return everything that depends on these tensors."""
-        found = set(names)
+        reached = set(names)
         for node in self._nodes:
-            if not found.isdisjoint(uses(node)):
-                found |= set(node.output)
-        return found
+            if not reached.isdisjoint(uses(node)):
+                reached |= set(node.output)
+        return reached
 
     def _ages_from(self, sources: set[tuple[str, int]], steps: int) -> dict[str, int]:
         """Return the latest timestep that each tensor depends on by the slices of these tensors."""
@@ -169,11 +169,11 @@ class _Unrolled:
 
     def _handed_on(self, step: int) -> list[str]:
         """Return what copy `step` makes and the next one uses, in order of use."""
-        found: dict[str, None] = {}
+        handed_on: dict[str, None] = {}
         for node in self._nodes:
             if node.output and self._ages.get(node.output[0]) == step + 1:
-                found.update((n, None) for n in uses(node) if self._ages.get(n) == step and not self._is_source(n))
-        return list(found)
+                handed_on.update((n, None) for n in uses(node) if self._ages.get(n) == step and not self._is_source(n))
+        return list(handed_on)
 
     def _next_of(self, body: _Body, name: str, at: int) -> dict[int, str]:
         """Return what becomes of a carried tensor, by the copy that makes it."""
@@ -219,13 +219,13 @@ class _Unrolled:
         """Compare two nodes; return the pairs of what they use."""
         if theirs not in self._makers:
             raise _NoLoopError
-        one, other = self._makers[ours], self._makers[theirs]
-        left, right = self._nodes[one], self._nodes[other]
+        maker, other = self._makers[ours], self._makers[theirs]
+        left, right = self._nodes[maker], self._nodes[other]
         if not _are_copies(left, right) or list(left.output).index(ours) != list(right.output).index(theirs):
             raise _NoLoopError
         body.matched.add(other)
         if is_own:
-            body.nodes.add(one)
+            body.nodes.add(maker)
         pairs = list(zip(left.input, right.input, strict=True))
         if any(bool(a) != bool(b) for a, b in pairs):
             raise _NoLoopError
@@ -239,8 +239,10 @@ class _Unrolled:
         if (cut := self._slices.get(ours)) and (other := self._slices.get(theirs)):  # of which the shape is used
             return (cut.data, cut.axis, cut.keeps) == (other.data, other.axis, other.keeps)
         if ours in self._constants and theirs in self._constants:
-            one, two = self._constants[ours], self._constants[theirs]
-            return bool(one.dtype == two.dtype and np.array_equal(one, two, equal_nan=one.dtype.kind == "f"))
+            constant, two = self._constants[ours], self._constants[theirs]
+            return bool(
+                constant.dtype == two.dtype and np.array_equal(constant, two, equal_nan=constant.dtype.kind == "f")
+            )
         if ours not in self._makers or theirs not in self._makers:
             return False
         if max(self._ages.get(ours, _ANY), self._ages.get(theirs, _ANY)) != _ANY:
@@ -308,7 +310,7 @@ class _Unrolled:
             scan_output_axes=axes,
         )
         take_layer(node, (self._nodes[index] for index in body.nodes))
-        kept = [one for index, one in enumerate(self._nodes) if index not in gone]
+        kept = [kept_node for index, kept_node in enumerate(self._nodes) if index not in gone]
         replace_items(made.graph.node, in_order([*kept, node, *extra]))
         replace_items(made.graph.node, live_nodes(made.graph))  # without the slices
         return made
@@ -348,6 +350,6 @@ class _Unrolled:
 
 def _are_copies(node: onnx.NodeProto, other: onnx.NodeProto) -> bool:
     """Whether two nodes are the same operation, whatever they use; those with bodies that use outer tensors are not."""
-    one, two = (sorted(attribute.SerializeToString() for attribute in each.attribute) for each in (node, other))
+    first, two = (sorted(attribute.SerializeToString() for attribute in each.attribute) for each in (node, other))
     same_operator = node.op_type == other.op_type and len(node.input) == len(other.input)
-    return same_operator and one == two and not captures(node)
+    return same_operator and first == two and not captures(node)

@@ -135,18 +135,18 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     if not from_the_end and (len(times) != 2 or "per_step" not in kinds):
         return None
     walk.need(*(name for name in uses(node) if name not in walk.sized))
-    found = _softmax_behind(walk, out, times)
-    if found is None:
+    softmax = _softmax_behind(walk, out, times)
+    if softmax is None:
         if node.op_type in {"MatMul", "Einsum"} and not from_the_end:
             raise walk.refuse(node, "compares every timestep with every other", CAUSAL_FIX)
         return None
-    keys = times[found.place]
+    keys = times[softmax.place]
     queries = next((axis for axis in times if axis != keys), None)
     offsets = {walk.tensors[name].offset or 0 for name in _looked_at(walk, node, keys)}
     front = max(offsets, default=0)
     if len(offsets) > 1 or front < 0:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
-    window, masked = _window(walk, node, found, front)
+    window, masked = _window(walk, node, softmax, front)
     return Square(window, front, keys, queries, ahead_of_time(walk, node) if masked else None)
 
 
@@ -182,8 +182,8 @@ def _softmax_behind(walk: StreamingWalk, name: str, axes: list[int]) -> _Weights
         elif node.op_type in _ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
             moved = [axis_in_output(walk, node, place, axis) for axis in axes]
             there = [axis for axis in moved if axis is not None]
-            if len(there) == len(axes) and (found := _softmax_behind(walk, out, there)) is not None:
-                return found
+            if len(there) == len(axes) and (softmax := _softmax_behind(walk, out, there)) is not None:
+                return softmax
     return None
 
 

@@ -25,11 +25,11 @@ def lengths_so_far(walk: StreamingWalk, node: onnx.NodeProto) -> dict[str, str]:
     kinds = {walk.tensors[name].kind for name in node.input if name}
     if node.op_type not in _COMPUTING or "final" not in kinds or kinds - {"final", "static", "constant"}:
         return {}
-    found, dims = {}, walk.facts.dims(node.output[0])
+    emitted, dims = {}, walk.facts.dims(node.output[0])
     for place, name in enumerate(node.input):
         if walk.tensors[name].kind == "constant" and _grows(walk, name):
-            found[f"i{place}"] = _so_far(walk, name, dims)
-    return {place: tensor for place, tensor in found.items() if tensor}
+            emitted[f"i{place}"] = _so_far(walk, name, dims)
+    return {place: tensor for place, tensor in emitted.items() if tensor}
 
 
 def _grows(walk: StreamingWalk, name: str) -> bool:

@@ -276,13 +276,13 @@ def _give_carried(
 def _unchanged(loop: _Loop) -> set[int]:
     """Return the places of what a loop hands on as it is, as exporters do with weights."""
     makers = {node.output[0]: node.input[0] for node in loop.body.node if node.op_type == "Identity"}
-    found = set()
+    unchanged = set()
     for place in range(len(loop.first)):
         given, out = loop.called(place), loop.body.output[loop.begin[1] + place].name
         while out != given and out in makers:
             out = makers[out]
-        found |= {place} if out == given else set()
-    return found
+        unchanged |= {place} if out == given else set()
+    return unchanged
 
 
 def _check_outside(walk: StreamingWalk, loop: _Loop, unchanged: Collection[int], *, picks: bool) -> None:

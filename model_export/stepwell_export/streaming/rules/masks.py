@@ -102,10 +102,10 @@ class _Reader:
         node = self._walk.makers.get(name)
         rule = None if node is None else _RULES.get(node.op_type)
         with np.errstate(all="ignore"):
-            found = None if rule is None or node is None else rule(self, node)
-        if found is None or (value.dtype == np.bool_ and found.scored):
+            bounds = None if rule is None or node is None else rule(self, node)
+        if bounds is None or (value.dtype == np.bool_ and bounds.scored):
             return _unknown(value)
-        return _without_nan(found)
+        return _without_nan(bounds)
 
     def _is_sized(self, name: str) -> bool:
         """Whether a tensor follows from weights and sizes alone; the walk may not have come to it yet."""
@@ -141,10 +141,10 @@ def _unknown(value: Array) -> Bounds:
     return Bounds(np.zeros(()), np.zeros(()), scored=True)
 
 
-def _without_nan(found: Bounds) -> Bounds:
+def _without_nan(bounds: Bounds) -> Bounds:
     """Return bounds where a difference or a product of infinities leaves the number open."""
-    low = np.where(np.isnan(found.low), -np.inf, found.low)
-    return Bounds(low, np.where(np.isnan(found.high), np.inf, found.high), found.scored)
+    low = np.where(np.isnan(bounds.low), -np.inf, bounds.low)
+    return Bounds(low, np.where(np.isnan(bounds.high), np.inf, bounds.high), bounds.scored)
 
 
 def _cast(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
@@ -160,20 +160,20 @@ def _added(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
 
 
 def _subtracted(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    one, other = reader.pair(node)
-    return _sum(one, Bounds(-other.high, -other.low, other.scored))
+    left, other = reader.pair(node)
+    return _sum(left, Bounds(-other.high, -other.low, other.scored))
 
 
-def _sum(one: Bounds, other: Bounds) -> Bounds:
+def _sum(left: Bounds, other: Bounds) -> Bounds:
     """Return the bounds of a sum; minus infinity stays that, whatever number is added to it."""
-    is_least = (one.high == -np.inf) | (other.high == -np.inf)
-    high = np.where(is_least, -np.inf, one.high + other.high)
-    return Bounds(np.where(is_least, -np.inf, one.low + other.low), high, one.scored or other.scored)
+    is_least = (left.high == -np.inf) | (other.high == -np.inf)
+    high = np.where(is_least, -np.inf, left.high + other.high)
+    return Bounds(np.where(is_least, -np.inf, left.low + other.low), high, left.scored or other.scored)
 
 
 def _negated(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    one = reader.bounds(node.input[0])
-    return Bounds(-one.high, -one.low, one.scored)
+    bounds = reader.bounds(node.input[0])
+    return Bounds(-bounds.high, -bounds.low, bounds.scored)
 
 
 def _multiplied(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
@@ -181,19 +181,19 @@ def _multiplied(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
 
 
 def _divided(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    one, other = reader.pair(node)
+    left, other = reader.pair(node)
     if other.scored or not ((other.low > 0) | (other.high < 0)).all():
         return _open()
-    return _product(one, Bounds(1 / other.high, 1 / other.low))
+    return _product(left, Bounds(1 / other.high, 1 / other.low))
 
 
-def _product(one: Bounds, other: Bounds) -> Bounds:
-    for scored, factor in ((one, other), (other, one)):
+def _product(left: Bounds, other: Bounds) -> Bounds:
+    for scored, factor in ((left, other), (other, left)):
         if scored.scored and not ((factor.low >= -_MODERATE).all() and (factor.high <= _MODERATE).all()):
             return _open()
-    ends = [a * b for a in (one.low, one.high) for b in (other.low, other.high)]
+    ends = [a * b for a in (left.low, left.high) for b in (other.low, other.high)]
     return Bounds(np.minimum.reduce(np.broadcast_arrays(*ends)), np.maximum.reduce(np.broadcast_arrays(*ends)),
-                  one.scored or other.scored)  # fmt: skip
+                  left.scored or other.scored)  # fmt: skip
 
 
 def _open() -> Bounds:
@@ -202,11 +202,11 @@ def _open() -> Bounds:
 
 
 def _chosen(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    condition, one, other = (reader.bounds(name) for name in node.input)
+    condition, left, other = (reader.bounds(name) for name in node.input)
     never, always = condition.high == 0, condition.low == 1
-    low = np.where(always, one.low, np.where(never, other.low, np.minimum(one.low, other.low)))
-    high = np.where(always, one.high, np.where(never, other.high, np.maximum(one.high, other.high)))
-    return Bounds(low, high, one.scored or other.scored)
+    low = np.where(always, left.low, np.where(never, other.low, np.minimum(left.low, other.low)))
+    high = np.where(always, left.high, np.where(never, other.high, np.maximum(left.high, other.high)))
+    return Bounds(low, high, left.scored or other.scored)
 
 
 def _least(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
@@ -222,12 +222,12 @@ def _combined(reader: _Reader, node: onnx.NodeProto, choose: Callable[..., Array
     low, high = given[0].low, given[0].high
     for other in given[1:]:
         low, high = choose(low, other.low), choose(high, other.high)
-    return Bounds(low, high, any(one.scored for one in given))
+    return Bounds(low, high, any(bounds.scored for bounds in given))
 
 
 def _inverted(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    one = reader.bounds(node.input[0])
-    return Bounds(1 - one.high, 1 - one.low)
+    bounds = reader.bounds(node.input[0])
+    return Bounds(1 - bounds.high, 1 - bounds.low)
 
 
 def _moved(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:

@@ -62,8 +62,8 @@ def axis_in_output(walk: StreamingWalk, node: onnx.NodeProto, place: int, axis: 
         return int(list(order).index(axis))
     if node.op_type == "Einsum":
         terms, result = attrs["equation"].replace(" ", "").split("->")
-        found = result.find(terms.split(",")[place][axis])
-        return None if found < 0 else int(found)
+        index = result.find(terms.split(",")[place][axis])
+        return None if index < 0 else int(index)
     if node.op_type == "MatMul" and axis == rank - 1 - place:
         return None
     if node.op_type.startswith("Reduce"):
@@ -79,13 +79,13 @@ def axis_in_output(walk: StreamingWalk, node: onnx.NodeProto, place: int, axis: 
 def operands(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> dict[str, str]:
     """Return the tensors of the step graph that a node takes, by place as `StreamingWalk.emit_like` has them."""
     given = range(1 if node.op_type in SHAPED else len(node.input))
-    found = {f"i{place}": _operand(walk, node, place, square) for place in given if node.input[place]}
+    emitted = {f"i{place}": _operand(walk, node, place, square) for place in given if node.input[place]}
     if node.op_type in SHAPED:
         dims = list(walk.facts.dims(node.output[0]))
         if square.keys is not None:
             dims[square.keys] = Dim(Fraction(square.window))
-        found["i1"] = (shape_to_reshape if node.op_type == "Reshape" else shape_at_one_step)(walk.graph, dims)
-    return found
+        emitted["i1"] = (shape_to_reshape if node.op_type == "Reshape" else shape_at_one_step)(walk.graph, dims)
+    return emitted
 
 
 def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Square) -> str:
@@ -173,5 +173,5 @@ def _windows(table: Array, size: int, front: int) -> Array:
     """Return the windows of all rows of a table; what stands before its first column counts for nothing."""
     steps = table.shape[-2]
     columns = np.arange(steps)[:, None] + front + np.arange(1 - size, 1)
-    found: Array = table[..., np.arange(steps)[:, None], np.maximum(columns, 0)]
-    return found
+    windows: Array = table[..., np.arange(steps)[:, None], np.maximum(columns, 0)]
+    return windows

@@ -90,9 +90,9 @@ class JaxObserver:
 
         def flagged(*values: Any) -> Any:
             points.clear()
-            found = walk.run(jaxpr, closed.consts, values, [True] * len(values), "", "")
-            points.extend(found.points)
-            return jnp.stack(found.flags) if found.flags else jnp.zeros(0, bool)
+            traced = walk.run(jaxpr, closed.consts, values, [True] * len(values), "", "")
+            points.extend(traced.points)
+            return jnp.stack(traced.flags) if traced.flags else jnp.zeros(0, bool)
 
         jax.eval_shape(flagged, *arrays)
         if not points:
@@ -155,21 +155,21 @@ class _Walk:
             does_follow = any(own) or eqn.primitive.name in {"iota", "while", "scan"}
             where = self._place(eqn, place)
             self._constants.candidates.update(_lengths_of(eqn))
-            found = self._inner(eqn, given, own, where, label) if does_follow else None
-            if found is None:
+            traced = self._inner(eqn, given, own, where, label) if does_follow else None
+            if traced is None:
                 outs = _bound(eqn, given)
-                found = _Found(outs, [does_follow] * len(outs), [], [])
-            env.update(zip(eqn.outvars, found.values, strict=True))
-            depends.update(var for var, follow in zip(eqn.outvars, found.follows, strict=True) if follow)
+                traced = _Found(outs, [does_follow] * len(outs), [], [])
+            env.update(zip(eqn.outvars, traced.values, strict=True))
+            depends.update(var for var, follow in zip(eqn.outvars, traced.follows, strict=True) if follow)
             made_by.update(dict.fromkeys(eqn.outvars, eqn))
             if _is_guard(eqn, guards, made_by):
                 guards.update(eqn.outvars)
-            flags += found.flags
-            points += found.points
+            flags += traced.flags
+            points += traced.points
             if _is_of_library(eqn):
                 guards.update(eqn.outvars)
-            elif does_follow and not found.points and not guards.intersection(eqn.outvars):
-                for name, outcomes, taken in self._decided(eqn, given, found.values, guards, label):
+            elif does_follow and not traced.points and not guards.intersection(eqn.outvars):
+                for name, outcomes, taken in self._decided(eqn, given, traced.values, guards, label):
                     flags += taken
                     points.append(_Point(f"{where} {label} {name}", f"{name}{_called_place(where)}", outcomes))
         results = [read(var) for var in jaxpr.outvars]
@@ -200,9 +200,9 @@ class _Walk:
 
         def body(carry: Any, xs: Any) -> Any:
             points.clear()
-            found = self.run(closed.jaxpr, closed.consts, [*given[:count], *carry, *xs], inside, place, label)
-            points.extend(found.points)
-            return found.values[:carried], (found.values[carried:], found.flags)
+            traced = self.run(closed.jaxpr, closed.consts, [*given[:count], *carry, *xs], inside, place, label)
+            points.extend(traced.points)
+            return traced.values[:carried], (traced.values[carried:], traced.flags)
 
         carry, (ys, flags) = lax.scan(
             body, given[count : count + carried], given[count + carried :],
@@ -230,12 +230,12 @@ class _Walk:
         size = sum(len(point.outcomes) for point in points)
 
         def is_on(carry: Any) -> Any:
-            (found,) = jax.core.eval_jaxpr(test.jaxpr, test.consts, *given[:tests], *carry[0])
-            return found
+            (goes_on,) = jax.core.eval_jaxpr(test.jaxpr, test.consts, *given[:tests], *carry[0])
+            return goes_on
 
         def next_of(carry: Any) -> Any:
-            found = step(carry[0])
-            return found.values, jnp.logical_or(carry[1], jnp.stack(found.flags)) if size else carry[1]
+            traced = step(carry[0])
+            return traced.values, jnp.logical_or(carry[1], jnp.stack(traced.flags)) if size else carry[1]
 
         values, flags = lax.while_loop(is_on, next_of, (list(start), jnp.zeros(size, bool)))
         return _Found(list(values), [True] * len(values), [flags[i] for i in range(size)], points)
@@ -244,29 +244,29 @@ class _Walk:
         branches = eqn.params["branches"]
         counts: list[list[_Point]] = []
         for i, branch in enumerate(branches):
-            found: list[_Point] = []
+            traced: list[_Point] = []
 
-            def look(values: Any, branch: Any = branch, found: list[_Point] = found, i: int = i) -> Any:
-                found.extend(self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label).points)
+            def look(values: Any, branch: Any = branch, traced: list[_Point] = traced, i: int = i) -> Any:
+                traced.extend(self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label).points)
                 return 0
 
             jax.eval_shape(look, given[1:])
-            counts.append(found)
+            counts.append(traced)
         sizes = [sum(len(point.outcomes) for point in points) for points in counts]
 
         def branch_of(i: int) -> Any:
             branch = branches[i]
 
             def run(*values: Any) -> Any:
-                found = self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label)
-                parts = [jnp.zeros(sum(sizes[:i]), bool), *[flag[None] for flag in found.flags]]
-                return found.values, jnp.concatenate([*parts, jnp.zeros(sum(sizes[i + 1 :]), bool)])
+                traced = self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label)
+                parts = [jnp.zeros(sum(sizes[:i]), bool), *[flag[None] for flag in traced.flags]]
+                return traced.values, jnp.concatenate([*parts, jnp.zeros(sum(sizes[i + 1 :]), bool)])
 
             return run
 
         index = given[0]
         values, flags = lax.switch(index, [branch_of(i) for i in range(len(branches))], *given[1:])
-        points = [point for found in counts for point in found]
+        points = [point for traced in counts for point in traced]
         taken = [flags[i] for i in range(sum(sizes))]
         if own[0]:
             outcomes = TRUE_FALSE[::-1] if len(branches) == 2 else tuple(f"branch {i}" for i in range(len(branches)))

@@ -151,8 +151,8 @@ class _Recorder:
             label = node.name or node.output[0]
             inner, total = self._bodies(node, scope, f"{path}/{label}")
             kept.append(node)
-            found = self._decided(node, scope, kept) if node.output[0] in scope.follows else ()
-            for what, name, read in found:
+            decided = self._decided(node, scope, kept) if node.output[0] in scope.follows else ()
+            for what, name, read in decided:
                 key, called = f"{path}/{label} {len(points)}", f"{name} of node {label!r}"
                 parts.append(self._pair(what, kept))
                 points.append(_Point(key, called, read))
@@ -228,15 +228,15 @@ class _Recorder:
     def _bodies(self, node: onnx.NodeProto, scope: _Scope, path: str) -> tuple[list[_Point], int]:
         """Record what the bodies of a node decide, and let it return that; return also how many numbers this is."""
         bodies = _bodies(node)
-        found = []
+        recorded = []
         for i, body in enumerate(bodies):
             taken = [value.name for at, value in enumerate(body.input) if node.op_type != "Loop" or at != 1]
-            found.append(self.record(body, scope.constants, {*scope.follows, *taken}, scope.sizes, f"{path}.{i}"))
-        if node.op_type not in {"If", "Loop", "Scan"} or not any(points for _, points in found):
+            recorded.append(self.record(body, scope.constants, {*scope.follows, *taken}, scope.sizes, f"{path}.{i}"))
+        if node.op_type not in {"If", "Loop", "Scan"} or not any(points for _, points in recorded):
             return [], 0
-        total, at = sum(2 * len(points) for _, points in found), 0
+        total, at = sum(2 * len(points) for _, points in recorded), 0
         skipped = len(bodies[0].output) - (node.op_type == "Loop") - len(node.output)
-        for body, (vector, points) in zip(bodies, found, strict=True):
+        for body, (vector, points) in zip(bodies, recorded, strict=True):
             blank, until = np.full(total, NEVER, np.int32), at + 2 * len(points)
             parts = [
                 self._constant(blank[:at], body.node),
@@ -251,7 +251,7 @@ class _Recorder:
         for attribute in node.attribute:
             if attribute.name in {"scan_output_axes", "scan_output_directions"}:
                 attribute.ints.append(0)
-        return [point for _, points in found for point in points], total
+        return [point for _, points in recorded for point in points], total
 
     def _of_bodies(self, node: onnx.NodeProto, total: int, kept: Any) -> str:
         """Return the vector of a node's bodies: of the one that ran, or the largest over all iterations."""

@@ -90,16 +90,16 @@ class _Recording(TorchDispatchMode):
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         follows = name in _COUNTED or any(value.untyped_storage()._cdata in self._depends for value in given)
         decided = self._decided(name, args, kwargs, given) if follows else None
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if not follows:
-            return found
-        made = [value for value in tree_leaves(found) if isinstance(value, torch.Tensor)]
+            return result
+        made = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
         self._mark(name, args, given, made)
         if decided is None and name in _BY_RESULT:
             decided = _BY_RESULT[name](args, made[0])
         if decided is not None and not self._is_guard(name, given, args):
             self._note(*decided)
-        return found
+        return result
 
     def finish(self) -> None:
         """Count what was recorded; values are read once, at the end."""
@@ -235,17 +235,19 @@ def _called(name: str) -> str:
 
 
 def _compared(name: str) -> Callable[[Any, torch.Tensor], Any]:
-    return lambda args, found: (_COMPARED[name], TRUE_FALSE, [found.any(), (~found).any()]) if found.numel() else None
+    return lambda args, result: (
+        (_COMPARED[name], TRUE_FALSE, [result.any(), (~result).any()]) if result.numel() else None
+    )
 
 
-def _wrapped(args: Any, found: torch.Tensor) -> Any:
-    return ("Mod", ("below its divisor", "wrapped"), [(found == args[0]).any(), (found != args[0]).any()])
+def _wrapped(args: Any, result: torch.Tensor) -> Any:
+    return ("Mod", ("below its divisor", "wrapped"), [(result == args[0]).any(), (result != args[0]).any()])
 
 
-def _chosen(args: Any, found: torch.Tensor) -> Any:
-    if (args[0].dim() and len(args) > 1 and args[1] is not None and args[0].shape[args[1]] < 2) or not found.numel():
+def _chosen(args: Any, result: torch.Tensor) -> Any:
+    if (args[0].dim() and len(args) > 1 and args[1] is not None and args[0].shape[args[1]] < 2) or not result.numel():
         return None
-    return ("ArgMax", ("one place", "another place"), [(found == found.min()).any(), found.max() > found.min()])
+    return ("ArgMax", ("one place", "another place"), [(result == result.min()).any(), result.max() > result.min()])
 
 
 _BY_RESULT: Mapping[str, Callable[[Any, torch.Tensor], Any]] = {
@@ -272,8 +274,8 @@ def _kernels(args: Any, _: int) -> Iterable[int]:
 
 
 def _second(args: Any, _: int) -> Iterable[int]:
-    found = args[1]
-    return found if isinstance(found, list | tuple) else [found]
+    second = args[1]
+    return second if isinstance(second, list | tuple) else [second]
 
 
 def _third(args: Any, _: int) -> Iterable[int]:

@@ -91,9 +91,9 @@ def _of_values(walk: StreamingWalk, name: str) -> Range:
     return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
 
 
-def _rounded(walk: StreamingWalk, name: str, found: Range) -> Range:
+def _rounded(walk: StreamingWalk, name: str, bounds: Range) -> Range:
     """Return a range from zero where the least number is too small for the tensor's type, which rounds it to zero."""
-    low, high = found
+    low, high = bounds
     is_lost = 0 < low < 1 and low < np.finfo(walk.dtype(name)).tiny
     return (0 if is_lost else low), high
 
@@ -126,9 +126,9 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
 
 def _of_operand(walk: StreamingWalk, name: str, out: str) -> Range:
     """Return the range of what a node takes: scores are made of windows too, which begin with zeros."""
-    found = range_of(walk, name)
+    bounds = range_of(walk, name)
     may_be_window = walk.tensors[out].kind == "scores" and walk.tensors[name].kind in {"per_step", "by_position"}
-    return _hull((*found, 0)) if may_be_window else found
+    return _hull((*bounds, 0)) if may_be_window else bounds
 
 
 def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
@@ -164,11 +164,11 @@ def _hull(bounds: Iterable[float]) -> Range:
     return min(every), max(every)
 
 
-def _near(found: Range, *, is_finite: bool) -> Range:
+def _near(bounds: Range, *, is_finite: bool) -> Range:
     """Return a range with bounds beyond 1e30 at that number, or at infinity where operands may be there."""
-    if any(map(math.isnan, found)):
+    if any(map(math.isnan, bounds)):
         return ANY
     low, high = (
-        bound if abs(bound) <= _FAR else math.copysign(_FAR if is_finite else math.inf, bound) for bound in found
+        bound if abs(bound) <= _FAR else math.copysign(_FAR if is_finite else math.inf, bound) for bound in bounds
     )
     return low, high
