@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from stepwell.engine.protocol.decide import StepIntent, check_idempotency_entry
+from stepwell.engine.streams.derived_states import NewState
+from stepwell.engine.streams.resets import replacement, reset_op_id
+from stepwell.engine.streams.transaction import commit_all_when_decided
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.commits import DELETE, Commit
@@ -20,24 +23,26 @@ if TYPE_CHECKING:
     from stepwell.engine.streams.transaction import StreamOpDeps
 
 _INTENT = StepIntent(blake2b_128(b"reset all"), 0, None, None, "auto", None)
+_PAGE: Final = 500  # streams that are reset at once
+_PAGE_BYTES: Final = 16 * 1024 * 1024  # of their states
+_LONGEST_S: Final = 300.0
 
 
 async def reset_all_streams(
-    deps: StreamOpDeps,
-    tenant: str,
-    model: str,
-    reset: Callable[[StreamKey], Awaitable[bool]],
-    *,
-    idempotency_key: str | None,
+    deps: StreamOpDeps, tenant: str, model: str, initial: NewState, *, idempotency_key: str | None
 ) -> int:
     """Reset all streams of a model that a tenant has, and return their number.
+
+    They are reset page by page, each page in one commit, for at most `_LONGEST_S` seconds. A stream that is deleted in
+    the meantime is not created again.
 
     Args:
         deps: Store, models, admission and quota.
         tenant: The tenant.
         model: The model's name.
-        reset: Resets a stream; with the request's idempotency key, once. Returns False if the stream is missing.
-        idempotency_key: The client's, if any: a request with a key that has its result stored resets nothing.
+        initial: The state that each gets.
+        idempotency_key: The client's, if any. A request with a key whose result is stored resets nothing; a request
+            that was interrupted is continued by the same one, which resets no stream twice.
 
     Raises:
         ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No reset
@@ -50,20 +55,37 @@ async def reset_all_streams(
         if (entry := checked(stored)) is not None:
             await deps.store.wait_for_replica(name, None, entry_key, deadline=deadline())
             return _number_in(entry)
+    limit = max(1, min(_PAGE, _PAGE_BYTES // max(1, len(initial.state))))
+    ends_at = asyncio.get_running_loop().time() + _LONGEST_S
     cursor: str | None = None
     done: set[str] = set()
     n_reset = 0
     while True:
         try:
-            names, cursor = await page(transport, tenant, model, "", cursor, limit=500, deadline=deadline())
+            _check_time(ends_at)
+            names, cursor = await page(transport, tenant, model, "", cursor, limit=limit, deadline=deadline())
+            deps.admission.check()
         except ServiceError as exc:
             raise _partial_error(n_reset, [exc], is_all=False) from exc
-        new_names = [name for name in names if name not in done]
-        results = await asyncio.gather(*(_attempt(reset, StreamKey(tenant, model, name)) for name in new_names))
-        n_reset += sum([result is True for result in results])
-        if errors := [result for result in results if isinstance(result, ServiceError)]:
+        decisions = {
+            (key := StreamKey(tenant, model, name)): replacement(
+                key,
+                initial,
+                reset_op_id(None, None, idempotency_key),
+                had_key=idempotency_key is not None,
+                only_existing=True,
+            )
+            for name in names
+            if name not in done
+        }
+        results = await commit_all_when_decided(
+            deps, decisions, deadline=min(deadline(), ends_at), idempotency_key=idempotency_key
+        )
+        errors = [result for result in results if isinstance(result, ServiceError)]
+        n_reset += len(results) - len(errors)
+        if errors := [error for error in errors if error.code != "stream_not_found"]:  # deleted since it was listed
             raise _partial_error(n_reset, errors, is_all=cursor is None)
-        done.update(new_names)
+        done.update(names)
         if cursor is None:
             break
     if entry_key is None:
@@ -82,11 +104,9 @@ def _number_in(entry: bytes) -> int:
     return check_idempotency_entry(IdempotencyEntry.decode(entry), _INTENT).step
 
 
-async def _attempt(reset: Callable[[StreamKey], Awaitable[bool]], key: StreamKey) -> ServiceError | bool:
-    try:
-        return await reset(key)
-    except ServiceError as exc:
-        return exc
+def _check_time(ends_at: float) -> None:
+    if asyncio.get_running_loop().time() >= ends_at:
+        raise ServiceError("overloaded", f"The reset of all streams took longer than {_LONGEST_S:g} s.")
 
 
 def _partial_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from stepwell.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
 from stepwell.engine.streams.derived_states import NewState, no_stream
-from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
+from stepwell.engine.streams.transaction import Decide, Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import CorruptRecordError, ServiceError
 from stepwell.store.commits import NO_RECORD
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import GUARD_AT, NO_HISTORY, Record
+from stepwell.store.record import GUARD_AT, NO_HISTORY, Record, blake2b_128
 from stepwell.store.state_store import decoded
 from stepwell.types import StreamKey, StreamPosition
 
@@ -35,7 +36,6 @@ async def replace_state(
     *,
     after: bytes | None,
     idempotency_key: str | None,
-    only_existing: bool = False,
 ) -> ReplacedPosition:
     """Replace the state of a stream in one commit. A corrupt record is replaced, too.
 
@@ -48,11 +48,33 @@ async def replace_state(
         op_id: Identifies the operation, 16 bytes.
         after: The state id that the stream must have; None: any.
         idempotency_key: The client's, if any.
-        only_existing: A missing stream is not created.
 
     Raises:
-        ServiceError: `stream_not_found` with `after` or `only_existing`, `state_changed` with `after`,
-            `idempotency_key_reused`, or an error of the store.
+        ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or an error of the
+            store.
+    """
+    put = replacement(key, new_state, op_id, after=after, had_key=idempotency_key is not None)
+    return await commit_when_decided(deps, key, put, idempotency_key=idempotency_key)
+
+
+def replacement(
+    key: StreamKey,
+    new_state: NewState | Callable[[float], Awaitable[NewState]],
+    op_id: bytes,
+    *,
+    after: bytes | None = None,
+    had_key: bool,
+    only_existing: bool = False,
+) -> Decide[ReplacedPosition]:
+    """Return what decides how the state of a stream is replaced: see `replace_state`.
+
+    Args:
+        key: The stream.
+        new_state: The new state, or what loads it.
+        op_id: Identifies the operation, 16 bytes.
+        after: The state id that the stream must have; None: any.
+        had_key: The request has an idempotency key.
+        only_existing: A missing stream is not created: `stream_not_found`.
     """
     intent = StepIntent(op_id, 0, None, after, "auto", None)
 
@@ -70,7 +92,7 @@ async def replace_state(
             op_id,
             NO_HISTORY if stored_record is None else stored_record.history_hash,
             created_ms=None if stored_record is None else stored_record.created_ms,
-            had_key=idempotency_key is not None,
+            had_key=had_key,
             sources=() if stored_record is None else stored_record.sources,
         )
         before = None if stored_record is None else stored_record.history_hash
@@ -84,7 +106,17 @@ async def replace_state(
             replaces_foreign=True,
         )
 
-    return await commit_when_decided(deps, key, put, idempotency_key=idempotency_key)
+    return put
+
+
+def reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:
+    """Return the op id: the same for every retry of a reset that can be retried, else a random one."""
+    if after is None and idempotency_key is None:
+        return secrets.token_bytes(16)
+    key = [] if idempotency_key is None else [idempotency_key.encode()]
+    if snapshot is not None:
+        return blake2b_128(b"rewind", snapshot.encode(), after or b"", *key)
+    return blake2b_128(b"reset", *key, after or b"") if key else blake2b_128(b"R", after or b"")
 
 
 def replay_position(entry: IdempotencyEntry, intent: StepIntent) -> StreamPosition:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from stepwell.engine.streams.deletions import delete_stream
 from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_half
 from stepwell.engine.streams.moves import StreamMoves
 from stepwell.engine.streams.reset_all import reset_all_streams
-from stepwell.engine.streams.resets import ReplacedPosition, replace_state
+from stepwell.engine.streams.resets import ReplacedPosition, replace_state, reset_op_id
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.listing import count_by_tenant, page
@@ -130,37 +129,27 @@ class StreamService:
         version: int | None = None,
         after: bytes | None = None,
         idempotency_key: str | None = None,
-        only_existing: bool = False,
     ) -> ReplacedPosition:
         """Set a stream to its model's initial state, step 0, or to one of its snapshots.
 
         Args:
-            key: The stream. Without `after` and `only_existing` it may be missing.
+            key: The stream. Without `after` it may be missing.
             snapshot: The snapshot's name; None: the initial state.
             version: The model version that continues the stream; None: the default, or the one that wrote the snapshot.
             after: The state id that the stream must have; None: any.
             idempotency_key: The client's, if any.
-            only_existing: A missing stream is not created.
 
         Raises:
             ServiceError: `stream_not_found` or `state_changed`, `idempotency_key_reused`,
                 `snapshot_not_found`; `model_changed`: `version` has other states than the snapshot; or an error of the
                 store.
         """
-        op_id = _reset_op_id(snapshot, after, idempotency_key)
+        op_id = reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
             served = self.deps.models.get(key.model, version)
             moved = 0 if version is None else self._plans.pinned(served.name)
             initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
-            return await replace_state(
-                self.deps,
-                key,
-                initial,
-                op_id,
-                after=after,
-                idempotency_key=idempotency_key,
-                only_existing=only_existing,
-            )
+            return await replace_state(self.deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
 
         async def of_snapshot(deadline: float) -> NewState:
             stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
@@ -220,29 +209,10 @@ class StreamService:
             ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
                 reset is still running then.
         """
-        self.deps.models.get(model)
-
-        async def reset(key: StreamKey) -> bool:
-            try:
-                await self.reset(key, idempotency_key=idempotency_key, only_existing=True)
-            except ServiceError as exc:
-                if exc.code == "stream_not_found":  # deleted since it was listed
-                    return False
-                raise
-            return True
-
-        return await reset_all_streams(self.deps, tenant, model, reset, idempotency_key=idempotency_key)
+        served = self.deps.models.get(model)
+        initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
+        return await reset_all_streams(self.deps, tenant, model, initial, idempotency_key=idempotency_key)
 
     async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
         """Delete a stream, its snapshots and its event log; see `delete_stream`."""
         return await delete_stream(self.deps, key, idempotency_key=idempotency_key)
-
-
-def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:
-    """Return the op id: the same for every retry of a reset that can be retried, else a random one."""
-    if after is None and idempotency_key is None:
-        return secrets.token_bytes(16)
-    key = [] if idempotency_key is None else [idempotency_key.encode()]
-    if snapshot is not None:
-        return blake2b_128(b"rewind", snapshot.encode(), after or b"", *key)
-    return blake2b_128(b"reset", *key, after or b"") if key else blake2b_128(b"R", after or b"")
