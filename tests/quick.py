@@ -16,7 +16,6 @@ LEFT_OUT = {
         "client/test_stream_ops.py",
         "clients/test_typescript.py",
         "clients/test_typescript_local.py",
-        "models/test_reload.py",
         "models/test_vetting.py",
     ),
     *("addons/grpc_api/test_serve.py", "package/test_extending.py", "package/test_wheel.py", "test_cli.py"),

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -40,7 +40,6 @@ from stepwell.metrics import Metrics
 from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
-from stepwell.models.reload import ReloadCoordinator
 from stepwell.models.vetting import ModelVetting
 from stepwell.releases.gate import Gates
 from stepwell.releases.worker import WorkerReleases
@@ -57,9 +56,6 @@ from stepwell.tracing.observer import TracedMetrics
 from stepwell.tracing.otel import make_tracer
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import load, registered
-
-if TYPE_CHECKING:
-    from stepwell.models.changes import ReloadReport
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -191,11 +187,7 @@ async def _lifespan(
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
 
-        async def reload_worker() -> ReloadReport:
-            return await reloads.reload_worker()
-
-        coordinator = ReloadCoordinator(reload_worker, folders.reload)
-        reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
+        reloads = ModelReloads(engine.store, engine.models)
         stack.push_async_callback(reloads.fleet.close)
         await reloads.load()
         for problem in context.settings.unknown_history(engine.models.names()):
@@ -232,7 +224,7 @@ async def _lifespan(
             *_background(context, worker_releases.gates),
             *(w for addon in addons for w in addon.background()),
         ]
-        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *background)
+        works = (reloads.fleet.run(), *worker_releases.background(), *background)
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         for addon in addons:

@@ -412,13 +412,11 @@ class SharedFolders:
 
     Attributes:
         verdicts: For the verdicts on model files that were vetted; None: they are not stored.
-        reload: For the files by which all workers reload their models; None: there is one worker.
         metrics: For the counts of all workers; None: there is one worker.
         artifacts: For copies of the models' files; None: each worker has its own.
     """
 
     verdicts: Path | None = None
-    reload: Path | None = None
     metrics: Path | None = None
     artifacts: Path | None = None
 

@@ -89,9 +89,7 @@ def _shared_folders(settings: Settings) -> Iterator[SharedFolders]:
             yield SharedFolders(verdicts, artifacts=folder / "artifacts")
             return
         (folder / "metrics").mkdir()
-        yield SharedFolders(
-            verdicts or folder / "admitted", reload=folder, metrics=folder / "metrics", artifacts=folder / "artifacts"
-        )
+        yield SharedFolders(verdicts or folder / "admitted", metrics=folder / "metrics", artifacts=folder / "artifacts")
 
 
 def check_bind_address(settings: Settings) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from stepwell.errors import ServiceError
-from stepwell.store.fleet_reloads import Announcement, FleetReloads
+from stepwell.store.fleet_reloads import LONGEST_RELOAD_S, Announcement, FleetReloads
 
 if TYPE_CHECKING:
     from stepwell.models.changes import ReloadReport
@@ -17,28 +16,21 @@ if TYPE_CHECKING:
     from stepwell.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
-_WAIT_S: Final = 5.0
 _NOT_KEPT: Final = "A model's artifact is not kept, so its streams need its file"
 _NOTE_S: Final = 600.0  # for which a loss of the store is in the readiness document
 
 
 class ModelReloads:
-    """Reloads on request, when files change, and when another replica has reloaded.
+    """Reloads on request, when files change, and when another worker has reloaded.
 
     Args:
         store: The store that all replicas share.
         models: The models of this worker.
-        reload_workers: Reloads the models of all workers of this replica.
     """
 
-    def __init__(
-        self, store: StateStore, models: ModelRegistry, reload_workers: Callable[[], Awaitable[ReloadReport]]
-    ) -> None:
+    def __init__(self, store: StateStore, models: ModelRegistry) -> None:
         self.fleet = FleetReloads(store, self._follow)
         self._models = models
-        self._reload_workers = reload_workers
-        self._unannounced: list[str] = []
-        self._is_announced = True
         self._logged: set[str] = set()  # the problems of the last reload
 
     async def load(self) -> ReloadReport:
@@ -47,6 +39,7 @@ class ModelReloads:
         report = await self.reload_worker()
         self._log_problems(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
+        await self.fleet.look()
         return report
 
     async def reload_worker(self) -> ReloadReport:
@@ -77,31 +70,27 @@ class ModelReloads:
     async def reload_fleet(self) -> ReloadReport:
         """Reload in all workers of all replicas, and return the report of this worker.
 
-        Replicas that have not reloaded within 5 s are reported as failures.
+        Workers that have not reloaded within a minute are reported as failures.
         """
-        report = await self._reload_workers()
+        report = await self.reload_worker()
         self._log_problems(report)
         try:
-            late = await self.fleet.announce(report.loaded, wait_s=_WAIT_S)
+            late = await self.fleet.late_workers(await self.fleet.announce(report.loaded))
         except ServiceError as exc:
-            report.failed.append(f"other replicas: the reload could not be announced to them. {exc.problem}")
+            report.failed.append(f"other workers: the reload could not be announced to them. {exc.problem}")
             return report
         if late:
-            report.failed.append(f"other replicas: {late} of their workers have not reloaded within {_WAIT_S:g} s")
+            report.failed.append(f"other workers: {late} have not reloaded within {LONGEST_RELOAD_S:g} s")
         return report
 
     async def reload_changed(self) -> ReloadReport:
-        """Reload in this worker; if that has changed anything, other replicas do the same."""
+        """Reload in this worker; if that has changed anything, the others do the same."""
         generation = self._models.generation
         report = await self.reload_worker()
         self._log_problems(report)
         if self._models.generation != generation:
-            self._unannounced += report.loaded
-            self._is_announced = False
-        if not self._is_announced:
-            with contextlib.suppress(ServiceError):  # the store does not reply: the next call announces it
-                await self.fleet.announce(self._unannounced)
-                self._unannounced, self._is_announced = [], True
+            with contextlib.suppress(ServiceError):  # the store does not reply: announced once it does
+                await self.fleet.announce(report.loaded)
         return report
 
     def notes(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""`FleetReloads`: announces reloads to all workers on the same store, and waits until they have followed."""
+"""`FleetReloads`: announces reloads to all workers on the same store, and waits until they have reloaded, too."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 2.0
 _ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
+LONGEST_RELOAD_S: Final = 60.0  # longest wait for one that reloads
 _FORGOTTEN_S: Final = 300.0  # after twice as long, a silent worker's entry is deleted by others
 _POLL_S: Final = 0.05
 
@@ -56,6 +57,8 @@ class Announcement(NamedTuple):
 class FleetReloads:
     """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
 
+    A worker writes which reload it has done, and which it is doing, into a hash of the store.
+
     Attributes:
         lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.
     """
@@ -66,14 +69,19 @@ class FleetReloads:
         self._store = store
         self._follow = follow
         self._followed = FollowedValue(
-            StorePubSub(store.transport), keys.FLEET_TOPIC, self._look, "Following the reloads of other replicas"
+            StorePubSub(store.transport), keys.FLEET_TOPIC, self.look, "Following the reloads of other replicas"
         )
         self._worker = secrets.token_hex(8)
         self._seen: str | None = None
+        self._doing = ""  # the id of the announcement that it follows just now
+        self._unannounced: Announcement | None = None  # as the store did not reply
         self._signed_in_at = -math.inf  # on the monotonic clock
 
     async def start(self) -> None:
-        """Subscribe, and read the newest announcement; call it before the models are loaded for the first time."""
+        """Subscribe, and read the newest announcement; call it before the models are loaded for the first time.
+
+        Call `look` once they are: the worker then serves nothing that others have reloaded meanwhile.
+        """
         await self._followed.subscribe()
         try:
             self._seen = (await self._read()).id
@@ -84,24 +92,28 @@ class FleetReloads:
         """Follow the announcements until it is cancelled."""
         await self._followed.run()
 
-    async def announce(self, loaded: Sequence[str], *, wait_s: float = 0.0) -> int:
-        """Announce a reload of this worker, and wait until all workers have followed.
+    async def announce(self, loaded: Sequence[str]) -> str:
+        """Announce a reload that this worker has done, and return its id.
 
         Args:
             loaded: `name/version` of the models that it has loaded.
-            wait_s: Longest wait in seconds.
-
-        Returns:
-            The number of workers that have not followed in time.
 
         Raises:
-            StoreUnavailableError: The store did not reply; nothing was announced.
+            StoreUnavailableError: The store did not reply; it is announced once it does.
         """
-        announcement = Announcement(secrets.token_hex(8), tuple(loaded))
-        await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
-        await self._followed.announce(announcement.id)
-        until = deadline(wait_s)
-        while late := await self._late_workers(announcement.id) if wait_s else 0:
+        earlier = () if self._unannounced is None else self._unannounced.loaded
+        announcement = self._unannounced = Announcement(secrets.token_hex(8), (*earlier, *loaded))
+        await self._announce(announcement)
+        return announcement.id
+
+    async def late_workers(self, announced: str) -> int:
+        """Wait until all workers have done an announced reload, and return the number of those that did not in time.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        until = deadline(LONGEST_RELOAD_S)
+        while late := await self._late_workers(announced):
             if asyncio.get_running_loop().time() > until:
                 break
             await asyncio.sleep(_POLL_S)
@@ -133,14 +145,30 @@ class FleetReloads:
         except ServiceError:
             return
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Announce what could not be announced yet, and do what was announced since the last look."""
         with contextlib.suppress(ServiceError):  # the store does not reply: readiness reports it
+            if self._unannounced is not None:
+                await self._announce(self._unannounced)
             announcement = await self._read()
             if announcement.id == self._seen:
                 return
-            await self._follow(announcement)
-            self._seen = announcement.id
+            self._doing = announcement.id
+            try:
+                await self._execute(self._sign_in())
+                await self._follow(announcement)
+                self._seen = announcement.id
+            finally:
+                self._doing = ""
             await self._execute(self._sign_in())
+
+    async def _announce(self, announcement: Announcement) -> None:
+        await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
+        if self._unannounced is announcement:
+            self._unannounced = None
+        self._seen = announcement.id
+        await self._execute(self._sign_in())
+        await self._followed.announce(announcement.id)
 
     async def _read(self) -> Announcement:
         """Return the newest announcement; if the store has none, make one that changes nothing."""
@@ -160,17 +188,18 @@ class FleetReloads:
         return Announcement.decode(value or b"")
 
     def _sign_in(self) -> tuple[Any, ...]:
-        return ("HSET", keys.FLEET_WORKERS, self._worker, f"{time.time():.3f} {self._seen or ''}")
+        state = f"{time.time():.3f} {self._seen or ''} {self._doing}"
+        return ("HSET", keys.FLEET_WORKERS, self._worker, state.rstrip())
 
     async def _late_workers(self, announced: str) -> int:
         flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
         late, dead = 0, []
         for worker, value in zip(flat[::2], flat[1::2], strict=True):
-            at, _, seen = value.decode().partition(" ")
+            at, seen, doing = (*value.decode().split(" "), "", "")[:3]
             silent_s = time.time() - float(at)
             if silent_s > 2 * _FORGOTTEN_S:
                 dead.append(worker)
-            elif silent_s <= _ALIVE_S and seen != announced:
+            elif silent_s <= (2 * LONGEST_RELOAD_S if doing else _ALIVE_S) and seen != announced:
                 late += 1
         if dead:
             await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
