@@ -20,6 +20,7 @@ class Registry:
         serialized: By id, the descriptor that `?format=serialized` answers, in base64.
         subjects: By subject, the ids of its versions.
         user: Who has to log in, with the password; None: everybody is let in.
+        is_open_at_first: Whether everybody may see the types of schemas.
         is_away: Whether it answers 503 to everything.
         asked: The paths that were asked for.
     """
@@ -29,6 +30,7 @@ class Registry:
         self.serialized: dict[int, str] = {}
         self.subjects: dict[str, list[int]] = {}
         self.user: tuple[str, str] | None = None
+        self.is_open_at_first = False
         self.is_away = False
         self.asked: list[str] = []
         registry = self
@@ -76,7 +78,7 @@ class Registry:
         self.asked.append(path)
         if self.is_away:
             return 503, {"error_code": 50301, "message": "the registry starts"}
-        if self.user is not None:
+        if self.user is not None and not (self.is_open_at_first and path == "/schemas/types"):
             expected = "Basic " + base64.b64encode(":".join(self.user).encode()).decode()
             if authorization != expected:
                 return 401, {"error_code": 401, "message": "Unauthorized"}

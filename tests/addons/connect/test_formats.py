@@ -34,7 +34,7 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell_export.runtime.manifest import InputSpec
 from tests.addons.connect.brokers import kafka
-from tests.addons.connect.connectors import ConnectorProcess, run_once
+from tests.addons.connect.connectors import ConnectorProcess, connector, run_once, wait_for
 from tests.addons.connect.registry import Registry
 from tests.addons.connect.skipping import or_skip
 from tests.processes import ServiceProcess, free_port
@@ -208,6 +208,45 @@ def test_the_readers_schema_resolves_those_of_the_writers(registry: Registry, tm
     ] == [{"pump": "p", "temp": 2.0, "pressure": 1.0}, {"pump": "p", "temp": 2.5, "pressure": 3.0}]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([{"name": "pump", "type": "int"}], "the field 'pump' does not fit the reader's Avro schema"),
+        ([{"name": "new", "type": "int"}], "the field 'new' does not fit the reader's Avro schema: No default value"),
+        (
+            [{"name": "in", "type": {"type": "record", "name": "In", "fields": [{"name": "x", "type": "int"}]}}],
+            "'in.x'",
+        ),
+    ],
+)
+def test_a_field_that_the_readers_schema_does_not_resolve_is_named(
+    registry: Registry, tmp_path: Path, fields: list[Any], said: str
+) -> None:
+    inner = {"type": "record", "name": "In", "fields": [{"name": "x", "type": "double"}]}
+    writer = {
+        "type": "record",
+        "name": "S",
+        "fields": [{"name": "pump", "type": "string"}, {"name": "in", "type": inner}],
+    }
+    number = registry.add(writer)
+    (tmp_path / "reader.avsc").write_text(json.dumps({**writer, "fields": fields}))
+    one = of_registry(registry, "avro", number, schema=tmp_path / "reader.avsc")
+
+    with pytest.raises(BadMessageError) as error:
+        one.decode(framed(number, avro({"pump": "p", "in": {"x": 0.5}}, writer)))
+
+    assert said in error.value.reason
+
+
+def test_a_schema_that_names_a_missing_one_is_missing(registry: Registry) -> None:
+    registry.subjects["mode"] = [99]
+    schema = {"type": "record", "name": "S", "fields": [{"name": "mode", "type": "Mode"}]}
+    number = registry.add(schema, references=[{"name": "Mode", "subject": "mode", "version": 1}])
+
+    with pytest.raises(BadMessageError, match=f"the registry has no schema with the id {number}"):
+        of_registry(registry, "avro", number).decode(framed(number, b""))
+
+
 def test_a_schema_may_name_others(registry: Registry) -> None:
     mode = {"type": "enum", "name": "Mode", "symbols": ["ON", "OFF"]}
     registry.subjects["mode"] = [registry.add(mode)]
@@ -265,6 +304,12 @@ def test_a_login_that_a_registry_rejects_is_named_without_its_password(registry:
     assert "correct-horse" not in str(error.value)
 
 
+def test_a_registry_that_shows_its_types_alone_refuses_the_login(registry: Registry) -> None:
+    registry.user, registry.is_open_at_first = ("pumps", "right"), True
+    with pytest.raises(AccessRefusedError, match="rejects the login"):
+        asyncio.run(fetched(SchemaRegistry(registry.url, None, "avro", table="t"), 1))
+
+
 def test_protobuf_by_a_file_leaves_out_an_optional_field_alone(tmp_path: Path) -> None:
     one = bodies(tmp_path, "protobuf", descriptors(), "plant.Sensor")
 
@@ -272,6 +317,24 @@ def test_protobuf_by_a_file_leaves_out_an_optional_field_alone(tmp_path: Path) -
         "pump": "p1", "temp": 0.0, "values": [1.0, 2.0], "last": {"temp": 3.0},
     }  # fmt: skip
     assert one.decode(protobuf(pressure=0))["pressure"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"\x0a\x02p1\x11\0\0", "the field 'temp' is no plant.Sensor of Protobuf"),
+        (b"\x0a\x01\xff", "the field 'pump' is no plant.Sensor of Protobuf"),
+        (b"\x2a\x03\x09\0\0", "the field 'last.temp' is no plant.Sensor of Protobuf"),
+        (b"\x12\x01x", "the field 'temp' has another type in the message"),
+        (b"\x2a\x02\x08\x01", "the field 'temp' has another type in the message"),
+    ],
+    ids=["cut", "no text", "cut inside", "another type", "another type inside"],
+)
+def test_the_field_of_a_protobuf_message_that_does_not_fit_is_named(tmp_path: Path, body: bytes, said: str) -> None:
+    with pytest.raises(BadMessageError) as error:
+        bodies(tmp_path, "protobuf", descriptors(), "plant.Sensor").decode(body)
+
+    assert (error.value.code, said in error.value.reason) == ("bad_message", True), error.value.reason
 
 
 @pytest.mark.parametrize(("indexes", "name"), [(b"\x00", "plant.Other"), (b"\x02\x02", "plant.Sensor")])
@@ -443,6 +506,37 @@ def test_a_registry_that_rejects_the_login_ends_with_3(
     assert one.process.wait(30) == 3, one.text()
     assert "401" in one.text()
     assert "correct-horse" not in one.text()
+
+
+def test_a_login_that_a_registry_rejects_later_is_waited_for_and_read_again(
+    service: ServiceProcess, registry: Registry, short_path: Path
+) -> None:
+    schemas = [
+        {"type": "record", "name": name, "fields": [{"name": "pump", "type": "string"}, {"name": "x", "type": "int"}]}
+        for name in "AB"
+    ]
+    numbers = [registry.add(one) for one in schemas]
+    registry.user = ("pumps", "old")
+    password, out, port = short_path / "p", short_path / "out.jsonl", free_port()
+    password.write_text("old")
+    config = short_path / "c.toml"
+    config.write_text(
+        f'[from]\nurl = "redis://127.0.0.1:{port}/0?stream=in"\nformat = "avro"\nstream = "pump"\n'
+        f'registry = "{registry.url}"\n[from.registry_login]\nuser = "pumps"\npassword_file = "{password}"\n'
+        f'[inputs]\nx = ["x", 0.5]\n[service]\nmodel = "total"\n[to]\nurl = "file://{out}"\n'
+    )
+    with (
+        server(short_path / "r", "--port", str(port)) as broker,
+        connector(short_path, config, "--url", service.url) as one,
+    ):
+        client: Any = broker.client()
+        client.xadd("in", {"data": framed(numbers[0], avro({"pump": "rotated", "x": 1}, schemas[0]))})
+        wait_for(lambda: out.exists() and len(out.read_text().splitlines()) == 1, what=one.text)
+        registry.user = ("pumps", "new")
+        client.xadd("in", {"data": framed(numbers[1], avro({"pump": "rotated", "x": 1}, schemas[1]))})
+        wait_for(lambda: "rejects the login" in one.text(), what=one.text)
+        password.write_text("new")
+        wait_for(lambda: len(out.read_text().splitlines()) == 2, what=one.text)
 
 
 async def created(address: str) -> None:

@@ -25,6 +25,10 @@ _HEAD: Final = 5
 SCHEMA_FORMATS: Final = ("avro", "protobuf", "json-schema")
 _INSTALL: Final = "Install it with `pip install 'stepwell[formats]'`, or in a clone with STEPWELL_EXTRAS=formats."
 _OBJECT: Final = re.compile(r"<_io\.BytesIO[^>]*>")  # how fastavro names the message
+_SHOWN: Final = 300  # characters of what a library says
+_SIZED: Final = 2
+_FIXED: Final = {1: 8, 5: 4}
+"""Wire types of Protobuf: with their size in front, and of as many bytes; 0 is a varint."""
 _T = TypeVar("_T")
 Decode = Callable[[bytes], Any]
 """Returns the document of a message; raises BadMessageError."""
@@ -176,7 +180,11 @@ class _Avro:
             try:
                 document = read(file, writer, reader)
             except SchemaResolutionError as exc:
-                raise BadMessageError("bad_message", f"the reader's schema does not resolve it: {exc}") from exc
+                field = ".".join(self._unresolved(body, writer, reader, lambda one: one))
+                where = f"the field {field!r}" if field else "the message"
+                raise BadMessageError(
+                    "bad_message", f"{where} does not fit the reader's Avro schema: {str(exc)[:_SHOWN]}"
+                ) from exc
             except Exception as exc:
                 field = ".".join(self._unreadable(io.BytesIO(body), writer, named))
                 where = f"the field {field!r}" if field else "the message"
@@ -189,6 +197,34 @@ class _Avro:
             return _plain(document) if has_others else document
 
         return decode
+
+    def _unresolved(self, body: bytes, writer: Any, schema: Any, whole: Callable[[Any], Any]) -> list[str]:
+        """Return the names on the way to the reader's first field that the writer's message does not give.
+
+        Args:
+            body: The message.
+            writer: Its schema.
+            schema: The reader's schema of a part of it.
+            whole: Returns the reader's schema of all of it with another one of that part.
+        """
+        named = self._reader["__named_schemas"]
+        schema = named.get(schema, schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, dict) or schema.get("type") != "record":
+            return []
+        parsed = {"__fastavro_parsed__": True, "__named_schemas": named}
+
+        def with_field(field: Any) -> Any:
+            return whole({**schema, "fields": [field]})
+
+        for field in schema["fields"]:
+            try:
+                self._avro.schemaless_reader(io.BytesIO(body), writer, {**with_field(field), **parsed})
+            except Exception:  # noqa: BLE001 - whatever the library raises, it is about this field
+                rest = self._unresolved(
+                    body, writer, field["type"], lambda one, field=field: with_field({**field, "type": one})
+                )
+                return [field["name"], *rest]
+        return []
 
     def _unreadable(self, file: io.BytesIO, schema: Any, named: Any) -> list[str]:
         """Return the names on the way to the first field that cannot be read; none: it is not a field of a record."""
@@ -335,17 +371,44 @@ class _Protobuf:
         def decode(body: bytes) -> Any:
             try:
                 return plain(read(body))
+            except BadMessageError:
+                raise
             except Exception as exc:
+                field = ".".join(self._unreadable(body, kind.DESCRIPTOR))
+                where = f"the field {field!r}" if field else "the message"
                 raise BadMessageError(
-                    "bad_message", f"the message is no {kind.DESCRIPTOR.full_name} of Protobuf: {exc}"
+                    "bad_message", f"{where} is no {kind.DESCRIPTOR.full_name} of Protobuf: {exc}"
                 ) from exc
 
         return decode
 
+    def _unreadable(self, body: bytes, descriptor: Any) -> list[str]:
+        """Return the names on the way to the first field whose bytes cannot be read; none: it is not known.
+
+        Source: https://protobuf.dev/programming-guides/encoding/
+        """
+        read, at = self._factory.GetMessageClass(descriptor).FromString, 0
+        while at < len(body):
+            tag, start = _varint(body, at)
+            field = descriptor.fields_by_number.get(tag >> 3)
+            size, start = _varint(body, start) if tag & 7 == _SIZED else (_FIXED.get(tag & 7, 0), start)
+            at, begin = start + size if tag & 7 else _varint(body, start)[1], at
+            try:
+                read(body[begin:at])
+            except Exception:  # noqa: BLE001 - whatever the library raises, it is about this field
+                if field is None:
+                    return [f"number {tag >> 3}"]
+                inner = [] if field.message_type is None else self._unreadable(body[start:at], field.message_type)
+                return [field.name, *inner]
+        return []
+
 
 def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
     """Return the function that makes a document of a message: an `optional` field that is not set is left out."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
     always, repeated, present = [], [], []
+    numbers = {field.number: field.name for field in descriptor.fields if field.enum_type is None}
     for field in descriptor.fields:
         if field.is_repeated:
             repeated.append((field.name, field.message_type, field.enum_type))
@@ -365,6 +428,9 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
         return _named(value, enum) if kind is None else plan(kind)(value)
 
     def document_of(message: Any) -> dict[str, Any]:
+        for unknown in UnknownFieldSet(message):
+            if (name := numbers.get(unknown.field_number)) is not None:
+                raise BadMessageError("bad_message", f"the field {name!r} has another type in the message")
         document = {name: _named(getattr(message, name), enum) for name, enum in always}
         for name, kind, enum in repeated:
             value = getattr(message, name)
@@ -411,26 +477,34 @@ def _message_indexes(body: bytes) -> tuple[tuple[int, ...], int]:
 
     They are zigzag varints, their number first; a single 0 stands for the first message.
     """
-    count, at = _varint(body, 0)
+    count, at = _zigzag(body, 0)
     if count == 0:
         return (0,), at
     indexes = []
     for _ in range(count):
-        index, at = _varint(body, at)
+        index, at = _zigzag(body, at)
         indexes.append(index)
     if min(indexes) < 0:
         raise BadMessageError("bad_message", f"the message has the indexes {indexes}")
     return tuple(indexes), at
 
 
+def _zigzag(body: bytes, at: int) -> tuple[int, int]:
+    value, end = _varint(body, at)
+    if end > len(body):
+        raise BadMessageError("bad_message", "the message ends in the indexes of its type")
+    return (value >> 1) ^ -(value & 1), end
+
+
 def _varint(body: bytes, at: int) -> tuple[int, int]:
+    """Return a varint and where it ends: behind the body if it is cut."""
     value = shift = 0
-    while at < len(body) and shift < 35:
+    while at < len(body) and shift < 70:
         value |= (body[at] & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if body[at - 1] < 0x80:
-            return (value >> 1) ^ -(value & 1), at
-    raise BadMessageError("bad_message", "the message ends in the indexes of its type")
+            return value, at
+    return value, len(body) + 1
 
 
 def check_number(text: str, value: Any) -> None:

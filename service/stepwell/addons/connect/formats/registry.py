@@ -19,11 +19,13 @@ from stepwell.addons.connect.messages import (
     BrokerUnavailableError,
     ConnectError,
     ConnectUsageError,
+    LoginRefusedError,
 )
 
 _TIMEOUT_S: Final = 10.0
 _ASK_AGAIN_S: Final = 30.0
 _CONTENT_TYPE: Final = "application/vnd.schemaregistry.v1+json"
+_TYPES: Final = "/schemas/types"
 _KINDS: Final = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
 
 
@@ -86,6 +88,7 @@ class SchemaRegistry:
         self._known: dict[int, RegisteredSchema] = {}
         self._missing: dict[int, float] = {}
         self._subjects: dict[str, int] = {}
+        self._was_let_in = False
 
     async def open(self) -> None:
         """Read the login, and check that the registry accepts it.
@@ -93,6 +96,7 @@ class SchemaRegistry:
         Raises:
             BrokerUnavailableError: It does not respond.
             AccessRefusedError: It rejects the login.
+            LoginRefusedError: It does so now, and accepted it before.
         """
         await self.close()
         login = await self._login.credentials()
@@ -104,7 +108,7 @@ class SchemaRegistry:
             auth=auth, headers=headers, timeout=_TIMEOUT_S, trust_env=False,
             verify=True if login.ssl_context is None else login.ssl_context,
         )  # fmt: skip
-        await self._asked("GET", "/schemas/types")
+        await self._asked("GET", _TYPES)
 
     async def close(self) -> None:
         """Disconnect; never fails."""
@@ -123,10 +127,11 @@ class SchemaRegistry:
             if number in self._known or self._missing.get(number, -_ASK_AGAIN_S) > now - _ASK_AGAIN_S:
                 continue
             found = await self._asked("GET", f"/schemas/ids/{number}{self._serialized}")
-            if found is None:
+            references = None if found is None else await self._references(found)
+            if references is None:
                 self._missing[number] = now
             else:
-                self._known[number] = RegisteredSchema(found["schema"], await self._references(found))
+                self._known[number] = RegisteredSchema(found["schema"], references)
 
     async def register(self, subject: str, schema: str) -> int:
         """Register a schema for a subject, and return its id; raises as `open` does.
@@ -142,14 +147,16 @@ class SchemaRegistry:
             self._subjects[subject] = int(found["id"])
         return self._subjects[subject]
 
-    async def _references(self, found: dict[str, Any]) -> dict[str, str]:
+    async def _references(self, found: dict[str, Any]) -> dict[str, str] | None:
+        """Return the schemas that a schema names; None: the registry does not have them all."""
         schemas: dict[str, str] = {}
         for one in found.get("references") or ():
             path = f"/subjects/{quote(one['subject'], safe='')}/versions/{one['version']}{self._serialized}"
             other = await self._asked("GET", path)
-            if other is not None:
-                schemas |= await self._references(other)
-                schemas[one["name"]] = other["schema"]
+            its_own = None if other is None else await self._references(other)
+            if its_own is None:
+                return None
+            schemas |= {**its_own, one["name"]: other["schema"]}
         return schemas
 
     @property
@@ -167,7 +174,8 @@ class SchemaRegistry:
             raise await self._login.failure(self.text, (parts.hostname or "", port), exc) from exc
         words = self._login.masked(answer.text[:300])
         if answer.status_code in (401, 403):
-            raise AccessRefusedError(
+            was_replaced = answer.status_code == 401 and self._was_let_in
+            raise (LoginRefusedError if was_replaced else AccessRefusedError)(
                 f"{self.text} rejects the login {self._login}: {answer.status_code} {words}.",
                 fix="Check registry_login, and the user's permissions.",
             )
@@ -177,6 +185,7 @@ class SchemaRegistry:
             raise BrokerUnavailableError(f"{self.text} cannot do it now: {answer.status_code} {words}")
         if answer.status_code >= 400:
             raise ConnectError(f"{self.text} rejects {method} {path}: {answer.status_code} {words}.")
+        self._was_let_in = self._was_let_in or path != _TYPES
         try:
             return answer.json()
         except ValueError as exc:
