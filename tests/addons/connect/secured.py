@@ -35,7 +35,7 @@ class Secured:
     Attributes:
         url: The URL of a place by its name, without a login.
         login: The keys of a login besides user and password: the trusted authority and the client's certificate.
-        ports: Further ports.
+        extra: What only some brokers have: `ended`, a port with a certificate that has ended; `replace_password`.
     """
 
     broker: BrokerProcess
@@ -77,8 +77,12 @@ def mosquitto(folder: Path, authority: Authority) -> Iterator[Secured]:
     if passwd is None:
         raise BrokerMissingError("mosquitto is not installed: apt-get install mosquitto")
     users, acl = folder / "users", folder / "acl"
-    users.write_text(f"alice:{SECRET}\nmallory:{SECRET}\n")
-    subprocess.run([passwd, "-U", users], check=True, capture_output=True)
+
+    def make_users(password: str) -> None:
+        users.write_text(f"alice:{password}\nmallory:{password}\n")
+        subprocess.run([passwd, "-U", users], check=True, capture_output=True)
+
+    make_users(SECRET)
     acl.write_text("user alice\ntopic readwrite #\nuser mallory\ntopic readwrite stepwell/#\ntopic readwrite other/#\n")
     own, ended, port, other = authority.issue("mqtt"), authority.issue("ended", expired=True), free_port(), free_port()
     lines = [f"password_file {users}", f"acl_file {acl}"]
@@ -87,7 +91,8 @@ def mosquitto(folder: Path, authority: Authority) -> Iterator[Secured]:
         lines += ["require_certificate true"]
     with brokers.mosquitto(folder, lines) as broker:
         broker.port = port
-        yield Secured(broker, "mqtts://127.0.0.1:{port}/{name}/{{stream}}", _login(authority), {"ended": other})
+        extra = {"ended": other, "replace_password": make_users}
+        yield Secured(broker, "mqtts://127.0.0.1:{port}/{name}/{{stream}}", _login(authority), extra)
 
 
 @contextlib.contextmanager
@@ -103,7 +108,8 @@ def nats(folder: Path, authority: Authority, users: str = "") -> Iterator[Secure
         f'{users}\ntls {{ cert_file: "{own.cert}", key_file: "{own.key}", ca_file: "{authority.ca}", verify: true }}\n'
     )
     with brokers.nats(folder, config) as broker:
-        yield Secured(broker, "nats://127.0.0.1:{port}/{name}.{{stream}}", _login(authority))
+        extra = {"replace_password": lambda new: config.write_text(config.read_text().replace(SECRET, new))}
+        yield Secured(broker, "nats://127.0.0.1:{port}/{name}.{{stream}}", _login(authority), extra)
 
 
 @contextlib.contextmanager

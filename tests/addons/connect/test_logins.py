@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx2
 import pytest
 import redis
 
@@ -27,7 +28,7 @@ from tests.addons.connect.connectors import ConnectorProcess, connector, wait_fo
 from tests.addons.connect.secured import SECRET, Secured
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, free_port
 
 LIMIT_S = 10.0
 
@@ -194,6 +195,15 @@ class TestMosquitto(LoginLaws):
         assert "of user 'mallory'" in run.text
         assert self.forbidden in run.text
 
+    def test_a_broker_whose_certificate_has_ended_is_refused(
+        self, place: Secured, service: ServiceProcess, password: Path, tmp_path: Path
+    ) -> None:
+        url = place.form.format(port=place.extra["ended"], name="in")
+
+        run = Run(tmp_path, service, toml(url, self.login(place, password)))
+
+        assert run.is_refused("its certificate is not accepted: certificate has expired", "of user 'alice'")
+
 
 class TestNats(LoginLaws):
     """Users with permissions."""
@@ -318,6 +328,39 @@ def test_a_password_that_is_replaced_later_is_waited_for_and_read_again(
             wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 2, what=one.text)
 
         assert SECRET not in one.text()
+
+
+@pytest.mark.parametrize("start", [secured.nats, secured.mosquitto])
+def test_a_password_that_is_replaced_while_a_broker_was_away_is_read_again(
+    service: ServiceProcess, authority: Authority, password: Path, tmp_path: Path, start: Any
+) -> None:
+    with or_skip(partial(start, authority=authority), tmp_path) as place:
+        if start is secured.nats:
+            TestNats.prepare(place)
+        config, new = tmp_path / "c.toml", SECRET + "-2"
+        keys = {"user": "alice", "password_file": str(password), **place.login}
+        config.write_text(
+            toml(place.url("in"), keys).replace('"stream"\n', '"topic"\n')
+            + '[inputs]\nx = ["n"]\n[service]\nmodel = "fold"\n'
+        )
+        port = free_port()
+        with connector(tmp_path, config, "--url", service.url, "--metrics-port", port) as one:
+            wait_for(lambda: reads(port), what=one.text)
+            place.broker.stop()
+            place.extra["replace_password"](new)
+            place.broker.start()
+            wait_for(lambda: "rejects the login" in one.text(), what=one.text)
+            password.write_text(new)
+            wait_for(lambda: reads(port), what=one.text)
+
+        assert SECRET not in one.text()
+
+
+def reads(port: int) -> bool:
+    """Whether a connector has everything open, by its metrics."""
+    with contextlib.suppress(httpx2.RequestError):
+        return "stepwell_connect_reads 1.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    return False
 
 
 def test_a_login_may_be_in_the_url(authority: Authority, password: Path, tmp_path: Path) -> None:
