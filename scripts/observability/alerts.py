@@ -246,6 +246,45 @@ ALERTS: Final = (
         "status. Check the target, and `stepwell_alert_undelivered`.",
     ),
     Alert(
+        "ConnectorWaits",
+        "(min by (instance) (stepwell_connect_reads) or 1 + 0 * max(stepwell_ready))",
+        "== 0",
+        "5m",
+        "critical",
+        "The connector {{ $labels.instance }} reads nothing: it waits for its broker, or for where it writes.",
+        "Its log has the broker's words. Nothing is lost: it goes on where it was.",
+    ),
+    Alert(
+        "ConnectorBehind",
+        "(max by (source) (stepwell_connect_watermark_lag_seconds and stepwell_connect_waiting > 0)"
+        " or 0 * max(stepwell_ready))",
+        "> 900",
+        "10m",
+        "warning",
+        "Messages of {{ $labels.source }} wait, and their times are {{ $value | humanizeDuration }} behind the clock.",
+        "The connector is slower than its source, or what is sent is old: compare the rates in the dashboard.",
+    ),
+    Alert(
+        "LateMessages",
+        "(sum by (instance) (rate(stepwell_connect_late_total[15m]))"
+        " / sum by (instance) (rate(stepwell_connect_messages_total[15m]) > 0) or 0 * max(stepwell_ready))",
+        "> 0.05",
+        "15m",
+        "warning",
+        "{{ $value | humanizePercentage }} of the messages of {{ $labels.instance }} are late and are not applied.",
+        "Let messages wait longer for those before them (`--order`), or find the sender whose clock is wrong.",
+    ),
+    Alert(
+        "DeadLetters",
+        '(sum by (instance) (rate(stepwell_connect_dead_letters_total{code!="late"}[15m]))'
+        " / sum by (instance) (rate(stepwell_connect_messages_total[15m]) > 0) or 0 * max(stepwell_ready))",
+        "> 0.01",
+        "15m",
+        "warning",
+        "{{ $value | humanizePercentage }} of the messages of {{ $labels.instance }} cannot be used.",
+        "Each dead letter has its reason; `stepwell connect --check` shows what becomes of the ten oldest messages.",
+    ),
+    Alert(
         "Restarts",
         f'changes(process_start_time_seconds{{job="{JOB}"}}[15m])',
         "> 2",

@@ -49,6 +49,16 @@ def _of_alerts(name: str, *by: str) -> str:
     return f"(sum by ({', '.join(by)}) (rate(stepwell_alert_{name}[$__rate_interval])) or vector(0))"
 
 
+def _of_connectors(name: str, *by: str) -> str:
+    """Return the rate of a counter of `stepwell connect`; 0 where none runs."""
+    return f"(sum by ({', '.join(by)}) (rate(stepwell_connect_{name}[$__rate_interval])) or vector(0))"
+
+
+def _of_sources(name: str) -> str:
+    """Return a gauge of `stepwell connect` by source; 0 where none runs."""
+    return f"(max by (source) (stepwell_connect_{name}) or vector(0))"
+
+
 def _quantiles(metric: str, by: str, where: str) -> dict[str, str]:
     """Return the median and the 99th percentile of a histogram, by one label."""
     rate = _rate(f"{metric}_bucket", by, "le", where=where)
@@ -168,6 +178,36 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
             {name: f"(max(stepwell_alert_{name}) or vector(0))" for name in ("streams", "undelivered")},
         ),
         Panel("Processes that evaluate rules", "none", {"": "(sum(stepwell_alert_leads) or vector(0))"}),
+    ),
+    "Connectors": (
+        Panel(
+            "Messages and timesteps",
+            "ops",
+            {name: _of_connectors(f"{name}_total") for name in ("messages", "timesteps", "skipped", "predictions")},
+        ),
+        Panel(
+            "Messages that are not applied",
+            "ops",
+            {
+                "late, {{source}}": _of_connectors("late_total", "source"),
+                "dead letters, {{code}}": _of_connectors("dead_letters_total", "code"),
+            },
+        ),
+        Panel("Watermark behind the clock", "s", {"{{source}}": _of_sources("watermark_lag_seconds")}),
+        Panel(
+            "Messages that wait",
+            "none",
+            {
+                "for the watermark, {{source}}": _of_sources("waiting"),
+                "to be read, {{instance}}": "(max by (instance) (stepwell_connect_lag) or vector(0))",
+            },
+        ),
+        Panel("Streams that went on behind a gap", "ops", {"{{source}}": _of_connectors("gaps_total", "source")}),
+        Panel(
+            "Connectors that read, repeated requests",
+            "none",
+            {name: f"(sum(stepwell_connect_{name}) or vector(0))" for name in ("reads", "retries")},
+        ),
     ),
     "Store": (
         Panel("Duration of a round trip", "s", _quantiles("stepwell_store_seconds", "op", _HERE)),

@@ -1,4 +1,4 @@
-"""The metrics of the service and of `stepwell alert`, as the queries use them: names, kinds and descriptions."""
+"""The metrics of the service, `stepwell alert` and `stepwell connect`: names, kinds and descriptions for queries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stepwell.addons.alert.counters import AlertCounters
+from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.metrics import Metrics
 
@@ -36,11 +37,12 @@ def definitions() -> dict[str, Definition]:
     """Return each metric by the name of each of its series."""
     metrics = Metrics("0")
     DriftMetrics(metrics.registry, is_shared=False)
-    page = metrics.render()[0].decode() + generate_latest(AlertCounters().registry).decode()
+    registries = (AlertCounters().registry, ConnectCounters().registry)
+    page = "".join([metrics.render()[0].decode(), *(generate_latest(one).decode() for one in registries)])
     found: dict[str, Definition] = {}
     for family in text_string_to_metric_families(page):
         if family.name.endswith("_created"):
-            continue  # when a counter of `stepwell alert` was created
+            continue  # when a counter of a command was created
         name = family.name + ("_total" if family.type == "counter" else "")
         for series in (family.name + suffix for suffix in _SUFFIXES.get(family.type, ("",))):
             found[series] = Definition(name, family.type, family.documentation)

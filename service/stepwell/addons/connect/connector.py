@@ -225,7 +225,8 @@ class Connector:
     def _count_passed(self, poll: MappedPoll, passed: Collection[int], late: Set[int]) -> None:
         """Count timesteps that were not applied, those that are late apart from those that had been applied before."""
         found = [i for i in passed if i in late]
-        self._counters.add(skipped=len(passed) - len(found), late=len(found))
+        self._counters.add(skipped=len(passed) - len(found))
+        self._counters.add_late(poll.sources[i] for i in found)
         before = self._n_passed
         self._n_passed += len(passed)
         if self._acknowledges and before <= _LARGEST_POLL < self._n_passed:  # more than a crash leaves to be read again

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -28,11 +29,14 @@ class ConnectCounters:
         self._letters: dict[str, int] = {}
         self._lag: int | None = None
         self._retries: Callable[[], int] = lambda: 0
+        self._late = Counter(
+            "stepwell_connect_late", "Timesteps that were not applied: a newer one of their stream came before.",
+            ["source"], registry=self.registry,
+        )  # fmt: skip
         texts = {
             "messages": "Messages that were read.",
             "timesteps": "Timesteps that were applied.",
             "skipped": "Timesteps that had been applied before, by their positions.",
-            "late": "Timesteps that were not applied, because a newer one of their stream came before them.",
             "predictions": "Predictions that were written.",
         }
         self._counters = {
@@ -69,10 +73,16 @@ class ConnectCounters:
         self._retries = retries
 
     def add(self, **counts: int) -> None:
-        """Add to `messages`, `timesteps`, `skipped`, `late` or `predictions`."""
+        """Add to `messages`, `timesteps`, `skipped` or `predictions`."""
         for name, count in counts.items():
             self._values[name] += count
             self._counters[name].inc(count)
+
+    def add_late(self, sources: Iterable[str]) -> None:
+        """Count timesteps that are late, by the source of each."""
+        for source, count in Counts(sources).items():
+            self._values["late"] += count
+            self._late.labels(source).inc(count)
 
     def add_gap(self, source: str) -> None:
         """Count a stream that went on behind a silence, by its source."""
@@ -81,6 +91,8 @@ class ConnectCounters:
 
     def set_waiting(self, waiting: Mapping[str, int], lags: Mapping[str, float]) -> None:
         """Set how many messages wait, and how many seconds the watermark is behind this clock, by source."""
+        self._waiting.clear()  # a partition may be another connector's by now
+        self._watermark_lag.clear()
         for source, n in waiting.items():
             self._waiting.labels(source).set(n)
         for source, seconds in lags.items():

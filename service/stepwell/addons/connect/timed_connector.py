@@ -243,7 +243,7 @@ class TimedConnector(Connector):
             )
             for one in late
         ]
-        self._counters.add(late=len(late))
+        self._counters.add_late(one.source for one in late)
         if letters:
             await self._write_dead_letters(letters)
         if done or late or acknowledges:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
@@ -207,23 +208,19 @@ class _Avro:
             schema: The reader's schema of a part of it.
             whole: Returns the reader's schema of all of it with another one of that part.
         """
+        assert self._reader is not None
         named = self._reader["__named_schemas"]
         schema = named.get(schema, schema) if isinstance(schema, str) else schema
         if not isinstance(schema, dict) or schema.get("type") != "record":
             return []
         parsed = {"__fastavro_parsed__": True, "__named_schemas": named}
 
-        def with_field(field: Any) -> Any:
-            return whole({**schema, "fields": [field]})
-
         for field in schema["fields"]:
+            with_type = partial(_with_field, whole, schema, field)
             try:
-                self._avro.schemaless_reader(io.BytesIO(body), writer, {**with_field(field), **parsed})
+                self._avro.schemaless_reader(io.BytesIO(body), writer, {**with_type(field["type"]), **parsed})
             except Exception:  # noqa: BLE001 - whatever the library raises, it is about this field
-                rest = self._unresolved(
-                    body, writer, field["type"], lambda one, field=field: with_field({**field, "type": one})
-                )
-                return [field["name"], *rest]
+                return [field["name"], *self._unresolved(body, writer, field["type"], with_type)]
         return []
 
     def _unreadable(self, file: io.BytesIO, schema: Any, named: Any) -> list[str]:
@@ -240,6 +237,11 @@ class _Avro:
                 file.seek(start)
                 return [field["name"], *self._unreadable(file, field["type"], named)]
         return []
+
+
+def _with_field(whole: Callable[[Any], Any], record: Any, field: Any, kind: Any) -> Any:
+    """Return all of a schema with one field of a record alone, and with a type of that."""
+    return whole({**record, "fields": [{**field, "type": kind}]})
 
 
 class _JsonSchema:
