@@ -135,7 +135,8 @@ def test_a_release_has_the_fields_of_its_request(replicas: Replicas) -> None:
     assert (found["take"], found["warm_steps"], found["existing"], found["rollback"]) == ("keep", 0, False, True)
     assert found["gate"] == gate
     assert found["started_at"] == pytest.approx(before, abs=30)
-    assert found["compared"] == {"steps": 0, "lost": 0, "fell_back": 0, "non_finite": 0, "outputs": {}}
+    compared = {"steps": 0, "lost": 0, "fell_back": 0, "non_finite": 0, "outputs": {}, "error": None}
+    assert found["compared"] == compared
     assert (found["moved"], found["left"]) == (0, 0)
     assert replicas.get(replicas.second) | {"counted_at": 0} == found | {"counted_at": 0}
 

@@ -31,7 +31,8 @@ def counts_of(seed: int, n: int = 1000) -> tuple[TrialCounts, np.ndarray]:
     old = rng.normal(size=(n, 3)).astype(np.float32)
     new = (old + rng.lognormal(-8, 3, size=(n, 3))).astype(np.float32)
     counts = TrialCounts(steps=n, lost=1, run_s=(0.5, 0.25))
-    counts.compare("y:0", old, new)
+    counts.compare("y:0", old, new, ["b:1", "a", "c"])
+    counts.add_errors("y:0", ["b:1", "a", "c"], np.arange(21.0).reshape(3, 7) + seed)
     return counts, np.abs(old.astype(float) - new.astype(float))
 
 
@@ -51,6 +52,23 @@ async def test_the_counts_of_two_workers_are_added_up(store: StateStore) -> None
     assert y.sum_abs / y.numbers == pytest.approx(differences.mean(), rel=1e-12)
     assert y.quantile(0.99) == pytest.approx(np.quantile(differences, 0.99), rel=0.1)
     assert y.disagree == (first.outputs["y:0"].disagree or 0) + (second.outputs["y:0"].disagree or 0)
+
+
+async def test_labels_keep_their_order_and_their_own_counts(store: StateStore) -> None:
+    model = secrets.token_hex(4)
+    (first, differences), (second, _) = counts_of(1), counts_of(2)
+    await add_counts(store, model, 7, first, worker="a", number=1, deadline=soon())
+    of_one = await read_counts(store, model, 7, deadline=soon())
+    await add_counts(store, model, 7, second, worker="b", number=1, deadline=soon())
+    found = await read_counts(store, model, 7, deadline=soon())
+
+    labels = of_one.outputs["y:0"].labels
+    assert [(label, one.max_abs) for label, one in labels.items()] == [
+        ("b:1", differences[:, 0].max()), ("a", differences[:, 1].max()), ("c", differences[:, 2].max())
+    ]  # fmt: skip
+    assert labels["a"].quantile(0.99) == pytest.approx(np.quantile(differences[:, 1], 0.99), rel=0.1)
+    assert list(found.errors["y:0"]) == ["b:1", "a", "c"]
+    np.testing.assert_allclose(np.array([*found.errors["y:0"].values()]), 2 * np.arange(21.0).reshape(3, 7) + 3)
 
 
 async def test_an_addition_that_is_sent_twice_is_made_once(store: StateStore) -> None:

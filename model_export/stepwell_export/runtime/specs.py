@@ -85,6 +85,10 @@ def shape_of_rows(row: Sequence[int], batch_axis: int | None, rows: int) -> tupl
     return tuple(row) if batch_axis is None else (*row[:batch_axis], rows, *row[batch_axis:])
 
 
+def _are_texts(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(text, str) for text in found)
+
+
 class TensorSpec(ManifestPart):
     """One row of a tensor: what travels on the wire.
 
@@ -147,10 +151,10 @@ class TensorSpec(ManifestPart):
     def _has_texts_for_people(self) -> TensorSpec:
         extra = self.model_extra or {}
         labels, unit = extra.get("labels") or [], extra.get("unit") or ""
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        if not _are_texts(labels):
             raise ValueError(f"{self.name!r} has labels {labels!r}; expected a list of texts")
-        if not isinstance(unit, str):
-            raise ValueError(f"{self.name!r} has unit {unit!r}; expected a text")
+        if not (isinstance(unit, str) or _are_texts(unit)):
+            raise ValueError(f"{self.name!r} has unit {unit!r}; expected a text, or a list with one for each number")
         return self
 
 
@@ -171,6 +175,30 @@ class InputSpec(TensorSpec):
         return self
 
 
+class StageSpec(ManifestPart):
+    """The stage that learns, and of which an output is a value.
+
+    Attributes:
+        kind: The stage: `AdaptiveThreshold`, `Conformal` or `Readout`.
+        value: Which value it is, by its documented name, such as `low`.
+        of: The value that the stage reads: the output or input that a threshold or an interval belongs to.
+        truth: The input that the truth is in, `x`, or one of its numbers, `x[0]`; None: the stage has no truth.
+        horizon: After how many timesteps the truth of a prediction comes.
+    """
+
+    kind: str
+    value: str
+    of: str
+    truth: str | None = None
+    horizon: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def truth_place(self) -> tuple[str, int | None]:
+        """The input that the truth is in, and the index of its number there; None: the whole row."""
+        name, bracket, rest = (self.truth or "").partition("[")
+        return name, int(rest.removesuffix("]")) if bracket else None
+
+
 class OutputSpec(TensorSpec):
     """A tensor that the graph gives for each timestep.
 
@@ -179,11 +207,13 @@ class OutputSpec(TensorSpec):
         latency: How many samples its newest sample is behind the newest one of the input; None: it has no samples. It
             is written where it is known.
         tensor: Its name in the graph, where an input has the name that it is answered by; None: its own.
+        stage: The stage that learns and has computed it; None: none has.
     """
 
     kind: Literal["value", "random", "ignore"] = "value"
     latency: Annotated[int, Field(ge=0)] | None = None
     tensor: str | None = None
+    stage: StageSpec | None = None
 
     @property
     def graph_name(self) -> str:
@@ -198,7 +228,7 @@ class OutputSpec(TensorSpec):
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        unset = {"latency", "tensor"} - self.model_fields_set
+        unset = {"latency", "tensor", "stage"} - self.model_fields_set
         return {key: value for key, value in written.items() if key not in unset}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, StateSpec
+from stepwell_export.runtime.specs import StageSpec
 from stepwell_export.stages.history import valid_window
 from stepwell_export.stages.stage import Row, Stage, count, numbers
 
@@ -74,6 +75,20 @@ class LearningStage(Stage):
     def labels_of(self, labels: Sequence[Sequence[str]]) -> list[list[str]]:
         """Return the names of the numbers of its values, given those that it reads."""
         return [list(labels[0]) for _ in self.gives]
+
+    def described(self, value: str, of: str) -> StageSpec:
+        """Return what the manifest has of the stage at one of its values.
+
+        Args:
+            value: The value's documented name.
+            of: The name of the value that the stage reads.
+        """
+        truth = getattr(self, "truth", None)
+        place = None if truth is None else str(truth).removeprefix("inputs.")
+        horizon = getattr(self, "horizon", 1)
+        return StageSpec(
+            kind=type(self).__name__, value=value, of=of.removeprefix("inputs."), truth=place, horizon=horizon
+        )
 
     def truth_row(self, row: Row) -> Row:
         """Return the row of a truth that nothing else reads, given that of its first value."""

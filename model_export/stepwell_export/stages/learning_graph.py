@@ -38,9 +38,11 @@ def learning_graph(node: Node, stage: LearningStage, opset: int) -> ConvertedMod
     tensors = [graph.cast(graph.add_input(spec), "float64") for spec in given]
     learn = graph.add_input(InputSpec(name=LEARN, dtype="bool", shape=[]))
     made = stage.emit_learning(graph, tensors, rows, learn)
-    for output, tensor, row in zip(node.gives, made, after, strict=True):
-        returned = OutputSpec(name=output, dtype="float32", shape=list(row))
-        returned = returned.model_copy(update={"drift": False}) if output in stage.no_drift else returned
+    for output, value, tensor, row in zip(node.gives, stage.gives, made, after, strict=True):
+        returned = OutputSpec(
+            name=output, dtype="float32", shape=list(row), stage=stage.described(value, values[0].name)
+        )
+        returned = returned.model_copy(update={"drift": False}) if value in stage.no_drift else returned
         graph.add_output(returned, graph.cast(tensor, "float32"))
     manifest = Manifest(inputs=graph.inputs[:-1], states=graph.states, outputs=graph.outputs, learn=LEARN)
     labels = stage.labels_of([list((spec.model_extra or {}).get("labels", [])) for spec in specs])

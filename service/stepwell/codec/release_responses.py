@@ -32,15 +32,32 @@ class VersionStatus(Document, kw_only=True):
     status: Status
 
 
-class OutputComparison(Document, kw_only=True):
-    """The absolute differences of one output between current version and candidate."""
+class NumberComparison(Document, kw_only=True):
+    """The absolute differences between current version and candidate."""
 
     max_abs: float
     mean_abs: float
     p99_abs: Annotated[float, Meta(description="To 10 %.")]
+
+
+class OutputComparison(NumberComparison, kw_only=True):
+    """The absolute differences of one output between current version and candidate."""
+
     disagree: Annotated[
         float | None, Meta(description="Share of timesteps whose arg max differs; null for an output of one number.")
     ]
+    labels: Annotated[dict[str, NumberComparison], Meta(description="The same of each number that has a label.")]
+
+
+class ErrorComparison(Document, kw_only=True):
+    """The errors of both versions against the truth, in one number of an output; null: not known yet."""
+
+    current: Annotated[float | None, Meta(description="Mean absolute error.")]
+    candidate: Annotated[float | None, Meta(description="Mean absolute error.")]
+    ratio: Annotated[float | None, Meta(description="The candidate's error in errors of the current version.")]
+    low: Annotated[float | None, Meta(description="Lower end of the ratio's 95 % interval over streams.")]
+    high: Annotated[float | None, Meta(description="Upper end.")]
+    n: Annotated[int, Meta(description="Truths that both were compared with.")]
 
 
 class ComparisonResponse(Document, kw_only=True):
@@ -51,6 +68,10 @@ class ComparisonResponse(Document, kw_only=True):
     fell_back: int
     non_finite: int
     outputs: dict[str, OutputComparison]
+    error: Annotated[
+        dict[str, dict[str, ErrorComparison]] | None,
+        Meta(description="By output and label; null: the model has no truth."),
+    ]
 
 
 class ReleaseResponse(Document, kw_only=True):

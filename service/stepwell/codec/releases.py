@@ -44,15 +44,19 @@ _PERCENT: Final = {
 }
 
 
+_Limit = Annotated[float, Meta(ge=0)]
+
+
 class GateBody(Struct, kw_only=True, forbid_unknown_fields=True):
     """The limits of a release; a limit that is left out is no limit."""
 
     min_compared: Annotated[int, Meta(ge=0)] = 1000
-    max_abs: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    max_abs: dict[str, _Limit | dict[str, _Limit]] = {}
     max_disagree: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_non_finite: Annotated[int, Meta(ge=0)] | None = None
     max_lost: Annotated[int, Meta(ge=0)] | None = None
     max_run_ratio: Annotated[float, Meta(gt=0)] | None = None
+    max_error_ratio: Annotated[float, Meta(gt=0)] | None = None
 
 
 class ReleaseBody(Struct, kw_only=True, forbid_unknown_fields=True):

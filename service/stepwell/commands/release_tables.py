@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from stepwell.commands.error_table import error_table
 from stepwell.commands.tables import table
 from stepwell_client.wire.texts import counted
 
@@ -22,6 +23,8 @@ def release_view(release: Mapping[str, Any]) -> RenderableType:
     parts.append(_versions(release))
     if release["compared"]["outputs"]:
         parts.append(_differences(release))
+    if release["compared"]["error"] is not None:
+        parts.append(error_table(release["compared"]["error"]))
     return Group(*parts)
 
 
@@ -71,20 +74,26 @@ def _versions(release: Mapping[str, Any]) -> RenderableType:
 def _differences(release: Mapping[str, Any]) -> RenderableType:
     compared = release["compared"]
     left = f"{compared['lost']:,} lost, {compared['fell_back']:,} fell back, {compared['non_finite']:,} non-finite"
-    rows = [
-        (
-            name,
-            *(f"{found[field]:.3g}" for field in ("max_abs", "mean_abs", "p99_abs")),
-            "" if found["disagree"] is None else f"{100 * found['disagree']:.2f} %",
-        )
-        for name, found in compared["outputs"].items()
-    ]
+    rows = []
+    for name, found in compared["outputs"].items():
+        disagree = "" if found["disagree"] is None else f"{100 * found['disagree']:.2f} %"
+        rows.append((name, *_three(found), disagree))
+        rows += [(f"{name}[{label}]", *_three(one), "") for label, one in found["labels"].items()]
     title = f"{counted(compared['steps'], 'timestep')} compared; streams: {left}"
     return table(title, ("output", "max difference", "mean", "p99", "arg max differs"), rows)
 
 
+def _three(found: Mapping[str, Any]) -> list[str]:
+    return [f"{found[field]:.3g}" for field in ("max_abs", "mean_abs", "p99_abs")]
+
+
 def _limit(limit: Any) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in limit.items()) if isinstance(limit, dict) else f"{limit:g}"
+    if not isinstance(limit, dict):
+        return f"{limit:g}"
+    return ", ".join(
+        f"{name} ({_limit(value)})" if isinstance(value, dict) else f"{name} {_limit(value)}"
+        for name, value in limit.items()
+    )
 
 
 def _clock(seconds: float) -> str:

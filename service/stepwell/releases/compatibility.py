@@ -7,6 +7,8 @@ from typing import Final
 
 from stepwell.codec.releases import bad_release
 from stepwell.errors import ServiceError
+from stepwell.models.forecast_errors import truths_of
+from stepwell.models.labels import labels_of_outputs
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.models.translations import translation_file
@@ -76,7 +78,7 @@ async def publish_translation(models: ModelRegistry, old: ServedModel, new: Serv
 
 
 def check_gate(gate: Gate | None, new: ServedModel) -> None:
-    """Check that a gate names outputs of the candidate only.
+    """Check that a gate names outputs of the candidate only, and their labels, and that errors can be judged.
 
     Raises:
         ServiceError: `bad_release`.
@@ -86,6 +88,19 @@ def check_gate(gate: Gate | None, new: ServedModel) -> None:
     if unknown:
         bad_release(
             f"`gate` has a limit for {_listed(unknown)}; the outputs are {_listed(outputs)}.", "Name outputs only."
+        )
+    if gate is None:
+        return
+    labels = labels_of_outputs(new.manifest)
+    for output, limits in gate.max_abs.items():
+        if isinstance(limits, dict) and (unknown := sorted(limits.keys() - set(labels[output]))):
+            known = f"has the labels {_listed(labels[output])}" if labels[output] else "has no labels"
+            bad_release(f"`gate` has a limit for {_listed(unknown)} of {output!r}, which {known}.", "Name labels only.")
+    if gate.max_error_ratio is not None and not truths_of(new.manifest):
+        bad_release(
+            "`gate` has `max_error_ratio`, and nothing shows the truth of a prediction: the candidate has no feedback "
+            "rule, and no stage that learns from a truth.",
+            "Export the model with `--feedback OUTPUT=INPUT`, or leave `max_error_ratio` out.",
         )
 
 

@@ -57,19 +57,22 @@ class Gate(Struct, frozen=True):
 
     Attributes:
         min_compared: Compared timesteps before the limits are judged.
-        max_abs: Largest absolute difference, by output.
+        max_abs: Largest absolute difference, by output; or, by output, the largest one of each label.
         max_disagree: Share, 0 to 1, of timesteps whose arg max differs.
         max_non_finite: Timesteps with a non-finite prediction or state of the candidate.
         max_lost: Streams that left the trial because the candidate failed, in `shadow` or in `ramp`.
         max_run_ratio: Run time of the candidate, in run times of the current version.
+        max_error_ratio: Error of the candidate against the truth, in errors of the current version, of the worst label;
+            broken only if the whole 95 % interval over streams is above it.
     """
 
     min_compared: int = 1000
-    max_abs: dict[str, float] = {}
+    max_abs: dict[str, float | dict[str, float]] = {}
     max_disagree: float | None = None
     max_non_finite: int | None = None
     max_lost: int | None = None
     max_run_ratio: float | None = None
+    max_error_ratio: float | None = None
 
 
 class Ended(Struct, frozen=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from stepwell.releases.counters import TrialCounts, read_counts
+from stepwell.models.forecast_errors import figures
+from stepwell.releases.counters import OutputCounts, TrialCounts, read_counts
 from stepwell.releases.document import Gate
 from stepwell.store.transport.retry import deadline
 
@@ -61,10 +62,8 @@ def broken_limit(gate: Gate, counts: TrialCounts) -> str | None:
     """Return the first limit of a gate that is broken, as a sentence; None: none is, or too little was compared."""
     if counts.steps < gate.min_compared:
         return None
-    for output, limit in gate.max_abs.items():
-        found = counts.outputs.get(output)
-        if found is not None and found.max_abs > limit:
-            return f"The largest difference of {output!r} is {found.max_abs:.6g}; the limit is {limit:.6g}."
+    if (why := _broken_difference(gate, counts)) is not None:
+        return why
     if gate.max_disagree is not None:
         for output, found in counts.outputs.items():
             share = (found.disagree or 0) / max(counts.steps, 1)
@@ -78,4 +77,34 @@ def broken_limit(gate: Gate, counts: TrialCounts) -> str | None:
     old_s, new_s = counts.run_s
     if gate.max_run_ratio is not None and old_s > 0 and new_s / old_s > gate.max_run_ratio:
         return f"The candidate runs {new_s / old_s:.3g} times as long; the limit is {gate.max_run_ratio:.3g}."
+    return None if gate.max_error_ratio is None else _broken_error(gate.max_error_ratio, counts)
+
+
+def _broken_difference(gate: Gate, counts: TrialCounts) -> str | None:
+    for output, limit in gate.max_abs.items():
+        of_output = counts.outputs.get(output, OutputCounts())
+        limits = [(output, of_output, limit)] if not isinstance(limit, dict) else [
+            (f"{output}[{label}]", of_output.labels.get(label, OutputCounts()), most) for label, most in limit.items()
+        ]  # fmt: skip
+        for place, found, most in limits:
+            if found.max_abs > most:
+                return f"The largest difference of {place!r} is {found.max_abs:.6g}; the limit is {most:.6g}."
     return None
+
+
+def _broken_error(limit: float, counts: TrialCounts) -> str | None:
+    """Return what is wrong with the label in which the candidate is worst; None: no interval is above the limit."""
+    found = {
+        f"{output}[{label}]": errors
+        for output, labels in counts.errors.items()
+        for label, sums in labels.items()
+        if (errors := figures(sums)).low is not None and errors.low > limit
+    }
+    if not found:
+        return None
+    place = max(found, key=lambda place: found[place].ratio or 0.0)
+    worst = found[place]
+    return (
+        f"The error of {place!r} is {worst.candidate:.6g}, {worst.ratio:.4g} times that of the current version "
+        f"({worst.low:.4g} to {worst.high:.4g}, {worst.n:,} truths); the limit is {limit:.4g}."
+    )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from msgspec.structs import asdict
 
 from stepwell.codec.release_responses import (
     ComparisonResponse,
     EndedResponse,
+    ErrorComparison,
+    NumberComparison,
     OutputComparison,
     ReleaseResponse,
     Status,
     VersionStatus,
 )
+from stepwell.models.forecast_errors import SUMS, Truth, figures, truths_of
 from stepwell.models.registry import ModelRegistry
-from stepwell.releases.counters import TrialCounts
+from stepwell.releases.counters import OutputCounts, TrialCounts
 from stepwell.releases.document import ReleaseDocument, Trial
 from stepwell.releases.lookup import Releases
 from stepwell.releases.stream_counts import StreamCounts
@@ -61,7 +65,7 @@ def release_response(
         ended=None if trial is None else _ended(trial),
         versions=_versions(document, models, {} if streams is None else streams.of(document.model)),
         counted_at=None if streams is None else streams.counted_at,
-        compared=_compared(compared),
+        compared=_compared(compared, [] if trial is None else _truths(trial, models, document.model)),
         moved=sweep.moved,
         left=sweep.left,
     )
@@ -157,15 +161,28 @@ def _ended(trial: Trial) -> EndedResponse | None:
     return EndedResponse(how=trial.ended.how, why=trial.ended.why, at=trial.ended.at, candidate=trial.new.number)
 
 
-def _compared(counts: TrialCounts) -> ComparisonResponse:
+def _truths(trial: Trial, models: ModelRegistry, model: str) -> list[Truth]:
+    """Return the truths of a trial, as far as its versions are loaded here."""
+    halves = (models.by_fingerprint(model, half.fingerprint) for half in (trial.new, trial.old))
+    return truths_of(*(half.manifest for half in halves if half is not None))
+
+
+def _compared(counts: TrialCounts, truths: Sequence[Truth]) -> ComparisonResponse:
     outputs = {
         name: OutputComparison(
-            max_abs=found.max_abs,
-            mean_abs=found.sum_abs / found.numbers if found.numbers else 0.0,
-            p99_abs=found.quantile(0.99),
+            **_differences(found),
             disagree=None if found.disagree is None else found.disagree / max(counts.steps, 1),
+            labels={label: NumberComparison(**_differences(one)) for label, one in found.labels.items()},
         )
         for name, found in sorted(counts.outputs.items())
+    }
+    none = np.zeros(SUMS)
+    sums = {truth.output: dict.fromkeys(truth.labels, none) for truth in truths}
+    for name, labels in counts.errors.items():
+        sums[name] = sums.get(name, {}) | labels
+    errors = {
+        name: {label: ErrorComparison(**figures(one)._asdict()) for label, one in labels.items()}
+        for name, labels in sums.items()
     }
     return ComparisonResponse(
         steps=counts.steps,
@@ -173,4 +190,10 @@ def _compared(counts: TrialCounts) -> ComparisonResponse:
         fell_back=counts.fell_back,
         non_finite=counts.non_finite,
         outputs=outputs,
+        error=errors or None,
     )
+
+
+def _differences(found: OutputCounts) -> dict[str, float]:
+    mean = found.sum_abs / found.numbers if found.numbers else 0.0
+    return {"max_abs": found.max_abs, "mean_abs": mean, "p99_abs": found.quantile(0.99)}

@@ -1,9 +1,10 @@
-"""`stepwell backtest`: recorded streams through two models, and how far their outputs differ."""
+"""`stepwell backtest`: recorded streams through two models: how far their outputs differ, and which is more exact."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.backtest.picture import picture
 from stepwell.addons.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
+from stepwell.addons.backtest.truths import chosen_truths
 from stepwell.addons.recorded import open_data
 from stepwell.addons.recorded.flags import (
     DataFiles,
@@ -29,9 +31,11 @@ from stepwell.addons.recorded.flags import (
     left_out_in_words,
     row_rules,
 )
+from stepwell.commands.error_table import error_table
 from stepwell.commands.flags import check_ending, named_values
 from stepwell.commands.tables import Json, print_json, show, table
-from stepwell_client.wire.texts import counted
+from stepwell.models.labels import labels_of_outputs
+from stepwell_client.wire.texts import counted, listed
 from stepwell_export.runtime.files import write_atomically
 
 _LISTED = 10
@@ -53,7 +57,18 @@ def backtest(
     gap: RowGap = 60,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=ABS", help="The largest difference of an output that is allowed. Repeatable."),
+        typer.Option(
+            metavar="NAME=ABS",
+            help="The largest difference of an output, or of NAME[LABEL], that is allowed. Repeatable.",
+        ),
+    ] = None,
+    truth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=C,C", help="The columns of the truth of an output's numbers, in order. Repeatable."),
+    ] = None,
+    horizon: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="With --truth: the truth of a prediction is N rows later. Default: 1."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the differences.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in one run.")] = 1,
@@ -61,31 +76,35 @@ def backtest(
 ) -> None:
     """Run recorded streams through two models and compare their outputs; exit with 1 if one differs too much.
 
+    Both are also compared with the truth: the next input if the model has a feedback rule, or the columns of --truth.
     Each stream starts from the initial state of each model. NPZ files have an array `x:INPUT` of shape (N, T, ..)
     for each input.
     """
-    limits = _limits(limit)
     check_ending("--plot", plot, ".svg")
+    if horizon is not None and not truth:
+        raise typer.BadParameter("it is for the columns of --truth; a feedback rule's truth is 1 later.",
+                                 param_hint="--horizon")  # fmt: skip
     choice = column_choice(stream_column, time_column, time_unit, inputs)
     newer, older = load_models([new, against], threads)
     rules = row_rules(time_column, newer.manifest.every, order=order, every=every, take=take, fill=fill, gap=gap)
-    outputs, _ = compared_outputs(newer, older)
-    if unknown := sorted(limits.keys() - {spec.name for spec in outputs}):
-        raise typer.BadParameter(
-            f"there is no output {', '.join(unknown)} to compare; there are "
-            f"{', '.join(spec.name for spec in outputs)}.",
-            param_hint="--limit",
-        )
-    recorded = open_data(data, joint_inputs(newer, older), choice, rules)
+    specs, _ = compared_outputs(newer, older)
+    limits = _limits(limit, {spec.name: labels_of_outputs(newer.manifest)[spec.name] for spec in specs})
+    columns = {
+        name: [column.strip() for column in text.split(",")]
+        for name, text in named_values("--truth", truth or (), "NAME=COLUMN,COLUMN").items()
+    }
+    truths, more = chosen_truths(newer, older, specs, columns, 1 if horizon is None else horizon)
+    choice = replace(choice, inputs={**choice.inputs, **{spec.name: columns[name] for name, spec in more.items()}})
+    recorded = open_data(data, [*joint_inputs(newer, older), *more.values()], choice, rules)
     with data_progress() as progress:
         progress.start("checking the data", None)
         total = recorded.check(progress.advance)
         progress.start("running both models", total)
-        comparison = compare(newer, older, recorded, progress.advance)
+        comparison = compare(newer, older, recorded, progress.advance, truths=truths)
     title = f"{new} against {against}"
     if plot is not None:
         write_atomically(plot, picture(comparison, title, limits).encode())
-    beyond = [each for each in comparison.outputs if each.largest[0] > limits.get(each.name, math.inf)]
+    beyond = [each for each in _limited(comparison) if each.largest[0] > limits.get(each.name, math.inf)]
     if as_json:
         counts = {"late": recorded.n_late, "left_out": recorded.n_left_out}
         print_json(_report(comparison, new, against, limits, ok=not beyond) | counts)
@@ -103,9 +122,14 @@ def backtest(
         )
 
 
-def _limits(texts: Iterable[str] | None) -> dict[str, float]:
+def _limits(texts: Iterable[str] | None, outputs: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the limits by output, or by `NAME[LABEL]`."""
     limits = {}
+    known = [*outputs, *(f"{name}[{label}]" for name, labels in outputs.items() for label in labels)]
     for name, text in named_values("--limit", texts or (), "NAME=ABS").items():
+        if name not in known:
+            raise typer.BadParameter(f"there is no output {name} to compare; there are {listed(known)}.",
+                                     param_hint="--limit")  # fmt: skip
         try:
             limits[name] = float(text)
         except ValueError:
@@ -115,16 +139,25 @@ def _limits(texts: Iterable[str] | None) -> dict[str, float]:
     return limits
 
 
+def _limited(comparison: Comparison) -> Iterator[OutputDifferences]:
+    """Yield the outputs, each with its labels behind it."""
+    for each in comparison.outputs:
+        yield each
+        yield from each.labels.values()
+
+
 def _tables(comparison: Comparison, title: str, limits: dict[str, float]) -> Iterator[Any]:
     rows = [
         (each.name, _number(each.largest[0]), _where(each, comparison), f"{each.mean:.3g}", _number(each.p99),
          "-" if each.disagree is None else f"{each.disagree / each.timesteps:.2%}", f"{each.non_finite:,}",
          f"{limits[each.name]:g}" if each.name in limits else "-")
-        for each in comparison.outputs
+        for each in _limited(comparison)
     ]  # fmt: skip
     columns = ("output", "largest", "at", "mean", "p99", "disagree", "non-finite", "limit")
     yield f"{title}: {comparison.timesteps:,} timesteps of {counted(len(comparison.streams), 'stream')}"
     yield table("Differences", columns, rows)
+    if errors := _errors(comparison):
+        yield error_table(errors)
     if worst := comparison.worst(_LISTED):
         largest = {each.name: each.of_streams(len(comparison.streams)) for each in comparison.outputs}
         yield "Streams that differ most"
@@ -155,16 +188,24 @@ def _report(comparison: Comparison, new: Path, old: Path, limits: dict[str, floa
         "streams": n_streams,
         "timesteps": comparison.timesteps,
         "ok": ok,
-        "outputs": {each.name: _output(each, comparison, limits.get(each.name)) for each in comparison.outputs},
+        "outputs": {each.name: _output(each, comparison, limits) for each in comparison.outputs},
         "worst": [
             {"stream": comparison.streams[code], "max_abs": {name: _finite(v[code]) for name, v in largest.items()}}
             for code in comparison.worst(_LISTED)
         ],
         "not_compared": comparison.not_compared,
+        "error": _errors(comparison),
     }
 
 
-def _output(each: OutputDifferences, comparison: Comparison, limit: float | None) -> dict[str, Any]:
+def _errors(comparison: Comparison) -> dict[str, Any] | None:
+    """Return the errors by output and label, as a release has them; None: there is no truth."""
+    return {
+        name: {label: found._asdict() for label, found in labels.items()} for name, labels in comparison.errors.items()
+    } or None
+
+
+def _output(each: OutputDifferences, comparison: Comparison, limits: Mapping[str, float]) -> dict[str, Any]:
     difference, code, step = each.largest
     return {
         "max_abs": _finite(difference),
@@ -173,13 +214,18 @@ def _output(each: OutputDifferences, comparison: Comparison, limit: float | None
         "disagree": None if each.disagree is None else each.disagree / each.timesteps,
         "non_finite": each.non_finite,
         "at": {"stream": comparison.streams[code], "step": step} if difference else None,
-        "limit": limit,
+        "limit": limits.get(each.name),
+        "labels": {label: _label(found, limits.get(found.name)) for label, found in each.labels.items()},
         "over_time": [
             {"from": span.first, "to": span.last, "timesteps": span.timesteps, "p50_abs": _finite(span.p50),
              "p90_abs": _finite(span.p90), "max_abs": _finite(span.largest)}
             for span in each.over_time.spans()
         ],
     }  # fmt: skip
+
+
+def _label(each: OutputDifferences, limit: float | None) -> dict[str, Any]:
+    return {"max_abs": _finite(each.largest[0]), "mean_abs": each.mean, "p99_abs": _finite(each.p99), "limit": limit}
 
 
 def _finite(value: float) -> float | None:

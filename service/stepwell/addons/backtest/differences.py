@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from stepwell.addons.backtest.histogram import N_BINS, OverTime, bins_of, quantile
@@ -20,10 +22,12 @@ class OutputDifferences:
         non_finite: Timesteps in which only one of the models gave finite numbers.
         disagree: Timesteps whose largest number is at another index; None for an output of one number.
         largest: The largest difference, and the code of the stream and the step where it is.
+        labels: The same of each number that has a label.
     """
 
-    def __init__(self, name: str, row_size: int) -> None:
+    def __init__(self, name: str, row_size: int, labels: Sequence[str] = ()) -> None:
         self.name = name
+        self.labels = {label: OutputDifferences(f"{name}[{label}]", 1) for label in labels}
         self.over_time = OverTime()
         self.timesteps = 0
         self.non_finite = 0
@@ -63,6 +67,8 @@ class OutputDifferences:
         if of_timestep[at] > self.largest[0]:
             self.largest = float(of_timestep[at]), int(codes[at[0]]), int(steps[at])
         self._add_streams(codes, of_timestep.max(axis=1))
+        for i, each in enumerate(self.labels.values()):
+            each.add(codes, steps, a[..., i], b[..., i])
 
     @property
     def mean(self) -> float:

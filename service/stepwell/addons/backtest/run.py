@@ -1,15 +1,17 @@
-"""`compare`: runs two models over recorded streams, in chunks, and compares their outputs."""
+"""`compare`: runs two models over recorded streams, in chunks, and compares their outputs, also with the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.recorded import Block, RecordedData, gathered
+from stepwell.models.forecast_errors import ErrorFigures, StreamErrors, Truth, figures
+from stepwell.models.labels import labels_of_outputs
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, InputSpec, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
@@ -32,12 +34,14 @@ class Comparison:
         timesteps: Timesteps that both models ran.
         outputs: The differences of each compared output.
         not_compared: Outputs that only one model has, or that are random.
+        errors: How far both models were from the truth, by output and label; empty: there is no truth.
     """
 
     streams: list[str]
     timesteps: int
     outputs: list[OutputDifferences]
     not_compared: list[str]
+    errors: dict[str, dict[str, ErrorFigures]] = field(default_factory=dict)
 
     def worst(self, most: int) -> list[int]:
         """Return the codes of the streams that differ most, the first one most, without those that do not differ."""
@@ -94,7 +98,12 @@ def compared_outputs(new: StepModel, old: StepModel) -> tuple[list[OutputSpec], 
 
 
 def compare(
-    new: StepModel, old: StepModel, data: RecordedData, advance: Callable[[int], None] = lambda _timesteps: None
+    new: StepModel,
+    old: StepModel,
+    data: RecordedData,
+    advance: Callable[[int], None] = lambda _timesteps: None,
+    *,
+    truths: Sequence[Truth] = (),
 ) -> Comparison:
     """Run both models over all streams from their initial states.
 
@@ -103,6 +112,7 @@ def compare(
         old: The other.
         data: The timesteps, with the inputs of `joint_inputs`.
         advance: Called with the number of timesteps that were compared since the last call.
+        truths: Where the truths of outputs are from: inputs of the models, or others that the data has.
 
     Raises:
         BacktestError: The models cannot be compared.
@@ -110,7 +120,10 @@ def compare(
         RecordedDataError: The data cannot be read.
     """
     specs, not_compared = compared_outputs(new, old)
-    differences = [OutputDifferences(spec.name, spec.row_size) for spec in specs]
+    labels = labels_of_outputs(new.manifest)
+    differences = [OutputDifferences(spec.name, spec.row_size, labels[spec.name]) for spec in specs]
+    judged = [StreamErrors(truth) for truth in truths]
+    sums = {truth.output: np.zeros((len(truth.labels), 7)) for truth in truths}
     runs = [_Run(new), _Run(old)]
     seen = np.zeros(0, np.int64)  # timesteps of each stream so far
     timesteps = 0
@@ -123,10 +136,15 @@ def compare(
                 steps = seen[block.codes, None] + np.arange(1, length + 1)
                 for each in differences:
                     each.add(block.codes, steps, ours[each.name], theirs[each.name])
+                for errors in judged:
+                    name = errors.truth.output
+                    errors.grow(len(data.streams))
+                    sums[name] += errors.add(block.codes, block.inputs, theirs[name], ours[name])
                 seen[block.codes] += length
                 timesteps += block.size
                 advance(block.size)
-    return Comparison(list(data.streams), timesteps, differences, not_compared)
+    found = {truth.output: dict(zip(truth.labels, map(figures, sums[truth.output]), strict=True)) for truth in truths}
+    return Comparison(list(data.streams), timesteps, differences, not_compared, found)
 
 
 class _Run:

@@ -14,6 +14,7 @@ from stepwell.engine.protocol.replay import several
 from stepwell.engine.stepping.record_cache import CachedRecord
 from stepwell.engine.stepping.records import Records
 from stepwell.engine.stepping.responding import responding_versions
+from stepwell.engine.trials.errors import Followed
 from stepwell.engine.watch.commit_events import CandidateOutputs
 from stepwell.errors import ServiceError, not_a_record
 from stepwell.models.pair_state import pair_rows
@@ -67,6 +68,7 @@ class NextRecords(NamedTuple):
         order: Of which row each commit is.
         output: Their predictions.
         beside: Of a pair, what its run returned beside the predictions.
+        followed: Of a pair, which histories its rows continue; None: they begin again.
         responding: The versions that responded; None: that of the model, as before.
         created: Which of the rows, by their index, create their streams.
         one: Instead of headers and sources, the record of a single timestep as it is cached then.
@@ -77,6 +79,7 @@ class NextRecords(NamedTuple):
     order: Sequence[int]
     output: BatchOutput
     beside: Beside | None = None
+    followed: Followed | None = None
     responding: Responding | None = None
     created: frozenset[int] = frozenset()
     one: CachedRecord | None = None
@@ -94,6 +97,7 @@ class NextRecords(NamedTuple):
                 [output.state_ids[i] for i in rows],
             ),
             None if self.beside is None else self.beside.select(rows),
+            None if self.followed is None else self.followed.select(rows),
             None if self.responding is None else self.responding.select(rows),
             frozenset([j for j, i in enumerate(rows) if i in self.created]),
         )
@@ -130,7 +134,7 @@ class Committer:
         if records.one is not None and not self._interests.has_interest(name):
             found = self._next_of_one(records, records.one, run)
         else:
-            found = self._next_records(records.in_columns(), run)
+            found = self._next_records(records.in_columns(), inputs, run)
             if (
                 found.created
                 or batch.lifecycle in STARTS
@@ -190,7 +194,7 @@ class Committer:
         commits = [Commit(batch.names[0], header[GUARD_AT], record)]
         return NextRecords(records, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one)
 
-    def _next_records(self, records: Records, run: BatchRun) -> NextRecords:
+    def _next_records(self, records: Records, inputs: Mapping[str, Array], run: BatchRun) -> NextRecords:
         """Return the next records.
 
         Most are encoded together. Those of another length or kind become a list of commits: with positions of sources
@@ -215,7 +219,9 @@ class Committer:
             )
         ]
         parts[0].guards[:] = guard[part]
+        before = headers["history_hash"].copy() if run.beside is not None and batch.lifecycle not in STARTS else None
         history_hashes = self._advance_headers(records, op_ids, own, responding)
+        followed = None if before is None else Followed(names, before, headers["history_hash"].copy(), inputs)
         if section is not None:
             headers["flags"][part] |= np.uint32(version_flags(self._served.version))
         if usual:
@@ -240,7 +246,7 @@ class Committer:
         output = BatchOutput(outputs, headers["step"].tolist(), history_hashes)
         records = records._replace(states=states, sources=sources)
         order = [*usual, *alike, *others] if own else usual
-        return NextRecords(records, commits, order, output, run.beside, responding, frozenset(created))
+        return NextRecords(records, commits, order, output, run.beside, followed, responding, frozenset(created))
 
     @staticmethod
     def _is_alike(row: QueuedStep) -> bool:
@@ -419,7 +425,7 @@ class Committer:
             return
         names = records.of(batch.names, records.at)
         if beside is not None:
-            self._comparison.add(self._served, beside, records.states)
+            self._comparison.add(self._served, beside, records.states, found.followed)
         if batch.lifecycle in ENDS:
             for name in names:
                 self._cache.drop(name)

@@ -12,7 +12,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from stepwell.engine.packing import all_true
+from stepwell.engine.trials.errors import TrialErrors
 from stepwell.errors import ServiceError
+from stepwell.models.forecast_errors import truths_of
+from stepwell.models.labels import labels_of_outputs
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
 from stepwell.releases.counters import TrialCounts, add_counts
@@ -21,6 +24,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.trials.errors import Followed
     from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.models.served import ServedModel
     from stepwell.releases.moves import Move
@@ -88,6 +92,7 @@ class Beside(NamedTuple):
 @dataclass(slots=True)
 class _Collected:
     counts: TrialCounts = field(default_factory=TrialCounts)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     answers: dict[str, list[Array]] = field(default_factory=dict)
     others: dict[str, list[Array]] = field(default_factory=dict)
     buffered: int = 0
@@ -100,7 +105,8 @@ class _Collected:
     def compare(self) -> None:
         """Compare what is buffered."""
         for name, parts in self.answers.items():
-            self.counts.compare(name, np.concatenate(parts), np.concatenate(self.others[name]))
+            labels = self.labels.get(name, ())
+            self.counts.compare(name, np.concatenate(parts), np.concatenate(self.others[name]), labels)
         self.answers, self.others, self.buffered = {}, {}, 0
 
 
@@ -119,17 +125,19 @@ class TrialComparison:
         self._observer = observer
         self._collected: dict[tuple[str, int], _Collected] = {}
         self._sending: dict[tuple[str, int], tuple[TrialCounts, int]] = {}
+        self._errors: dict[tuple[str, int], tuple[TrialErrors, Mapping[str, Sequence[str]]]] = {}
         self._n_additions = 0
         self._run_s = WeakKeyDictionary[PairedModel, tuple[float, float]]()  # a pair is not kept for its counts
         self._worker = secrets.token_hex(8)
 
-    def add(self, served: ServedModel, beside: Beside, states: Array) -> None:
+    def add(self, served: ServedModel, beside: Beside, states: Array, followed: Followed | None) -> None:
         """Count the rows of a pair that were committed.
 
         Args:
             served: The pair.
             beside: What its run returned.
             states: The packed states after it, `(rows, bytes)` uint8.
+            followed: What the rows follow; None: they begin again, and show no truth.
         """
         plan, model = self._plans.plan(served.name), served.step_model
         trial = None if plan is None else plan.document.running
@@ -137,7 +145,8 @@ class TrialComparison:
             return
         if (trial.old.fingerprint, trial.new.fingerprint) != (model.old.fingerprint, model.new.fingerprint):
             return
-        collected = self._collected.setdefault((served.name, trial.revision), _Collected())
+        errors, labels = self._judge(served.name, trial.revision, model)
+        collected = self._collected.setdefault((served.name, trial.revision), _Collected(labels=labels))
         is_of_trial = pair_rows(states)["trial"] == trial.revision
         compared = beside.compared & is_of_trial[:, None]
         if all_true(compared):  # the usual case: no row has failed, or is of another trial
@@ -150,12 +159,25 @@ class TrialComparison:
             n_responding = int(np.count_nonzero(beside.compared))
             for name, array in beside.answers.items() if n_compared else ():
                 collected.buffer(name, array[compared], beside.others[name][compared])
+        if followed is not None:
+            pair = (beside.others, beside.answers) if model.mode == "ramp" else (beside.answers, beside.others)
+            for truth, sums in errors.add(followed, *pair, compared):
+                collected.counts.add_errors(truth.output, truth.labels, sums)
         collected.counts.steps += n_compared
         collected.buffered += n_compared
         self._count_roles(served, model, compared.size, n_responding)
         self._count_run_s(model, collected.counts)
         if collected.buffered >= _MAX_BUFFERED:
             collected.compare()
+
+    def _judge(self, name: str, trial: int, model: PairedModel) -> tuple[TrialErrors, Mapping[str, Sequence[str]]]:
+        """Return the errors of a trial, and the labels of its outputs; those of earlier trials are dropped."""
+        if (found := self._errors.get((name, trial))) is None:
+            for key in [key for key in self._errors if key[0] == name]:
+                del self._errors[key]
+            new, old = model.new.manifest, model.old.manifest
+            found = self._errors[name, trial] = TrialErrors(truths_of(new, old)), labels_of_outputs(new)
+        return found
 
     def _count_failed(
         self, served: ServedModel, model: PairedModel, counts: TrialCounts, failed: Array, length: int

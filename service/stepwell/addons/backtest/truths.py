@@ -1,0 +1,50 @@
+"""`chosen_truths`: where a backtest has the truth of each output from: columns that were named, else the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stepwell.addons.backtest.run import BacktestError
+from stepwell.models.forecast_errors import Truth, truth_of_column, truths_of
+from stepwell.models.labels import labels_of_outputs
+from stepwell_client.wire.texts import counted, listed
+from stepwell_export.runtime.manifest import InputSpec, OutputSpec
+from stepwell_export.runtime.step_model import StepModel
+
+
+def chosen_truths(
+    new: StepModel, old: StepModel, outputs: Sequence[OutputSpec], columns: Mapping[str, Sequence[str]], horizon: int
+) -> tuple[list[Truth], dict[str, InputSpec]]:
+    """Return the truths, and what the data must have for them beside the inputs: the columns' names by a spec.
+
+    Args:
+        new: The model that is tried.
+        old: The one that it is compared with.
+        outputs: The outputs that are compared.
+        columns: The columns of a truth by output.
+        horizon: After how many timesteps these columns have the truth of a prediction.
+
+    Raises:
+        BacktestError: There is no such output, or it has another number of numbers than columns.
+    """
+    by_name = {spec.name: spec for spec in outputs}
+    labels = labels_of_outputs(new.manifest)
+    truths = {truth.output: truth for truth in truths_of(new.manifest, old.manifest) if truth.output in by_name}
+    specs: dict[str, InputSpec] = {}
+    for name, given in columns.items():
+        if name not in by_name:
+            raise BacktestError(
+                f"`--truth` names {name!r}; the outputs that can be compared are {listed(list(by_name))}.",
+                fix="Use the name of an output.",
+            )
+        spec = by_name[name]
+        if len(given) != spec.row_size:
+            raise BacktestError(
+                f"`--truth` gives {name!r} {counted(len(given), 'column')}; it has {counted(spec.row_size, 'number')}.",
+                fix="Name one column for each number, in order.",
+            )
+        # not the name of an input: the data may have one that is called as the output
+        read = f"truth of {name}"
+        specs[name] = InputSpec(name=read, dtype="float64", shape=[spec.row_size], missing="nan")
+        truths[name] = truth_of_column(spec, labels[name], read, horizon)
+    return [truths[name] for name in by_name if name in truths], specs

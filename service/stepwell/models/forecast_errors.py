@@ -1,0 +1,258 @@
+"""Errors of two versions against the truth: what came after each prediction, and how far each version was from it.
+
+The truth of an output is the next input, as the model's feedback rule maps it, the truth of a stage that learns, or a
+column of recorded data. A release and a backtest use the same functions, so that their figures are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from stepwell.models.labels import labels_of_outputs
+from stepwell_export.runtime.feedback import Rule, rules_of
+from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
+
+MOST_LABELS: Final = 100
+"""An output with more numbers has one figure, under its own name."""
+
+_T95: Final = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+_Z95: Final = 1.959964
+
+N, STREAMS, CURRENT, CANDIDATE, CURRENT_2, CANDIDATE_2, PRODUCT = range(7)
+"""The columns of sums, `(labels, 7)` float64: truths; streams; the absolute errors of the current version and of the
+candidate; and over the streams, the sum of the squares and of the product of a stream's own two sums."""
+
+SUMS: Final = 7
+"""How many sums a label has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Where the truth of an output is from.
+
+    Attributes:
+        output: The output.
+        labels: The names of its numbers, or its own name if it has too many.
+        horizon: After how many timesteps the truth of a prediction comes.
+        read: Returns what a timestep's inputs, `(rows, T, *row)` by name, show of the prediction `horizon` timesteps
+            before it, `(rows, T, numbers)` float64; NaN where nothing is known.
+    """
+
+    output: str
+    labels: tuple[str, ...]
+    horizon: int
+    read: Callable[[Mapping[str, Array]], Array]
+
+
+class ErrorFigures(NamedTuple):
+    """How far both versions were from the truth in one number of an output.
+
+    Attributes:
+        current: The mean absolute error of the current version; None: there was no truth yet.
+        candidate: That of the candidate.
+        ratio: The candidate's as a multiple of the other one; None: that is 0.
+        low: The lower end of the 95 % interval of the ratio over streams; None: there are fewer than two streams.
+        high: The upper end.
+        n: Truths that both were compared with.
+    """
+
+    current: float | None
+    candidate: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def figures(sums: Array) -> ErrorFigures:
+    """Return the figures of one label from its sums, `(7,)`.
+
+    The ratio is that of the sums over all streams. Its interval is that of the logarithm of a ratio of means over
+    independent streams, with Student's t for as many streams as there are.
+
+    Source: W. G. Cochran, Sampling Techniques, 3rd edition, section 6.4.
+    """
+    n, streams = round(float(sums[N])), round(float(sums[STREAMS]))
+    if not n:
+        return ErrorFigures(None, None, None, None, None, 0)
+    current, candidate = float(sums[CURRENT]), float(sums[CANDIDATE])
+    ratio = candidate / current if current > 0 else None
+    low = high = None
+    if ratio is not None and streams > 1:
+        squares = float(sums[CANDIDATE_2] - 2 * ratio * sums[PRODUCT] + ratio * ratio * sums[CURRENT_2])
+        error = math.sqrt(max(squares, 0.0) * streams / (streams - 1)) / current
+        spread = student_95(streams - 1) * error / ratio if ratio > 0 else 0.0
+        low, high = ratio * math.exp(-min(spread, 700.0)), ratio * math.exp(min(spread, 700.0))
+    return ErrorFigures(current / n, candidate / n, ratio, low, high, n)
+
+
+def student_95(df: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t distribution, to 1e-3.
+
+    Source: Abramowitz and Stegun, 26.7.5.
+    """
+    if df <= len(_T95):
+        return _T95[df - 1]
+    z = _Z95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + math.fsum(term / df ** float(k + 1) for k, term in enumerate(terms))
+
+
+class StreamErrors:
+    """The errors of one output, of streams in numbered slots.
+
+    Args:
+        truth: Where the truth is from.
+        slots: How many streams there are; `grow` adds some.
+    """
+
+    def __init__(self, truth: Truth, slots: int = 0) -> None:
+        self.truth = truth
+        self._pending = np.zeros((0, truth.horizon, 0, 2))
+        self._sums = np.zeros((0, len(truth.labels), 3))
+        self._size = 0
+        self._slots = slots
+
+    def grow(self, slots: int) -> None:
+        """Have at least so many slots."""
+        self._slots = max(self._slots, slots)
+
+    def forget(self, slots: Array, *, sums: bool = False) -> None:
+        """Drop the predictions of streams whose truth has not come, and with `sums` all that was counted of them."""
+        slots = slots[slots < len(self._sums)]
+        self._pending[slots] = np.nan
+        if sums:
+            self._sums[slots] = 0
+
+    def add(self, slots: Array, inputs: Mapping[str, Array], current: Array, candidate: Array) -> Array:
+        """Consume timesteps that follow those before, and return what they add to the sums, `(labels, SUMS)`.
+
+        Args:
+            slots: The streams, `(rows,)`, each once.
+            inputs: `(rows, T, *row)` by name.
+            current: The predictions of the current version, `(rows, T, *row)`; NaN: not to be judged.
+            candidate: Those of the candidate.
+        """
+        rows, length = current.shape[:2]
+        predicted = np.stack([current.reshape(rows, length, -1), candidate.reshape(rows, length, -1)], -1)
+        predicted = predicted.astype(np.float64)
+        self._allocate(predicted.shape[2])
+        joined = np.concatenate([self._pending[slots], predicted], axis=1)
+        self._pending[slots] = joined[:, length:]
+        errors = np.abs(joined[:, :length] - self.truth.read(inputs)[..., None])
+        known = np.isfinite(errors).all(axis=-1)
+        errors = np.where(known[..., None], errors, 0.0)
+        added = np.concatenate([known.sum(axis=1)[..., None], errors.sum(axis=1)], axis=-1)
+        if len(self.truth.labels) != added.shape[1]:
+            added = added.sum(axis=1, keepdims=True)
+        before = self._sums[slots]
+        after = before + added
+        self._sums[slots] = after
+        columns = [added[..., 0], (before[..., 0] == 0) & (after[..., 0] > 0), added[..., 1], added[..., 2]]
+        columns += [
+            after[..., i] * after[..., j] - before[..., i] * before[..., j] for i, j in ((1, 1), (2, 2), (1, 2))
+        ]
+        return np.stack([column.sum(axis=0) for column in columns], axis=-1)
+
+    def _allocate(self, numbers: int) -> None:
+        if len(self._sums) >= self._slots and self._size == numbers:
+            return
+        more = max(self._slots, 2 * len(self._sums)) - len(self._sums)
+        horizon = self.truth.horizon
+        pending = np.full((more, horizon, numbers, 2), np.nan)
+        self._pending = np.concatenate([self._pending, pending]) if self._size else pending
+        self._sums = np.concatenate([self._sums, np.zeros((more, *self._sums.shape[1:]))])
+        self._size = numbers
+
+
+def truths_of(*manifests: Manifest) -> list[Truth]:
+    """Return the truths that inputs have, one for each output at most: by feedback rules, else by stages that learn.
+
+    Args:
+        manifests: Of versions of one model; the first one that has a truth of an output decides.
+    """
+    found: dict[str, Truth] = {}
+    for manifest in manifests:
+        labels = labels_of_outputs(manifest)
+        for rule in rules_of(manifest.feedback, manifest):
+            if (truth := _of_rule(rule, labels[rule.output.name])) is not None:
+                found.setdefault(rule.output.name, truth)
+        for spec in manifest.answered:
+            if (truth := _of_stage(spec, manifest, labels)) is not None:
+                found.setdefault(truth.output, truth)
+    return list(found.values())
+
+
+def truth_of_column(spec: OutputSpec, labels: Sequence[str], name: str, horizon: int) -> Truth:
+    """Return the truth that a column, or an array, of recorded data is.
+
+    Args:
+        spec: The output.
+        labels: The names of its numbers; empty: it has none.
+        name: The name under which the data has it, as an input of the output's shape.
+        horizon: After how many timesteps the truth of a prediction comes; 0: in the same one.
+    """
+
+    def read(inputs: Mapping[str, Array]) -> Array:
+        return _numbers(inputs[name])
+
+    return Truth(spec.name, _labels(spec, labels), horizon, read)
+
+
+def _of_rule(rule: Rule, labels: Sequence[str]) -> Truth | None:
+    name, numbers = rule.input.name, rule.output.row_size
+    if rule.draw is not None and rule.draw.logits:
+        return None
+
+    def value(inputs: Mapping[str, Array]) -> Array:
+        found = inputs[name].astype(np.float64)
+        offset = 0.0 if rule.offset is None else rule.offset
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _numbers((found - offset) / (1.0 if rule.scale is None else rule.scale))
+
+    def chosen(inputs: Mapping[str, Array]) -> Array:
+        """Return 1 for the class that came, which had a probability."""
+        came = _numbers(inputs[name])
+        if rule.makes == "one_hot":
+            return np.where(came == 1, 1.0, np.nan)
+        return np.where(came == np.arange(numbers), 1.0, np.nan)
+
+    return Truth(rule.output.name, _labels(rule.output, labels), 1, value if rule.makes == "value" else chosen)
+
+
+def _of_stage(spec: OutputSpec, manifest: Manifest, labels: Mapping[str, Sequence[str]]) -> Truth | None:
+    """Return the truth of a readout, or of the prediction that an interval is around; None: there is none."""
+    stage = spec.stage
+    if stage is None or stage.truth is None:
+        return None
+    judged = spec.name if stage.kind == "Readout" else stage.of
+    output = next((one for one in manifest.answered if one.name == judged), None)
+    name, place = stage.truth_place
+    if output is None or name not in {one.name for one in manifest.inputs}:
+        return None
+
+    def read(inputs: Mapping[str, Array]) -> Array:
+        came = _numbers(inputs[name])
+        return came if place is None else came[..., place : place + 1]
+
+    return Truth(output.name, _labels(output, labels[output.name]), stage.horizon, read)
+
+
+def _labels(spec: OutputSpec, labels: Sequence[str]) -> tuple[str, ...]:
+    if spec.row_size > MOST_LABELS:
+        return (spec.name,)
+    return tuple(labels) or tuple(str(n) for n in range(spec.row_size))
+
+
+def _numbers(array: Array) -> Array:
+    """Return inputs `(rows, T, *row)` as `(rows, T, numbers)` float64."""
+    return array.reshape(*array.shape[:2], -1).astype(np.float64)
