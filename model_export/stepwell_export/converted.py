@@ -38,7 +38,7 @@ from stepwell_export.verify.tolerance import Tolerance
 if TYPE_CHECKING:
     import onnx
 
-    from stepwell_export.verify.chunk_choice import ChunkChoice
+    from stepwell_export.verify.report import ChunkChoice
 
 _OF_NONE = (
     "Nothing was written. Let the original give a number there, as by torch.nan_to_num(x[:, 7:].mean(1)) or "

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.chunk.graph import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.dynamic import dynamic_graphs, dynamic_manifest
 from stepwell_export.runtime.batch_independence import nearly_equal
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of

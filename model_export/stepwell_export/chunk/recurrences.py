@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError
-from stepwell_export.chunk.builder import ranked
+from stepwell_export.chunk.branch import ranked
 from stepwell_export.chunk.fused_rnn import emit_operators
 from stepwell_export.chunk.ring_buffers import emit_window
 from stepwell_export.chunk.running_sums import emit_sum

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.chunk.analysis import Loop
-from stepwell_export.chunk.builder import LENGTHS, ChunkBuilder
+from stepwell_export.chunk.branch import LENGTHS, ChunkBuilder
 
 if TYPE_CHECKING:
     from stepwell_export.chunk.vectorize import Vectorizer

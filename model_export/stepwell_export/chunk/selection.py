@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell_export.chunk.analysis import NoChunkError
-from stepwell_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
+from stepwell_export.chunk.dynamic import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
 from stepwell_export.graph.decompose_rnn import decompose_rnn
 from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import InternalError, ModelLoadError
@@ -17,7 +17,7 @@ from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.memory import release
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.structure.rows import rows_of_step
-from stepwell_export.verify.chunk_choice import ChunkChoice, Timing
+from stepwell_export.verify.report import ChunkChoice, Timing
 
 if TYPE_CHECKING:
     import onnx

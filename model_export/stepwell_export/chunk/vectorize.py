@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 import onnx
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
-from stepwell_export.chunk.builder import PREFIX, ChunkBuilder
+from stepwell_export.chunk.branch import PREFIX, ChunkBuilder
 from stepwell_export.chunk.recurrences import emit_loop
 from stepwell_export.chunk.ring_buffers import Window, pick
 from stepwell_export.graph.nodes import renamed, uses

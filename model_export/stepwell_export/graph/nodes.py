@@ -1,4 +1,4 @@
-"""What a node takes and what its bodies take from outside, and nodes under other names of tensors.
+"""What a node takes and what its bodies take from outside; nodes under other names; the part of a graph that is needed.
 
 The bodies of a node are the branches of an If, and the body of a Loop or Scan. Needs no onnx package.
 """
@@ -6,7 +6,10 @@ The bodies of a node are the branches of an If, and the body of a Loop or Scan. 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def read_opset(model: Any) -> int:
@@ -155,3 +158,30 @@ def _text(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return [_text(item) for item in value] if isinstance(value, list) else value
+
+
+def only_needed(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
+    """Return a copy of a model that gives one tensor, with the nodes and weights that it follows from alone.
+
+    Its inputs stay as they are.
+    """
+    made, graph = type(model)(), model.graph
+    made.ir_version, made.graph.name = model.ir_version, graph.name
+    made.opset_import.extend(model.opset_import)
+    made.functions.extend(model.functions)
+    needed, kept = {tensor}, []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            kept.append(node)
+            needed.update(uses(node))
+    made.graph.node.extend(reversed(kept))
+    made.graph.input.extend(graph.input)
+    for value in graph.initializer:
+        if value.name in needed:
+            made.graph.initializer.add().CopyFrom(value)
+    made.graph.sparse_initializer.extend(sparse for sparse in graph.sparse_initializer if sparse.values.name in needed)
+    own = {value.name: value for value in graph.output}
+    made.graph.output.extend([own[tensor]] if tensor in own else [])
+    if tensor not in own:
+        made.graph.output.add(name=tensor)
+    return made

@@ -9,8 +9,21 @@ from onnx import numpy_helper
 
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.dataflow import in_order
-from stepwell_export.graph.forms import Axes, FormedTensor, Sizes, TensorForms, matched_axes, wide_axes
-from stepwell_export.graph.needed_axes import ALONG, AXES_INPUT, ELEMENTWISE, LAYOUT, OF_ONE, is_joint, needed_axes
+from stepwell_export.graph.forms import (
+    ALONG,
+    AXES_INPUT,
+    ELEMENTWISE,
+    LAYOUT,
+    OF_ONE,
+    Axes,
+    FormedTensor,
+    Sizes,
+    TensorForms,
+    is_joint,
+    matched_axes,
+    needed_axes,
+    wide_axes,
+)
 from stepwell_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.runtime.manifest import StateSpec

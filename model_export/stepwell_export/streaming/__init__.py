@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stepwell_export.arguments import check_axes, check_length, check_name
@@ -66,7 +65,6 @@ def convert(
     _check_source(source)
 
     from stepwell_export.streaming.axes.vocabulary import vocabularies
-    from stepwell_export.streaming.reference import activations
     from stepwell_export.streaming.step import make_step
     from stepwell_export.verify.onnx_original import OnnxOriginal
 
@@ -94,7 +92,7 @@ def convert(
             constants=constants,
         )
         against = against or file.against
-        probe = partial(activations, step)
+        probe = step.activations
         observer = file.observe
     if not samplers:
         constant = [layout.name for layout in step.inputs.external if layout.time is None]

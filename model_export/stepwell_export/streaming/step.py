@@ -16,6 +16,8 @@ from stepwell_export.graph.equal_states import without_equal_states
 from stepwell_export.graph.nodes import all_nodes, uses
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_unit_axes
+from stepwell_export.graph_session import GraphSession
+from stepwell_export.localize import Activation
 from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from stepwell_export.runtime.memory import release
@@ -23,22 +25,24 @@ from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.shared_weights import with_weights_outside
 from stepwell_export.streaming.answers import declare_outputs, in_layout, row_spec
 from stepwell_export.streaming.axes.axis_search import find_inputs
-from stepwell_export.streaming.axes.inputs import SequenceInputs
+from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs
 from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
-from stepwell_export.streaming.axes.opened import is_written, opened_graphs
+from stepwell_export.streaming.axes.open_length import is_written, opened_graphs
+from stepwell_export.streaming.axes.rewrites import (
+    with_newer_operators,
+    with_squeeze_axes,
+    without_known_branches,
+)
 from stepwell_export.streaming.axes.runs import TensorRuns
-from stepwell_export.streaming.axes.sequence_rows import is_for_one_row, rows_of_sequence
-from stepwell_export.streaming.axes.sizes import FEW, LENGTHS
-from stepwell_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
-from stepwell_export.streaming.normal_form.load import Declared, load_graph
+from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
-from stepwell_export.streaming.opset import with_newer_operators
 from stepwell_export.streaming.rules.attention import attention_scores
 from stepwell_export.streaming.rules.elementwise import by_timestep
 from stepwell_export.streaming.rules.loops import turns_with_time
 from stepwell_export.streaming.rules.table import RULES, takes_refused
 from stepwell_export.streaming.tensor import StepTensor
 from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.structure.rows import RowsVerdict, read_rows
 from stepwell_export.structure.rows_verdict import mixed_rows
 from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
 
@@ -99,6 +103,25 @@ class SequenceStep:
     written_out: Collection[int] = ()
     declared: Declared = field(default_factory=dict)
     weights: Mapping[str, Array] = field(default_factory=dict)
+
+    def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
+        """Return what the watched nodes of the sequence graph give for one sequence, in order.
+
+        Args:
+            inputs: One array per input, shape `(1, T, *shape)`.
+        """
+        if not self.watched:
+            return []
+        steps = next(iter(inputs.values())).shape[1]
+        feeds = {}
+        for layout in self.inputs.inputs:
+            fixed = layout.fixed(1, steps)
+            feeds[layout.name] = layout.fed(inputs[layout.name], [0], steps) if fixed is None else fixed
+        session = GraphSession(self.graph, [node.output for node in self.watched], weights=self.weights)
+        values = session.run(feeds)
+        return [
+            Activation(node.layer, node.tensor, node.facts.rows_first(values[node.output], 1)) for node in self.watched
+        ]
 
     def with_weights_outside(self) -> SequenceStep:
         """Return the same with the large weights of the sequence graph where other graphs have theirs."""
@@ -349,3 +372,21 @@ def _take(walk: StreamingWalk, layout: InputLayout) -> InputSpec | None:
     step = in_layout(walk, layout.name, rank=len(layout.sizes), batch=layout.batch, time=layout.time)
     walk.tensors[layout.name] = StepTensor("static", step) if layout.time is None else StepTensor("per_step", step, 0)
     return spec
+
+
+def is_for_one_row(inputs: SequenceInputs, declared: Declared) -> bool:
+    """Whether a graph declares one row, and runs several only because none of its nodes fails."""
+    rows = {declared[layout.name][layout.batch] for layout in inputs.external if layout.batch is not None}
+    return inputs.only_rows is None and rows == {1}
+
+
+def rows_of_sequence(runs: TensorRuns, inputs: SequenceInputs) -> RowsVerdict:
+    """Return whether its rows depend on each other, over a sequence of a length that it is run with."""
+    steps = inputs.lengths[0]
+    given = {layout.name: (_row(layout.shape(1, steps), layout.batch), layout.batch) for layout in inputs.inputs}
+    graph = inputs.with_length(runs.graph, steps)
+    return read_rows(graph, given, dict.fromkeys((output.name for output in graph.graph.output), None)).verdict
+
+
+def _row(shape: tuple[int, ...], batch: int | None) -> tuple[int, ...]:
+    return tuple(size for axis, size in enumerate(shape) if axis != batch)

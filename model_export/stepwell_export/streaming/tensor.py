@@ -1,14 +1,23 @@
-"""`StepTensor`: a tensor of the sequence graph, with its axes and its place in the step graph."""
+"""`StepTensor`: a tensor of the sequence graph and its place in the step graph; `TimeWeights`: what time changes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import zip_longest
+from typing import Any, Literal
 
 from stepwell_export.runtime.errors import RefusedModelError, StepwellError
-from stepwell_export.streaming.time_weights import TimeWeights
+from stepwell_export.streaming.axes.measured_shapes import Dim
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
+
+Range = tuple[float, float]
+ANY: Range = (-math.inf, math.inf)
+ONE = Dim(Fraction(1))
+PARTS = ("scores", "shift", "weight", "values", "factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +80,92 @@ class StepTensor:
     deviation: Deviation | None = None
     suspect: RefusedModelError | None = None
     error: StepwellError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPart:
+    """A factor of such a value, as it is at this timestep.
+
+    Attributes:
+        step: The tensor of the step graph.
+        dims: Its axes, as many as the value has; of length 1 where it is the same for all elements of an axis.
+    """
+
+    step: str
+    dims: tuple[Dim, ...]
+
+    def varies(self, axis: int) -> bool:
+        """Whether it may differ along an axis."""
+        return self.dims[axis].at_one_step() != (1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWeights:
+    """What a value of each timestep is made of: `values * weight * exp(scores - shift) * factor`.
+
+    Attributes:
+        scores: What the exponential is taken of; None: there is none.
+        shift: What is subtracted from the scores, an answer for the whole sequence; None: the exponentials are divided
+            by their sum over time, as in a softmax.
+        weight: A factor that is never negative, of which `factor` has the sum over time as a divisor.
+        values: The other factors of each timestep; None: ones.
+        factor: An answer for the whole sequence.
+        is_log: Whether the value is `scores - shift` itself, which an exponential is still taken of.
+        divisor: The tensor of the sequence graph whose sum over time is the divisor in `factor`.
+        mask: The condition under which scores count, and its sense; empty: there is none.
+        infinite: Whether some scores were minus infinity.
+        bounds: Between which numbers the scores lie, by the operators that make them; where there are none, the weight.
+        is_uneven: Whether a mask or gate may leave nearly all weight out: what is left is then all that counts.
+        zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
+    """
+
+    scores: WeightedPart | None = None
+    shift: WeightedPart | None = None
+    weight: WeightedPart | None = None
+    values: WeightedPart | None = None
+    factor: WeightedPart | None = None
+    is_log: bool = False
+    divisor: str = ""
+    mask: str = ""
+    infinite: bool = False
+    bounds: Range = ANY
+    is_uneven: bool = False
+    zero_of_nothing: bool = False
+
+    @property
+    def parts(self) -> list[WeightedPart]:
+        """All parts that there are."""
+        return [part for name in PARTS if (part := getattr(self, name)) is not None]
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The axes of the product of all parts."""
+        return joint_dims(*(part.dims for part in self.parts))
+
+    def mapped(self, change: Callable[[WeightedPart], WeightedPart]) -> TimeWeights:
+        """Return the same of changed parts."""
+        made: dict[str, Any] = {name: change(part) for name in PARTS if (part := getattr(self, name)) is not None}
+        return replace(self, **made)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sum over time of weights, as tensors of the step graph.
+
+    Attributes:
+        total: The sum so far, relative to the largest score where the weights are exponentials.
+        is_heavy: Whether this timestep weighs more than all before; empty: that makes no difference.
+        share: This timestep's part of the sum, or minus that of all before if it is heavy.
+        largest: The largest score so far; empty: they are none.
+    """
+
+    total: WeightedPart
+    is_heavy: str
+    share: str
+    largest: str = ""
+
+
+def joint_dims(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Return the axes of a product of tensors, which broadcast."""
+    turned = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=ONE)
+    return tuple(next((dim for dim in dims if dim.at_one_step() != (1, 0)), dims[0]) for dims in turned)[::-1]

@@ -24,8 +24,7 @@ from stepwell_export.streaming.causality import check_outputs, check_sizes, how_
 from stepwell_export.streaming.constants import emit_known, history
 from stepwell_export.streaming.positions import emit_by_position, is_by_position
 from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_order
-from stepwell_export.streaming.tensor import Kind, StepTensor
-from stepwell_export.streaming.time_weights import Range, Total
+from stepwell_export.streaming.tensor import Kind, Range, StepTensor, Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.graph.needed import only_needed
+from stepwell_export.graph.nodes import only_needed
 from stepwell_export.graph_session import GraphSession
 from tests.model_export.streaming.zoo_parts import graph
 

@@ -10,9 +10,9 @@ import pytest
 
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.streaming.axes.axis_search import find_inputs
+from stepwell_export.streaming.axes.inputs import ROWS
 from stepwell_export.streaming.axes.runs import TensorRuns
-from stepwell_export.streaming.axes.sizes import ROWS
-from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 
 ONE: dict[str, Any] = {"one": np.int64(1)}

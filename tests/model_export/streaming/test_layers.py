@@ -9,7 +9,7 @@ from stepwell_export.graph.described import LAYER, described, layer_of, set_laye
 from stepwell_export.graph.nodes import all_nodes, subgraphs
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming import convert
-from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_masked import masked_lstm

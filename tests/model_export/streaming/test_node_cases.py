@@ -17,7 +17,7 @@ from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.streaming import convert
-from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}

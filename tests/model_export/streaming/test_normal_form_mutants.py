@@ -12,7 +12,7 @@ from stepwell_export.converted import verify_model
 from stepwell_export.graph.nodes import all_nodes
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.streaming import convert
-from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from stepwell_export.streaming.step import make_step
 from stepwell_export.verify.onnx_original import OnnxOriginal

@@ -15,8 +15,7 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes, constants, subgraphs
 from stepwell_export.graph.operators import RESHAPING, RUNNING
-from stepwell_export.streaming.axes.inputs import SequenceInputs
-from stepwell_export.streaming.axes.sizes import LENGTHS
+from stepwell_export.streaming.axes.inputs import LENGTHS, SequenceInputs
 
 if TYPE_CHECKING:
     from stepwell_export.streaming.axes.measured_shapes import Dim

@@ -1,17 +1,38 @@
-"""`SequenceInputs`: what a sequence graph takes, and where its inputs have their time and batch axes."""
+"""`SequenceInputs`: what a sequence graph takes, where its inputs have their axes, and the sizes it is run with."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
+from stepwell_export.graph.nodes import subgraphs
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.axes.relength import with_length
-from stepwell_export.streaming.axes.sizes import LENGTHS, perturbed_step, trial_lengths
-from stepwell_export.streaming.normal_form.load import Declared
+from stepwell_export.streaming.normal_form.plain_form import Declared
 from stepwell_export.verify.onnx_original import InputLayout
+
+ROWS = (3, 5)
+"""Numbers of rows that a graph is run with: how sizes change shows what axes carry."""
+
+LENGTHS = (47, 53)
+"""Numbers of timesteps, in the same way."""
+
+FEW = (11, 13)
+"""Numbers of timesteps that show a large graph without windows as well."""
+
+PERTURBED_STEP = 19
+"""The timestep that the second run with the same sizes changes, if the sequences are that long."""
+
+SHORTEST_DECLARED = 2
+"""The smallest declared length: fewer timesteps do not show what depends on which."""
+
+_LONGEST_SHAPE = 8
+"""Numbers in the longest tensor that is taken for a shape."""
 
 
 def draw_input(layout: InputLayout, rows: int, steps: int, seed: int, changed: int) -> Array:
@@ -79,3 +100,67 @@ def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array
     if np.dtype(dtype).kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)
+
+
+def trial_lengths(declared: int | None, tried: tuple[int, int] = LENGTHS) -> tuple[int, int]:
+    """Return the two numbers of timesteps that a graph is run with: those given, or its declared length and fewer.
+
+    Raises:
+        RefusedModelError: The declared length is too small.
+    """
+    if declared is None or declared >= tried[1]:
+        return tried
+    if declared < SHORTEST_DECLARED:
+        raise RefusedModelError(
+            f"The declared length is {declared} timesteps; expected at least {SHORTEST_DECLARED}.",
+            fix="Use the number of timesteps that the model was trained with.",
+        )
+    return max(declared - 3, (declared + 1) // 2), declared
+
+
+def perturbed_step(lengths: tuple[int, int]) -> int:
+    """Return the timestep that the run with one change has it at."""
+    return min(PERTURBED_STEP, lengths[0] // 2)
+
+
+def with_length(model: onnx.ModelProto, *, old: int, new: int, rows: int) -> onnx.ModelProto:
+    """Return the model with `new` timesteps in its shapes, wherever there were `old`."""
+    made = copy.deepcopy(model)
+    _change(made.graph, {old: new, **({old * rows: new * rows} if rows > 1 else {})}, {old - 1: new - 1})
+    return made
+
+
+def _change(graph: Any, sizes: dict[int, int], places: dict[int, int]) -> None:
+    """Change shapes by `sizes` and places to gather from by `places`; changed weights become Constant nodes."""
+    gathered = {node.input[1] for node in graph.node if node.op_type == "Gather"}
+    changed = {}
+    for tensor in list(graph.initializer):
+        value = _changed(tensor, places if tensor.name in gathered else sizes)
+        if value is not None:
+            changed[tensor.name] = value
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    value = _changed(attribute.t, places if node.output[0] in gathered else sizes)
+                    if value is not None:
+                        attribute.t.CopyFrom(numpy_helper.from_array(value))
+        for body in subgraphs(node):
+            _change(body, sizes, places)
+    for name, value in changed.items():
+        tensor = numpy_helper.from_array(value)
+        graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=tensor, name=f"{name}/length"))
+
+
+def _changed(tensor: onnx.TensorProto, changes: dict[int, int]) -> Array | None:
+    if (
+        tensor.data_type not in {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
+        or np.prod(tensor.dims) > _LONGEST_SHAPE
+    ):
+        return None
+    value = numpy_helper.to_array(tensor)
+    if not np.isin(value, list(changes)).any():
+        return None
+    changed: Array = np.vectorize(lambda size: changes.get(int(size), int(size)), otypes=[value.dtype])(value)
+    return changed

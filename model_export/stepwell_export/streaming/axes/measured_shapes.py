@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.graph.needed import only_needed
-from stepwell_export.graph.nodes import read_opset
+from stepwell_export.graph.nodes import only_needed, read_opset
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.beginnings import Beginnings
 from stepwell_export.streaming.axes.dependence import BATCH, DATA, SIZES, TIME, Dependence, dependences
-from stepwell_export.streaming.axes.inputs import SequenceInputs
+from stepwell_export.streaming.axes.inputs import LENGTHS, ROWS, SequenceInputs, perturbed_step
 from stepwell_export.streaming.axes.runs import TensorRuns, Values
-from stepwell_export.streaming.axes.sizes import LENGTHS, ROWS, perturbed_step
 
 _UNKNOWN = Dependence(SIZES | {DATA}, SIZES | {DATA}, SIZES)
 

@@ -22,8 +22,7 @@ from stepwell_export.streaming.rules.pooling.parts import (
 from stepwell_export.streaming.rules.pooling.quotients import divisor_of, is_weight, source, split
 from stepwell_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
 from stepwell_export.streaming.rules.reductions import is_whole
-from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.time_weights import ANY, TimeWeights, WeightedPart, joint_dims
+from stepwell_export.streaming.tensor import ANY, StepTensor, TimeWeights, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 

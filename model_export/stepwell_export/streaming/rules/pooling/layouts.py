@@ -11,7 +11,7 @@ import onnx
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.streaming.constants import reshaped
 from stepwell_export.streaming.rules.pooling.parts import emit_again, expanded, keeps_time, ones, ranked, set_weights
-from stepwell_export.streaming.time_weights import ONE, PARTS, TimeWeights, WeightedPart
+from stepwell_export.streaming.tensor import ONE, PARTS, TimeWeights, WeightedPart
 from stepwell_export.streaming.walk import StreamingWalk
 
 

@@ -11,7 +11,7 @@ import onnx
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.constants import reshaped, shape_at_one_step
 from stepwell_export.streaming.rules.reductions import is_whole
-from stepwell_export.streaming.time_weights import ONE, TimeWeights, WeightedPart, joint_dims
+from stepwell_export.streaming.tensor import ONE, TimeWeights, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 

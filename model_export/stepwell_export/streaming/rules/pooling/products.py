@@ -14,7 +14,7 @@ from stepwell_export.streaming.rules.pooling.parts import expanded, is_beside, o
 from stepwell_export.streaming.rules.pooling.ranges import is_gate
 from stepwell_export.streaming.rules.pooling.sums import summed_so_far
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.time_weights import ONE, WeightedPart
+from stepwell_export.streaming.tensor import ONE, WeightedPart
 from stepwell_export.streaming.walk import StreamingWalk
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -10,7 +10,7 @@ from stepwell_export.streaming.rules.pooling.ranges import COPYING, range_of
 from stepwell_export.streaming.rules.pooling.sums import summed_so_far
 from stepwell_export.streaming.rules.reductions import is_whole, read_axes
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.time_weights import TimeWeights
+from stepwell_export.streaming.tensor import TimeWeights
 from stepwell_export.streaming.walk import StreamingWalk
 
 _OVER_A_SUM = COPYING | {"Add", "Clip", "Div", "Max", "Reciprocal"}

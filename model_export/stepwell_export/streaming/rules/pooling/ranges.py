@@ -10,7 +10,7 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN
-from stepwell_export.streaming.time_weights import ANY, Range
+from stepwell_export.streaming.tensor import ANY, Range
 from stepwell_export.streaming.walk import StreamingWalk
 
 COPYING = RESHAPING | {"Cast", "Expand", "Tile"}

@@ -18,7 +18,7 @@ from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.pooling.parts import times
 from stepwell_export.streaming.rules.reductions import is_whole, over_time
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.time_weights import TimeWeights, Total, WeightedPart, joint_dims
+from stepwell_export.streaming.tensor import TimeWeights, Total, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk
 
 _SMALL = 30

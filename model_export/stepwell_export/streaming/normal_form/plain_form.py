@@ -19,7 +19,7 @@ from stepwell_export.graph.onnx_file import infer_types, read_model, without_fun
 from stepwell_export.graph.operators import RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array
-from stepwell_export.streaming.normal_form.attention import with_attention_written_out
+from stepwell_export.streaming.normal_form.attention_written_out import with_attention_written_out
 
 Declared = dict[str, list[int | str | None]]
 """The declared size of every axis of every input: a number, a name or nothing."""
