@@ -13,8 +13,8 @@ import pytest
 
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
+from stepwell.engine.stepping.batcher import Batcher
 from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.rerouter import Rerouter
 from stepwell.engine.tenant_limits import Reservation, StreamQuota
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
@@ -225,12 +225,15 @@ async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_
     async with worker(redis_server.url, write_models(tmp_path, fold=fold)) as engine:
         served = engine.models.get(FOLD)
         models = SimpleNamespace(find=load_later, by_fingerprint=lambda *_: None, may_find=lambda *_: True)
-        rerouter = Rerouter(cast("ModelRegistry", models), lambda *_: None, lambda *_: None, timeout=60.0)
-        row = QueuedStep(step("a", 1), answers.append, 0.0, "a", 1, bytes(16))
+        batcher = Batcher(
+            FOLD, cast("ModelRegistry", models), lambda _: pytest.fail("no version is there"),
+            plans=engine.plans, timeout=1e9, max_wait=0.0, on_answered=lambda *_: None,
+        )  # fmt: skip
+        row = QueuedStep(step("a", 1), answers.append, 0.0, "a", served, 1, bytes(16))
         row.reservation = Reservation(quota, "default")
         row.reservation.take()
-        assert rerouter.reroute(served, row, b"version2")
-        await rerouter.close()
+        batcher.wait_for_version(b"version2", [row])
+        await batcher.stop()
 
     assert [answer.code for answer in answers if isinstance(answer, ServiceError)] == ["draining"]
     quota.check("default")  # there is room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from msgspec import UNSET
 
@@ -15,7 +15,7 @@ from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.codec.typed_decoder import TypedStep
 from stepwell.engine.engine import Engine
-from stepwell.engine.stepping.outcomes import BulkOutcomes, ResultGatherer, StepOutcome
+from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults, StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.requests.problems import problem_document
@@ -118,9 +118,9 @@ def submit_columns(
 
 def submit_rows(engine: Engine, timesteps: Sequence[Timestep], done: Callable[[list[StepOutcome]], None]) -> None:
     """Submit timesteps of no stream; `done` gets their results, in order, once all are there."""
-    gatherer = ResultGatherer(timesteps, done)
+    results = BulkResults(len(timesteps), lambda found: done(cast("list[StepOutcome]", found)))  # none is in columns
     for i, timestep in enumerate(timesteps):
-        engine.steps.submit(timestep, partial(gatherer.receive, i))
+        engine.steps.submit(timestep, partial(results.receive, i))
 
 
 def bulk_document(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -169,6 +170,24 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
             keep=self.keep,
             version=self.version,
             transport=self.transport,
+        )
+
+    def select(self, indices: Sequence[int]) -> BulkTimesteps:
+        """Return some of the rows."""
+        at = np.asarray(indices, np.intp)
+        keys, names, packed, seqs, afters = (
+            [*map(column.__getitem__, indices)]
+            for column in (self.keys, self.names, self.packed, self.seqs, self.afters)
+        )
+        return replace(
+            self,
+            keys=keys,
+            names=names,
+            inputs={name: array.take(at, axis=0) for name, array in self.inputs.items()},
+            packed=packed,
+            seqs=seqs,
+            afters=afters,
+            sources=None if self.sources is None else self.sources.select(indices),
         )
 
     def rows(self) -> list[Timestep]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from stepwell.engine.stepping.batch import RowBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.error_codes import CODES
 from stepwell.errors import ServiceError
+from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record
 from stepwell.store.record_arrays import read_headers
@@ -35,7 +36,7 @@ def request(**parts: Any) -> StepIntent:
 
 def queued(**parts: Any) -> QueuedStep:
     timestep = Timestep(StreamKey("t", "m", "s"), (), **parts)
-    return QueuedStep(timestep, lambda _: None, 0.0, "s", 1, MINE)
+    return QueuedStep(timestep, lambda _: None, 0.0, "s", cast(ServedModel, None), 1, MINE)
 
 
 def decision_or_code(record: Record | None, intent: StepIntent) -> str:

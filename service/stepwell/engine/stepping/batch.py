@@ -10,14 +10,14 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from stepwell.engine.protocol.decide import applies_without_store
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
-from stepwell.engine.stepping.outcomes import BulkOutcomes, ResultGatherer
+from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.errors import ServiceError
 from stepwell.store.record import SourcePosition
@@ -37,6 +37,9 @@ from stepwell.types import (
 from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array
 
+if TYPE_CHECKING:
+    from stepwell.models.served import ServedModel
+
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
@@ -50,6 +53,7 @@ class Batch(Sequence[QueuedStep]):
     """Timesteps of different streams that are run together: equally long, and with as many predictions returned.
 
     Attributes:
+        decoded_by: The model version that decoded the requests.
         names: Keys of the streams' records.
         op_ids: Op ids, 16 bytes each.
         length: T of each row.
@@ -64,6 +68,7 @@ class Batch(Sequence[QueuedStep]):
         sent: The rows whose commit was sent, and the result is not known yet.
     """
 
+    decoded_by: ServedModel
     names: Sequence[str]
     op_ids: Sequence[bytes]
     length: int
@@ -109,6 +114,8 @@ class Batch(Sequence[QueuedStep]):
     def certainly_apply(self, headers: Array) -> Array:
         """Return for each row whether it certainly applies to a record: see `decide.applies_without_store`.
 
+        A row that was loaded already, that has a key or its response, does not.
+
         Args:
             headers: The records' headers, `(rows,)` of `HEADER_DTYPE`; a missing stream has the header of step 0.
 
@@ -125,11 +132,14 @@ class Batch(Sequence[QueuedStep]):
             state_ids = b"".join([after or _NO_AFTER for after in afters])
             same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
             applies &= same if not n_without else same | np.array([after is None for after in afters])
+        if decided := [i for i, row in self.rows.items() if not row.is_decided_by_position]:
+            applies[decided] = False
         return applies
 
     def is_decided_by_position(self, i: int) -> bool:
         """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
-        return True
+        row = self.rows.get(i)
+        return row is None or row.is_decided_by_position
 
     def have_passed(self, sources: Array) -> Array:
         """Return for each row whether its first timestep was applied before, by its record's positions, `(rows,)` bool.
@@ -191,7 +201,7 @@ class RowBatch(Batch):
 
     def __init__(self, rows: Sequence[QueuedStep]) -> None:
         self.rows = dict(enumerate(rows))
-        first = rows[0].timestep
+        first, self.decoded_by = rows[0].timestep, rows[0].decoded_by
         self.names, self.op_ids = [row.name for row in rows], [row.op_id for row in rows]
         self.length, self.keep, self.lifecycle, self.dry_run = (
             first.length,
@@ -207,17 +217,6 @@ class RowBatch(Batch):
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""
         return join([self.rows[i].timestep.inputs for i in rows], self.length)
-
-    def certainly_apply(self, headers: Array) -> Array:
-        """Return the same; a row that was loaded already, or that has a key, is decided by its record."""
-        applies = super().certainly_apply(headers)
-        if decided := [i for i, row in self.rows.items() if not row.is_decided_by_position]:
-            applies[decided] = False
-        return applies
-
-    def is_decided_by_position(self, i: int) -> bool:
-        """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
-        return self.rows[i].is_decided_by_position
 
     def have_passed(self, sources: Array) -> Array:
         """Return the same, by the source of each row."""
@@ -267,7 +266,8 @@ class ColumnBatch(Batch):
 
     is_answered: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, decoded_by: ServedModel) -> None:
+        self.decoded_by = decoded_by
         self.rows = {}
         self._answered = set[int]()  # rows without an object that have their response
 
@@ -306,17 +306,23 @@ class BulkBatch(ColumnBatch):
     """The timesteps of one bulk request."""
 
     def __init__(
-        self, bulk: BulkTimesteps, op_ids: Sequence[bytes], received: float, done: Callable[[BulkOutcomes], None]
+        self,
+        decoded_by: ServedModel,
+        bulk: BulkTimesteps,
+        op_ids: Sequence[bytes],
+        received: float,
+        done: Callable[[BulkOutcomes], None],
     ) -> None:
         """Build the batch from the request's columns.
 
         Args:
+            decoded_by: The model version that decoded it.
             bulk: The request.
             op_ids: Op ids of its rows, 16 bytes each.
             received: When it was received, on the monotonic clock.
             done: Called with the results.
         """
-        super().__init__()
+        super().__init__(decoded_by)
         self.names, self.op_ids = bulk.names, op_ids
         self.length, self.keep = bulk.length, bulk.keep
         self.oldest_received = self.youngest_received = received
@@ -324,7 +330,7 @@ class BulkBatch(ColumnBatch):
         self.sources = bulk.sources
         self._bulk = bulk
         self._done = done
-        self._gatherer: ResultGatherer | None = None
+        self._results: BulkResults | None = None
 
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
         """Return the request's arrays."""
@@ -363,20 +369,20 @@ class BulkBatch(ColumnBatch):
         """Keep the predictions until all rows have their results."""
         self._answered.update(rows)
         try:
-            self._results().receive_all(rows, predictions)
+            self._gather().receive_part(rows, [*predictions])
         except Exception:  # noqa: BLE001 - as in `reply_all`
             _log.exception("The callback of a bulk request failed (model=%s)", self._bulk.keys[0].model)
 
-    def _results(self) -> ResultGatherer:
-        if self._gatherer is None:
-            self._gatherer = ResultGatherer(self.names, self._done)
-        return self._gatherer
+    def _gather(self) -> BulkResults:
+        if self._results is None:
+            self._results = BulkResults(len(self), self._done)
+        return self._results
 
     def _new_row(self, i: int) -> QueuedStep:
         timestep = self._bulk.row(i)
         shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
-        done = partial(self._results().receive, i)
-        return QueuedStep(timestep, done, self.oldest_received, timestep.name, shape, self.op_ids[i])
+        done = partial(self._gather().receive, i)
+        return QueuedStep(timestep, done, self.oldest_received, timestep.name, self.decoded_by, shape, self.op_ids[i])
 
 
 class CoalescedBatch(ColumnBatch):
@@ -390,8 +396,8 @@ class CoalescedBatch(ColumnBatch):
     length = 1
     keep: ReturnMode = "all"
 
-    def __init__(self, room: int, *, has_source: bool) -> None:
-        super().__init__()
+    def __init__(self, decoded_by: ServedModel, room: int, *, has_source: bool) -> None:
+        super().__init__(decoded_by)
         self.room, self.has_source = room, has_source
         self._added: list[_Single] = []
         self.add = self._added.append
@@ -456,7 +462,8 @@ class CoalescedBatch(ColumnBatch):
 
     def _new_row(self, i: int) -> QueuedStep:
         stream, name, seq, after, source, inputs, done, received = self._added[i]
-        return QueuedStep(stream.timestep(inputs, seq, after, source), done, received, name, 1, self.op_ids[i])
+        timestep = stream.timestep(inputs, seq, after, source)
+        return QueuedStep(timestep, done, received, name, self.decoded_by, 1, self.op_ids[i])
 
     def __len__(self) -> int:
         return len(self._added)

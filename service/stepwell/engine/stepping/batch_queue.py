@@ -7,7 +7,7 @@ run in the order in which they arrived.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -51,7 +51,6 @@ class BatchQueue(Generic[ItemT]):
         # Ready items by shape, the next shape first. A prebuilt batch is represented by an empty deque.
         self._ready: dict[Hashable, deque[ItemT]] = {}
         self._prebuilt: dict[Hashable, Sequence[ItemT]] = {}
-        self._first: dict[str, ItemT] = {}  # the item of a stream that is ready or in a batch, unless it was prebuilt
         self.rows = 0
 
     def enqueue(self, item: ItemT) -> None:
@@ -60,7 +59,6 @@ class BatchQueue(Generic[ItemT]):
         name, waiting = item.name, self._waiting_after
         if name not in waiting:
             waiting[name] = None
-            self._first[name] = item
             try:
                 self._ready[item.shape].append(item)
             except KeyError:
@@ -69,30 +67,6 @@ class BatchQueue(Generic[ItemT]):
             waiting[name] = deque([item])
         else:
             following_items.append(item)
-
-    def enqueue_before(self, item: ItemT, is_older: Callable[[ItemT, ItemT], bool]) -> None:
-        """Add an item before those of its stream that wait and are younger; otherwise as `enqueue`.
-
-        Args:
-            item: The item.
-            is_older: Whether the first of two items is older than the second one.
-        """
-        following_items = self._waiting_after.get(item.name)
-        if following_items is None:
-            self.enqueue(item)
-            return
-        self.rows += 1
-        at = next((i for i, other in enumerate(following_items) if is_older(item, other)), len(following_items))
-        following_items.insert(at, item)
-
-    def first(self, name: str) -> ItemT | None:
-        """Return a stream's item that is ready or in a batch; None: there is none, or it is in a prebuilt batch."""
-        return self._first.get(name)
-
-    def next_waiting(self, name: str) -> ItemT | None:
-        """Return the item of a stream that follows the one that is ready or in a batch."""
-        following_items = self._waiting_after.get(name)
-        return following_items[0] if following_items else None
 
     def enqueue_batch(self, batch: Sequence[ItemT]) -> None:
         """Add a prebuilt batch, whose streams are reserved. Items may be added to it until it is dequeued."""
@@ -110,11 +84,6 @@ class BatchQueue(Generic[ItemT]):
     def holds(self, name: str) -> bool:
         """Whether a stream has an item that waits, or is in a running batch."""
         return name in self._waiting_after
-
-    def without_items(self, names: Sequence[str]) -> Sequence[str]:
-        """Return those of some streams for which `holds` is False."""
-        waiting = self._waiting_after
-        return names if waiting.keys().isdisjoint(names) else [name for name in names if name not in waiting]
 
     def can_reserve(self, names: Iterable[str]) -> bool:
         """Whether `reserve` would return True for each of these streams."""
@@ -144,16 +113,13 @@ class BatchQueue(Generic[ItemT]):
 
     def release(self, names: Iterable[str]) -> None:
         """Make the next item of each of these streams ready; their previous items were dequeued."""
-        pop, forget = self._waiting_after.pop, self._first.pop
+        pop = self._waiting_after.pop
         for name in names:
             following_items = pop(name)
             if following_items is not None:
                 next_item = following_items.popleft()
                 self._waiting_after[name] = following_items or None
-                self._first[name] = next_item
                 self._make_ready(next_item)
-            else:
-                forget(name, None)
 
     @property
     def ready_batches(self) -> int:

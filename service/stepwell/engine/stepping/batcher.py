@@ -1,13 +1,15 @@
-"""`Batcher`: queues the timesteps of one model version and runs them in batches of different streams."""
+"""`Batcher`: queues the timesteps of one model and runs them in batches of different streams, each by its version."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from stepwell.background import cancel
 from stepwell.engine.protocol.op_ids import OpIdHasher
@@ -18,15 +20,18 @@ from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.engine.stepping.pipeline import PipelineDeps, StepPipeline
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
-from stepwell.engine.stepping.version_batchers import VersionBatchers, is_older
 from stepwell.engine.trials.plans import BatchPlans, ReleasePlans
 from stepwell.errors import ServiceError
+from stepwell.models.version_differences import needed_inputs
 from stepwell.store import keys
 from stepwell.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
+if TYPE_CHECKING:
+    from stepwell.models.registry import ModelRegistry
+    from stepwell.models.served import ServedModel
+
 _log = logging.getLogger(__name__)
 
-_NAME = attrgetter("name")
 _MIN_COLUMNAR_ROWS = 16  # a bulk request of fewer rows is cheaper in a batch with other timesteps
 _MAX_COALESCED_ROWS = 160  # so that the model runs the next batch while the store commits this one
 _MAX_BATCHES_IN_FLIGHT = 4  # while one batch waits for the store, the model runs the next one
@@ -34,62 +39,108 @@ _MIN_CONCURRENT_ROWS = 32  # with fewer rows, a batch waits for the one in fligh
 _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight may wait for a node that is down
 
 
-class Batcher:
-    """The queue and the running batches of one model version.
+class BatchedVersion:
+    """A version of a model, or a pair of versions, whose timesteps a batcher runs.
 
     Attributes:
-        deps, served: What the batches of the model version share, and the model version.
+        batcher: That of the model.
+        served: The version.
+        inputs: Name, type and shape of each input; versions with the same inputs accept the same timesteps.
         timestep_bytes: Bytes of the inputs of one timestep.
-        cache: The worker's recently used records of this model version.
+        cache: The worker's recently used records of this version.
+        runner: Runs it.
+        pipeline: Processes its batches.
+        op_ids: Computes the op ids of what it has decoded.
+        max_batch: Maximum number of rows in one run.
+        coalesced: The open batches, to which single timesteps are added: without and with sources.
+        in_use: Timesteps that it has decoded or runs, and that have no response yet.
+    """
+
+    def __init__(self, batcher: Batcher, deps: PipelineDeps, max_batch: int) -> None:
+        self.batcher = batcher
+        served = self.served = deps.served
+        self.inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
+        self.timestep_bytes = served.timestep_bytes
+        self.cache, self.runner = deps.cache, deps.runner
+        self.pipeline = StepPipeline(deps)
+        self.op_ids = OpIdHasher(served.manifest)
+        self.max_batch = min(max_batch, served.manifest.batch.max)
+        self.coalesced: list[CoalescedBatch | None] = [None, None]
+        self.in_use = 0
+
+    async def process(self, batch: Batch) -> None:
+        """Run a batch; see `StepPipeline.process`."""
+        self.in_use += len(batch)
+        try:
+            await self.pipeline.process(batch)
+        finally:
+            self.in_use -= len(batch)
+
+
+class Batcher:
+    """The queue and the running batches of one model.
+
+    A batch is of timesteps that one version has decoded. Its rows are run by the version, or the pair, that steps each
+    stream: most often the same one. Rows of others are handed over to them, in the same batch, so that the timesteps of
+    a stream keep their order. If a version has to be loaded first, its rows wait for that without the others.
+
+    Attributes:
+        versions: The versions and pairs that have decoded or run timesteps, by what is served.
         queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
-        versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
     def __init__(
         self,
-        deps: PipelineDeps,
+        name: str,
+        models: ModelRegistry,
+        version_of: Callable[[ServedModel], BatchedVersion],
         *,
         plans: ReleasePlans,
-        max_batch: int,
+        timeout: float,
         max_wait: float,
-        on_plan: Callable[[], None],
+        on_answered: Callable[[int, int], None],
     ) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
-            deps: The model version, and what its batches share.
+            name: The model.
+            models: The loaded models.
+            version_of: Returns what runs a version; one that is new is added to `versions`.
             plans: Where streams move by a release.
-            max_batch: Maximum number of rows in one run.
+            timeout: Seconds from receipt to response.
             max_wait: Seconds that a timestep may wait for others; 0: none.
-            on_plan: Called when the model's release plan has changed.
+            on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         """
-        self.deps = deps
-        served = self.served = deps.served
-        self.timestep_bytes = served.timestep_bytes
-        self.cache = deps.cache
-        self._op_ids = OpIdHasher(served.manifest)
-        self._observer = deps.observer
-        self._pipeline = StepPipeline(deps)
-        self._max_batch = min(max_batch, served.manifest.batch.max)
-        self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
+        self.versions: dict[ServedModel, BatchedVersion] = {}
+        self._name = name
+        self._models = models
+        self._version_of = version_of
+        self._timeout = timeout
+        self._on_answered = on_answered
+        self._max_batch = 1
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
-        # The open batches, to which single timesteps are added: without and with sources.
-        self._coalesced: list[CoalescedBatch | None] = [None, None]
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of the batches in flight, by batch number
         self._batch_number = 0  # of the last batch
+        self._waiting: set[asyncio.Task[None]] = set()  # for versions that are being loaded
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # the flush is due in this iteration of the loop
         # From this many waiting rows on, `submit` schedules a flush. Infinite: one is due, or too many batches run.
         self._wake_threshold: float = 0
         self._processed = 0
         self._is_stopped = False
-        self._batch_plans = BatchPlans(plans, served.name, self._on_new_plan)
-        self._on_plan = on_plan
-        self.versions: VersionBatchers | None = None
-        self.admission = QueueAdmission(deps.timeout / 5)
+        self._batch_plans = BatchPlans(plans, name, self._empty_caches)
+        self.admission = QueueAdmission(timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
+
+    def add(self, version: BatchedVersion) -> None:
+        """Add a version. Missing values that only others accept are refused by it, as they may decode its timesteps."""
+        self.versions[version.served] = version
+        self._max_batch = max(self._max_batch, version.max_batch)
+        for decoding, running in itertools.permutations(self.versions.values(), 2):
+            for half in running.served.halves or (running.served,):
+                running.runner.needed.update(needed_inputs(decoding.served.manifest, half.manifest))
 
     def sample_load(self, now: float) -> None:
         """Sample how fast the queue drains; may be called from any thread."""
@@ -103,22 +154,20 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not (self._tasks or self.queue.rows)
+        return not (self._tasks or self._waiting or self.queue.rows)
 
-    def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
-        """Queue a timestep."""
+    def submit(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
+        """Queue a timestep that a version has decoded."""
         if timestep.can_coalesce:
-            name = timestep.name or keys.record_key(*timestep.key)
+            name, source = timestep.name or keys.record_key(*timestep.key), timestep.source
             stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
-            self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, timestep.source, done, received)
-        elif self.versions is not None and timestep.version is None:
-            name = timestep.name or keys.record_key(*timestep.key)
-            self.versions.batcher_of(name, self).submit_row(timestep, done, received)
+            self.submit_single(version, stream, timestep.inputs, timestep.seq, timestep.after, source, done, received)
         else:
-            self.submit_row(timestep, done, received)
+            self._submit_row(version, timestep, done, received)
 
     def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
         self,
+        version: BatchedVersion,
         stream: StreamHandle,
         inputs: tuple[bytes, ...],
         seq: int | None,
@@ -128,42 +177,31 @@ class Batcher:
         received: float,
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
-        if self.versions is not None and stream.version is None:
-            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
-        else:
-            self.coalesce(stream, inputs, seq, after, source, done, received)
-
-    def coalesce(  # noqa: PLR0917 - as `submit_single`
-        self,
-        stream: StreamHandle,
-        inputs: tuple[bytes, ...],
-        seq: int | None,
-        after: bytes | None,
-        source: Source | None,
-        done: ReplyCallback,
-        received: float,
-    ) -> None:
-        """Add a single timestep to the open coalesced batch of this model version."""
         name, queue = stream.name, self.queue
         if not queue.reserve(name):
-            self.submit_row(stream.timestep(inputs, seq, after, source), done, received)
+            self._submit_row(version, stream.timestep(inputs, seq, after, source), done, received)
             return
         has_source = source is not None
-        batch = self._coalesced[has_source]
+        batch = version.coalesced[has_source]
         if batch is None:
-            batch = self._coalesced[has_source] = CoalescedBatch(self._max_coalesced, has_source=has_source)
+            room = min(version.max_batch, _MAX_COALESCED_ROWS)
+            batch = version.coalesced[has_source] = CoalescedBatch(version.served, room, has_source=has_source)
             queue.enqueue_batch(batch)
         batch.add((stream, name, seq, after, source, inputs, done, received))
+        version.in_use += 1
         batch.room -= 1
         if not batch.room:
-            self._coalesced[has_source] = None  # full: the next timestep opens another
+            version.coalesced[has_source] = None  # full: the next timestep opens another
         if queue.rows >= self._wake_threshold:
             self._schedule()
 
-    def peek(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
+    def peek(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a dry run of a timestep, after the stream's timesteps that wait here."""
-        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
-        self.requeue(QueuedStep(timestep, done, received, name, shape, secrets.token_bytes(16), dry_run=True))
+        name, served = keys.record_key(*timestep.key), version.served
+        shape = (served, timestep.length, timestep.keep, "peek")
+        self._enqueue(
+            version, QueuedStep(timestep, done, received, name, served, shape, secrets.token_bytes(16), dry_run=True)
+        )
 
     def accepts_columnar(self, bulk: BulkTimesteps, rows: int) -> bool:
         """Whether so many rows of a bulk request can be columnar batches.
@@ -178,66 +216,73 @@ class Batcher:
             and bulk.create != "must"
         )
 
-    def split(self, bulk: BulkTimesteps, rows: Sequence[int]) -> list[tuple[Batcher, Sequence[int]]]:
-        """Return which batcher gets which rows of a bulk request, as batches; the others have to wait for others.
+    def split(self, version: BatchedVersion, bulk: BulkTimesteps, rows: Sequence[int]) -> list[Sequence[int]]:
+        """Return which rows of a bulk request become batches; the others have to wait for others.
 
         Args:
+            version: The version that has decoded it.
             bulk: The request.
             rows: Indices of its rows.
         """
         names = bulk.names if len(rows) == len(bulk.names) else [bulk.names[i] for i in rows]
         if not self.queue.can_reserve(names):
             rows = [i for i, name in zip(rows, names, strict=True) if not self.queue.holds(name)]
-        parts: list[tuple[Batcher, Sequence[int]]] = [(self, rows)]
-        if self.versions is not None and bulk.version is None:
-            parts = self.versions.split(bulk.names, rows, self)
-        return [(one, own[at : at + one._max_batch]) for one, own in parts for at in range(0, len(own), one._max_batch)]
+        return [rows[at : at + version.max_batch] for at in range(0, len(rows), version.max_batch)]
 
-    def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
+    def submit_columnar(
+        self, version: BatchedVersion, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float
+    ) -> None:
         """Queue rows of a bulk request as a batch; they are a part of `split`."""
         self.queue.reserve_all(bulk.names)
-        if self.versions is not None:
-            self.versions.on_submitted(bulk.names, self)
-        self.queue.enqueue_batch(BulkBatch(bulk, self._op_ids.for_bulk(bulk), received, done))
+        self.queue.enqueue_batch(BulkBatch(version.served, bulk, version.op_ids.for_bulk(bulk), received, done))
+        version.in_use += len(bulk.names)
         if self._wake_threshold < math.inf:
             self._schedule()
 
-    def requeue(self, queued: QueuedStep) -> None:
-        """Queue a timestep that has its op id already; one that was moved here comes before younger ones."""
-        if self.versions is not None:
-            self.queue.enqueue_before(queued, is_older)
-        else:
-            self.queue.enqueue(queued)
-        if self._wake_threshold < math.inf:
-            self._schedule()
+    def hand_over(self, version: BatchedVersion, row: QueuedStep, fingerprint: bytes) -> bool:
+        """Hand a row that a version runs over to the one that steps its stream, now or when that one is loaded.
 
-    def close(self) -> None:
-        """End the model's thread; no timestep may wait or run."""
-        self.deps.runner.close()
+        Returns:
+            False: That version is not to be had here, or it has other inputs.
+        """
+        version.cache.drop(row.name)
+        served = self._models.by_fingerprint(self._name, fingerprint)
+        if served is None:
+            if not self._models.may_find(self._name, fingerprint):
+                return False
+        elif self._version_of(served).inputs != version.inputs:
+            return False
+        row.handed_over = row.for_version(fingerprint)
+        return True
 
     async def stop(self) -> None:
-        """Cancel running batches, reject waiting timesteps, and end the model's thread."""
+        """Cancel running batches, reject waiting timesteps, and end the threads of the versions."""
         self._is_stopped = True
         if self._flush_due is not None:
             self._flush_due.cancel()
         await asyncio.sleep(0)  # a task that is cancelled before it has started would reply to no request
-        await cancel(self._tasks.values())
+        await cancel([*self._tasks.values(), *self._waiting])
         while self.queue:
             batch = self.queue.dequeue(self._max_batch)
             if isinstance(batch, CoalescedBatch) and not self._close_or_reject(batch):
                 continue
             self._reject(batch if isinstance(batch, Batch) else RowBatch(batch), service_ended())
-        self.close()
+        for version in self.versions.values():
+            version.runner.close()
 
-    def submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
-        """Queue a timestep of this model version, as an object of its own."""
-        lifecycle = timestep.lifecycle
-        op_id = self._op_ids.for_timestep(timestep)
+    def _submit_row(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
+        """Queue a timestep as an object of its own."""
+        lifecycle, served = timestep.lifecycle, version.served
+        op_id = version.op_ids.for_timestep(timestep)
         name = timestep.name or (keys.record_key(*timestep.key) if lifecycle != "none" else op_id.hex())
-        length, keep = timestep.length, timestep.keep
-        # For the usual case an int: it hashes faster than a tuple.
-        shape = length if lifecycle == "on" and keep == "all" else (length, keep, lifecycle)
-        self.requeue(QueuedStep(timestep, done, received, name, shape, op_id))
+        shape = (served, timestep.length, timestep.keep, lifecycle)
+        self._enqueue(version, QueuedStep(timestep, done, received, name, served, shape, op_id))
+
+    def _enqueue(self, version: BatchedVersion, row: QueuedStep) -> None:
+        self.queue.enqueue(row)
+        version.in_use += 1
+        if self._wake_threshold < math.inf:
+            self._schedule()
 
     def _schedule(self) -> None:
         """Schedule the next flush: now, or when the batch has waited for others long enough."""
@@ -274,8 +319,9 @@ class Batcher:
 
     def _start_batch(self, batch: Sequence[QueuedStep]) -> None:
         if type(batch) is CoalescedBatch:  # `isinstance` is slow for an abstract class's subclass
-            if batch is self._coalesced[batch.has_source]:
-                self._coalesced[batch.has_source] = None
+            coalesced = self.versions[batch.decoded_by].coalesced
+            if batch is coalesced[batch.has_source]:
+                coalesced[batch.has_source] = None
             if not self._close_or_reject(batch):
                 return
         self._batch_number += 1
@@ -284,23 +330,20 @@ class Batcher:
     def _close_or_reject(self, batch: CoalescedBatch) -> bool:
         """Compute the op ids of a batch to which no timestep is added any more; return whether it succeeded."""
         try:
-            batch.close(self._op_ids)
+            batch.close(self.versions[batch.decoded_by].op_ids)
         except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
-            _log.exception("A batch could not be built (model=%s, rows=%d)", self.served.name, len(batch))
+            _log.exception("A batch could not be built (model=%s, rows=%d)", self._name, len(batch))
             self._reject(batch, failed("no"))
             return False
         return True
 
     def _reject(self, batch: Batch, error: ServiceError) -> None:
         """Reply with an error to a batch that was dequeued and is not run."""
+        version = self.versions[batch.decoded_by]
         batch.reject(error)
-        self._release(batch.names)
-        self.deps.on_answered(len(batch), len(batch) * batch.length * self.timestep_bytes)
-
-    def _release(self, names: Sequence[str]) -> None:
-        self.queue.release(names)
-        if self.versions is not None:
-            self.versions.on_released(names, self)
+        self.queue.release(batch.names)
+        version.in_use -= len(batch)
+        self._on_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
 
     def _reschedule(self) -> None:
         """Schedule a flush if a batch is ready; else the next timestep does."""
@@ -310,38 +353,167 @@ class Batcher:
         if self.queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
             self._schedule()
 
-    def _on_new_plan(self) -> None:
-        self.cache.clear()  # by this plan, the streams may have to move
-        self._on_plan()
+    def _empty_caches(self) -> None:
+        """Forget all records: by a new plan, their streams may have to move."""
+        for version in self.versions.values():
+            version.cache.clear()
 
-    def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
+    async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
+        batch = items if isinstance(items, Batch) else RowBatch(items)
+        plan, later = self._batch_plans.started(), dict[bytes, list[QueuedStep]]()
+        try:
+            later = await self._run(self._parts(batch))
+        finally:
+            self._drop_stale(batch, is_outdated=self._batch_plans.is_outdated(plan), has_plan=plan is not None)
+            self._processed += len(batch)
+            self.versions[batch.decoded_by].in_use -= len(batch)
+            del self._tasks[number]
+            self._release(batch.names, later)
+
+    def _drop_stale(self, batch: Batch, *, is_outdated: bool, has_plan: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
 
         These are all if the plan has changed meanwhile; else those of requests that name a version.
         """
-        for name in batch.names if is_outdated else batch.names_with_version():
-            self.cache.drop(name)
+        names = batch.names if is_outdated else batch.names_with_version() if has_plan else ()
+        for version in self.versions.values() if names else ():
+            for name in names:
+                version.cache.drop(name)
 
-    async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
-        plan = self._batch_plans.started()
-        if isinstance(items, Batch):
-            batch: Batch | None = items
-            names = items.names
-        else:
-            names = list(map(_NAME, items))
-            rows = [row for row in items if self.versions is None or not self.versions.follows_older(row, self)]
-            batch = RowBatch(rows) if rows else None
-        self._observer.batch_started(self.served.name, 0 if batch is None else len(batch))
+    # ---------------------------------------------------------------- versions
+
+    def _parts(self, batch: Batch) -> list[tuple[BatchedVersion, Batch]]:
+        """Return which version runs which rows of a batch first: the one that has the record of the row's stream.
+
+        The rows of streams that none has are run by the version that has decoded them, if they are not placed on
+        another one when their records are loaded.
+        """
+        own = self.versions[batch.decoded_by]
+        if len(self.versions) == 1:
+            return [(own, batch)]
+        named = frozenset(batch.names_with_version())
+        left = [i for i, name in enumerate(batch.names) if name not in named]
+        place: dict[int, BatchedVersion] = {}
+        most, n_most = own, 0
+        for other in self.versions.values():
+            if other is not own and other.inputs == own.inputs and (rows := other.cache.indices_of(batch.names, left)):
+                place |= dict.fromkeys(rows, other)
+                left = [i for i in left if i not in place]
+                if len(rows) > n_most and len(batch) <= other.max_batch:
+                    most, n_most = other, len(rows)
+        if not place:
+            return [(own, batch)]
+        # The version of most rows runs the batch itself; objects are created for the others only.
+        most = most if 2 * n_most > len(batch) else own
+        others: dict[BatchedVersion, list[QueuedStep]] = {}
+        for i in range(len(batch)):
+            if (version := place.get(i, own)) is not most:
+                others.setdefault(version, []).append(batch.row(i).for_version(version.served.fingerprint))
+        return [(most, batch), *itertools.chain.from_iterable(itertools.starmap(self._cut, others.items()))]
+
+    def _placed(
+        self, rows: Iterable[QueuedStep]
+    ) -> tuple[list[tuple[BatchedVersion, Batch]], dict[bytes, list[QueuedStep]]]:
+        """Return what runs rows that were handed over, and the rows of each version that has to be loaded first."""
+        by_fingerprint: dict[bytes, list[QueuedStep]] = {}
+        for row in rows:
+            by_fingerprint.setdefault(row.stepped_by, []).append(row)
+        parts: list[tuple[BatchedVersion, Batch]] = []
+        for fingerprint in list(by_fingerprint):
+            if (served := self._models.by_fingerprint(self._name, fingerprint)) is not None:
+                parts += self._cut(self._version_of(served), by_fingerprint.pop(fingerprint))
+        return parts, by_fingerprint
+
+    @staticmethod
+    def _cut(version: BatchedVersion, rows: Sequence[QueuedStep]) -> list[tuple[BatchedVersion, Batch]]:
+        size = version.max_batch
+        return [(version, RowBatch(rows[at : at + size])) for at in range(0, len(rows), size)]
+
+    async def _run(self, parts: list[tuple[BatchedVersion, Batch]]) -> dict[bytes, list[QueuedStep]]:
+        """Run a batch, and the rows that are handed over meanwhile.
+
+        Returns:
+            The rows whose version has to be loaded first, by its fingerprint.
+        """
+        later: dict[bytes, list[QueuedStep]] = {}
+        while parts:
+            try:
+                if len(parts) == 1:
+                    await parts[0][0].process(parts[0][1])
+                else:
+                    await asyncio.gather(*(version.process(part) for version, part in parts))
+            except asyncio.CancelledError:
+                self._reject_rows(itertools.chain(self._handed_over(parts), *later.values()), service_ended())
+                raise
+            parts, more = self._placed(self._handed_over(parts))
+            for fingerprint, rows in more.items():
+                later.setdefault(fingerprint, []).extend(rows)
+        return later
+
+    @staticmethod
+    def _handed_over(parts: Iterable[tuple[BatchedVersion, Batch]]) -> list[QueuedStep]:
+        return [row.handed_over for _, part in parts for row in part.rows.values() if row.handed_over is not None]
+
+    def _release(self, names: Sequence[str], later: dict[bytes, list[QueuedStep]]) -> None:
+        """Make the next timesteps of streams ready, without those of which a row waits for its version."""
+        if later:
+            waiting = {row.name for rows in later.values() for row in rows}
+            names = [name for name in names if name not in waiting]
+            for fingerprint, rows in later.items():
+                self.wait_for_version(fingerprint, rows)
+        self.queue.release(names)
+        if not self._is_due_now:
+            self._reschedule()
+
+    def wait_for_version(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
+        """Run rows, whose streams are reserved, by a version that has to be loaded first."""
+        task = self._loop.create_task(self._run_later(fingerprint, rows))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _run_later(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
+        """Load a version, and run the rows that wait for it; those whose deadline passes meanwhile are rejected."""
+        names, finding = [row.name for row in rows], asyncio.ensure_future(self._models.find(self._name, fingerprint))
+        later: dict[bytes, list[QueuedStep]] = {}
         try:
-            if batch is not None:
-                await self._pipeline.process(batch)
+            while not finding.done():
+                deadline = min([row.received for row in rows]) + self._timeout if rows else math.inf
+                await asyncio.wait({finding}, timeout=max(deadline - time.monotonic(), 0.0) if rows else None)
+                rows = self._without_expired(rows, fingerprint)
+            served = finding.result()
+            requested = self._version_of(rows[0].decoded_by) if rows else None
+            version = requested if served is None else self._version_of(served)
+            if requested is not None and (version is None or version.inputs != requested.inputs):
+                version = requested  # which replies with the reason
+            for row in rows:
+                row.invalidate()
+            parts, rows = self._cut(version, rows) if version is not None else [], ()
+            later = await self._run(parts)
+        except ServiceError as exc:
+            self._reject_rows(rows, exc)
+        except asyncio.CancelledError:
+            finding.cancel()
+            self._reject_rows(rows, service_ended())
+            raise
+        except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
+            _log.exception("A version could not be loaded (model=%s, rows=%d)", self._name, len(rows))
+            self._reject_rows(rows, failed("no"))
         finally:
-            is_outdated = self._batch_plans.is_outdated(plan)
-            if batch is not None and (is_outdated or plan is not None):
-                self._drop_stale(batch, is_outdated=is_outdated)
-            self._observer.batch_ended()
-            self._processed += 0 if batch is None else len(batch)
-            self._release(names)
-            del self._tasks[number]
-            if not self._is_due_now:
-                self._reschedule()
+            self._release(names, later)
+
+    def _without_expired(self, rows: Sequence[QueuedStep], fingerprint: bytes) -> Sequence[QueuedStep]:
+        latest = time.monotonic() - self._timeout
+        error = ServiceError(
+            "overloaded",
+            f"The model that wrote the stream's state, {fingerprint.hex()}, was not loaded before the deadline; "
+            "nothing was applied.",
+            fix="Send the same request again after a pause.",
+        )
+        self._reject_rows([row for row in rows if row.received <= latest], error)
+        return [row for row in rows if row.received > latest]
+
+    def _reject_rows(self, rows: Iterable[QueuedStep], error: ServiceError) -> None:
+        """Reply with an error to rows that were handed over, and are not run."""
+        for row in rows:
+            row.reject(error)
+            self._on_answered(1, row.timestep.length * row.decoded_by.timestep_bytes)

@@ -56,7 +56,7 @@ class PipelineDeps:
         refusals: Notes which timesteps were refused.
         runner: Runs the model.
         timeout: Seconds from receipt to response.
-        reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
+        hand_over: Gives a row to the version that its stream's record belongs to; False: that version is not there.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
         placement: Which model steps a stream.
@@ -73,7 +73,7 @@ class PipelineDeps:
     refusals: RefusalLog
     runner: ModelRunner
     timeout: float
-    reroute: Callable[[QueuedStep, bytes], bool]
+    hand_over: Callable[[QueuedStep, bytes], bool]
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
     placement: Placement
@@ -89,6 +89,7 @@ class StepPipeline:
         self._served = deps.served
         self._state_bytes = deps.served.step_model.state_bytes
         self._cache = deps.cache
+        self._observer = deps.observer
         self._runner = deps.runner
         self._timeout = deps.timeout
         self._source_ids = deps.source_ids
@@ -98,7 +99,8 @@ class StepPipeline:
         self._committer = Committer(deps, self._replies)
 
     async def process(self, batch: Batch) -> None:
-        """Process a batch until every timestep has its response. Raises only `CancelledError`."""
+        """Process a batch until every timestep has its response or is handed over. Raises only `CancelledError`."""
+        self._observer.batch_started(self._served.name, len(batch))
         expiry: Expiry | None = None
         rest = batch
         try:
@@ -132,6 +134,7 @@ class StepPipeline:
         finally:
             if expiry is not None:
                 expiry.cancel()
+            self._observer.batch_ended()
 
     def _expiry(self, batch: Batch, oldest: float) -> Expiry:
         """Return a timer that replies to each row whose deadline passes during an attempt."""

@@ -26,7 +26,7 @@ class Placement:
         served: The model version.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
-        reroute: Submits a row to the version with a fingerprint; False: that version is not there.
+        hand_over: Gives a row to the version with a fingerprint; False: that version is not there.
         changed_error: Returns the error for a row whose record was written by another version that does not run it.
     """
 
@@ -36,13 +36,13 @@ class Placement:
         *,
         plans: ReleasePlans,
         comparison: TrialComparison,
-        reroute: Callable[[QueuedStep, bytes], bool],
+        hand_over: Callable[[QueuedStep, bytes], bool],
         changed_error: Callable[[QueuedStep, Record], ServiceError],
     ) -> None:
         self._served = served
         self._plans = plans
         self._comparison = comparison
-        self._reroute = reroute
+        self._hand_over = hand_over
         self._changed_error = changed_error
 
     def may_move(self, name: str) -> bool:
@@ -63,7 +63,7 @@ class Placement:
     def place(self, row: QueuedStep) -> bool:
         """Whether this model steps a row's stream now; the row of a stream that moves here gets the moved record.
 
-        Otherwise the row is submitted to the model that does.
+        Otherwise the row is handed over to the model that does.
 
         Raises:
             ServiceError: `model_changed`: that model is not there, or the request names another version.
@@ -72,19 +72,19 @@ class Placement:
         plan = None if is_named or row.cannot_move else self._plans.plan(served.name)
         if record is None or row.timestep.lifecycle in STARTS:
             if plan is None:
-                return served.halves is None or not self._reroute(row, self._plans.default(served.name))
+                return served.halves is None or not self._hand_over(row, self._plans.default(served.name))
             assignment = plan.new_assignment(row.name)
             if (fingerprint := self._plans.fingerprint(served.name, assignment)) == served.fingerprint:
                 row.standing = plan.new_standing(assignment)
                 return True
-            return not self._reroute(row, fingerprint)
+            return not self._hand_over(row, fingerprint)
         if plan is None and record.fingerprint == served.fingerprint:
             return True
         standing = Standing.of(record)
         if moves := [] if plan is None else plan.moves(standing, row.name):
             target = self._plans.fingerprint(served.name, moves[-1].assignment)
             if target != served.fingerprint:
-                if self._reroute(row, target):
+                if self._hand_over(row, target):
                     return False
             elif self._move(row, standing, record, moves):
                 return True
@@ -94,8 +94,8 @@ class Placement:
             row.standing = standing.left(plan.document.revision)
         if (fingerprint := self._plans.fingerprint(served.name, standing.assignment)) == served.fingerprint:
             return True
-        may_reroute = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
-        if may_reroute and self._reroute(row, fingerprint):
+        is_free = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
+        if is_free and self._hand_over(row, fingerprint):
             return False
         raise self._changed_error(row, record)
 
@@ -104,7 +104,7 @@ class Placement:
         try:
             row.record = self._plans.moved(self._served.name, record, standing, moves)
         except VersionNotLoadedError as exc:
-            row.cannot_move = not self._reroute(row, exc.fingerprint)
+            row.cannot_move = not self._hand_over(row, exc.fingerprint)
             return False
         except NoTranslationError:
             row.cannot_move = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +18,9 @@ from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Record, SourcePosition
 from stepwell.types import STARTS, ReplyCallback, Timestep
 
+if TYPE_CHECKING:
+    from stepwell.models.served import ServedModel
+
 
 class QueuedStep(Struct, eq=False, gc=False):
     """A timestep in a batcher.
@@ -27,6 +31,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         received: When it was received, on the monotonic clock. The loop's clock has the same zero, but under uvloop it
             counts whole milliseconds, and is read once per iteration.
         name: Key of the stream's record.
+        decoded_by: The model version that decoded the request.
         shape: Equal for timesteps that may be in one batch.
         op_id: Identifies the operation, the same for every retry of it, 16 bytes.
         dry_run: Only the prediction is requested; nothing is committed.
@@ -36,7 +41,9 @@ class QueuedStep(Struct, eq=False, gc=False):
         is_exact: With `is_loaded`: a value that is not a record would have been an error, and no missing stream.
         entry: The idempotency or end entry of this request, if one was loaded.
         confirmed: A Redis replica has what was loaded, if the durability requires that.
-        answered: `done` was called, or another batcher is responsible for the request.
+        answered: `done` was called, or the row was handed over.
+        handed_over: The row as another model version steps it, from the end of the batch on.
+        stepped_by: Of a row that was handed over: the fingerprint of what steps it.
         reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
             limit.
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
@@ -56,6 +63,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     done: ReplyCallback
     received: float
     name: str
+    decoded_by: ServedModel
     shape: Hashable
     op_id: bytes
     dry_run: bool = False
@@ -66,6 +74,8 @@ class QueuedStep(Struct, eq=False, gc=False):
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
+    handed_over: QueuedStep | None = None
+    stepped_by: bytes = b""
     reservation: Reservation | None = None
     skipped: int = 0
     kept: bytes = b""
@@ -83,7 +93,13 @@ class QueuedStep(Struct, eq=False, gc=False):
     def is_decided_by_position(self) -> bool:
         """Whether it certainly applies to a record at the right position; see `decide.applies_without_store`."""
         timestep = self.timestep
-        return not (self.is_loaded or self.dry_run or timestep.create == "must" or timestep.idempotency_key is not None)
+        return not (
+            self.is_loaded
+            or self.answered
+            or self.dry_run
+            or timestep.create == "must"
+            or timestep.idempotency_key is not None
+        )
 
     @property
     def may_have_entry(self) -> bool:
@@ -209,8 +225,12 @@ class QueuedStep(Struct, eq=False, gc=False):
             self.reservation.end(begun=error.applied != "no")
         self.done(error)
 
-    def for_other_version(self) -> QueuedStep:
-        """Return the same request for another model version, with nothing loaded."""
-        other = replace(self, answered=False)
-        other.invalidate()
+    def for_version(self, fingerprint: bytes) -> QueuedStep:
+        """Return the row as another model version steps it, with the record that was loaded; this one is answered.
+
+        Args:
+            fingerprint: Of that version, 8 bytes.
+        """
+        other = replace(self, stepped_by=fingerprint)
+        self.answered = True
         return other

@@ -97,7 +97,7 @@ class RecordLoader:
     ) -> tuple[Records, list[QueuedStep]]:
         """Return what `load` does, for a batch with rows that do not certainly apply to their cached records."""
         batch, rows = records.batch, records.batch.rows
-        to_load = [i for i in missed if i not in rows or not rows[i].is_loaded]
+        to_load = [i for i in missed if i not in rows or not (rows[i].is_loaded or rows[i].answered)]
         if not batch.dry_run:
             self._observer.cache_lookup(len(batch) - len(to_load), len(to_load))
         unusual = list(missed)

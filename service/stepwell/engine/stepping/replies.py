@@ -47,7 +47,7 @@ class Replies:
         self._timestep_bytes = deps.served.timestep_bytes
         self._placement = deps.placement
         self._time = time.monotonic
-        self._reroute = deps.reroute
+        self._hand_over = deps.hand_over
         self.on_answered = deps.on_answered
 
     def fail_unanswered(self, batch: Batch, error: ServiceError) -> None:
@@ -171,7 +171,7 @@ class Replies:
         if isinstance(stored, Record):
             self._placement.announce(stored)
         other_version = stored.fingerprint != self._served.fingerprint
-        if other_version and self._reroute(row, stored.fingerprint):
+        if other_version and self._hand_over(row, stored.fingerprint):
             return
         outputs = b"" if other_version else stored.outputs
         manifest, timestep = self._served.manifest, row.timestep

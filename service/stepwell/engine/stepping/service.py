@@ -10,17 +10,13 @@ from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from stepwell.engine.stepping.batcher import Batcher
-from stepwell.engine.stepping.bulk_parts import JoinedOutcomes, rows_of
+from stepwell.engine.stepping.batcher import BatchedVersion, Batcher
 from stepwell.engine.stepping.model_runner import ModelRunner
-from stepwell.engine.stepping.outcomes import BulkOutcomes
+from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.pipeline import PipelineDeps
 from stepwell.engine.stepping.placement import Placement
-from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.record_cache import CacheMemory, RecordCache
-from stepwell.engine.stepping.rerouter import Rerouter
+from stepwell.engine.stepping.record_cache import CacheMemory
 from stepwell.engine.stepping.samplers import sampler_of
-from stepwell.engine.stepping.version_batchers import VersionBatchers
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
@@ -31,6 +27,7 @@ if TYPE_CHECKING:
     from stepwell.engine.admission import RequestAdmission
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.options import EngineOptions
+    from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.samplers import Samplers
     from stepwell.engine.tenant_limits import StreamQuota
     from stepwell.engine.trials.comparison import TrialComparison
@@ -84,11 +81,11 @@ class StepService:
         self._max_bytes = admission.max_bytes
         # With fewer open timesteps, one more is accepted without a closer check.
         self._fast_accept_limit = admission.queue_limit
-        self._batchers: dict[ServedModel, Batcher] = {}
+        self._batchers: dict[str, Batcher] = {}
+        self._versions: dict[ServedModel, BatchedVersion] = {}
         self._cache_memory = CacheMemory(options.cache_bytes)
         self._observer = observer
         self._options = options
-        self._rerouter = Rerouter(models, self._requeue, admission.count_answered, timeout=options.request_timeout_s)
         self._new_deps = partial(
             PipelineDeps,
             store=store,
@@ -119,7 +116,8 @@ class StepService:
         try:
             if served is None:
                 served = self._models.get(timestep.key.model, timestep.version)
-            batcher = self._batchers.get(served) or self._batcher(served)
+            version = self._versions.get(served) or self._version(served)
+            batcher = version.batcher
             now = time.monotonic()
             is_crowded = admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes
             if peek or admission.draining or is_crowded:
@@ -129,9 +127,9 @@ class StepService:
         except ServiceError as exc:
             done(exc)
             return
-        (batcher.peek if peek else batcher.submit)(timestep, done, now)
+        (batcher.peek if peek else batcher.submit)(version, timestep, done, now)
         admission.rows += 1
-        admission.nbytes += timestep.length * batcher.timestep_bytes
+        admission.nbytes += timestep.length * version.timestep_bytes
 
     def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
         self,
@@ -145,19 +143,19 @@ class StepService:
         served: ServedModel,
     ) -> None:
         """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
-        batcher = self._batchers.get(served) or self._batcher(served)
+        version = self._versions.get(served) or self._version(served)
         now, admission = time.monotonic(), self._admission
         try:
             if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
-                self._check_capacity(batcher)
+                self._check_capacity(version.batcher)
             if self._rates is not None:
                 self._rates.acquire(stream.key.tenant, 1, now)
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit_single(stream, inputs, seq, after, source, done, now)
+        version.batcher.submit_single(version, stream, inputs, seq, after, source, done, now)
         admission.rows += 1
-        admission.nbytes += batcher.timestep_bytes
+        admission.nbytes += version.timestep_bytes
 
     def submit_bulk(
         self,
@@ -179,34 +177,32 @@ class StepService:
             faults: Errors of single rows, which are their results, by index.
         """
         rows = range(len(bulk.names)) if not faults else [i for i in range(len(bulk.names)) if i not in faults]
-        batcher = self._batcher(served)
-        parts, now = self._parts(bulk, rows, batcher), time.monotonic()
-        if len(parts) == 1 and len(parts[0][1]) == len(bulk.names):
-            parts[0][0].submit_columnar(bulk, done, now)
+        version = self._version(served)
+        parts, now = self._parts(bulk, rows, version), time.monotonic()
+        if len(parts) == 1 and len(parts[0]) == len(bulk.names):
+            version.batcher.submit_columnar(version, bulk, done, now)
             return
-        joined = JoinedOutcomes(len(bulk.names), faults, done)
-        for one, indices in parts:
-            one.submit_columnar(rows_of(bulk, indices), partial(joined.receive, indices), now)
-        together = frozenset(chain.from_iterable(indices for _, indices in parts))
+        results = BulkResults(len(bulk.names), done, faults)
+        for part in parts:
+            version.batcher.submit_columnar(version, bulk.select(part), partial(results.receive_part, part), now)
+        together = frozenset(chain.from_iterable(parts))
         for i in rows:
             if i not in together:
-                self.submit(bulk.row(i), partial(joined.receive_one, i), served)
-        if not rows:
-            done([faults[i] for i in range(len(faults))])
+                self.submit(bulk.row(i), partial(results.receive, i), served)
 
-    def _parts(self, bulk: BulkTimesteps, rows: Sequence[int], batcher: Batcher) -> list[tuple[Batcher, Sequence[int]]]:
+    def _parts(self, bulk: BulkTimesteps, rows: Sequence[int], version: BatchedVersion) -> list[Sequence[int]]:
         """Return which rows of a bulk request become which batches; those are accepted, and counted as waiting."""
         admission = self._admission
-        row_bytes = bulk.length * batcher.timestep_bytes
+        row_bytes = bulk.length * version.timestep_bytes
         if (
             admission.draining
             or admission.rows + len(rows) > self._fast_accept_limit
             or admission.nbytes + len(rows) * row_bytes > self._max_bytes
-            or not batcher.accepts_columnar(bulk, len(rows))
+            or not version.batcher.accepts_columnar(bulk, len(rows))
         ):
             return []
-        parts = batcher.split(bulk, rows)
-        n_rows = sum([len(indices) for _, indices in parts])
+        parts = version.batcher.split(version, bulk, rows)
+        n_rows = sum(map(len, parts))
         tenant, length = bulk.keys[0].tenant, bulk.length * n_rows
         if self._rates is not None and not self._rates.try_acquire(tenant, length, time.monotonic()):
             return []
@@ -241,8 +237,8 @@ class StepService:
 
     @property
     def models(self) -> list[ServedModel]:
-        """The model versions that have a batcher."""
-        return list(self._batchers)
+        """The model versions, and pairs of them, that have run timesteps."""
+        return list(self._versions)
 
     @property
     def waiting(self) -> int:
@@ -251,23 +247,20 @@ class StepService:
 
     def waiting_by_model(self) -> dict[str, int]:
         """Return the number of timesteps that wait, by model."""
-        rows: dict[str, int] = {}
-        for served, batcher in self._batchers.items():
-            rows[served.name] = rows.get(served.name, 0) + batcher.rows
-        return rows
+        return {name: batcher.rows for name, batcher in self._batchers.items()}
 
     def cached_by_model(self) -> dict[str, int]:
         """Return the number of streams whose records are cached, by model."""
         streams: dict[str, int] = {}
-        for served, batcher in self._batchers.items():
-            streams[served.name] = streams.get(served.name, 0) + len(batcher.cache)
+        for served, version in self._versions.items():
+            streams[served.name] = streams.get(served.name, 0) + len(version.cache)
         return streams
 
     def drop_cached(self, key: StreamKey) -> None:
         """Drop a stream's record from the caches of all versions of its model."""
         name = keys.record_key(*key)
-        for batcher in self._batchers.values():
-            batcher.cache.drop(name)
+        for version in self._versions.values():
+            version.cache.drop(name)
 
     def sample_queues(self) -> None:
         """Sample how fast the queues drain; may be called from any thread.
@@ -283,74 +276,71 @@ class StepService:
 
     async def close(self) -> None:
         """Reply to open timesteps with errors, and end the models' threads."""
-        await self._rerouter.close()
         await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
 
     def close_unused(self) -> None:
-        """Close the batchers of pairs and of replaced models that have neither a timestep nor a cached record."""
-        self._close_idle_batchers(cached=False)
+        """Close pairs and replaced models that have neither a timestep nor a cached record."""
+        self._close_idle(cached=False)
 
-    def _batcher(self, served: ServedModel) -> Batcher:
-        batcher = self._batchers.get(served)
-        if batcher is None:
-            self._close_idle_batchers()
+    def _version(self, served: ServedModel) -> BatchedVersion:
+        """Return what runs a version; it is created for the first timestep."""
+        version = self._versions.get(served)
+        if version is None:
+            self._close_idle()
             cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
-            reroute = partial(self._reroute, served, cache)
+
+            def hand_over(row: QueuedStep, fingerprint: bytes) -> bool:
+                return batcher.hand_over(self._versions[served], row, fingerprint)
+
+            placement = Placement(
+                served,
+                plans=self._plans,
+                comparison=self._comparison,
+                hand_over=hand_over,
+                changed_error=partial(self._changed_error, served),
+            )
             deps = self._new_deps(
                 served,
                 cache=cache,
                 runner=ModelRunner(served, self._observer),
-                reroute=reroute,
-                placement=self._new_placement(served, reroute=reroute),
+                hand_over=hand_over,
+                placement=placement,
                 sampler=sampler_of(served, self._samplers),
             )
-            batcher = Batcher(
-                deps,
-                plans=self._plans,
-                max_batch=self._options.max_batch_size,
-                max_wait=self._options.max_wait_s,
-                on_plan=partial(self._link, served.name),
-            )
-            self._batchers[served] = batcher
-            self._link(served.name)
+            batcher = self._batchers.get(served.name) or self._batcher(served.name)
+            version = self._versions[served] = BatchedVersion(batcher, deps, self._options.max_batch_size)
+            batcher.add(version)
+        return version
+
+    def _batcher(self, name: str) -> Batcher:
+        batcher = self._batchers[name] = Batcher(
+            name,
+            self._models,
+            self._version,
+            plans=self._plans,
+            timeout=self._options.request_timeout_s,
+            max_wait=self._options.max_wait_s,
+            on_answered=self._admission.count_answered,
+        )
         return batcher
 
-    def _link(self, model: str) -> None:
-        """Let the batchers of a model find each other's streams, while streams move between its versions."""
-        batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
-        moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
-        VersionBatchers.link(batchers, moves=moves)
-
-    def _close_idle_batchers(self, *, cached: bool = True) -> None:
-        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one.
+    def _close_idle(self, *, cached: bool = True) -> None:
+        """Close replaced models that run nothing; a later request for a stream of theirs begins anew.
 
         Args:
             cached: Also those that have cached records.
         """
-        for served, batcher in list(self._batchers.items()):
-            is_idle = batcher.is_idle and (cached or not len(batcher.cache))
+        for served, version in list(self._versions.items()):
+            is_idle = not version.in_use and (cached or not len(version.cache))
             if is_idle and not self._models.is_current(served):
-                batcher.close()
+                version.runner.close()
                 for each in self._samplers:
                     each.end_sampler(served)
-                self._cache_memory.remove(batcher.cache)
-                del self._batchers[served]
-                self._link(served.name)
-
-    def _reroute(self, served: ServedModel, cache: RecordCache, row: QueuedStep, fingerprint: bytes) -> bool:
-        """Submit a row to the model that has the stream's record and replies; False: that model is not there."""
-        row.answered = self._rerouter.reroute(served, row, fingerprint)
-        cache.drop(row.name)
-        return row.answered
-
-    def _new_placement(self, served: ServedModel, reroute: Callable[[QueuedStep, bytes], bool]) -> Placement:
-        changed_error = partial(self._changed_error, served)
-        return Placement(
-            served, plans=self._plans, comparison=self._comparison, reroute=reroute, changed_error=changed_error
-        )
-
-    def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
-        self._batcher(served).requeue(queued.for_other_version())
+                self._cache_memory.remove(version.cache)
+                del self._versions[served], version.batcher.versions[served]
+        self._batchers = {
+            name: batcher for name, batcher in self._batchers.items() if batcher.versions or not batcher.is_idle
+        }
 
     def _changed_error(self, requested: ServedModel, queued: QueuedStep, record: Record) -> ServiceError:
         return self._models.changed_error(
