@@ -1,7 +1,15 @@
-"""A graph with a time axis of any length, made of a step graph: one timestep and a chunk are two branches of it.
+r"""A graph with a time axis of any length, made of a step graph: one timestep and a chunk are two branches of it.
 
 The weights stand in front of the branches, so they are there once. Where onnxruntime is told that the axis has
 length 1, it takes the branch away and runs the step graph itself.
+
+Before and after:
+
+    x (B, 4)   h                           x (B, T, 4)   h
+       |      /                              |          /
+    the step graph                    ->   If T = 1 { the step graph } else { the branch for T timesteps }
+       |      \                              |          \
+    y (B, 5)   h                           y (B, T, 5)   h of the last timestep
 """
 
 from __future__ import annotations

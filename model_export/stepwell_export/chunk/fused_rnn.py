@@ -1,4 +1,13 @@
-"""Loops of LSTM, GRU and RNN operators alone: a chunk runs each operator over all of its timesteps."""
+r"""Loops of LSTM, GRU and RNN operators alone: a chunk runs each operator over all of its timesteps.
+
+Before and after:
+
+    x (B, 4)   h (B, 5)                    x (T, B, 4)   h (1, B, 5)
+         \     /                                \       /
+       GRU over one timestep          ->       GRU over T timesteps
+         /     \                                /       \
+    y (B, 5)   h                           y (T, B, 5)   h of the last timestep
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""How a loop is run over a chunk: as a window, a sum or by operators where it is that, else by Scan."""
+r"""How a loop is run over a chunk: as a window, a sum or by operators where it is that, else by Scan.
+
+Before and after:
+
+    h (B, 5)   x (B, 4)                    h (B, 5)   x (T, B, 4)
+        \      /                               \      /
+    the nodes of the loop             ->   Scan { the nodes of the loop }
+        /      \                               /      \
+    h           y (B, 5)                   h           y (T, B, 5)
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,15 @@
-"""Past timesteps in front of the new one, for all timesteps of a chunk: a ring buffer needs no loop.
+r"""Past timesteps in front of the new one, for all timesteps of a chunk: a ring buffer needs no loop.
 
 A state that is the end of (itself, then something new) holds the last timesteps. Over a chunk that is one long
 tensor, the state and all that is new behind it, of which each timestep sees its own part.
+
+Before and after:
+
+    past (B, 2, 4)   x (B, 1, 4)           past (B, 2, 4)   x (B, T, 4)
+             \       /                              \       /
+              Concat: (B, 3, 4)       ->             Concat: (B, T + 2, 4) -> its last two: past
+                | f                                   | Gather (B T, 3, 4): elements t to t + 2 for each t
+             y (B, 5)                               f: y (B T, 5)
 """
 
 from __future__ import annotations

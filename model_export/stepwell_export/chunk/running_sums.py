@@ -1,8 +1,16 @@
-"""Running sums and running means: a chunk has those of all its timesteps by CumSum, without a loop.
+r"""Running sums and running means: a chunk has those of all its timesteps by CumSum, without a loop.
 
 In a step, a mean moves towards a new value by the value's share of all weights so far. Over a chunk it moves from where
 it was by the sum of all values' distances from there, times their weights and divided by all weights so far. Where it
 was is never added up, so that a long stream keeps its digits as it does step by step.
+
+Before and after:
+
+    sum (B, 4)   x (B, 4)                  sum (B, 4)   x (B, T, 4)
+          \      /                              |          | CumSum over T
+             Add                      ->         \__ Add __/
+              |                                       |
+            sum (B, 4)                     sums (B, T, 4), of which the last is carried
 """
 
 from __future__ import annotations

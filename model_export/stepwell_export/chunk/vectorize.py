@@ -1,4 +1,14 @@
-"""Builds the branch that runs many timesteps at once: all that does not hang on the state runs for all of them."""
+"""Builds the branch that runs many timesteps at once: all that does not hang on the state runs for all of them.
+
+Before and after:
+
+    x (B, 4)  a (B, 5)  b (B, 5)           x (B T, 4)
+       | f                                    | f, for all timesteps at once
+       | loop of a                    ->      | loop of a over T: see `stepwell_export.chunk.recurrences`
+       | g                                    | g, for all timesteps at once
+       | loop of b                            | loop of b over T
+    y (B, 5)                               y (B T, 5)
+"""
 
 from __future__ import annotations
 

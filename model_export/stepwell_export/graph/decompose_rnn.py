@@ -1,7 +1,15 @@
-"""Writes LSTM, GRU and RNN operators that run over one timestep as matrix products and elementwise operators.
+r"""Writes LSTM, GRU and RNN operators that run over one timestep as matrix products and elementwise operators.
 
 Every row of a batch then comes out bit for bit as it does alone, which the operators do not promise, and small networks
 run up to twice as fast in batches. Source of the formulas: the operators' specifications.
+
+Before and after:
+
+    x (1, B, 4)   h, c (1, B, 5)           x (B, 4)       h (B, 5)
+         \        /                           | Gemm        | MatMul
+          LSTM                        ->        \___ Add ___/
+         /        \                                | Split: Sigmoid, Tanh, Mul, Add with c
+    y (1, 1, B, 5)  h, c                   h, c of the next timestep
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""Leaves one of several states that always hold the same, and of several nodes that compute the same."""
+r"""Leaves one of several states that always hold the same, and of several nodes that compute the same.
+
+Before and after:
+
+    a.past   x     b.past                  a.past   x
+        \   / \    /                           \   /
+        Concat  Concat                ->       Concat
+          |        |                            |   |
+         Conv     Conv                        Conv  Conv
+"""
 
 from __future__ import annotations
 

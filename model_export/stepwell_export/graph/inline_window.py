@@ -1,4 +1,13 @@
-"""Folds past input that the caller would have to keep into the graph, as one more state."""
+r"""Folds past input that the caller would have to keep into the graph, as one more state.
+
+Before and after:
+
+    window (B, 576)                        window.past (B, 64)   x (B, 512)
+       |                                             \          /
+       | the model                    ->              Concat (B, 576) -> its end: the next window.past
+    y                                                   | the model
+                                                       y
+"""
 
 from __future__ import annotations
 

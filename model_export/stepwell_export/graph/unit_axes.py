@@ -1,4 +1,14 @@
-"""Writes a step graph without the axes of length 1 that one timestep leaves behind, so that it has fewer nodes."""
+"""Writes a step graph without the axes of length 1 that one timestep leaves behind, so that it has fewer nodes.
+
+Before and after:
+
+    x (B, 4)                               x (B, 4)
+       | Unsqueeze: (B, 1, 4)                 | MatMul
+       | MatMul                       ->      | Add with h (B, 5)
+       | Add with h (B, 1, 5)                 |
+       | Squeeze                              |
+    y (B, 5)                               y (B, 5)
+"""
 
 from __future__ import annotations
 

@@ -43,19 +43,19 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
             )
     bound = [state_layout for state_layout in inputs.inputs if state_layout.role == "state"]
     flow = read_flow(walk.model.graph)
-    given, carried, sized = list[str](), list[str](), list[str]()
+    given, carried, of_sizes = list[str](), list[str](), list[str]()
     for name in names:
         kind = walk.tensors[name].kind
         if not walk.facts.value(name).size and walk.facts.depends(name).has_even_sizes:
             continue  # there is nothing in it
-        if kind not in {"per_step", "final", "static"}:
-            sized.append(name)
+        if kind not in {"per_step", "at_end", "static"}:
+            of_sizes.append(name)
             continue
-        is_carried = kind == "final" and any(_carries_on(walk, flow, name, state_layout) for state_layout in bound)
+        is_carried = kind == "at_end" and any(_carries_on(walk, flow, name, state_layout) for state_layout in bound)
         (carried if is_carried else given).append(name)
-    if (given or carried) and sized:
+    if (given or carried) and of_sizes:
         raise RefusedModelError(
-            f"Output {sized[0]!r} follows from the sizes of the inputs alone, and not from what they hold.",
+            f"Output {of_sizes[0]!r} follows from the sizes of the inputs alone, and not from what they hold.",
             fix="Export the model without this output.",
         )
     if not given and not carried:

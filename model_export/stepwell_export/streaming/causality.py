@@ -70,14 +70,16 @@ def check_outputs(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     Raises:
         RefusedModelError: The message has from which timestep to which.
     """
-    suspect = next((error for name in uses(node) if (error := walk.tensors[name].suspect) is not None), None)
+    refused_as_answer = next(
+        (error for name in uses(node) if (error := walk.tensors[name].refused_as_answer) is not None), None
+    )
     for name in filter(None, node.output):
         try:
             check_causal(walk, node, name)
         except RefusedModelError:
-            if suspect is None:
+            if refused_as_answer is None:
                 raise
-            walk.tensors[name] = replace(walk.tensors[name], suspect=suspect)
+            walk.tensors[name] = replace(walk.tensors[name], refused_as_answer=refused_as_answer)
 
 
 def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:

@@ -1,4 +1,13 @@
-"""Values by position: tables of the declared length, read at the number of timesteps that a stream has had."""
+r"""Values by position: tables of the declared length, read at the number of timesteps that a stream has had.
+
+Before and after:
+
+    positions (20, 4)   x (B, 20, 4)       positions (20, 4)   count
+             \         /                            \          /
+                Add                   ->            Gather the row of this timestep   x (B, 1, 4)
+                 |                                          \                        /
+              y (B, 20, 4)                                   Add -> y (B, 1, 4)
+"""
 
 from __future__ import annotations
 

@@ -331,7 +331,7 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
 
 def _short_windows(walk: StreamingWalk) -> set[int]:
     """Return the lengths of windows that begin before the first timestep of a stream."""
-    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "final")
+    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "at_end")
     return {end.window for end in ends if (end.offset or 0) < end.window - 1}
 
 

@@ -1,9 +1,19 @@
-"""Walks a sequence graph node by node and emits the step graph: the same nodes on one timestep, plus states.
+r"""Walks a sequence graph node by node and emits the step graph: the same nodes on one timestep, plus states.
 
 How the time of a tensor is kept: it is `extra` timesteps longer than the sequence, and at step t the step graph
 holds its element t + `offset`. Padding in front raises the offset, a convolution lowers it by what it looks back on,
 cutting off the front lowers it too; the end of a tensor plays no part until an answer is due: that for timestep t
 is element t + extra, so a tensor whose extra is larger than its offset looks ahead.
+
+Before and after:
+
+    sequence graph, T timesteps            step graph, one of them
+    x (B, T, 4)                            x (B, 4)     conv.past (B, 2, 4)
+       | Pad in front by 2                       \      /
+       | Conv of 3 timesteps          ->         Concat ------> conv.past of the next timestep
+       | Relu                                      | Conv of 3 timesteps
+    y (B, T, 5)                                    | Relu
+                                           y (B, 5)
 """
 
 from __future__ import annotations
@@ -44,7 +54,7 @@ class StreamingWalk:
         used: Tensors that a node or the caller takes.
         graph: The step graph.
         tensors: What is known of the tensors so far.
-        sized: Tensors that follow from weights and sizes alone.
+        from_sizes: Tensors that follow from weights and sizes alone.
         totals: Sums over time of what a softmax weighs, so that several uses share them.
         resampled: Why outputs of several samples for each timestep are refused; None: they are not.
     """
@@ -58,7 +68,7 @@ class StreamingWalk:
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.graph = StreamingGraph([*self.makers, *self.weights, *(value.name for value in model.graph.input)])
         self.tensors = dict.fromkeys(constants(model.graph), StepTensor("constant"))  # rules look ahead of the walk
-        self.sized = set(self.tensors)
+        self.from_sizes = set(self.tensors)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}
@@ -93,7 +103,7 @@ class StreamingWalk:
                 error.__cause__ = exc
             else:
                 continue
-            self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
+            self.tensors.update(dict.fromkeys(outputs, StepTensor("refused", error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.
@@ -102,7 +112,7 @@ class StreamingWalk:
             RefusedModelError: The message names the node and has the reason.
             InternalError: The rule of a node failed.
         """
-        for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
+        for name in sorted(names, key=self.from_sizes.__contains__):  # a mask is refused for what it masks
             if (error := self.tensors[name].error) is not None:
                 raise error
 
@@ -185,14 +195,14 @@ class StreamingWalk:
         assert tensor.offset is not None
         dims = list(self.facts.dims(name))
         each = self.facts.samples(name)
-        if dims[axis].both or (each > 1 and tensor.edge):
+        if dims[axis].both or (each > 1 and tensor.repeats_first):
             raise RefusedModelError(
                 f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
                 fix="Export the model with time on an axis of its own.",
             )
         dims[axis] = Dim(Fraction(past * each))
-        init = None if tensor.edge else history(self.facts, name, tensor.offset, past, fill)
-        key = step, past, tensor.edge, is_moved, None if init is None else init.tobytes()
+        init = None if tensor.repeats_first else history(self.facts, name, tensor.offset, past, fill)
+        key = step, past, tensor.repeats_first, is_moved, None if init is None else init.tobytes()
         order = window_order(len(dims), self.facts.batch_axis(name), axis, is_moved=is_moved)
         if key not in self._windows:
             dims, at = [dims[place] for place in order], order.index(axis)
@@ -200,7 +210,7 @@ class StreamingWalk:
                 step = self.graph.op("Transpose", step, perm=order)
                 init = None if init is None else init.transpose(order)
             state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
-            if tensor.edge:
+            if tensor.repeats_first:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=at)
             self.graph.next_state_like(spec, self._last(joined, each, (past + 1) * each, dims, at), dims)
@@ -252,23 +262,32 @@ class StreamingWalk:
         return self.graph.unique(f"step/{name}") if name in self._outputs else name
 
     def set_output(
-        self, node: onnx.NodeProto, name: str, step: str, kind: Kind, offset: int | None = None, *, edge: bool = False
+        self,
+        node: onnx.NodeProto,
+        name: str,
+        step: str,
+        kind: Kind,
+        offset: int | None = None,
+        *,
+        repeats_first: bool = False,
     ) -> None:
         """Set what an output of a node is in the step graph."""
-        tensor = StepTensor(kind, step, offset, edge=edge)
-        if kind == "final" and node.op_type not in {"Reshape", "Transpose"}:
+        tensor = StepTensor(kind, step, offset, repeats_first=repeats_first)
+        if kind == "at_end" and node.op_type not in {"Reshape", "Transpose"}:
             ends = (self.tensors[given] for given in uses(node) if self._has_end_of(given, name))
             tensor = next((replace(end, step=step) for end in ends), tensor)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
-            blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
+            looks_ahead_by = next(
+                (self.tensors[n].looks_ahead_by for n in uses(node) if self.tensors[n].looks_ahead_by), ""
+            )
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {how_ahead(node)}")
+                tensor = replace(tensor, looks_ahead_by=looks_ahead_by or f"{mentioned(node)} {how_ahead(node)}")
         self.tensors[name] = tensor
 
     def _has_end_of(self, given: str, name: str) -> bool:
         """Whether a tensor has the last timesteps of a sequence where one that is made of it may still have them."""
         tensor, dims, before = self.tensors[given], self.facts.dims(name), self.facts.dims(given)
-        if tensor.kind != "final" or tensor.keys is None:
+        if tensor.kind != "at_end" or tensor.keys is None:
             return False
         return len(dims) == len(before) and dims[tensor.keys] == before[tensor.keys]
 
@@ -283,14 +302,14 @@ class StreamingWalk:
             RefusedModelError: That answer needs timesteps to come.
         """
         tensor = self.tensors[name]
-        if tensor.suspect is not None:
-            raise tensor.suspect
+        if tensor.refused_as_answer is not None:
+            raise tensor.refused_as_answer
         if tensor.offset is None:
             return tensor.step, 0
         ahead = self.facts.length_delta(name) - back - tensor.offset
         if ahead > 0:
             raise RefusedModelError(
-                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node shifts it'}.",
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.looks_ahead_by or 'a node shifts it'}.",
                 fix="Pad on the left alone (causal), no more than a convolution or a cut takes off again, and train "
                 "the model that way.",
             )
@@ -307,17 +326,17 @@ class StreamingWalk:
         tensor = self.tensors[name]
         if node.op_type == "Attention":
             return name in node.input[3:4]
-        if tensor.padded is not None:
+        if tensor.padded_samples is not None:
             return node.op_type == "Conv" and name == node.input[0]
-        is_beginning = node.op_type == "Concat" and tensor.kind == "unsupported" and bool(tensor.step)
+        is_beginning = node.op_type == "Concat" and tensor.kind == "refused" and bool(tensor.step)
         return is_beginning or takes(node.op_type, tensor)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
         used = uses(node)
         sizes = node.op_type in {"Shape", "Size"} and self.facts.depends(node.output[0]).is_sized
-        if sizes or self.sized.issuperset(used):
-            self.sized |= set(node.output)
+        if sizes or self.from_sizes.issuperset(used):
+            self.from_sizes |= set(node.output)
         outputs = [name for name in node.output if name]
         is_known = sizes or all(self.tensors[name].kind == "constant" for name in used)
         if not is_known or not all(self.facts.same_over_time(name) for name in outputs):
@@ -332,7 +351,7 @@ class StreamingWalk:
         """
         outputs = [name for name in node.output if name]
         kinds = {self.tensors[name].kind for name in uses(node)}
-        if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
+        if self.length is None or not kinds <= {"constant", "by_position"} or not self.from_sizes.issuperset(outputs):
             return False
         constant = {name for name in outputs if self.facts.same_over_time(name)}
         if not all(name in constant or is_by_position(self.facts, name) for name in outputs):

@@ -1,4 +1,13 @@
-"""A graph that runs for its declared number of timesteps alone, for fewer too, by each likely reading of its axes."""
+"""A graph that runs for its declared number of timesteps alone, for fewer too, by each likely reading of its axes.
+
+Before and after:
+
+    x (B, 20, 4)                           x (B, T, 4) -> T
+       | Reshape to (-1, 20, 2, 2)    ->      | Reshape to (-1, 20 + (T - 20), 2, 2)
+       | Add positions (20, 4)                | Add positions[:T]
+       | Gather at 19                         | Gather at -1
+    y (B, 4)                               y (B, 4)
+"""
 
 from __future__ import annotations
 

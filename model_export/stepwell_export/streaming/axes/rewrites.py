@@ -1,4 +1,12 @@
-"""Rewrites of a sequence graph that its runs justify: branches of an `If`, axes of a Squeeze, a newer opset."""
+"""Rewrites of a sequence graph that its runs justify: branches of an `If`, axes of a Squeeze, a newer opset.
+
+Before and after:
+
+    c = Equal (Shape (x)[2], 4)            the nodes of g, since all sequences have 4 features
+    y = If (c) { g } { h }            ->
+    Squeeze (z)                       ->   Squeeze (z, axes of length 1 that are no rows and no timesteps)
+    ReduceSum <axes = [1]> (opset 11) ->   ReduceSum (x, [1]), if no bit of the outputs changes
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Writes the operator Attention out where it has a mask or is causal: its softmax then shows which timesteps count."""
+"""Writes the operator Attention out where it has a mask or is causal: its softmax then shows which timesteps count.
+
+Before and after:
+
+    q, k, v, mask                          q    k transposed
+       |                                     MatMul
+    Attention <is_causal = 1>         ->       | Mul by the scale, Where: the mask
+       |                                       | Softmax    v
+    y                                          MatMul: y
+"""
 
 from __future__ import annotations
 

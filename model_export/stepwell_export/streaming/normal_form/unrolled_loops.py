@@ -2,6 +2,14 @@
 
 A loop in Python, `for t in range(T): h = f(x[:, t], h)`, is traced as T copies of `f`. Their inputs are slices of a
 sequence at places 0 to T - 1; what a copy uses of the one before it is carried.
+
+Before and after:
+
+    x[:, 0]      x[:, 1]      x[:, 2]             x (B, 3, 4)
+       |            |            |                     |
+    h0 f --- h1 --- f --- h2 --- f --- h3   ->   h0 - Scan { hn = f(h, xi) } - h3
+       |            |            |                     |
+       y0           y1           y2                    y (B, 3, 5)
 """
 
 from __future__ import annotations

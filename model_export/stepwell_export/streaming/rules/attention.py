@@ -1,6 +1,14 @@
 """Attention to a fixed number of timesteps: keys and values of that window are carried.
 
 The window is read from the mask, `stepwell_export.streaming.rules.masks`: what that hides from positions alone.
+
+Before and after:
+
+    q, k, v (B, T, 4)                      q, k, v (B, 1, 4)   k.past, v.past (B, n, 4)
+       | MatMul (B, T, T), mask                  |  k, v joined to what is kept of them
+       | of the last n + 1            ->         | MatMul (B, 1, n + 1), mask as far as the stream goes back
+       | Softmax, MatMul                         | Softmax, MatMul
+    y (B, T, 4)                            y (B, 1, 4)
 """
 
 from __future__ import annotations
@@ -80,12 +88,12 @@ def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     else:
         raise without_rule(walk, node)
     if square.keys is not None:
-        made = StepTensor("scores", step, square.front, window=square.window, keys=square.keys)
-        walk.tensors[out] = replace(made, suspect=square.suspect)
+        made = StepTensor("pairwise", step, square.front, window=square.window, keys=square.keys)
+        walk.tensors[out] = replace(made, refused_as_answer=square.refused_as_answer)
     elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
         raise without_rule(walk, node)
     elif square.queries is None:
-        walk.set_output(node, out, step, "final")
+        walk.set_output(node, out, step, "at_end")
     else:
         walk.set_output(node, out, step, "per_step", 0)
     return True
@@ -109,9 +117,9 @@ def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 def _continued(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     """Return what a node makes of a square that it takes; None: it takes none."""
-    place = next((i for i, name in enumerate(node.input) if name and walk.tensors[name].kind == "scores"), None)
+    place = next((i for i, name in enumerate(node.input) if name and walk.tensors[name].kind == "pairwise"), None)
     if place is None:
-        if any(walk.tensors[name].kind == "scores" for name in uses(node)):
+        if any(walk.tensors[name].kind == "pairwise" for name in uses(node)):
             raise without_rule(walk, node)
         return None
     name = node.input[place]
@@ -122,19 +130,19 @@ def _continued(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     queries = axis_in_output(walk, node, place, looking[0]) if looking else None
     if looking and queries is None:
         raise without_rule(walk, node)
-    return Square(tensor.window, tensor.offset or 0, keys, queries, tensor.suspect)
+    return Square(tensor.window, tensor.offset or 0, keys, queries, tensor.refused_as_answer)
 
 
 def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     """Return the square that begins with a node that takes none; None: it gives none."""
-    if len(node.output) != 1 or node.output[0] in walk.sized or not walk.facts.dims(node.output[0]):
+    if len(node.output) != 1 or node.output[0] in walk.from_sizes or not walk.facts.dims(node.output[0]):
         return None
     out = node.output[0]
     times, kinds = time_axes(walk, out), {walk.tensors[name].kind for name in uses(node)}
-    from_the_end = len(times) == 1 and {"final", "per_step"} <= kinds
+    from_the_end = len(times) == 1 and {"at_end", "per_step"} <= kinds
     if not from_the_end and (len(times) != 2 or "per_step" not in kinds):
         return None
-    walk.need(*(name for name in uses(node) if name not in walk.sized))
+    walk.need(*(name for name in uses(node) if name not in walk.from_sizes))
     softmax = _softmax_behind(walk, out, times)
     if softmax is None:
         if node.op_type in {"MatMul", "Einsum"} and not from_the_end:

@@ -1,4 +1,13 @@
-"""Nodes that see one timestep at a time: emitted as they are, with shapes for one timestep."""
+"""Nodes that see one timestep at a time: emitted as they are, with shapes for one timestep.
+
+Before and after:
+
+    x (B, T, 4)                            x (B, 1, 4)
+       | Reshape to (B, T, 2, 2)      ->      | Reshape to (B, 1, 2, 2)
+       | Tanh, MatMul, ...                    | the same nodes
+    y (B, T, 2, 5)                         y (B, 1, 2, 5)
+    Range (0, T)                      ->   a state that counts the timesteps
+"""
 
 from __future__ import annotations
 
@@ -49,12 +58,12 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
         RefusedModelError: It also takes what is known after the last timestep only.
     """
     timed = walk.timed(node)
-    last = [name for name in uses(node) if walk.tensors[name].kind == "final"]
+    last = [name for name in uses(node) if walk.tensors[name].kind == "at_end"]
     if timed and last:
         reason = f"needs {last[0]!r}, which is known after the last timestep only, at every timestep"
         raise walk.refuse(node, reason, _WHOLE_FIX)
     offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
-    if any(walk.tensors[name].edge for name in timed) and not _is_edge(walk, node):
+    if any(walk.tensors[name].repeats_first for name in timed) and not _is_edge(walk, node):
         # what stands in front is the first timestep in a part of it alone: each part is delayed by itself
         offsets += [
             max(walk.facts.length_delta(name), 0) for name in node.output[:1] if walk.facts.time_axis(name) is not None
@@ -66,7 +75,9 @@ def _is_edge(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node takes only what has the first timestep in front, as often, so that its output has as well."""
     timed = [walk.tensors[name] for name in walk.timed(node)]
     others = {walk.tensors[name].kind for name in uses(node)} - {"constant", "static", "per_step"}
-    return all(tensor.edge for tensor in timed) and len({tensor.offset for tensor in timed}) == 1 and not others
+    return (
+        all(tensor.repeats_first for tensor in timed) and len({tensor.offset for tensor in timed}) == 1 and not others
+    )
 
 
 def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
@@ -80,14 +91,14 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
             walk.set_output(node, name, step, "per_step", offset)
             continue
         times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
-        if "final" in kinds:
+        if "at_end" in kinds:
             if times:
                 reason = "spreads what is known after the last timestep only over all timesteps"
                 raise walk.refuse(node, reason, _WHOLE_FIX)
-            walk.set_output(node, name, step, "final")
+            walk.set_output(node, name, step, "at_end")
         elif offset is None and "by_position" in kinds and len(times) == 1:
             dim = walk.facts.dims(name)[times[0]]
-            if dim.extra or (name in walk.sized and dim.steps == 1):  # else it would be by position itself
+            if dim.extra or (name in walk.from_sizes and dim.steps == 1):  # else it would be by position itself
                 raise walk.refuse(node, "makes of positions what depends on the number of timesteps")
             walk.set_output(node, name, step, "per_step", 0)
         elif offset is None and "per_step" not in kinds:
@@ -100,7 +111,7 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
                     node, "compares every timestep with every other, as attention without a fixed window does"
                 )
             _check_length(walk, node, name)
-            walk.set_output(node, name, step, "per_step", offset, edge=_is_edge(walk, node))
+            walk.set_output(node, name, step, "per_step", offset, repeats_first=_is_edge(walk, node))
         if position:
             walk.mark_position(name)
 

@@ -1,4 +1,13 @@
-"""What is computed from the number of timesteps, such as what a sum over time is divided by: of the sequence so far."""
+r"""What is computed from the number of timesteps, such as what a sum over time is divided by: of the sequence so far.
+
+Before and after:
+
+    x (B, T, 4) ----> Shape, Gather: T     x (B, 1, 4)   sum     count of timesteps
+       | ReduceSum      | Cast                   \     /           | Cast
+        \______________/              ->          Add             /
+               Div                                 \_____________/
+             y (B, 4)                                 Div: y (B, 4)
+"""
 
 from __future__ import annotations
 
@@ -23,7 +32,7 @@ def lengths_so_far(walk: StreamingWalk, node: onnx.NodeProto) -> dict[str, str]:
         The emitted tensors by place, `i0`, `i1` and so on; nothing where the node takes each timestep.
     """
     kinds = {walk.tensors[name].kind for name in node.input if name}
-    if node.op_type not in _COMPUTING or "final" not in kinds or kinds - {"final", "static", "constant"}:
+    if node.op_type not in _COMPUTING or "at_end" not in kinds or kinds - {"at_end", "static", "constant"}:
         return {}
     emitted, dims = {}, walk.facts.dims(node.output[0])
     for place, name in enumerate(node.input):

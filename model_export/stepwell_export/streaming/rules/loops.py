@@ -1,4 +1,14 @@
-"""Scan and Loop over time: the nodes of their body on one timestep, with what they carry as states."""
+r"""Scan and Loop over time: the nodes of their body on one timestep, with what they carry as states.
+
+Before and after:
+
+    h0   x (T, B, 4)                       scan.h    x (B, 4)
+      \   |                                   \      |
+      Scan { hn = f(h, xi) }          ->       f, node by node
+      /   |                                   /      |
+    last  y (T, B, 5)                      scan.h    y (B, 5)
+                                           of the next timestep
+"""
 
 from __future__ import annotations
 
@@ -116,7 +126,7 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         if name and (place in anew or place >= len(first)):
             collected = step if place < len(first) else _with_axis(walk, step, 0, name)
             all_of_them = isinstance(walk.facts.value(name), list) or walk.facts.time_axis(name) is not None
-            walk.set_output(node, name, collected, *(("per_step", offset) if all_of_them else ("final", None)))
+            walk.set_output(node, name, collected, *(("per_step", offset) if all_of_them else ("at_end", None)))
 
 
 def _check_goes_on(walk: StreamingWalk, loop: _Loop) -> None:
@@ -270,7 +280,7 @@ def _give_carried(
         elif name and source:
             give_final(walk, loop.node, name, made[place], source=source, offset=loop.offset)
         elif name:
-            walk.set_output(loop.node, name, made[place], "final")
+            walk.set_output(loop.node, name, made[place], "at_end")
 
 
 def _unchanged(loop: _Loop) -> set[int]:
@@ -299,7 +309,7 @@ def _check_outside(walk: StreamingWalk, loop: _Loop, unchanged: Collection[int],
     """
     outside = {name: name for name in captures(loop.node)} | {loop.first[at]: loop.called(at) for at in unchanged}
     for name, called in outside.items():
-        if walk.tensors[name].kind == "final":
+        if walk.tensors[name].kind == "at_end":
             raise walk.refuse(
                 loop.node, f"needs {name!r}, which is known after the last timestep only, at every timestep"
             )

@@ -111,7 +111,7 @@ class _Reader:
         """Whether a tensor follows from weights and sizes alone; the walk may not have come to it yet."""
         if name not in self._sized:
             node = self._walk.makers.get(name)
-            self._sized[name] = name in self._walk.sized or (
+            self._sized[name] = name in self._walk.from_sizes or (
                 node is not None and (node.op_type in {"Shape", "Size"} or all(map(self._is_sized, uses(node))))
             )
         return self._sized[name]

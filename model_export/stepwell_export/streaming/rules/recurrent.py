@@ -1,4 +1,13 @@
-"""Recurrent operators: LSTM, GRU, RNN, running sums and others with states, and how a state is carried."""
+r"""Recurrent operators: LSTM, GRU, RNN, running sums and others with states, and how a state is carried.
+
+Before and after:
+
+    x (T, B, 4)   h0 (1, B, 5)             x (1, B, 4)   lstm.h, lstm.c
+          \       /                              \        /
+           LSTM over T timesteps      ->          LSTM over one timestep
+          /       \                              /        \
+    y (T, B, 5)   h of the last            y (1, B, 5)   lstm.h, lstm.c of the next timestep
+"""
 
 from __future__ import annotations
 
@@ -127,7 +136,7 @@ def carried(
     graph = walk.graph
     dtype = dtype or walk.dtype(given or node.input[0])
     kind = walk.tensors[given].kind if given else "constant"
-    if kind in {"per_step", "final"}:
+    if kind in {"per_step", "at_end"}:
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
     init = initial_row(walk, given, node) if kind == "constant" else None
     if init is not None and init.shape != (row := _row(dims)):
@@ -169,7 +178,7 @@ def give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, 
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
             "and its final state is used",
         )
-    walk.set_output(node, name, step, "final")
+    walk.set_output(node, name, step, "at_end")
 
 
 def check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: str) -> None:

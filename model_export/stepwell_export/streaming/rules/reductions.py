@@ -1,4 +1,13 @@
-"""Sums, means, products, extremes and their places over time: the result for the timesteps so far."""
+r"""Sums, means, products, extremes and their places over time: the result for the timesteps so far.
+
+Before and after:
+
+    x (B, T, 4)                            x (B, 1, 4)   sum (B, 1, 4)
+       | ReduceMean over T                       \       /
+       |                              ->            Add -----> sum of the next timestep
+    y (B, 4)                                        | Div by the number of timesteps so far
+                                                 y (B, 4): the mean so far
+"""
 
 from __future__ import annotations
 
@@ -20,15 +29,16 @@ _JOINS = {
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
     "ReduceMax": "Max", "ReduceMin": "Min", "ReduceProd": "Mul",
 }  # fmt: skip
-_POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
+GLOBAL_POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
+"""Operators that reduce all axes behind the channels, and what they reduce them by."""
 
 _LARGEST = {"ReduceMax", "ReduceLogSumExp", "ArgMax"}
 
 PLACES = ("ArgMax", "ArgMin")
 """The operators that `place_of_extreme` is the rule of."""
 
-REDUCTIONS = (*_JOINS, *_POOLS)
-"""The operators that `reduction` is the rule of."""
+REDUCTIONS = tuple(_JOINS)
+"""The operators that `reduction` is the rule of, beside global pooling."""
 
 
 def over_time(rule: Rule) -> Rule:
@@ -36,7 +46,7 @@ def over_time(rule: Rule) -> Rule:
 
     def over_any_axes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         name, is_over_time = node.input[0], _is_over_time(walk, node)
-        if is_over_time and walk.tensors[name].blame:
+        if is_over_time and walk.tensors[name].looks_ahead_by:
             walk.aligned(name)  # raises the refusal of what looks ahead
         if _is_of_the_last(walk, node):
             _of_the_last(walk, node)
@@ -60,7 +70,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """
     name, out = node.input[0], node.output[0]
     offset = walk.tensors[name].offset or 0
-    kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
+    kind, dtype = GLOBAL_POOLS.get(node.op_type, node.op_type), walk.dtype(name)
     if kind in {"ReduceL2", "ReduceProd", "ReduceSumSquare"} and np.dtype(dtype).kind in "iu":
         raise walk.refuse(
             node,
@@ -90,7 +100,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         ends = (walk.graph.constant(end, "int64") for end in (np.iinfo(given).min, np.iinfo(given).max))
         limited = walk.graph.op("Clip", result, *ends)
         result = walk.graph.op("Cast", limited, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(given)))
-    walk.set_output(node, out, result, "final")
+    walk.set_output(node, out, result, "at_end")
 
 
 @over_time
@@ -112,7 +122,7 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     graph.next_state_like(spec, extreme, dims)
     place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
     graph.next_state_like(place_spec, place, dims)
-    walk.set_output(node, out, place, "final")
+    walk.set_output(node, out, place, "at_end")
 
 
 def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -131,14 +141,14 @@ def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 def _is_of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node reduces the last timesteps of a sequence, a fixed number of them."""
     tensor = walk.tensors[node.input[0]]
-    return tensor.kind == "final" and tensor.keys in read_axes(walk, node)
+    return tensor.kind == "at_end" and tensor.keys in read_axes(walk, node)
 
 
 def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are."""
     name, out = node.input[0], node.output[0]
     tensor, dims, dtype = walk.tensors[name], walk.facts.dims(name), walk.dtype(name)
-    kind, graph, offset = _POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
+    kind, graph, offset = GLOBAL_POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
     step, neutral, is_padded = tensor.step, _neutral(kind, dtype), offset >= tensor.window - 1
     # a slice has zeros before the first timestep
     if not is_padded and (neutral or walk.makers[name].op_type != "Slice"):
@@ -154,7 +164,7 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             result = graph.op("Mul", result, graph.op("Div", most, count))
         else:  # the first of equal ones may be a neutral number in front of the sequence
             result = graph.op("Max", graph.op("Sub", result, graph.op("Sub", most, count)), graph.constant(0, "int64"))
-    walk.set_output(node, out, result, "final")
+    walk.set_output(node, out, result, "at_end")
 
 
 def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
@@ -200,7 +210,7 @@ def begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
 def read_axes(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     """Return the axes that a node reduces; none where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
-    if node.op_type in _POOLS:
+    if node.op_type in GLOBAL_POOLS:
         return list(range(2, rank))
     attrs = attributes(node)
     if node.op_type in PLACES:

@@ -1,4 +1,13 @@
-"""Nodes that move, lengthen or cut the time axis: padding, slices, concatenation, the last timestep."""
+"""Nodes that move, lengthen or cut the time axis: padding, slices, concatenation, the last timestep.
+
+Before and after:
+
+    Pad in front by n        ->  nothing: element t of the step graph is element t + n of the tensor
+    Slice [n:]               ->  nothing: t + n becomes t
+    Slice [:-n]              ->  past (B, n, 4), joined to x: what was n timesteps before
+    Slice [-n:], x[:, -1]    ->  past (B, n - 1, 4), joined to x: the window that ends here
+    Concat (zeros, x)        ->  as Pad; Where before timestep n, if it is no zeros
+"""
 
 from __future__ import annotations
 
@@ -42,8 +51,8 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = walk.tensors[name].offset
     assert offset is not None
     mode, each = attrs.get("mode", "constant"), walk.facts.samples(name)
-    edge = mode == "edge" and left > 0 and offset == 0 and each == 1
-    if mode != "constant" and left > 0 and not edge:
+    repeats_first = mode == "edge" and left > 0 and offset == 0 and each == 1
+    if mode != "constant" and left > 0 and not repeats_first:
         what = "timestep" if each == 1 else "sample"
         raise walk.refuse(
             node, f"pads {left} {what}(s) in front with values of the sequence ({mode})", "Pad with zeros."
@@ -53,8 +62,8 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     fill = _fill(walk, node)
     if left % each:
         error = walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
-        padded = (name, left) if left > 0 and not any(others) and not fill else None
-        walk.tensors[out] = StepTensor("unsupported", error=error, padded=padded)
+        padded_samples = (name, left) if left > 0 and not any(others) and not fill else None
+        walk.tensors[out] = StepTensor("refused", error=error, padded_samples=padded_samples)
         return
     left //= each
     step = walk.operand(name, offset)
@@ -62,7 +71,7 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         step = walk.started(step, name, offset, fill)
     if any(others):
         step = _padded(walk, node, step, others, fill)
-    walk.set_output(node, out, step, "per_step", offset + left, edge=edge)
+    walk.set_output(node, out, step, "per_step", offset + left, repeats_first=repeats_first)
 
 
 def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -92,8 +101,8 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     rest = {other: cut for other, cut in cuts.items() if other != axis}
     if len({part[0] for part in parts}) == 1 and walk.facts.time_axis(node.output[0]) is not None:
         step_tensor = _sliced(walk, node, walk.operand(name, offset), rest)
-        edge = walk.tensors[name].edge and offset > start
-        walk.set_output(node, node.output[0], step_tensor, "per_step", offset - start, edge=edge)
+        repeats_first = walk.tensors[name].repeats_first and offset > start
+        walk.set_output(node, node.output[0], step_tensor, "per_step", offset - start, repeats_first=repeats_first)
         return
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
@@ -107,7 +116,7 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             walk.facts.settle(node.output[0])
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
-        walk.tensors[node.output[0]] = StepTensor("unsupported", front, error=_early(walk, node))
+        walk.tensors[node.output[0]] = StepTensor("refused", front, error=_early(walk, node))
         return
     set_last_output(walk, node, back.pop(), length.pop(), rest)
 
@@ -121,7 +130,7 @@ def set_last_output(walk: StreamingWalk, node: onnx.NodeProto, back: int, length
         places = walk.graph.ints(list(range(length)))
         step = walk.graph.op("Gather", window, places, axis=walk.facts.time_axis(name))
     out = node.output[0]
-    walk.set_output(node, out, _sliced(walk, node, step, rest), "final", walk.facts.length_delta(name) - back)
+    walk.set_output(node, out, _sliced(walk, node, step, rest), "at_end", walk.facts.length_delta(name) - back)
     if length > 1:
         walk.tensors[out] = replace(walk.tensors[out], window=length, keys=walk.facts.time_axis(name))
 
@@ -151,7 +160,7 @@ def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise _early(walk, node)
     step, _ = walk.aligned(name, backs.pop() - 1)
     first = walk.graph.constant(np.zeros_like(known[0]))
-    walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "final")
+    walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "at_end")
 
 
 def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -175,10 +184,10 @@ def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"puts {front} sample(s) in front; a timestep has {each}", _WHOLE)
     front //= each
     step = walk.operand(long[0], offset)
-    if walk.tensors[node.input[0]].kind == "unsupported" or walk.tensors[node.input[0]].first:
+    if walk.tensors[node.input[0]].kind == "refused" or walk.tensors[node.input[0]].first:
         _rejoin(walk, node, step, offset, front)
         return
-    if front and any(walk.tensors[name].kind in {"per_step", "final"} for name in node.input[:place]):
+    if front and any(walk.tensors[name].kind in {"per_step", "at_end"} for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
         before = walk.facts.before_start(out, 0, front)
@@ -209,7 +218,7 @@ def _rejoin(walk: StreamingWalk, node: onnx.NodeProto, step: str, offset: int, f
     repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
     if offset or not repeats:
         raise _early(walk, node)
-    walk.set_output(node, out, step, "per_step", front, edge=True)
+    walk.set_output(node, out, step, "per_step", front, repeats_first=True)
 
 
 def split(walk: StreamingWalk, node: onnx.NodeProto) -> None:

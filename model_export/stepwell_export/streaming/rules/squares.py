@@ -32,14 +32,14 @@ class Square:
         front: How many of them stand before the first timestep of the sequence.
         keys: The axis of the node's output for the timesteps that are looked at; None: they are summed up.
         queries: The axis of the timesteps that look; None: it is the end of the sequence that looks.
-        suspect: Why it is refused where it is new and not masked later.
+        refused_as_answer: Why it is refused where it is new and not masked later.
     """
 
     window: int
     front: int
     keys: int | None
     queries: int | None
-    suspect: RefusedModelError | None = None
+    refused_as_answer: RefusedModelError | None = None
 
 
 def time_axes(walk: StreamingWalk, name: str) -> list[int]:
@@ -49,7 +49,7 @@ def time_axes(walk: StreamingWalk, name: str) -> list[int]:
 
 def is_table(walk: StreamingWalk, name: str) -> bool:
     """Whether a tensor has a number for every pair of timesteps, by its sizes alone."""
-    return name in walk.sized and len(time_axes(walk, name)) == 2
+    return name in walk.from_sizes and len(time_axes(walk, name)) == 2
 
 
 def axis_in_output(walk: StreamingWalk, node: onnx.NodeProto, place: int, axis: int) -> int | None:
@@ -95,10 +95,10 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
     if is_table(walk, name):
         return _row_of_table(walk, node, place, square)
     walk.need(name)
-    if not times and (tensor.kind != "final" or square.queries is None):
+    if not times and (tensor.kind != "at_end" or square.queries is None):
         return walk.operand(name, 0, node)
     become = {axis: axis_in_output(walk, node, place, axis) for axis in times}
-    if tensor.kind == "scores":
+    if tensor.kind == "pairwise":
         same = (tensor.window, tensor.offset) == (square.window, square.front)
         if same and tensor.keys is not None and become[tensor.keys] == square.keys:
             return tensor.step
@@ -115,7 +115,7 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
     elif len(times) == 1 and become[times[0]] == square.queries is not None:
         if tensor.offset:
             raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
-        if tensor.kind != "final":
+        if tensor.kind != "at_end":
             return walk.operand(name, 0, node)
     raise without_rule(walk, node)
 

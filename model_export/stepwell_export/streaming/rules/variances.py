@@ -1,6 +1,14 @@
-"""Variances over time: the mean square of what differs from the mean, for the timesteps so far.
+r"""Variances over time: the mean square of what differs from the mean, for the timesteps so far.
 
 Source: Welford 1962, "Note on a method for calculating corrected sums of squares and products".
+
+Before and after:
+
+    x (B, T, 4)                            x (B, 1, 4)   mean, variance so far
+     |  \ ReduceMean over T                     |            |
+     Sub                              ->       mean' = mean + (x - mean) / n
+      | Mul with itself, ReduceMean            variance' = variance + ((x - mean) (x - mean') - variance) / n
+    y (B, 4)                               y (B, 4)
 """
 
 from __future__ import annotations
@@ -51,7 +59,7 @@ def _difference_or(otherwise: Rule, walk: StreamingWalk, node: onnx.NodeProto) -
     except RefusedModelError as exc:
         if deviation is None:
             raise
-        walk.tensors[node.output[0]] = StepTensor("unsupported", error=exc)
+        walk.tensors[node.output[0]] = StepTensor("refused", error=exc)
     if deviation is not None:
         tensor = walk.tensors[node.output[0]]
         if isinstance(tensor.error, RefusedModelError):
@@ -83,7 +91,7 @@ def _square(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     if not is_power and not (node.op_type == "Mul" and node.input[0] == node.input[1]):
         return False
     squared = replace(tensor.deviation, is_squared=True)
-    walk.tensors[node.output[0]] = StepTensor("unsupported", error=tensor.error, deviation=squared)
+    walk.tensors[node.output[0]] = StepTensor("refused", error=tensor.error, deviation=squared)
     return True
 
 
@@ -106,7 +114,7 @@ def _variance(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     label, dims = "variance" if is_mean else "squares", walk.facts.dims(out)
     squares = graph.op("Relu", made.output[0])  # they are below 0 by rounding alone
     _, result = _running(walk, node, label, squares, dims=dims, offset=offset, is_mean=is_mean)
-    walk.set_output(node, out, result, "final")
+    walk.set_output(node, out, result, "at_end")
     return True
 
 

@@ -1,4 +1,13 @@
-"""Convolutions and pooling over time: a buffer of past timesteps, and the same operator on it."""
+r"""Convolutions and pooling over time: a buffer of past timesteps, and the same operator on it.
+
+Before and after:
+
+    x (B, 4, T)                            conv.past (B, 2, 4)   x (B, 4, 1)
+       | Conv of 3 timesteps                           \         /
+       |                              ->                Concat (B, 3, 4) -> its last two: the next conv.past
+    y (B, 5, T - 2)                                       | Reshape, Gemm: or the operator itself
+                                                        y (B, 5, 1)
+"""
 
 from __future__ import annotations
 
@@ -16,7 +25,8 @@ _HOP = (
     "front of it to (batch, 1, T * {n})."
 )
 _HOP_BACK = "If {n} samples are one timestep, reshape them behind the model to (batch, T, {n})."
-_POOLS = {"MaxPool", "AveragePool", "LpPool"}
+WINDOW_POOLS = ("AveragePool", "LpPool", "MaxPool")
+"""Pooling over windows, which `convolution` is the rule of."""
 
 
 def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -26,7 +36,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         RefusedModelError: They stride over time, or average over less at the beginning.
     """
     name, out = node.input[0], node.output[0]
-    name, padded = walk.tensors[name].padded or (name, 0)
+    name, padded_samples = walk.tensors[name].padded_samples or (name, 0)
     axis = walk.facts.time_axis(name)
     if axis is None or axis < 2 or not walk.timed(node, [name]):
         pointwise(walk, node)
@@ -35,7 +45,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
     each, reach = walk.facts.samples(name), (size - 1) * dilation + 1
-    left += padded
+    left += padded_samples
     if each % stride:
         raise walk.refuse(
             node, f"has stride {stride} over time: it does not answer every timestep", _HOP.format(n=stride)
@@ -83,7 +93,7 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, source:
     filters, graph, (size, dilation, *_) = len(kernel), walk.graph, shape.along(0)
     window, order = source, [0, 1, 2]
     if past:
-        name = walk.tensors[node.input[0]].padded
+        name = walk.tensors[node.input[0]].padded_samples
         window, order = walk.ordered_window(source, name[0] if name else node.input[0], past, 0.0, node.name)
     if order[0] != 0:
         return None

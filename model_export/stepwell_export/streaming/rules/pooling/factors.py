@@ -46,7 +46,7 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=infinite,
         bounds=ANY if infinite else range_of(walk, name), is_uneven=_is_masked(walk, name),
     )  # fmt: skip
-    walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
+    walk.tensors[out] = StepTensor("refused", error=error, weights=weights)
 
 
 def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | None:
@@ -57,7 +57,7 @@ def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | Non
     if np.dtype(walk.dtype(out)).kind != "f":
         return None
     name, whole = node.input if is_whole(walk, node.input[0]) or node.op_type != "Mul" else node.input[::-1]
-    if not is_whole(walk, name) or walk.tensors[whole].kind != "final":
+    if not is_whole(walk, name) or walk.tensors[whole].kind != "at_end":
         return None
     rank = len(walk.facts.dims(out))
     by = part_of(walk, whole, rank)
@@ -86,7 +86,7 @@ def product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Mul or Div with a value of each timestep, or with an answer for the whole sequence."""
     weights, out = walk.tensors[name].weights, node.output[0]
     other = node.input[1] if node.input[0] == name else node.input[0]
-    is_final = walk.tensors[other].kind == "final"
+    is_final = walk.tensors[other].kind == "at_end"
     if weights is None or weights.is_log or not (is_final or is_beside(walk, other)) or not keeps_time(walk, out):
         return False
     if node.op_type == "Div" and node.input[0] != name:
@@ -109,7 +109,7 @@ def difference(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     weights, (left, right), out = walk.tensors[name].weights, node.input, node.output[0]
     if weights is None or weights.shift is None or not weights.is_log or not keeps_time(walk, out):
         return False
-    if left != name or walk.tensors[right].kind != "final":
+    if left != name or walk.tensors[right].kind != "at_end":
         return False
     by, weights = side_by_side(walk, out, right, weights)
     assert weights.shift is not None

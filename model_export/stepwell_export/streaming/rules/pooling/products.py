@@ -100,7 +100,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     if time not in result:
         total = summed_so_far(walk, plain(node.name), weights, walk.dtype(out)).step
         total = graph.op("ReduceSum", total, graph.ints(gone), keepdims=0) if gone else total
-        walk.set_output(node, out, total, "final")
+        walk.set_output(node, out, total, "at_end")
         return True
     if any(part.varies(axis) for part in weights.parts for axis in gone):
         return False

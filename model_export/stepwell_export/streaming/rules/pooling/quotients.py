@@ -24,7 +24,7 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """
     top, bottom = node.input
     maker = walk.makers.get(top)
-    if {walk.tensors[name].kind for name in node.input} != {"final"} or maker is None or maker.op_type != "ReduceSum":
+    if {walk.tensors[name].kind for name in node.input} != {"at_end"} or maker is None or maker.op_type != "ReduceSum":
         return False
     product = maker.input[0]
     if not is_whole(walk, product) or walk.facts.time_axis(product) not in read_axes(walk, maker):
@@ -39,7 +39,7 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     )
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
     (reduced,) = emit_again(walk, maker, total.step)
-    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")
+    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "at_end")
     return True
 
 

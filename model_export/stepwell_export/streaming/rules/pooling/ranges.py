@@ -127,7 +127,7 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
 def _of_operand(walk: StreamingWalk, name: str, out: str) -> Range:
     """Return the range of what a node takes: scores are made of windows too, which begin with zeros."""
     bounds = range_of(walk, name)
-    may_be_window = walk.tensors[out].kind == "scores" and walk.tensors[name].kind in {"per_step", "by_position"}
+    may_be_window = walk.tensors[out].kind == "pairwise" and walk.tensors[name].kind in {"per_step", "by_position"}
     return _hull((*bounds, 0)) if may_be_window else bounds
 
 

@@ -73,7 +73,7 @@ def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     so_far = _total(walk, plain(node.name), TimeWeights(scores), scores, walk.dtype(name))
     result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
-    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "final")
+    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "at_end")
 
 
 def _total(walk: StreamingWalk, label: str, weights: TimeWeights, counted: WeightedPart, dtype: str) -> Total:

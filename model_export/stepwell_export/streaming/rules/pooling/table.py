@@ -36,7 +36,7 @@ def with_weights(operator: str, otherwise: Rule) -> Rule:
         except RefusedModelError as exc:
             if (weights := by_the_whole(walk, node)) is None:
                 raise
-            walk.tensors[node.output[0]] = StepTensor("unsupported", error=exc, weights=weights)
+            walk.tensors[node.output[0]] = StepTensor("refused", error=exc, weights=weights)
 
     return rule
 
@@ -51,7 +51,7 @@ def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     if node.op_type == "ReduceMean":
         out = node.output[0]
         made = walk.graph.op("Div", made, count_so_far(walk, walk.facts.dims(out), walk.dtype(out)))
-    walk.set_output(node, node.output[0], made, "final")
+    walk.set_output(node, node.output[0], made, "at_end")
     return True
 
 
