@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,10 +18,11 @@ CASES = {name: entry.case for name, entry in TABLE.items() if entry.case is not 
 @pytest.mark.parametrize("operator", CASES)
 def test_the_graph_beside_the_rule_of_an_operator_equals_itself_step_by_step(operator: str) -> None:
     case = CASES[operator]
-    integers = {name: np.asarray(value, np.int64) for name, value in case.integers.items()}
+    given: dict[str, Any] = {name: np.asarray(value, np.int64) for name, value in case.integers.items()}
+    given |= case.weights
     nodes = case.nodes.replace("OP ", f"{operator} ")
     kind = "int64" if operator.startswith("Arg") else "float"
-    model = graph(f"({X}) => ({kind}[] y) {{ {nodes} }}", opset=case.opset, **dict(case.weights), **integers)
+    model = graph(f"({X}) => ({kind}[] y) {{ {nodes} }}", opset=case.opset, **given)
 
     made = convert(model, name="case", length=case.length)
 
