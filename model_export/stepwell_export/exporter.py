@@ -12,7 +12,7 @@ from typing import Any
 from stepwell_export.arguments import check_every, check_name, check_tolerance
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
 from stepwell_export.export_sources import is_jax_function, load_source
-from stepwell_export.labels import read_columns, read_labels, with_labels
+from stepwell_export.labels import labels_fed_back, read_columns, read_labels, with_labels
 from stepwell_export.precision import FULL, Precision, saved
 from stepwell_export.replacing import Replaced, Replacement, replaced
 from stepwell_export.runtime.errors import FileError, UnclearModelError, WeakProofError
@@ -63,7 +63,7 @@ def export_source(
     length: int | None = None,
     feedback: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
-    units: Mapping[str, str] | None = None,
+    units: Mapping[str, str | Sequence[str]] | None = None,
     every: str | None = None,
     accept_weak: bool = False,
     before: Sequence[Path] = (),
@@ -91,7 +91,7 @@ def export_source(
             a table of positions.
         feedback: For rollouts: by input, the output or the rule that makes it; see `stepwell_export.runtime.feedback`.
         labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
-        units: Units by input or output.
+        units: Units by input or output: one, or one for each number.
         every: The time from one timestep to the next in the training data, such as `1s`.
         accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
@@ -139,6 +139,7 @@ def export_source(
     )
     known = {**_own_labels(model, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
+    manifest = with_labels(manifest, labels_fed_back(manifest))
     full = replace(full, manifest=manifest.model_copy(update={"every": every or manifest.every}))
     if (candidate := precision.lower(full)) is not full:
         check_model(full, atol=tolerance)
@@ -151,7 +152,11 @@ def export_source(
         kept=precision.kept_in(full),
         progress=progress,
     )
-    replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
+    replacement, translation = (
+        (None, None)
+        if replaces is None
+        else replaced(replaces, content, target, None if verify is None else read_user_data(verify, manifest))
+    )
     smaller = {} if candidate is full else saved(full, candidate, len(content))
     done = Exported(target, name, len(content), report, smaller, replacement, manifest.inputs)
     if report.weak and not report.is_settled and not accept_weak:

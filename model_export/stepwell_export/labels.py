@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.feedback import rules_of
 from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec
 
 _OF_INPUTS = ("feature_names_in_", "feature_names")
@@ -14,14 +15,16 @@ _OF_OUTPUTS = ("classes_", "class_names")
 
 
 def with_labels(
-    manifest: Manifest, labels: Mapping[str, Sequence[str]] | None = None, units: Mapping[str, str] | None = None
+    manifest: Manifest,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Manifest:
     """Return the manifest with labels and units of inputs and outputs.
 
     Args:
         manifest: What the model takes and gives.
         labels: By input or output: a name for each number of a row, in C order.
-        units: By input or output: the unit of all of its numbers, say `mm`.
+        units: By input or output: the unit of all of its numbers, say `mm`, or one for each number, in C order.
 
     Raises:
         UnclearModelError: There is no such input or output, or it has another number of numbers than labels, or a label
@@ -47,12 +50,20 @@ def with_labels(
                 f"The labels of {name!r} are {list(given)}; expected texts that differ.", fix="Name each number once."
             )
 
-    if nameless := [name for name, unit in units.items() if not unit.strip()]:
-        raise UnclearModelError(f"The unit of {nameless[0]!r} is empty.", fix="Name it, or leave the flag out.")
+    for name, unit in units.items():
+        if not isinstance(unit, str) and len(unit) not in (1, known[name].row_size):
+            raise UnclearModelError(
+                f"`--units` gives {name!r} {len(unit)} units; a row of it has {known[name].row_size} numbers.",
+                fix="Give one unit for each number, or one for all.",
+            )
+        if not all(one.strip() for one in ([unit] if isinstance(unit, str) else unit)):
+            raise UnclearModelError(f"The unit of {name!r} is empty.", fix="Name it, or leave the flag out.")
 
     def named(spec: Any) -> Any:
         said: dict[str, Any] = {"labels": list(labels[spec.name])} if spec.name in labels else {}
-        said |= {"unit": units[spec.name]} if spec.name in units else {}
+        if (unit := units.get(spec.name)) is not None:
+            several = [unit] if isinstance(unit, str) else list(unit)
+            said["unit"] = several[0] if len(several) == 1 else several
         return spec.model_copy(update=said) if said else spec
 
     inputs: list[InputSpec] = [named(spec) for spec in manifest.inputs]
@@ -69,6 +80,17 @@ def read_labels(model: Any, manifest: Manifest) -> dict[str, list[str]]:
         if len(fitting) == 1:
             labels[fitting[0]] = names
     return labels
+
+
+def labels_fed_back(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the labels of outputs that have none and are fed back to an input that has."""
+    found = {}
+    for rule in rules_of(manifest.feedback, manifest):
+        labels = (rule.input.model_extra or {}).get("labels") or []
+        own = (rule.output.model_extra or {}).get("labels")
+        if not own and len(labels) == rule.output.row_size:
+            found[rule.output.name] = list(labels)
+    return found
 
 
 def read_columns(example: Any) -> list[str]:

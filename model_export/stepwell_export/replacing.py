@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwell_export.export_sources import named_object
+from stepwell_export.first_forecasts import FirstForecasts, first_forecasts
 from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import FileError, RefusedModelError, StepwellError
 from stepwell_export.runtime.layout import TensorLayout, from_graph, to_graph
@@ -35,6 +36,7 @@ class Replacement:
             `incompatible`: they cannot be used; streams begin anew.
         reasons: Each state that differs, and how; empty if they are compatible.
         translation: The file of the translation; None: there is none.
+        forecasts: The first forecasts after a move, by own data; None: there was none, or it shows nothing.
     """
 
     old: Path
@@ -42,6 +44,7 @@ class Replacement:
     states: Literal["compatible", "translate", "incompatible"]
     reasons: list[str]
     translation: Path | None = None
+    forecasts: FirstForecasts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,16 @@ def differences(old: Sequence[StateField], new: Sequence[StateField]) -> list[st
     return lines
 
 
-def replaced(given: Replaced, content: bytes, target: Path) -> tuple[Replacement, bytes | None]:
+def replaced(
+    given: Replaced, content: bytes, target: Path, data: Mapping[str, Array] | None = None
+) -> tuple[Replacement, bytes | None]:
     """Compare a new version with the one that it replaces.
 
     Args:
         given: The older version, and how its states are translated.
         content: The new version's file.
         target: Where it is written; the translation lies beside it.
+        data: Own sequences, `(N, T, *row)` by input, on which the first forecasts after a move are judged.
 
     Returns:
         What becomes of the states, and the translation's file if one is to be written.
@@ -102,15 +108,19 @@ def replaced(given: Replaced, content: bytes, target: Path) -> tuple[Replacement
     reasons = differences(old.fields, new.fields)
     if given.translate is None:
         kind: Literal["compatible", "incompatible"] = "incompatible" if reasons else "compatible"
-        return Replacement(given.old, version, kind, reasons), None
+        forecasts = None if data is None else first_forecasts(old, new, data, keeps=not reasons)
+        return Replacement(given.old, version, kind, reasons, forecasts=forecasts), None
     translation = _made(given.translate, old, new)
-    check_translation(translation, old, new, where=given.translate)
+    translate = check_translation(translation, old, new, where=given.translate)
+    forecasts = None if data is None else first_forecasts(old, new, data, keeps=not reasons, translate=translate)
     path = target.with_name(f"translate-from-{version}.onnx")
-    return Replacement(given.old, version, "translate", reasons, path), translation
+    return Replacement(given.old, version, "translate", reasons, path, forecasts), translation
 
 
-def check_translation(translation: bytes, old: StepModel, new: StepModel, *, where: str) -> None:
-    """Run a translation on states of the older version, and check the states that it computes.
+def check_translation(
+    translation: bytes, old: StepModel, new: StepModel, *, where: str
+) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """Run a translation on states of the older version, check the states that it computes, and return it.
 
     Args:
         translation: An ONNX file: inputs named as the old states, outputs as the new ones, with the batch axes that
@@ -133,23 +143,39 @@ def check_translation(translation: bytes, old: StepModel, new: StepModel, *, whe
     names = [field.name if field.name in gives else next_of.get(field.name, "") for field in new.fields]
     if not takes <= ours or not gives.issuperset(names):
         raise _unfit(where, f"takes {sorted(takes)} and gives {sorted(gives)}", f"{sorted(ours)}, and {sorted(theirs)}")
-    rows = _ROWS if old.batched and new.batched else 1
     layouts = _layouts(new)
-    for states in _states_of(old, rows):
+
+    def run(states: Mapping[str, Array]) -> list[Array]:
         feeds = {
             place.name: to_graph(states[place.name], place.graph_row, place.batch_axis)
             for place in _layouts(old).values()
             if place.name in takes
         }
         try:
-            values = session.run(names, feeds)
+            made: list[Array] = session.run(names, feeds)
         except Exception as exc:
             raise RefusedModelError(
                 f"The translation of {where} fails on states of the older version: {str(exc).strip()}.",
                 fix="Its inputs have the shapes of the old states, with a batch axis of any length.",
             ) from exc
-        for field, value in zip(new.fields, values, strict=True):
-            _check_state(field, value, layouts[field.name], rows, where)
+        return made
+
+    def translated(states: Mapping[str, Array]) -> dict[str, Array]:
+        count = len(next(iter(states.values()), np.empty(1)))
+        rows = [states] if old.batched and new.batched else [
+            {name: array[i : i + 1] for name, array in states.items()} for i in range(count)
+        ]  # fmt: skip
+        parts = [dict(zip([field.name for field in new.fields], run(one), strict=True)) for one in rows]
+        each = count if len(rows) == 1 else 1
+        return {
+            name: np.concatenate([from_graph(part[name], layouts[name], each) for part in parts]) for name in parts[0]
+        }
+
+    count = _ROWS if old.batched and new.batched else 1
+    for states in _states_of(old, count):
+        for field, value in zip(new.fields, run(states), strict=True):
+            _check_state(field, value, layouts[field.name], count, where)
+    return translated
 
 
 def _check_state(field: StateField, value: Array, place: TensorLayout, rows: int, where: str) -> None:

@@ -39,7 +39,7 @@ def nothing():
 def export(folder: Path, version: int, units: int, *words: object) -> Any:
     """Export an LSTM as a version of a model; returns the result of the command."""
     keras.utils.set_random_seed(version)
-    layers = [keras.Input((None, 2)), keras.layers.LSTM(units, name="lstm"), keras.layers.Dense(1, name="y")]
+    layers = [keras.Input((None, 2), name="x"), keras.layers.LSTM(units, name="lstm"), keras.layers.Dense(1, name="y")]
     source = folder / f"{version}.keras"
     keras.Sequential(layers).save(source)
     return run_stepwell("export", source, "-o", folder / "pump" / str(version) / "model.onnx", *words)
@@ -80,6 +80,23 @@ def test_a_retrained_model_of_the_same_layers_is_compatible(tmp_path: Path) -> N
         done = run_stepwell("export", tmp_path / "model.keras", "-o", old(tmp_path, version), *words)
 
     assert "states:  compatible with version 1" in done.stdout
+    assert "take is best is measured on own data: --verify" in done.stdout
+    assert "recommended" not in done.stdout
+
+
+def test_with_own_data_the_take_with_the_least_error_is_recommended(tmp_path: Path) -> None:
+    export(tmp_path, 1, 4)
+    np.savez(tmp_path / "data.npz", np.random.default_rng(0).normal(size=(6, 60, 2)).astype(np.float32))
+    words = ["--replaces", old(tmp_path), "--verify", tmp_path / "data.npz"]
+    report = json.loads(export(tmp_path, 2, 4, *words, "--json").stdout)["replaces"]
+    found = report["first_forecasts"]
+
+    assert (found["against"], found["moves"], found["forecasts"]) == ("own", 24, 12)
+    assert found["errors"]["y"]["0"]["own"] == 0
+    assert found["recommended"] == min(("keep", "reset"), key=found["overall"].get)
+    lines = export(tmp_path, 3, 4, *words).stdout
+    assert "first forecasts: differences from own states, without a truth, 12 timesteps after each of 24 moves" in lines
+    assert f"recommended: take {found['recommended']}" in lines
 
 
 def test_a_translation_that_cannot_be_made_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

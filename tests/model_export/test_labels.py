@@ -15,7 +15,7 @@ from tests import graphs
 
 
 def test_labels_and_units_are_kept_through_json() -> None:
-    manifest = with_labels(graphs.total()[1], {"x": ["up", "down"]}, {"y": "mm"})
+    manifest = with_labels(graphs.total()[1], {"x": ["up", "down"]}, {"y": ["mm"]})
     again = Manifest.from_json(manifest.to_json(), where="here").model_dump()
 
     assert again["inputs"][0]["labels"] == ["up", "down"]
@@ -23,11 +23,20 @@ def test_labels_and_units_are_kept_through_json() -> None:
     assert "unit" not in again["inputs"][0]
 
 
+def test_units_of_each_number_are_kept_as_a_list() -> None:
+    manifest = with_labels(graphs.total()[1], units={"x": ["C", "kPa"]})
+    again = Manifest.from_json(manifest.to_json(), where="here").model_dump()
+
+    assert again["inputs"][0]["unit"] == ["C", "kPa"]
+
+
 @pytest.mark.parametrize(
     ("labels", "units", "told"),
     [
         ({"z": ["a", "b"]}, {}, "`--labels` names 'z'; the model has x, y"),
         ({}, {"z": "mm"}, "`--units` names 'z'"),
+        ({}, {"x": ["C", "kPa", "rpm"]}, "gives 'x' 3 units; a row of it has 2 numbers"),
+        ({}, {"x": ["C", ""]}, "The unit of 'x' is empty"),
         ({"x": ["a"]}, {}, "gives 'x' 1 labels; a row of it has 2 numbers"),
         ({"x": ["a", "a"]}, {}, "expected texts that differ"),
         ({"x": ["a", ""]}, {}, "expected texts that differ"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwell.models.forecast_errors import StreamErrors, figures, student_95, truths_of
+from stepwell.models.forecast_errors import StreamErrors, figures, student_95
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.truth import truths_of
 from tests.forecasters import LABELS, forecaster
 from tests.graphs import letters
 

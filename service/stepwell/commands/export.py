@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,9 @@ from stepwell.commands.tables import (
 )
 from stepwell.garbage_collection import freeze_startup_objects
 from stepwell.interrupted import reported_interrupt
+from stepwell_client.wire.texts import counted
 from stepwell_export.exporter import Exported, export_source
+from stepwell_export.first_forecasts import FirstForecasts
 from stepwell_export.precision import Precision, StoreDType
 from stepwell_export.replacing import Replaced, Replacement
 from stepwell_export.runtime.errors import WeakProofError
@@ -100,7 +103,10 @@ def export(
         typer.Option(metavar="NAME=A,B,..", help="A name for each number of an input's or output's row. Repeatable."),
     ] = None,
     units: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=UNIT", help="The unit of an input or output. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=UNIT,..", help="The unit of an input or output, or one for each number. Repeatable."
+        ),
     ] = None,
     accept_weak: Annotated[
         bool, typer.Option("--accept-weak", help="Write the file even if a wrong graph might have been verified.")
@@ -165,7 +171,10 @@ def export(
                 name: [label.strip() for label in text.split(",")]
                 for name, text in named_values("--labels", labels or [], "NAME=A,B,..").items()
             },
-            units=named_values("--units", units or [], "NAME=UNIT"),
+            units={
+                name: [unit.strip() for unit in text.split(",")]
+                for name, text in named_values("--units", units or [], "NAME=UNIT,..").items()
+            },
             accept_weak=accept_weak,
             before=before or (),
             after=after or (),
@@ -210,6 +219,7 @@ def _replaces(replacement: Replacement, *, written: bool) -> dict[str, object]:
         "states": replacement.states,
         "reasons": replacement.reasons,
         "translation": str(replacement.translation) if written and replacement.translation else None,
+        "first_forecasts": None if replacement.forecasts is None else asdict(replacement.forecasts),
     }
 
 
@@ -240,10 +250,11 @@ def _next_lines(exported: Exported) -> Iterator[str]:
 
 
 _STATES = {
-    "compatible": "the states of its streams are kept (take: keep)",
-    "translate": "the states of its streams are translated (take: translate)",
+    "compatible": "the states of its streams can be kept",
+    "translate": "the states of its streams can be translated",
     "incompatible": "the states of its streams cannot be used: give a translation with --translate, or reset them",
 }
+_TAKES = {"keep": "keep", "translate": "translate", "reset": "reset", "own": "own state"}
 
 
 def _replacement_lines(replacement: Replacement) -> Iterator[str]:
@@ -256,6 +267,26 @@ def _replacement_lines(replacement: Replacement) -> Iterator[str]:
         yield f"         {reason}"
     if replacement.translation is not None:
         yield f"         translation: {replacement.translation}, checked on states of version {replacement.version}"
+    if replacement.forecasts is None:
+        yield "         which take is best is measured on own data: --verify FILE.npz"
+    else:
+        yield from _forecast_lines(replacement.forecasts)
+
+
+def _forecast_lines(found: FirstForecasts) -> Iterator[str]:
+    """Yield how good the first forecasts after a move are, and what to take."""
+    several = sum(map(len, found.errors.values())) > 1
+    what = "errors against the truth" if found.against == "truth" else "differences from own states, without a truth"
+    yield f"first forecasts: {what}, {found.forecasts} timesteps after each of {counted(found.moves, 'move')}"
+    for output, labels in found.errors.items():
+        for label, of in labels.items():
+            place = f"{output}[{label}]" if several else output
+            yield f"         {place}: " + ", ".join(f"{_TAKES[take]} {error:.4g}" for take, error in of.items())
+    if several:
+        overall = ", ".join(f"{_TAKES[take]} {error:.4g}" for take, error in found.overall.items())
+        yield f"         all, in standard deviations: {overall}"
+    warm = f" with {counted(found.warm_steps, 'warm step')}" if found.warm_steps else ""
+    yield f"         recommended: take {found.recommended}{warm}, which has the least error"
 
 
 def _outputs_table(name: str, report: ParityReport) -> Table:

@@ -145,6 +145,9 @@ def _notes(spec: Any) -> str:
     """Return what else is known of an input or output: its unit, its labels, missing values, its shape in the graph."""
     labels, unit = getattr(spec, "labels", None) or [], getattr(spec, "unit", None)
     missing = "may be missing" if getattr(spec, "missing", "refuse") == "nan" else ""
+    if isinstance(unit, list):  # one for each number
+        labels = [f"{label} in {one}" for label, one in zip(labels or range(len(unit)), unit, strict=True)]
+        unit = None
     notes = [f"in {unit}" if unit else "", ", ".join(map(str, labels)), missing, _in_graph(spec)]
     return "; ".join(filter(None, notes))
 

@@ -7,14 +7,14 @@ from typing import Final
 
 from stepwell.codec.releases import bad_release
 from stepwell.errors import ServiceError
-from stepwell.models.forecast_errors import truths_of
-from stepwell.models.labels import labels_of_outputs
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.models.translations import translation_file
 from stepwell.models.version_differences import needed_inputs, same_states, tensors_differ
 from stepwell.releases.document import Gate, Take
 from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.labels import labels_of_outputs
+from stepwell_export.runtime.truth import truths_of
 
 _MOST_NAMED: Final = 5
 

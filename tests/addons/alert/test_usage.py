@@ -12,7 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from stepwell.addons.alert.conditions import ConditionError, parse_condition
+from stepwell.addons.alert.conditions import ConditionError, TensorRow, parse_condition
 from stepwell.addons.alert.rules import read_rules
 from stepwell.errors import SettingsError
 from tests.addons.alert.alerts import alerting, step_streams, write_rules
@@ -122,13 +122,23 @@ def test_conditions_are_evaluated_by_timestep(text: str, expected: list[bool]) -
             "outputs.y > 0",
             "outputs.y is not one number: a timestep of y has the shape [3]; give an index for each axis",
         ),
+        ("outputs.y[torque] > 0", "outputs.y[torque] names the label 'torque'; the labels of y are low, mid, rpm 2"),
     ],
 )
 def test_an_index_that_does_not_fit_is_reported_with_those_that_do(text: str, reason: str) -> None:
     with pytest.raises(ConditionError) as found:
-        parse_condition(text).check({"outputs": {"y": [3]}, "inputs": {}})
+        parse_condition(text).of_model({"outputs": {"y": TensorRow([3], ["low", "mid", "rpm 2"])}, "inputs": {}})
 
     assert str(found.value).startswith(reason)
+
+
+@pytest.mark.parametrize("text", ["outputs.y[mid] > 0.5", "outputs.y['rpm 2'] > 2", "max(outputs.grid[d]) > 3"])
+def test_a_label_is_the_index_of_its_number(text: str) -> None:
+    rows = {"y": TensorRow([3], ["low", "mid", "rpm 2"]), "grid": TensorRow([2, 2], ["a", "b", "c", "d"])}
+    condition = parse_condition(text).of_model({"outputs": rows, "inputs": {}})
+    values = {"y": np.array([[9, 0.25, 1], [0, 0.75, 3]]), "grid": np.array([[[9, 9], [9, 1]], [[0, 0], [0, 4]]])}
+
+    assert condition.evaluate({"outputs": values, "inputs": {}}, 2).tolist() == [False, True]
 
 
 def run(rules: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -249,7 +249,7 @@ class TensorInfo(Struct):
         dtype: Its dtype, as NumPy names it.
         shape: The shape of one row.
         labels: The names of the numbers of a row, if it has any.
-        unit: Its unit, if it has one.
+        unit: Its unit, if it has one; a list has one for each number.
         missing: Of an input, `nan` if it may have missing values.
         latency: Of an output, the samples by which it is behind the input; None: it has no samples.
     """
@@ -258,7 +258,7 @@ class TensorInfo(Struct):
     dtype: str
     shape: list[int] = []
     labels: list[str] | None = None
-    unit: str | None = None
+    unit: str | list[str] | None = None
     missing: Literal["refuse", "nan"] = "refuse"
     latency: int | None = None
 

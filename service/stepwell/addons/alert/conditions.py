@@ -45,13 +45,13 @@ class Reference(NamedTuple):
     Attributes:
         group: `outputs` or `inputs`.
         name: The tensor's name.
-        place: The index in one row; empty: the whole row.
+        place: The index in one row, or a label; empty: the whole row.
         reduced: It is the argument of `min` or `max`, so the place may be a part of the row.
     """
 
     group: str
     name: str
-    place: tuple[int, ...]
+    place: tuple[int | str, ...]
     reduced: bool
 
     def __str__(self) -> str:
@@ -59,6 +59,21 @@ class Reference(NamedTuple):
         name = f".{self.name}" if self.name.isidentifier() else f'["{self.name}"]'
         return f"{self.group}{name}" + "".join(f"[{one}]" for one in self.place)
 
+
+class TensorRow(NamedTuple):
+    """The row of an input or output.
+
+    Attributes:
+        shape: Its shape.
+        labels: The names of its numbers, in C order; empty: they have none.
+    """
+
+    shape: Sequence[int]
+    labels: Sequence[str] = ()
+
+
+Rows = Mapping[str, Mapping[str, TensorRow]]
+"""The rows of `outputs` and `inputs` by name."""
 
 _Tensors = Mapping[str, Mapping[str, Array]]
 _Function = Callable[[_Tensors, int], Values]
@@ -87,27 +102,38 @@ class AlarmCondition:
         with np.errstate(all="ignore"):
             return np.broadcast_to(self._holds(tensors, n), (n,))
 
-    def check(self, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Check that every tensor exists and every index fits its row.
+    def of_model(self, rows: Rows) -> AlarmCondition:
+        """Return the condition with the indices of the labels that it names.
 
         Args:
-            shapes: The shape of one row, of `outputs` and `inputs` by name.
+            rows: Of the model.
 
         Raises:
-            ConditionError: A tensor is missing, or an index does not fit.
+            ConditionError: A tensor is missing, or an index or a label does not fit.
         """
-        for one in self.references:
-            known = shapes[one.group]
+        builder = _Builder(rows)
+        condition = AlarmCondition(self.text, self.references, builder.truth(_tree(self.text)))
+        condition._check(tuple(builder.references), rows)
+        return condition
+
+    @staticmethod
+    def _check(references: Sequence[Reference], rows: Rows) -> None:
+        """Check that every tensor exists and every index fits its row."""
+        for one in references:
+            known = rows[one.group]
             if one.name not in known:
                 found = ", ".join(known) or "none"
                 raise ConditionError(f"{one} is not there; the model's {one.group} are {found}")
-            shape = tuple(known[one.name])
+            shape = tuple(known[one.name].shape)
             if len(one.place) > len(shape):
                 raise ConditionError(
                     f"{one} has {counted(len(one.place), 'index', 'indices')}; a timestep of {one.name} has the shape "
                     f"{list(shape)}, so give {len(shape)}"
                 )
             for axis, (i, size) in enumerate(zip(one.place, shape, strict=False)):
+                if isinstance(i, str):
+                    labels = ", ".join(known[one.name].labels) or "none"
+                    raise ConditionError(f"{one} names the label {i!r}; the labels of {one.name} are {labels}")
                 if not -size <= i < size:
                     raise ConditionError(
                         f"{one} has the index {i} on axis {axis}; a timestep of {one.name} has the shape "
@@ -158,8 +184,9 @@ def opposite(text: str, limit: float) -> AlarmCondition:
 class _Builder:
     """Turns the nodes of a condition into functions, and collects the tensors that they read."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Rows | None = None) -> None:
         self.references: list[Reference] = []
+        self._rows = rows
 
     def truth(self, node: ast.expr) -> _Function:
         """Return the function of a node that is true or false."""
@@ -218,12 +245,17 @@ class _Builder:
 
     def _reference(self, node: ast.expr, *, reduced: bool) -> _Function:
         """Return the function of a tensor: its rows, indexed."""
-        index: list[int] = []
+        index: list[int | str] = []
         inner = node
-        while isinstance(inner, ast.Subscript) and (number := _number(inner.slice)) is not None:
-            if number != int(number):
-                raise ConditionError(f"`{ast.unparse(node)}` has the index {number}; expected a whole number")
-            index.insert(0, int(number))
+        while isinstance(inner, ast.Subscript):
+            if (number := _number(inner.slice)) is not None:
+                if number != int(number):
+                    raise ConditionError(f"`{ast.unparse(node)}` has the index {number}; expected a whole number")
+                index.insert(0, int(number))
+            elif (label := _label(inner)) is not None:
+                index.insert(0, label)
+            else:
+                break
             inner = inner.value
         match inner:
             case ast.Attribute(value=ast.Name(id="outputs" | "inputs" as group), attr=name):
@@ -232,9 +264,17 @@ class _Builder:
                 pass
             case _:
                 raise ConditionError(f"`{ast.unparse(node)}` is not a number; expected {_EXPECTED}")
-        self.references.append(Reference(group, name, tuple(index), reduced))
-        rows: tuple[slice | int, ...] = (slice(None), *index)
+        place = self._place(group, name, tuple(index))
+        self.references.append(Reference(group, name, place, reduced))
+        rows: tuple[Any, ...] = (slice(None), *place)
         return lambda tensors, _n: _as_numbers(tensors[group][name])[rows]
+
+    def _place(self, group: str, name: str, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """Return the indices of a label, if the model is known and has it."""
+        row = None if self._rows is None else self._rows[group].get(name)
+        if row is None or len(place) != 1 or place[0] not in row.labels:
+            return place
+        return tuple(int(i) for i in np.unravel_index(row.labels.index(str(place[0])), tuple(row.shape)))
 
 
 def _tree(text: str) -> ast.expr:
@@ -254,6 +294,16 @@ def _number(node: ast.expr) -> int | float | None:
             return value if isinstance(value, float) or abs(value) < _WHOLE else float(str(value))
         case ast.UnaryOp(op=ast.USub(), operand=operand) if (number := _number(operand)) is not None:
             return -number
+    return None
+
+
+def _label(node: ast.Subscript) -> str | None:
+    """Return the label that a subscript is, `y[rpm]` or `y["rpm"]`; None: it is a tensor's name, or something else."""
+    if isinstance(node.value, ast.Name):
+        return None
+    match node.slice:
+        case ast.Name(id=label) | ast.Constant(value=str(label)):
+            return label
     return None
 
 

@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from stepwell.addons.alert.conditions import ConditionError
+from stepwell.addons.alert.conditions import AlarmCondition, ConditionError, Rows, TensorRow
 from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from stepwell.addons.alert.errors import AlertStartError, LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
 from stepwell.addons.alert.leader import AlertLeader
-from stepwell.addons.alert.rules import AlertRules, FollowedModel
+from stepwell.addons.alert.rules import AlarmRule, AlertRules, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.background import happens, until
@@ -175,15 +175,15 @@ class AlertSession:
             self.counters.leads = False
 
     def _followed(self, name: str, model: dict[str, Any], limits: dict[str, Any]) -> FollowedModel:
-        shapes = {group: {spec["name"]: spec["shape"] for spec in model[group]} for group in ("outputs", "inputs")}
-        rules = self._rules.of_model(name)
-        for rule in rules:
-            for condition in filter(None, (rule.when, rule.clear)):
-                try:
-                    condition.check(shapes)
-                except ConditionError as exc:
-                    raise SettingsError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
-        ranks = {one: len(shape) for one, shape in shapes["inputs"].items()}
+        rows = {
+            group: {spec["name"]: TensorRow(spec["shape"], spec.get("labels") or ()) for spec in model[group]}
+            for group in ("outputs", "inputs")
+        }
+        rules = [
+            replace(rule, when=_of_model(rule, rule.when, rows), clear=_of_model(rule, rule.clear, rows))
+            for rule in self._rules.of_model(name)
+        ]
+        ranks = {one: len(row.shape) for one, row in rows["inputs"].items()}
         return FollowedModel(name, rules, ranks, int(limits["stream_ttl_s"] * 1000), 2 * limits["request_timeout_s"])
 
     async def _check_store(self, store: StateStore) -> None:
@@ -210,6 +210,15 @@ class AlertSession:
             f"standing by: another process with other rules has the group {self._rules.group!r}; "
             "to run both, give one of them another `group`"
         )
+
+
+def _of_model(rule: AlarmRule, condition: AlarmCondition | None, rows: Rows) -> AlarmCondition | None:
+    if condition is None:
+        return None
+    try:
+        return condition.of_model(rows)
+    except ConditionError as exc:
+        raise SettingsError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
 
 
 def _without_password(url: str) -> str:

@@ -34,9 +34,9 @@ from stepwell.addons.recorded.flags import (
 from stepwell.commands.error_table import error_table
 from stepwell.commands.flags import check_ending, named_values
 from stepwell.commands.tables import Json, print_json, show, table
-from stepwell.models.labels import labels_of_outputs
 from stepwell_client.wire.texts import counted, listed
 from stepwell_export.runtime.files import write_atomically
+from stepwell_export.runtime.labels import labels_of_outputs
 
 _LISTED = 10
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.recorded import Block, RecordedData, gathered
-from stepwell.models.forecast_errors import ErrorFigures, StreamErrors, Truth, figures
-from stepwell.models.labels import labels_of_outputs
+from stepwell.models.forecast_errors import ErrorFigures, StreamErrors, figures
 from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import Array, InputSpec, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.truth import Truth
 
 _MOST_WIDTH = 256
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stepwell.addons.backtest.run import BacktestError
-from stepwell.models.forecast_errors import Truth, truth_of_column, truths_of
-from stepwell.models.labels import labels_of_outputs
 from stepwell_client.wire.texts import counted, listed
+from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.truth import Truth, truth_of_column, truths_of
 
 
 def chosen_truths(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from stepwell_export.runtime.distribution import BINS, bin_moments, feature_names, padded_edges
+from stepwell_export.runtime.labels import labels_of, labels_of_outputs
 from stepwell_export.runtime.manifest import Array, FeatureReference, Manifest, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ class ObservedTensor:
 
     Attributes:
         name: The tensor.
-        names: The names of its first features, in C order.
+        names: The names of its first features, in C order: `x[rpm]` where they have labels, else `x[0]`.
+        keys: The names by which the manifest has their references: `x[0]`.
         start: Index of the first of them among the features of the model.
     """
 
     name: str
     names: list[str]
+    keys: list[str]
     start: int
 
     @property
@@ -63,7 +66,7 @@ class ModelFeatures:
         kept_for_outputs = min(n_outputs, max(math.ceil(limit / _OUTPUT_SHARE), limit - n_inputs))
         self.inputs = list(_observed(manifest.inputs, 0, limit - kept_for_outputs))
         start = sum(len(tensor.names) for tensor in self.inputs)
-        self.outputs = list(_observed(outputs, start, kept_for_outputs))
+        self.outputs = list(_observed(outputs, start, kept_for_outputs, labels_of_outputs(manifest)))
         reference = manifest.reference
         self.has_reference = reference is not None
         by_side: list[tuple[list[ObservedTensor], Mapping[str, FeatureReference]]] = [
@@ -71,7 +74,7 @@ class ModelFeatures:
             (self.outputs, {} if reference is None else reference.outputs),
         ]
         self.references: list[FeatureReference | None] = [
-            references.get(name) for tensors, references in by_side for tensor in tensors for name in tensor.names
+            references.get(key) for tensors, references in by_side for tensor in tensors for key in tensor.keys
         ]
 
     def __len__(self) -> int:
@@ -105,14 +108,18 @@ class ModelFeatures:
     @cached_property
     def digest(self) -> str:
         """A name of what the sketches depend on: names, edges, bounds and origins; equal in all replicas."""
-        names = "\n".join(name for tensor in (*self.inputs, *self.outputs) for name in tensor.names)
+        names = "\n".join(key for tensor in (*self.inputs, *self.outputs) for key in tensor.keys)
         arrays = (self.edges, self.bounds, self.origins)
         return blake2b(names.encode() + b"".join(each.tobytes() for each in arrays), digest_size=6).hexdigest()
 
 
-def _observed(specs: Sequence[TensorSpec], start: int, limit: int) -> Iterator[ObservedTensor]:
+def _observed(
+    specs: Sequence[TensorSpec], start: int, limit: int, labels: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[ObservedTensor]:
     for spec in specs:
-        names = feature_names(spec, limit)
-        if names:
-            yield ObservedTensor(spec.name, names, start)
-        start, limit = start + len(names), limit - len(names)
+        keys = feature_names(spec, limit)
+        known = labels_of(spec) if labels is None else labels[spec.name]
+        names = [f"{spec.name}[{label}]" for label in known[: len(keys)]]
+        if keys:
+            yield ObservedTensor(spec.name, names or keys, keys, start)
+        start, limit = start + len(keys), limit - len(keys)

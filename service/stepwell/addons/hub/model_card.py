@@ -69,7 +69,9 @@ def _verification(parity: Mapping[str, Any] | None) -> str:
 
 def _tensor(spec: Mapping[str, Any]) -> tuple[str, ...]:
     labels = spec.get("labels") or []
-    return spec["name"], spec["dtype"], _shape(spec["shape"]), spec.get("unit") or "", ", ".join(labels)
+    units = spec.get("unit") or ""
+    units = units if isinstance(units, str) else ", ".join(units)
+    return spec["name"], spec["dtype"], _shape(spec["shape"]), units, ", ".join(labels)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -14,13 +14,13 @@ import numpy as np
 from stepwell.engine.packing import all_true
 from stepwell.engine.trials.errors import TrialErrors
 from stepwell.errors import ServiceError
-from stepwell.models.forecast_errors import truths_of
-from stepwell.models.labels import labels_of_outputs
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
 from stepwell.releases.counters import TrialCounts, add_counts
 from stepwell.store.transport.retry import deadline
+from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.truth import truths_of
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver

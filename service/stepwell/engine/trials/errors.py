@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from stepwell.models.forecast_errors import StreamErrors, Truth
+from stepwell.models.forecast_errors import StreamErrors
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.truth import Truth
 
 MOST_STREAMS: Final = 65_536
 """Streams whose newest predictions are kept; then the one that was added first is left."""
