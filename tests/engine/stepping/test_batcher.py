@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,19 @@ from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.stepping import batcher
 from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.errors import ServiceError
-from stepwell.types import RolloutRequest, StreamKey
-from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, submit_bulk, worker
-from tests.graphs import fold, slow, write_models
+from stepwell.types import Prediction, RolloutRequest, StreamKey
+from tests.engine.harness import (
+    FOLD,
+    CountingObserver,
+    chunk,
+    expect_error,
+    gather_results,
+    step,
+    submit_bulk,
+    worker,
+    ys,
+)
+from tests.graphs import fold, fold_reference, slow, write_model, write_models
 from tests.servers import Server
 
 LONG = 200_000
@@ -210,3 +221,19 @@ async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> N
 
     assert not done
     assert codes(found) == [("draining", "no")] * 2
+
+
+async def test_a_request_for_streams_of_two_replaced_models_steps_both(tmp_path: Path, redis_server: Server) -> None:
+    """Neither is closed while the other one begins."""
+    factors = {"a": 31, "b": 37, "c": 41}
+    write_model(tmp_path, FOLD, partial(fold, factors["a"]))
+    async with worker(redis_server.url, tmp_path) as engine:
+        for stream, factor in factors.items():
+            write_model(tmp_path, FOLD, partial(fold, factor))
+            await engine.models.reload()
+            await engine.steps.advance(step(stream, 1))
+        found = await submit_bulk(engine, {stream: ([2], 2) for stream in factors})
+
+    assert {stream: ys(one) for stream, one in found.items() if isinstance(one, Prediction)} == {
+        stream: fold_reference([1, 2], factor=factor)[-1:] for stream, factor in factors.items()
+    }

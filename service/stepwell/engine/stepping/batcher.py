@@ -68,9 +68,13 @@ class BatchedVersion:
         self.coalesced: list[CoalescedBatch | None] = [None, None]
         self.in_use = 0
 
+    def with_part(self, batch: Batch) -> tuple[BatchedVersion, Batch]:
+        """Return a part of a batch with what runs it, which stays in use until `process` has run it."""
+        self.in_use += len(batch)
+        return self, batch
+
     async def process(self, batch: Batch) -> None:
         """Run a batch; see `StepPipeline.process`."""
-        self.in_use += len(batch)
         try:
             await self.pipeline.process(batch)
         finally:
@@ -390,7 +394,7 @@ class Batcher:
         """
         own = self.versions[batch.decoded_by]
         if len(self.versions) == 1:
-            return [(own, batch)]
+            return [own.with_part(batch)]
         named = frozenset(batch.names_with_version())
         left = [i for i, name in enumerate(batch.names) if name not in named]
         place: dict[int, BatchedVersion] = {}
@@ -402,14 +406,14 @@ class Batcher:
                 if len(rows) > n_most and len(batch) <= other.max_batch:
                     most, n_most = other, len(rows)
         if not place:
-            return [(own, batch)]
+            return [own.with_part(batch)]
         # The version of most rows runs the batch itself; objects are created for the others only.
         most = most if 2 * n_most > len(batch) else own
         others: dict[BatchedVersion, list[QueuedStep]] = {}
         for i in range(len(batch)):
             if (version := place.get(i, own)) is not most:
                 others.setdefault(version, []).append(batch.row(i).for_version(version.served.fingerprint))
-        return [(most, batch), *itertools.chain.from_iterable(itertools.starmap(self._cut, others.items()))]
+        return [most.with_part(batch), *itertools.chain.from_iterable(itertools.starmap(self._cut, others.items()))]
 
     def _placed(
         self, rows: Iterable[QueuedStep]
@@ -427,7 +431,7 @@ class Batcher:
     @staticmethod
     def _cut(version: BatchedVersion, rows: Sequence[QueuedStep]) -> list[tuple[BatchedVersion, Batch]]:
         size = version.max_batch
-        return [(version, RowBatch(rows[at : at + size])) for at in range(0, len(rows), size)]
+        return [version.with_part(RowBatch(rows[at : at + size])) for at in range(0, len(rows), size)]
 
     async def _run(self, parts: list[tuple[BatchedVersion, Batch]]) -> dict[bytes, list[QueuedStep]]:
         """Run a batch, and the rows that are handed over meanwhile.
@@ -443,7 +447,10 @@ class Batcher:
                 else:
                     await asyncio.gather(*(version.process(part) for version, part in parts))
             except asyncio.CancelledError:
-                self._reject_rows(itertools.chain(self._handed_over(parts), *later.values()), service_ended())
+                unanswered = [row for _, part in parts for row in part.unanswered()]  # of parts that had not begun
+                self._reject_rows(
+                    [*unanswered, *self._handed_over(parts), *itertools.chain(*later.values())], service_ended()
+                )
                 raise
             parts, more = self._placed(self._handed_over(parts))
             for fingerprint, rows in more.items():
@@ -481,13 +488,9 @@ class Batcher:
                 await asyncio.wait({finding}, timeout=max(deadline - time.monotonic(), 0.0) if rows else None)
                 rows = self._without_expired(rows, fingerprint)
             served = finding.result()
-            requested = self._version_of(rows[0].decoded_by) if rows else None
-            version = requested if served is None else self._version_of(served)
-            if requested is not None and (version is None or version.inputs != requested.inputs):
-                version = requested  # which replies with the reason
             for row in rows:
                 row.invalidate()
-            parts, rows = self._cut(version, rows) if version is not None else [], ()
+            parts, rows = self._parts_when_loaded(served, rows) if rows else [], ()
             later = await self._run(parts)
         except ServiceError as exc:
             self._reject_rows(rows, exc)
@@ -500,6 +503,15 @@ class Batcher:
             self._reject_rows(rows, failed("no"))
         finally:
             self._release(names, later)
+
+    def _parts_when_loaded(
+        self, served: ServedModel | None, rows: Sequence[QueuedStep]
+    ) -> list[tuple[BatchedVersion, Batch]]:
+        """Return what runs rows whose version is loaded; if it cannot run them, the requested one gives the reason."""
+        inputs = self._version_of(rows[0].decoded_by).inputs
+        if served is not None and (version := self._version_of(served)).inputs == inputs:
+            return self._cut(version, rows)
+        return self._cut(self._version_of(rows[0].decoded_by), rows)
 
     def _without_expired(self, rows: Sequence[QueuedStep], fingerprint: bytes) -> Sequence[QueuedStep]:
         latest = time.monotonic() - self._timeout
