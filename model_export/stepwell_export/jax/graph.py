@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, Rule] = {}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 """Primitives that only call another jaxpr."""
 
-_NN = str(Path("jax", "_src", "nn"))
+_JAX = str(Path("jax", "_src"))
 
 
 def rule(*primitives: str) -> Callable[[Rule], Rule]:
@@ -45,7 +45,7 @@ def rule(*primitives: str) -> Callable[[Rule], Rule]:
 
 
 def function_rule(name: str) -> Callable[[Rule], Rule]:
-    """Register the rule of a function of `jax.nn` that ONNX has an operator for; it returns None if it does not fit."""
+    """Register the rule of a function of JAX that ONNX has operators for; it returns None if it does not fit."""
 
     def register(function: Rule) -> Rule:
         FUNCTIONS[name] = function
@@ -185,7 +185,7 @@ class JaxGraph(NodeBuilder):
             )
             jaxpr, consts = getattr(called, "jaxpr", called), getattr(called, "consts", ())
             name, _, home = str(jaxpr.debug_info.func_src_info).partition(" at ")
-            if name in FUNCTIONS and _NN in home and (found := FUNCTIONS[name](self, jaxpr, inputs)) is not None:
+            if name in FUNCTIONS and _JAX in home and (found := FUNCTIONS[name](self, jaxpr, inputs)) is not None:
                 return [found]
             return self.run(jaxpr, consts, inputs)
         if (known := folded(equation, inputs)) is not None:

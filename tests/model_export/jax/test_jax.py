@@ -84,6 +84,23 @@ def test_a_branch_by_a_value_is_refused(function: Any, word: str) -> None:
     assert word in refused(function).problem
 
 
+def test_a_function_that_draws_random_numbers_is_refused_with_its_line() -> None:
+    def noisy(x: Any) -> Any:
+        return x + jax.random.normal(jax.random.key(0), x.shape)
+
+    error = refused(noisy)
+
+    assert "draws random numbers, so that no retry could get the same answer (test_jax.py, line" in error.problem
+
+
+def test_a_row_in_a_batch_has_the_sigmoid_of_the_row_alone_bit_for_bit() -> None:
+    spec = StepSpec(jax.nn.sigmoid, inputs={"x": example()}, time_axis=1)
+
+    _, report = verify_model(convert(spec, name="m"))
+
+    assert report.max_abs_alone == 0
+
+
 def _longer(x: Any) -> Any:
     return x if x.shape[1] > 2500 else -x
 

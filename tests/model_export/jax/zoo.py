@@ -116,6 +116,25 @@ def embedded(table: Any, u: Any, ids: Any) -> Any:
     return jnp.swapaxes(lax.scan(lambda h, e: ((h := jnp.tanh(h @ u + e)), h), rows[0] * 0, rows)[1], 0, 1)
 
 
+def scale_first(scale: Any, x: Any) -> Any:
+    """An array of one row and one timestep, on the left of whole sequences."""
+    return jnp.reshape(scale, (1, 1, -1)) / (2 + jnp.exp(x)) - jnp.reshape(scale, (1, 1, -1)) * x
+
+
+def binned(x: Any) -> Any:
+    """The bin of each feature, from the right and from the left, and what the largest one is."""
+    bounds = jnp.asarray([-0.5, 0.0, 0.7])
+    bins = [jnp.digitize(x, bounds), jnp.searchsorted(bounds, x, side="left")]
+    signs = jnp.signbit(jnp.round(x / 2))
+    return jnp.concatenate([*bins, signs], axis=-1).astype(jnp.float32)
+
+
+def normalised(x: Any) -> Any:
+    pairs = jnp.stack([x, -x], axis=-1)
+    both = jax.nn.softmax(pairs, axis=(-2, -1))
+    return jnp.concatenate([both[..., 0], jax.nn.log_softmax(x, axis=-1)], axis=-1)
+
+
 def with_a_static(w: Any, x: Any, site: Any) -> Any:
     return jnp.tanh(x @ w + site[:, None])
 
@@ -136,6 +155,9 @@ ZOO: Zoo = {
     "attended": _spec(attended, weights(FEATURES, 12), length=16),
     "so_far": _spec(so_far),
     "embedded": _spec(embedded, weights(11, UNITS), weights(UNITS, UNITS), inputs={"ids": np.zeros((2, 20), np.int32)}),
+    "scale_first": _spec(scale_first, weights(FEATURES)),
+    "binned": _spec(binned),
+    "normalised": _spec(normalised),
     "with_a_static": _spec(
         with_a_static, weights(FEATURES, UNITS), inputs={"x": example(), "site": np.zeros((2, UNITS), np.float32)}
     ),

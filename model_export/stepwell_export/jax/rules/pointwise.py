@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from stepwell_export.graph.builder import element_type
-from stepwell_export.jax.graph import JaxGraph, Rule, rule
-from stepwell_export.jax.values import JaxValue, filled, is_one
+from stepwell_export.jax.graph import JaxGraph, Rule, function_rule, rule
+from stepwell_export.jax.values import Dim, JaxValue, constant, filled, is_one
 
 _OPERATORS = {
     "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg",
-    "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "sqrt": "Sqrt", "abs": "Abs", "sign": "Sign",
+    "exp": "Exp", "log": "Log", "tanh": "Tanh", "sqrt": "Sqrt", "abs": "Abs", "sign": "Sign",
     "floor": "Floor", "ceil": "Ceil", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
     "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "erf": "Erf",
     "pow": "Pow", "eq": "Equal", "lt": "Less", "gt": "Greater", "le": "LessOrEqual", "ge": "GreaterOrEqual",
@@ -26,15 +27,21 @@ def pointwise(graph: JaxGraph, kind: str, *inputs: JaxValue, dtype: str = "", **
     Args:
         graph: The graph.
         kind: The ONNX operator.
-        inputs: Its operands, of one shape, or scalars.
+        inputs: Its operands: of one shape but for axes of length 1, or scalars.
         dtype: That of the result; the first operand's by default.
         attributes: The operator's attributes.
     """
-    shape = next((value.shape for value in inputs if value.shape), ())
+    shape = broadcast_shape(inputs)
     small = frozenset.intersection(*(value.ones_of(len(shape)) for value in inputs))
     tensor = graph.op(kind, *map(graph.small, inputs), **attributes)
     ones = frozenset(axis for axis in small if not is_one(shape[axis]))
     return JaxValue(shape, dtype or inputs[0].dtype, tensor, ones=ones)
+
+
+def broadcast_shape(values: Sequence[JaxValue]) -> tuple[Dim, ...]:
+    """Return the shape of an operation of elements: of one shape, but for axes of length 1, and scalars."""
+    shapes = [value.shape for value in values if value.shape]
+    return tuple(next((n for n in sizes if not is_one(n)), 1) for sizes in zip(*shapes, strict=True))
 
 
 def _operator(kind: str) -> Rule:
@@ -62,6 +69,13 @@ def _not_equal(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxVa
 def _bits(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue:
     kind = equation.primitive.name.capitalize()
     return pointwise(graph, kind if inputs[0].dtype == "bool" else f"Bitwise{kind}", *inputs)
+
+
+@rule("logistic")
+def _logistic(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
+    """Return 1 / (1 + exp(-x)): onnxruntime's Sigmoid rounds a row by the rows around it."""
+    exp = pointwise(graph, "Exp", pointwise(graph, "Neg", *inputs))
+    return pointwise(graph, "Reciprocal", pointwise(graph, "Add", exp, filled(1, exp)))
 
 
 @rule("square")
@@ -188,3 +202,37 @@ def _select(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue:
         return pointwise(graph, "Where", which, cases[1], cases[0], dtype=cases[0].dtype)
     yes = pointwise(graph, "And", which, cases[1])  # onnxruntime has no Where of booleans
     return pointwise(graph, "Or", yes, pointwise(graph, "And", pointwise(graph, "Not", which), cases[0]))
+
+
+@rule("random_bits", "random_wrap", "random_unwrap", "random_seed", "threefry2x32", "rng_bit_generator", "rng_uniform")
+def _random(graph: JaxGraph, equation: Any, _inputs: list[JaxValue]) -> JaxValue:
+    raise graph.refuse(
+        equation,
+        "draws random numbers, so that no retry could get the same answer",
+        "Give the mean outside training, or draw where the answer arrives.",
+    )
+
+
+@function_rule("signbit")
+def _signbit(graph: JaxGraph, _jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    """Return whether a number is below zero, or its reciprocal is, as that of -0."""
+    [x] = inputs
+    if not x.dtype.startswith("float"):
+        return None
+    below = pointwise(graph, "Less", x, filled(0, x), dtype="bool")
+    turned = pointwise(graph, "Less", pointwise(graph, "Reciprocal", x), filled(0, x), dtype="bool")
+    return pointwise(graph, "Or", below, turned)
+
+
+@function_rule("searchsorted")
+def _searchsorted(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    """Return how many bounds are not above a number, for each number."""
+    bounds, x = inputs
+    if bounds.known is None or bounds.is_sizes or bounds.known.ndim != 1:
+        return None
+    wide = JaxValue((*x.shape, 1), x.dtype, graph.op("Unsqueeze", graph.whole(x), graph.ints([len(x.shape)])))
+    limits = constant(bounds.known.reshape((1,) * len(x.shape) + (-1,)))
+    kind = "LessOrEqual" if "le_to" in str(jaxpr) else "Less"  # from the left, or from the right
+    is_above = pointwise(graph, kind, wide, limits, dtype="bool")
+    counted = graph.cast(graph.op("Not", graph.whole(is_above)), "int32")
+    return JaxValue(x.shape, "int32", graph.op("ReduceSum", counted, graph.ints([len(x.shape)]), keepdims=0))

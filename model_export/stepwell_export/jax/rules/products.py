@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 
 from stepwell_export.jax.graph import JaxGraph, rule
 from stepwell_export.jax.rules.shapes import LAST
@@ -27,7 +28,7 @@ def _dot_general(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
     if rows != left_free or len(left_sum) != 1:
         x = graph.op("Reshape", x, graph.sizes([*batch, *rows, summed]))
     if len(right_free) != 1 or len(right_sum) != 1:
-        y = graph.op("Reshape", y, graph.sizes([*batch, summed, product(right_free)]))
+        y = _in_shape(graph, right, y, [*batch, summed, product(right_free)])
     made = graph.op("MatMul", x, y)
     if rows != left_free or len(right_free) != 1:
         made = graph.op("Reshape", made, graph.sizes(shape))
@@ -42,6 +43,14 @@ def _arranged(
     free = [axis for axis in range(len(value.shape)) if axis not in batch and axis not in summed]
     perm = [int(axis) for axis in ((*batch, *free, *summed) if is_left else (*batch, *summed, *free))]
     return transposed(graph, value, perm), [value.shape[axis] for axis in free]
+
+
+def _in_shape(graph: JaxGraph, value: JaxValue, tensor: str, shape: list[Dim]) -> str:
+    """Return a tensor in another shape; that of a constant is stored so."""
+    if value.known is None or value.is_sizes or value.ones:
+        return graph.op("Reshape", tensor, graph.sizes(shape))
+    stored = next(one for one in graph.constants if one.name == tensor)
+    return graph.constant(numpy_helper.to_array(stored).reshape([int(n) for n in shape]))
 
 
 def transposed(graph: JaxGraph, value: JaxValue, perm: list[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stepwell_export.jax.graph import JaxGraph, Rule, function_rule, rule
-from stepwell_export.jax.values import JaxValue
+from stepwell_export.jax.values import JaxValue, product
 
 _REDUCTIONS = {
     "reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_prod": "ReduceProd",
@@ -103,10 +103,24 @@ def _pooled(graph: JaxGraph, equation: Any, x: JaxValue, kind: str, **attributes
 
 @function_rule("_softmax")
 def _softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
-    axes = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
-    if (
-        len(inputs) != 2 or len(axes) != 1 or len(axes[0]) != 1 or not inputs[1].is_known
-    ):  # over a part, or several axes
+    found = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
+    if len(inputs) != 2 or len(found) != 1 or not inputs[1].is_known:  # over a part
         return None
-    made = graph.op("Softmax", graph.whole(inputs[0]), axis=int(axes[0][0]))
-    return JaxValue(inputs[0].shape, inputs[0].dtype, made)
+    if tuple(jaxpr.outvars[0].aval.shape) != inputs[0].shape:  # under vmap, which moves axes
+        return None
+    [x, _], axes = inputs, sorted(int(axis) for axis in found[0])
+    if len(axes) == 1:
+        return JaxValue(x.shape, x.dtype, graph.op("Softmax", graph.whole(x), axis=axes[0]))
+    if axes != list(range(len(x.shape) - len(axes), len(x.shape))):
+        return None
+    flat = graph.op("Reshape", graph.whole(x), graph.sizes([*x.shape[: axes[0]], product(x.shape[axes[0] :])]))
+    return JaxValue(x.shape, x.dtype, graph.op("Reshape", graph.op("Softmax", flat, axis=-1), graph.sizes(x.shape)))
+
+
+@function_rule("log_softmax")
+def _log_softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    axes = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
+    if len(inputs) != 1 or len(axes) != 1 or len(axes[0]) != 1 or tuple(jaxpr.outvars[0].aval.shape) != inputs[0].shape:
+        return None
+    [x] = inputs
+    return JaxValue(x.shape, x.dtype, graph.op("LogSoftmax", graph.whole(x), axis=int(axes[0][0])))
