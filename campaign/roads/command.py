@@ -22,7 +22,7 @@ from campaign.roads.brokers.rabbitmq_road import rabbitmq_road
 from campaign.roads.brokers.redis_road import redis_road
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
-from campaign.roads.in_order import run_order
+from campaign.roads.in_order import run_order, run_ticks
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
@@ -43,6 +43,7 @@ RUNS: Final[dict[str, Run]] = {
     "restore": run_restore,
     "backfill": run_backfill,
     "order": run_order,
+    "every": run_ticks,
 }
 
 _console = Console(stderr=True)
@@ -78,6 +79,13 @@ def roads(
         bool,
         typer.Option("--order", help="Instead publish shuffled, late and repeated messages, and order them by time."),
     ] = False,
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="Instead do the same by the ticks of a clock, compared with pandas' resample."),
+    ] = False,
+    kills: Annotated[
+        int, typer.Option(min=0, help="With --order and --every: kills of the connector, and of a replica.")
+    ] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON lines.")] = False,
 ) -> None:
     """Kill connectors and replicas while messages go from a broker through the model to another place.
@@ -90,8 +98,8 @@ def roads(
             raise typer.BadParameter(f"{name!r}; expected one of {', '.join(ROADS)}", param_hint="--road")
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
-    plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s)
-    what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill, order=order)
+    plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s, kills=kills)
+    what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill, order=order, every=every)
     results = [_run(RUNS[what], what, name, plan, as_json=as_json) for name in road or ROADS]
     if any(one is not None and one.problems for one in results):
         raise typer.Exit(1)

@@ -1,31 +1,99 @@
-"""`run_order`: shuffled, late and repeated messages through `--order`, while connector and replicas are killed."""
+"""`run_order`, `run_ticks`: messages out of order through `--order` and `--every`, with kills and a jumping clock."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import random
+import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from campaign.faults import is_over
-from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, kill_replicas, publish_messages
+from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, publish_messages
 from campaign.roads.load import fold_of
 from campaign.roads.processes import RoadConnector, connectors
-from campaign.roads.replicas import replicas
-from campaign.roads.road import OpenRoad, Prediction, Sent, decode_prediction, read_dead_letters
+from campaign.roads.replicas import Replicas, replicas
+from campaign.roads.road import OpenRoad, Prediction, Road, decode_prediction, read_dead_letters
+from campaign.roads.timed_load import EVERY_S, GAP, SECOND, WAIT_S, Series, TimedLoad
 
-_WAIT_S: Final = 5
-_PER_S: Final = 100  # messages of each second of event time
-_LATE_S: Final = 20.0
-_SHARE: Final = 0.01  # of messages that are late, and of those that are there twice
-_END_S: Final = 60.0
+_QUIET_S: Final = 120.0
+"""Seconds without a prediction or a dead letter after which a run is over."""
+
+_LETTERS_S: Final = 5.0  # for dead letters behind the last prediction
+_HOUR_US: Final = 3600 * SECOND
+_JUMPS_S: Final = (-1800.0, 86_400.0)
+_EARLIER: Final = "the oldest go on"
+"""What a connector says when more messages wait than may."""
+
+_POLL_S: Final = 0.1
 _SHOWN: Final = 20
-_US: Final = 1_000_000
+_JUMPING: Final = (sys.executable, "-P", str(Path(__file__).with_name("jumping_clock.py")))
+
+
+@dataclass
+class Arrived:
+    """What has arrived so far.
+
+    Attributes:
+        may_double: Whether a prediction may be there again after a kill.
+        places: By stream, position and prediction of each timestep, in the order of the broker.
+        letters: The code of each dead letter, by the number of its message.
+        n: Timesteps that have arrived, each counted once.
+        doubles: Predictions that were there before.
+        problems: What must not be.
+    """
+
+    may_double: bool
+    places: defaultdict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    letters: dict[int, str] = field(default_factory=dict)
+    n: int = 0
+    doubles: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, found: Prediction) -> None:
+        """Note one message."""
+        own, place = self.places[found.stream], (found.source.at, found.y)
+        if own and place[0] <= own[-1][0]:
+            self.doubles += 1
+            if not self.may_double or place not in own:
+                self.problems.append(f"{found.stream}: {place} after {own[-1]}")
+            return
+        own.append(place)
+        self.n += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """How a connector is told to make timesteps of messages, and what must become of them.
+
+    Attributes:
+        flags: Its flags.
+        per_s: Messages of a stream in each second of its time.
+        late: Returns which messages are late.
+        series: Returns the timesteps, given which messages are late.
+    """
+
+    flags: tuple[str, ...]
+    per_s: float
+    late: Callable[[TimedLoad, Callable[[str], int]], list[bool]]
+    series: Callable[[TimedLoad, npt.NDArray[np.bool_]], Series]
+
+
+_ORDER: Final = _Rules(("--order", f"{WAIT_S}s"), 1.0, TimedLoad.late_by_order, TimedLoad.timesteps)
+_TICKS: Final = _Rules(
+    ("--order", f"{WAIT_S}s", "--every", f"{EVERY_S}s", "--gap", str(GAP)),
+    2.0 / EVERY_S,
+    TimedLoad.late_by_ticks,
+    TimedLoad.ticks,
+)
 
 
 async def run_order(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: OnProgress) -> RoadResult:
@@ -37,95 +105,123 @@ async def run_order(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
         plan: The parameters.
         on_progress: Called regularly.
     """
-    messages = shuffled(plan)
-    flags = ("--time", "t", "--order", f"{_WAIT_S}s", "--idle", "3s")
+    return await _run(folder, open_road, plan, on_progress, _ORDER)
+
+
+async def run_ticks(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: OnProgress) -> RoadResult:
+    """Do the same by the ticks of a clock, and compare with the fold of what pandas resamples; arguments as before."""
+    return await _run(folder, open_road, plan, on_progress, _TICKS)
+
+
+async def _run(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: OnProgress, rules: _Rules) -> RoadResult:
+    ends_at = int(time.time()) * SECOND - _HOUR_US
+    load = TimedLoad.draw(plan.seed, plan.streams, plan.steps, per_s=rules.per_s, ends_at=ends_at)
+    clock = folder / "jump"
+    clock.write_text("0")
+    flags = ("--time", "t", "--time-unit", "us", "--idle", "10m", *rules.flags)
+    launch = (*_JUMPING, str(clock), "connect")
     async with (
         open_road(folder) as road,
         replicas(folder) as system,
-        connectors(folder, road, system, flags=flags) as [connector],
+        connectors(folder, road, system, flags=flags, launch=launch) as [connector],
     ):
         if road.needs_reader_first:
             await connector.wait_until_reading()
-        found, letters = list[Prediction](), dict[int, str]()
-        started, over, last_at = time.monotonic(), asyncio.Event(), time.monotonic()
-        seen: set[int] = set()
+        late = np.array(rules.late(load, road.partition_of))
+        expected = rules.series(load, late)
+        n = sum(map(len, expected.values()))
+        arrived = Arrived(road.may_double)
+        started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            sent = (Sent(one["stream"], msgspec.json.encode(one)) for one in messages)
-            publishing = tasks.create_task(publish_messages(road, sent))
-            tasks.create_task(_kill(connector, plan, over))
-            tasks.create_task(kill_replicas(system, plan, over))
-            n = len({one["x"] for one in messages})
-            while (len(seen | letters.keys()) < n or not publishing.done()) and time.monotonic() - last_at < _END_S:
-                new = [decode_prediction(body) for body in await road.read("out")]
-                dead = read_dead_letters(await road.read("dead"))
-                found += new
-                seen |= {one.source.at // (_US // _PER_S) for one in new}
-                letters |= {msgspec.json.decode(one["message"])["x"]: one["code"] for one in dead}
-                last_at = time.monotonic() if new or dead else last_at
-                on_progress(len(seen), n)
-            over.set()
-        problems = compare(messages, found, letters, system.model, may_double=road.may_double)
+            publishing = tasks.create_task(publish_messages(road, load.messages()))
+            disturbing = tasks.create_task(_disturb(connector, system, plan, clock, lambda: arrived.n / n))
+            await _collect(road, arrived, n, publishing, on_progress)
+            disturbing.cancel()
+        seconds = time.monotonic() - started
+        goes_early = _EARLIER in connector.log
+        if goes_early:  # by the connector's own word, more are late than by the rules alone
+            late |= np.isin(load.xs, list(arrived.letters))
+            expected = rules.series(load, late)
+        problems = arrived.problems + compare(load, late, expected, arrived, system.model)
         if problems:
             problems.append(connector.log[-2000:])
         figures = {
-            "messages": len(messages),
-            "seconds": round(time.monotonic() - started, 1),
+            "messages": len(load.xs),
+            "timesteps": arrived.n,
+            "seconds": round(seconds, 1),
             "connector_kills": connector.kills,
             "replica_kills": system.kills,
-            "applied": len(seen),
-            "late": len(letters),
+            "late": int(late.sum()),
+            "dead_letters": len(arrived.letters),
+            "doubles": arrived.doubles,
+            "waited_less": goes_early,
         }
-        return RoadResult(road.name, figures, problems)
+        return RoadResult(road.name, figures, list(itertools.islice(problems, _SHOWN)))
 
 
-def shuffled(plan: RoadPlan) -> list[dict[str, Any]]:
-    """Return messages with unique times, shuffled within the wait; some come later than that, and some twice."""
-    rng = np.random.default_rng(plan.seed)
-    n = plan.streams * plan.steps
-    delays = np.where(rng.random(n) < _SHARE, _LATE_S, rng.random(n) * _WAIT_S)
-    order = np.argsort(np.arange(n) / _PER_S + delays, kind="stable").tolist()
-    streams = rng.integers(0, plan.streams, n).tolist()
-    twice = rng.random(n) < _SHARE
-    found = []
-    for i in order:
-        one = {"stream": f"o{plan.seed}-{streams[i]}", "x": i, "t": i / _PER_S}
-        found += [one, one] if twice[i] else [one]
-    return found
+async def _collect(
+    road: Road, arrived: Arrived, n: int, publishing: asyncio.Task[None], on_progress: OnProgress
+) -> None:
+    """Read until all has arrived, and then until no dead letter has for a moment; or until nothing has for long."""
+    last_at = time.monotonic()
+    while time.monotonic() - last_at < (_LETTERS_S if arrived.n >= n and publishing.done() else _QUIET_S):
+        out, dead = await road.read("out"), read_dead_letters(await road.read("dead"))
+        for body in out:
+            arrived.add(decode_prediction(body))
+        for letter in dead:
+            arrived.letters[msgspec.json.decode(letter["message"])["x"]] = letter["code"]
+        last_at = time.monotonic() if out or dead else last_at
+        on_progress(arrived.n, n)
+
+
+async def _disturb(
+    connector: RoadConnector, system: Replicas, plan: RoadPlan, clock: Path, progress: Callable[[], float]
+) -> None:
+    """Kill the connector and a replica when so much has arrived; between that, the connector's clock jumps."""
+    rng = random.Random(plan.seed)
+    for number in range(2 * plan.kills):
+        while progress() < (number + 1) / (2 * plan.kills + 2):  # noqa: ASYNC110 - what arrives gives no event
+            await asyncio.sleep(_POLL_S)
+        await asyncio.to_thread(clock.write_text, str(rng.uniform(*_JUMPS_S)))
+        if number % 2:
+            connector.kill()
+            connector.start()
+            await system.kill_one()
 
 
 def compare(
-    messages: list[dict[str, Any]], found: list[Prediction], letters: dict[int, str], model: Path, *, may_double: bool
+    load: TimedLoad,
+    late: npt.NDArray[np.bool_],
+    expected: Series,
+    arrived: Arrived,
+    model: Path,
 ) -> list[str]:
-    """Return what must not be: a prediction that is not of the fold, a message that is lost, or is applied and late."""
+    """Return what must not be: predictions that are not the fold, or a message that is late by one side alone.
+
+    Args:
+        load: The messages.
+        late: Which of them are late.
+        expected: The timesteps of each stream.
+        arrived: What has arrived.
+        model: The step graph.
+    """
+    letters = arrived.letters
     problems = [f"message {x} is a dead letter with {code}" for x, code in letters.items() if code != "late"]
-    by_stream: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    for one in found:
-        own = by_stream[one.stream]
-        place = (one.source.at // (_US // _PER_S), one.y)
-        if own and place[0] <= own[-1][0]:
-            if not may_double or place not in own:
-                problems.append(f"{one.stream}: {place} after {own[-1]}")
-            continue
-        own.append(place)
-    counts: defaultdict[int, int] = defaultdict(int)
-    of_stream: defaultdict[str, set[int]] = defaultdict(set)
-    for message in messages:
-        counts[message["x"]] += 1
-        of_stream[message["stream"]].add(message["x"])
-    for stream, xs in of_stream.items():
-        own = by_stream[stream]
-        applied = [x for x, _ in own]
-        expected = fold_of(model, np.array([applied], np.int64))[0].tolist() if applied else []
-        if [y for _, y in own] != expected:
-            problems.append(f"{stream}: the predictions are not the fold of its messages that were not late")
-        problems += [f"{stream}: message {x} is neither applied nor late" for x in xs - set(applied) - letters.keys()]
-        both = (x for x in applied if x in letters and counts[x] == 1)
-        problems += [f"{stream}: message {x} is applied and a dead letter" for x in both]
-    return list(itertools.islice(problems, _SHOWN))
-
-
-async def _kill(connector: RoadConnector, plan: RoadPlan, over: asyncio.Event) -> None:
-    ends = time.monotonic() + plan.faults_s
-    while time.monotonic() < ends and not await is_over(over, plan.kill_every_s):
-        connector.kill()
-        connector.start()
+    for stream, series in expected.items():
+        inputs = [x for _, x in series]
+        ys = fold_of(model, np.array([inputs], np.int64))[0].tolist() if inputs else []
+        found = arrived.places.get(stream, [])
+        wanted = [(at, y) for (at, _), y in zip(series, ys, strict=True)]
+        if found != wanted:
+            i = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), len(found))
+            problems.append(
+                f"{stream}: {len(found)} timesteps, {len(wanted)} expected; the first that differs is the {i}th: "
+                f"{found[i : i + 1]}, expected {wanted[i : i + 1]}"
+            )
+    times = Counter(load.xs.tolist())
+    must_be = {x for x in load.xs[late].tolist() if times[x] == 1}
+    problems += [f"message {x} is late and has no dead letter" for x in sorted(must_be - letters.keys())]
+    problems += [
+        f"message {x} is a dead letter and not late" for x in sorted(letters.keys() - {*load.xs[late].tolist()})
+    ]
+    return problems

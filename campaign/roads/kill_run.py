@@ -49,6 +49,7 @@ class RoadPlan:
         broken_share: Of all messages, those that are broken.
         service_away_s: Seconds for which all replicas are away among broken messages.
         faults_s: Seconds after which nothing is killed any more, so that a slow machine comes to an end.
+        kills: With messages out of order, how often the connector and a replica are killed.
     """
 
     streams: int = 200
@@ -60,6 +61,7 @@ class RoadPlan:
     broken_share: float = 0.05
     service_away_s: float = 30.0
     faults_s: float = 120.0
+    kills: int = 6
 
 
 @dataclass

@@ -25,7 +25,16 @@ class RoadConnector:
         away_s: Seconds for which it was away once, between a kill and its start.
     """
 
-    def __init__(self, folder: Path, road: Road, system: Replicas, *, alone: bool, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        road: Road,
+        system: Replicas,
+        *,
+        alone: bool,
+        flags: Sequence[str] = (),
+        launch: Sequence[str] | None = None,
+    ) -> None:
         """Create it; it is not started.
 
         Args:
@@ -34,12 +43,14 @@ class RoadConnector:
             system: The service.
             alone: It is the only one of its group.
             flags: More of its words.
+            launch: What runs instead of `stepwell connect`.
         """
         self.kills = 0
         self.away_s = 0.0
         self._process = ConnectorProcess(
             folder, *road.flags(alone=alone), "--model", MODEL, "--url", system.url, "--json", *flags
         )
+        self._process.launch = launch
 
     @property
     def pid(self) -> int:
@@ -102,10 +113,16 @@ class RoadConnector:
 
 @contextlib.asynccontextmanager
 async def connectors(
-    folder: Path, road: Road, system: Replicas, n: int = 1, *, flags: Sequence[str] = ()
+    folder: Path,
+    road: Road,
+    system: Replicas,
+    n: int = 1,
+    *,
+    flags: Sequence[str] = (),
+    launch: Sequence[str] | None = None,
 ) -> AsyncIterator[Sequence[RoadConnector]]:
-    """Run connectors of one group until the block ends, with more flags."""
-    found = [RoadConnector(folder, road, system, alone=n == 1, flags=flags) for _ in range(n)]
+    """Run connectors of one group until the block ends; `flags` and `launch` as in `RoadConnector`."""
+    found = [RoadConnector(folder, road, system, alone=n == 1, flags=flags, launch=launch) for _ in range(n)]
     try:
         for one in found:
             one.start()

@@ -76,6 +76,9 @@ class Road(Protocol):
             alone: It is the only one of its group.
         """
 
+    def partition_of(self, stream: str) -> int:
+        """Return the partition with the messages of a stream; 0 where a broker has none."""
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages, in order, and wait until the broker has confirmed them."""
 

@@ -12,9 +12,10 @@ import pytest
 
 from campaign.roads.broken import run_broken
 from campaign.roads.brokers.redis_road import redis_road
+from campaign.roads.command import Run
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
-from campaign.roads.in_order import run_order
+from campaign.roads.in_order import run_order, run_ticks
 from campaign.roads.kill_run import RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 
@@ -67,10 +68,12 @@ async def test_a_backfill_that_was_killed_goes_on_and_then_live(short_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_shuffled_messages_are_applied_in_the_order_of_their_times_or_are_late(short_path: Path) -> None:
-    result = await run_order(short_path, redis_road, dataclasses.replace(SHORT, kill_every_s=6.0), lambda *_: None)
+@pytest.mark.parametrize("run", [run_order, run_ticks])
+async def test_shuffled_messages_are_applied_by_their_times_or_are_late(short_path: Path, run: Run) -> None:
+    result = await run(short_path, redis_road, dataclasses.replace(SHORT, kills=1), lambda *_: None)
 
     assert is_good(result)
+    assert (result.figures["connector_kills"], result.figures["replica_kills"]) == (1, 1)
 
 
 @pytest.mark.slow

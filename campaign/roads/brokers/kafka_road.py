@@ -72,6 +72,12 @@ class KafkaRoad:
             with contextlib.suppress(Exception):  # the broker is stopped anyway
                 await one.stop()
 
+    def partition_of(self, stream: str) -> int:
+        """Return the partition of a stream, as Kafka's clients choose it by the key."""
+        from aiokafka.partitioner import murmur2
+
+        return int(murmur2(stream.encode()) & 0x7FFFFFFF) % _PARTITIONS["in"]
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages."""
         for start in range(0, len(messages), _AT_ONCE):

@@ -71,6 +71,10 @@ class MqttRoad:
         with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
             await asyncio.to_thread(self._client.loop_stop)
 
+    def partition_of(self, _stream: str) -> int:
+        """Return 0: there are no partitions."""
+        return 0
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages with QoS 1."""
         for start in range(0, len(messages), _AT_ONCE):

@@ -58,6 +58,10 @@ class NatsRoad:
         with contextlib.suppress(Exception):  # the server is stopped anyway
             await self._client.close()
 
+    def partition_of(self, _stream: str) -> int:
+        """Return 0: there are no partitions."""
+        return 0
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages."""
         for start in range(0, len(messages), _AT_ONCE):

@@ -61,6 +61,10 @@ class RabbitRoad:
         with contextlib.suppress(Exception):  # the broker is stopped anyway
             await self._connection.close()
 
+    def partition_of(self, _stream: str) -> int:
+        """Return 0: there are no partitions."""
+        return 0
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages."""
         import aio_pika

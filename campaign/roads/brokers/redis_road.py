@@ -52,6 +52,10 @@ class RedisRoad:
         """Disconnect."""
         await self._client.aclose()
 
+    def partition_of(self, _stream: str) -> int:
+        """Return 0: there are no partitions."""
+        return 0
+
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Append entries."""
         for start in range(0, len(messages), _AT_ONCE):

@@ -30,6 +30,7 @@ class ConnectorProcess:
         self.log = folder / f"{self.command}-{random.randrange(1 << 30)}.log"
         self._words = [self.command, *map(str, words)]
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | (env or {})
+        self.launch: Sequence[str] | None = None  # what runs instead of `stepwell` and the command
         self._process: Program | None = None
 
     @property
@@ -39,7 +40,7 @@ class ConnectorProcess:
 
     def start(self) -> ConnectorProcess:
         with self.log.open("ab") as out:
-            self._process = start_program(self._words, env=self._env, out=out)
+            self._process = start_program(self._words, env=self._env, out=out, launch=self.launch)
         return self
 
     def kill(self) -> None:
