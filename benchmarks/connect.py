@@ -4,7 +4,8 @@ The bare loop reads and acknowledges, and does nothing else: it decodes no messa
 avro` or `protobuf` it also decodes each one with the connector's library (fastavro, protobuf). Each run of the
 connector reads a log that no run has read before, so every timestep is applied. What a process needs to start, and
 to connect to everything, is measured with a single message and subtracted. Runs are interleaved; the median is
-printed.
+printed. With `--before FOLDER`, the connector of another source tree runs in the same turns, to compare with:
+`git worktree add --detach FOLDER COMMIT`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import resource
 import statistics
@@ -139,10 +141,15 @@ def schema_of(body_format: str) -> bytes:
     return data
 
 
-def cpu_s(command: list[str]) -> float:
-    """Run a command and return the CPU seconds that it took, user and system."""
+def cpu_s(command: list[str], *, tree: Path | None = None) -> float:
+    """Run a command, of another source tree if there is one, and return its CPU seconds, user and system."""
+    env = dict(os.environ)
+    if tree is not None:
+        parts = [tree / part for part in ("service", "model_export", "clients/python")]
+        is_older = not (tree / "service" / "stepwell").is_dir()  # then `service` itself is a package
+        env["PYTHONPATH"] = ":".join(map(str, [tree] if is_older else parts))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -205,6 +212,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--brokers", nargs="+", default=["redis", "kafka"])
     parser.add_argument("--format", choices=list(DECODE), default="json")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="a source tree to compare with")
     given = parser.parse_args()
     print(f"{given.messages} messages, {given.streams} streams, medians of {given.repeats} interleaved runs")
     with tempfile.TemporaryDirectory(prefix="sw") as name:
@@ -213,7 +221,10 @@ def main() -> None:
         with service_process(folder / "models", folder / "one") as service:
             for broker in given.brokers:
                 fill = {"redis": redis_streams, "kafka": kafka_topics}[broker]
-                logs = {f"{log}{i}": n for i in range(given.repeats) for log, n in (("one", 1), ("in", given.messages))}
+                sizes = {"one": 1, "in": given.messages}
+                if given.before is not None:
+                    sizes |= {"one-before": 1, "in-before": given.messages}
+                logs = {f"{log}{i}": n for i in range(given.repeats) for log, n in sizes.items()}
                 try:
                     with fill(folder, logs, given.streams, encoder(given.format)) as (bare, port, url):
                         schema = folder / "schema"
@@ -229,6 +240,7 @@ def main() -> None:
                             body_format=given.format,
                             n=given.messages,
                             repeats=given.repeats,
+                            before=given.before,
                         )
                 except BrokerMissingError as exc:
                     sys.exit(str(exc))
@@ -236,29 +248,48 @@ def main() -> None:
 
 
 def measure(
-    bare: str, port: int, url: str, service: str, *, schema: Path, body_format: str, n: int, repeats: int
+    bare: str,
+    port: int,
+    url: str,
+    service: str,
+    *,
+    schema: Path,
+    body_format: str,
+    n: int,
+    repeats: int,
+    before: Path | None = None,
 ) -> str:
     """Return a sentence with the CPU time per message of both, in microseconds, and their ratio."""
     loop = [sys.executable, "-c", bare, str(port)]
     connect = [sys.executable, "-P", "-m", "stepwell", "connect"]
     config = schema.with_suffix(".toml")
-    samples: dict[str, list[float]] = {"bare": [], "connect": []}
+    samples: dict[str, list[float]] = {"bare": [], "connect": [], **({"before": []} if before is not None else {})}
     for i in range(repeats):
 
-        def cost(log: str, count: int, group: str = f"connect{i}") -> dict[str, float]:
+        def connector_s(log: str, group: str = f"connect{i}", *, tree: Path | None = None) -> float:
             table = {"url": url.format(log=log, group=group), "stream": "stream", "format": body_format}
             table |= {} if body_format == "json" else {"schema": str(schema)}
             lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
             config.write_text("\n".join(["[from]", *lines, "[service]", 'model = "lstm"', ""]))
-            command = [*connect, str(config), "--url", service, "--once"]
-            return {"bare": cpu_s([*loop, str(count), log]), "connect": cpu_s(command)}
+            return cpu_s([*connect, str(config), "--url", service, "--once"], tree=tree)
 
-        whole, start = cost(f"in{i}", n), cost(f"one{i}", 1)
+        def cost(log: str, count: int, turn: int = i) -> dict[str, float]:
+            found = {"bare": cpu_s([*loop, str(count), f"{log}{turn}"]), "connect": connector_s(f"{log}{turn}")}
+            if before is not None:
+                found["before"] = connector_s(f"{log}-before{turn}", tree=before)
+            return found
+
+        whole, start = cost("in", n), cost("one", 1)
         for name, values in samples.items():
             values.append((whole[name] - start[name]) / (n - 1) * 1e6)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     ratio = medians["bare"] / medians["connect"]
-    return f"bare loop {medians['bare']:.1f} us, connector {medians['connect']:.1f} us per message: {ratio:.2f} of it"
+    compared = ""
+    if before is not None:
+        times = medians["connect"] / medians["before"]
+        compared = f"; the connector before {medians['before']:.1f} us, now {times:.2f} times that"
+    both = f"bare loop {medians['bare']:.1f} us, connector {medians['connect']:.1f} us per message"
+    return f"{both}: {ratio:.2f} of it{compared}"
 
 
 if __name__ == "__main__":
