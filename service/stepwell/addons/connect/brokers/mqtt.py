@@ -11,7 +11,7 @@ from typing import Final
 
 from paho.mqtt import client as mqtt
 
-from stepwell.addons.connect.brokers.mqtt_lease import MqttLease
+from stepwell.addons.connect.brokers.mqtt_lease import LEASE_S, MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import IN_FLIGHT, TIMEOUT_S, MqttSession
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.messages import (
@@ -25,6 +25,7 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import happens
+from stepwell.lease import Lease
 
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0
@@ -71,7 +72,8 @@ class MqttReader:
         self._filter = url.wildcard("+")
         self._name = None if options.preview else url.options.get("client")
         self._clock = clock
-        self._lease: MqttLease | None = None
+        self._entry: MqttLease | None = None
+        self._lease: Lease | None = None  # None: nobody shares the client name
         self._session: MqttSession | None = None  # None: it stands by
         self._waiting: deque[mqtt.MQTTMessage] = deque()
         self._arrived = asyncio.Event()
@@ -84,24 +86,27 @@ class MqttReader:
         self._waiting.clear()
         self._last_at = self._clock()
         if self._name is not None:
-            self._lease = MqttLease(self._url, self._name)
-            await self._lease.open()
+            self._entry = MqttLease(self._url, self._name)
+            await self._entry.open()
+            self._lease = Lease(self._entry, secrets.token_hex(8), lease_s=LEASE_S)
         await self._begin()
 
     async def _begin(self) -> bool:
         """Subscribe unless another connector reads; return whether this one does now."""
-        if self._lease is not None and not await self._lease.is_free():
+        if self._entry is not None and self._lease is not None and not await self._lease.acquire():
+            await self._entry.wait()
             return False
         self._session = MqttSession(
             self._url,
             self._name or f"stepwell-{secrets.token_hex(6)}",
             keep=self._name is not None,
             on_message=self._on_message,
-            cleared_at_end=None if self._lease is None else self._lease.topic,
+            cleared_at_end=None if self._entry is None else self._entry.topic,
         )
         await self._session.connect()
         if self._lease is not None:
-            self._lease.hold(self._session)
+            await self._lease.acquire()  # the end of another connection with this name may have removed it
+            self._lease.hold()
         await self._session.subscribe(self._filter, 0 if self._options.preview else 1)
         self._last_at = self._clock()
         self._n_open = 0
@@ -172,11 +177,14 @@ class MqttReader:
     async def close(self) -> None:
         """Give the lease back and disconnect."""
         if self._lease is not None:
-            await self._lease.close(self._session)
+            await self._lease.release()
             self._lease = None
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._entry is not None:
+            await self._entry.close()
+            self._entry = None
 
     def _on_message(self, message: mqtt.MQTTMessage) -> None:
         self._last_at = self._clock()
