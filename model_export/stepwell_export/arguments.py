@@ -1,14 +1,69 @@
-"""Checks the arguments that calls in Python share with the command: names, axes, lengths and tolerances."""
+"""Checks the arguments of calls in Python: their types, names, paths, axes, lengths and tolerances."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stepwell_export.runtime.durations import duration_of
-from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.errors import FileError, UnclearModelError
 from stepwell_export.runtime.manifest import NAME
+
+_LONGEST_PART = 255
+"""Bytes in the name of a file or folder, on all systems that Stepwell runs on."""
+
+
+def check_type(argument: str, given: Any, types: type | tuple[type, ...], expected: str) -> None:
+    """Refuse an argument of another type.
+
+    Args:
+        argument: Its name.
+        given: What was given.
+        types: What it may be.
+        expected: The same, in words.
+
+    Raises:
+        UnclearModelError: It is something else.
+    """
+    if not isinstance(given, types):
+        shown = repr(given)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        raise UnclearModelError(
+            f"`{argument}` is {shown}, of type {type(given).__name__}; expected {expected}.",
+            fix=f"Give {expected}.",
+        )
+
+
+def check_by_name(argument: str, given: Any, types: type | tuple[type, ...], expected: str) -> None:
+    """Refuse what is no mapping with texts for keys and values of some types; None is taken.
+
+    Raises:
+        UnclearModelError: It is something else.
+    """
+    if given is None:
+        return
+    check_type(argument, given, Mapping, f"a dict: by name, {expected}")
+    for name, value in given.items():
+        check_type(f"a name in {argument}", name, str, "a text")
+        check_type(f"{argument}[{name!r}]", value, types, expected)
+
+
+def as_path(argument: str, given: Any) -> Path:
+    """Return an argument as a path.
+
+    Raises:
+        UnclearModelError: It is no path.
+        FileError: A part of it is longer than any file's name.
+    """
+    check_type(argument, given, (str, os.PathLike), "a path")
+    path = os.fspath(given)
+    check_type(argument, path, str, "a path")
+    if any(len(os.fsencode(part)) > _LONGEST_PART for part in Path(path).parts) or "\0" in path:
+        raise FileError(f"`{argument}` is {path[:60]!r}..., which is no file's name.", fix="Give the path of a file.")
+    return Path(path)
 
 
 def check_name(name: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.arguments import check_tolerance
+from stepwell_export.arguments import check_tolerance, check_type
 from stepwell_export.graph.nodes import all_graphs
 from stepwell_export.localize import LayerOutputs, localize_layer, locate_not_finite
 from stepwell_export.runtime.errors import ParityError
@@ -169,6 +169,7 @@ def verify_model(
     """
     from stepwell_export.structure.rows_verdict import with_rows_judged
 
+    check_type("candidate", candidate, ConvertedModel, "what `convert_onnx` returns")
     check_tolerance(atol)
     check_tolerance(rtol)
     candidate = replace(candidate, manifest=with_rows_judged(candidate.proto, candidate.manifest))

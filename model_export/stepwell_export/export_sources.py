@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stepwell_export.arguments import as_path
 from stepwell_export.runtime.errors import FileError, MissingExtraError, RefusedModelError, StepwellError
 from stepwell_export.spec import BUFFERS, StepSpec
 
@@ -64,7 +65,7 @@ def load_source(source: Any, *, pcm16: bool = False, examples: Mapping[str, Sequ
         from stepwell_export.adoption.recipes import recipe_pipeline
 
         return recipe_pipeline(source, pcm16=pcm16)
-    path = Path(source)
+    path = as_path("source", source)
     suffix = path.suffix
     if suffix in {".keras", ".h5", ".hdf5"}:
         _check_file(path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from stepwell_export.arguments import check_every, check_name, check_tolerance
+from stepwell_export.arguments import as_path, check_by_name, check_every, check_name, check_tolerance, check_type
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
 from stepwell_export.export_sources import is_jax_function, load_source
 from stepwell_export.labels import labels_fed_back, read_columns, read_labels, with_labels
@@ -110,15 +111,25 @@ def export_source(
         TensorError: The own sequences do not fit the model.
         MissingExtraError: A package that this needs is not installed.
     """
-    target = Path(target)
-    verify = None if verify is None else Path(verify)
+    target = as_path("target", target)
+    verify = None if verify is None else as_path("verify", verify)
     if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    name = name or target.stem
+        source = str(as_path("source", source))
+    name = target.stem if name is None or (isinstance(name, str) and not name) else name
     check_name(name)
     check_tolerance(tolerance)
+    _check_types(
+        precision=precision,
+        replaces=replaces,
+        progress=progress,
+        pcm16=pcm16,
+        accept_weak=accept_weak,
+    )
+    check_by_name("feedback", feedback, object, "an output or a rule")
+    check_by_name("labels", labels, Collection, "a list of texts")
+    check_by_name("units", units, str, "a text")
     check_every(every)
-    before, after = _paths(before), _paths(after)
+    before, after = _paths("before", before), _paths("after", after)
     check_new_file(
         target,
         *([Path(source)] if isinstance(source, str) and not source.startswith("recipe:") else []),
@@ -167,8 +178,25 @@ def export_source(
     return done
 
 
-def _paths(given: Any) -> list[Path]:
-    return [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
+def _check_types(*, precision: Any, replaces: Any, progress: Any, pcm16: Any, accept_weak: Any) -> None:
+    """Refuse arguments of other types than they have to be.
+
+    Raises:
+        UnclearModelError: It names the argument.
+    """
+    check_type("precision", precision, Precision, "a Precision")
+    check_type("replaces", replaces, (Replaced, NoneType), "a Replaced, or None")
+    check_type("pcm16", pcm16, bool, "True or False")
+    check_type("accept_weak", accept_weak, bool, "True or False")
+    if progress is not None and not callable(progress):
+        check_type("progress", progress, NoneType, "a function of a part's name, a number and a total, or None")
+
+
+def _paths(argument: str, given: Any) -> list[Path]:
+    if isinstance(given, str | os.PathLike):
+        given = [given]
+    check_type(argument, given, Sequence, "a list of ONNX files")
+    return [as_path(argument, path) for path in given]
 
 
 def _with_files(model: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:

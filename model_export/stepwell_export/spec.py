@@ -50,7 +50,7 @@ class StepSpec:
         Raises:
             ManifestError: It is neither, or both, or something in it is of another kind than it has to be.
         """
-        states = {} if self.states == BUFFERS else self.states
+        states = {} if isinstance(self.states, str) and self.states == BUFFERS else self.states
         for what, given in (("inputs", self.inputs), ("states", states)):
             if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
                 raise ManifestError(
@@ -58,7 +58,8 @@ class StepSpec:
                     fix=f'Give `{what}={{"{what[0]}": example}}`, in the order of `forward`.',
                 )
         names = self.output_names
-        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) and name for name in names)):
+        is_list = isinstance(names, Sequence) and not isinstance(names, str)
+        if names is not None and not (is_list and all(isinstance(name, str) and name for name in names)):
             raise ManifestError(
                 f"StepSpec's output_names are {names!r}; expected a list of names.", fix='Give `output_names=["y"]`.'
             )

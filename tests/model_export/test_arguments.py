@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import export_source
-from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.errors import ManifestError, StepwellError, UnclearModelError
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.spec import StepSpec
+from stepwell_export.stages.pipeline import Pipeline
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import graph, ints
 
@@ -74,3 +79,38 @@ def test_an_argument_that_is_none_is_refused(name: str) -> None:
 def test_an_argument_of_an_export_that_is_none_is_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     with pytest.raises(UnclearModelError, match=words):
         export_source("model.onnx", tmp_path / "m.onnx", **more)
+
+
+HOSTILE = (object(), 2.5, b"x", [1], {1: 2}, np.zeros(2), "x" * 3000, lambda: 1)
+"""What hardly an argument may be."""
+
+
+@pytest.mark.parametrize("argument", inspect.signature(export_source).parameters)
+def test_an_argument_of_export_that_is_of_another_type_is_refused_and_never_a_traceback(
+    argument: str, tmp_path: Path
+) -> None:
+    for number, given in enumerate(HOSTILE):
+        call: dict[str, Any] = {"source": tmp_path / "none.onnx", "target": tmp_path / f"{number}.onnx"}
+
+        with pytest.raises(StepwellError):
+            export_source(**{**call, argument: given})
+
+
+@pytest.mark.parametrize("argument", ["source", "name", "time_axes", "batch_axes", "constants", "length", "against"])
+def test_an_argument_of_convert_onnx_that_is_of_another_type_is_refused_and_never_a_traceback(argument: str) -> None:
+    for given in (object(), 2.5, b"x", [1], {1: 2}, np.zeros(2)):
+        with pytest.raises(StepwellError):
+            convert(**{"source": running_sum(), "name": "m", argument: given})
+
+
+@pytest.mark.parametrize("given", [given for given in HOSTILE if not isinstance(given, list)])
+def test_what_is_no_model_is_refused_by_what_takes_one(given: Any) -> None:
+    for take in (StepModel, verify_model, Pipeline, lambda given: StepSpec(object(), inputs={"x": 1}, states=given)):
+        with pytest.raises(StepwellError):
+            take(given)
+
+
+@pytest.mark.parametrize("given", [object(), 2.5, {1: 2}, np.zeros(2), lambda: 1])
+def test_output_names_of_a_step_spec_are_a_list_of_texts(given: Any) -> None:
+    with pytest.raises(ManifestError, match="output_names"):
+        StepSpec(object(), inputs={"x": np.zeros((2, 3, 4))}, time_axis=1, output_names=given)

@@ -72,6 +72,10 @@ class StepModel:
             ModelLoadError: The graph has operators or files that are not taken, a state that is random, onnxruntime
                 refuses it, or it fails on zeros.
         """
+        if not isinstance(source, str | Path | bytes):
+            raise ModelLoadError(
+                f"The model is of type {type(source).__name__}; expected a path or bytes.", fix="Give an .onnx file."
+            )
         source = Path(source) if isinstance(source, str) else source
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
         contents = check_operators(source)

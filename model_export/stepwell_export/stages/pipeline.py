@@ -87,6 +87,11 @@ class Pipeline:
         Raises:
             ManifestError: There is no model among them, or no output is named.
         """
+        if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
+            raise ManifestError(
+                f"Pipeline's parts are of type {type(parts).__name__}; expected a list of stages and models.",
+                fix="Give `Pipeline([stage, model, stage])`.",
+            )
         self.parts = [part if isinstance(part, Stage | Part) else Part(part) for part in parts]
         if all(isinstance(part, Stage) for part in self.parts):
             raise ManifestError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.arguments import check_axes, check_length, check_name
+from stepwell_export.arguments import as_path, check_axes, check_by_name, check_length, check_name, check_type
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
@@ -61,6 +62,10 @@ def convert(
     check_axes("--time-axis", time_axes)
     check_axes("--batch-axis", batch_axes)
     check_length(length)
+    check_by_name("constants", constants, object, "an array")
+    check_type("against", against, (str, NoneType), "a text")
+    if isinstance(source, str | os.PathLike):
+        source = as_path("source", source)
     require_onnx()
     _check_source(source)
 
