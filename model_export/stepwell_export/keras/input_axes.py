@@ -47,7 +47,7 @@ def _has_time(function: Any, tensor: Any) -> bool:
         return len(tensor.shape) > 1
     targets: list[Any] = [getattr(node.operation, "target_shape", ()) for node in _users(function, tensor)]
     columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
-    return columns or only_looked_up(function, tensor) or _becomes_rows(function, tensor)
+    return columns or _is_looked_up(function, tensor) or _becomes_rows(function, tensor)
 
 
 def _becomes_rows(function: Any, tensor: Any) -> bool:
@@ -69,6 +69,11 @@ def only_looked_up(function: Any, tensor: Any) -> bool:
     """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default is."""
     users = [node.operation for node in _users(function, tensor)]
     return bool(users) and all(_looks_up(user) for user in users)
+
+
+def _is_looked_up(function: Any, tensor: Any) -> bool:
+    """Whether an input is ids for an embedding, and perhaps for more: a mask of them, their number."""
+    return any(_looks_up(node.operation) for node in _users(function, tensor))
 
 
 def _looks_up(user: Any) -> bool:

@@ -11,7 +11,8 @@ from stepwell_export.structure.rows import RowsVerdict, rows_of_step
 if TYPE_CHECKING:
     import onnx
 
-_FIX = (
+ROWS_DEPEND = "The rows of a batch depend on each other"
+ROWS_FIX = (
     "What one stream is answered would depend on who is served with it. Let each row follow from itself alone: reduce, "
     "normalise and sort over other axes than that of the batch."
 )
@@ -19,7 +20,7 @@ _FIX = (
 
 def mixed_rows(verdict: RowsVerdict) -> RefusedModelError:
     """Return the error for a graph whose rows depend on each other."""
-    return RefusedModelError(f"The rows of a batch depend on each other: {verdict.why}.", fix=_FIX, layer=verdict.node)
+    return RefusedModelError(f"{ROWS_DEPEND}: {verdict.why}.", fix=ROWS_FIX, layer=verdict.node)
 
 
 def with_rows_judged(model: onnx.ModelProto, manifest: Manifest) -> Manifest:

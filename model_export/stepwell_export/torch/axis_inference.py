@@ -143,8 +143,21 @@ class Sequences:
         module: Any = None,
         is_eager: bool = False,
     ) -> list[tuple[str, torch.Tensor]]:
-        """Run the module in its own axes, as `checks.run` does; return its outputs with their paths."""
-        return flatten(run(module or self.module, values, doing=doing, is_eager=is_eager))
+        """Run the module in its own axes, as `checks.run` does; return its outputs with their paths.
+
+        The module has copies of the values, since it may change them in place.
+        """
+        copies = [value.clone() for value in values]
+        return flatten(run(module or self.module, copies, doing=doing, is_eager=is_eager))
+
+    def mixed_output(self) -> Output | None:
+        """Return an output that changes for a sequence with the other sequences of its batch; None: there is none."""
+        sequences = self.draw.tensors(0, ROWS, self.lengths[0])
+        others = [value.clone() for value in self.draw.tensors(1, ROWS, self.lengths[0])]
+        for value, other in zip(sequences, others, strict=True):
+            other[0] = value[0]
+        pairs = zip(self.outputs, self(sequences), self(others), strict=True)
+        return next((one for one, found, again in pairs if not _are_near(found[0], again[0])), None)
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
@@ -273,6 +286,12 @@ class Sequences:
         """Return sequences in the module's own axes."""
         drawn = self.draw.tensors(0, rows, steps)
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
+
+
+def _are_near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool(torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[str, int]]:

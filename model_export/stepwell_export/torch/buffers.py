@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnxscript.optimizer import optimize
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -33,6 +32,7 @@ from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch.checks import first_line, in_turn, prepared
 from stepwell_export.torch.graph import OPSET, quiet
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
+from stepwell_export.torch.optimizing import optimized
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.step import AGAINST
 
@@ -348,7 +348,7 @@ def _traced(step: BufferStep, values: Sequence[Tensor], takes: Sequence[str], gi
             f"torch cannot trace the module: {first_line(exc)}.",
             fix="Give a module whose operations do not depend on the values of tensors.",
         ) from exc
-    proto: onnx.ModelProto = optimize(exported.model_proto)
+    proto: onnx.ModelProto = optimized(exported.model_proto)
     del proto.metadata_props[:]
     return proto
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.layers import StepLayer
+from stepwell_export.torch.subclasses import Subclassed
 
 States = tuple[Tensor, ...]
 """Shape `(rows, *row)` each, in the order of the layer's `initial`."""
@@ -186,6 +187,8 @@ def decomposed(taken: CellCall) -> tuple[Tensor, States]:
 
 def stepping(layer: Any) -> CellAdapter | None:
     """Return how a layer takes a single timestep; None for one that has no state."""
+    if isinstance(layer, Subclassed):
+        return None
     kinds: list[tuple[type, CellAdapter]] = [(nn.RNNBase, _Layers()), (nn.RNNCellBase, _Cell()), (StepLayer, _Own())]
     return next((how for kind, how in kinds if isinstance(layer, kind)), None)
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
 from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch.subclasses import with_layers_of_torch
 
 HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, and give that:
 
@@ -89,6 +91,7 @@ def prepared(module: Any) -> Any:
         for name, value in list(vars(part).items()):
             if isinstance(value, _Detached) and name in _TRAINER:
                 vars(part)[name] = None  # as PyTorch Lightning has it before and after training
+    with_layers_of_torch(mine)
     return mine.cpu().eval().requires_grad_(False)
 
 
@@ -138,7 +141,7 @@ def run(module: Any, values: Any, *, doing: str, is_eager: bool = False) -> Any:
     """
     try:
         as_one = contextlib.nullcontext() if is_eager else unfused()
-        with in_turn(), torch.no_grad(), as_one, warnings.catch_warnings():
+        with in_turn(), torch.no_grad(), as_one, unvalidated(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oneDNN, on what it leaves to others
             return module(*values)
     except RefusedModelError:
@@ -169,6 +172,18 @@ def unfused() -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """Keep `torch.distributions` from checking parameters by their values, which a graph cannot do."""
+    with in_turn():
+        before = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
+        try:
+            yield
+        finally:
+            Distribution.set_default_validate_args(before)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stepwell_export.torch.division import DIVISIONS
+from stepwell_export.torch.pads import FixedPads, Pads
 from stepwell_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
+from stepwell_export.torch.writes import Writes
 
 
 class Stable(TorchFunctionMode):
@@ -21,14 +23,31 @@ class Stable(TorchFunctionMode):
 
 
 class Decomposed(TorchFunctionMode):
-    """While a module is traced: operations that ONNX has no name for become those that they are made of."""
+    """While a module is traced: operations that ONNX has no name for become those that they are made of.
 
-    def __init__(self) -> None:
+    Attributes:
+        scans: The scans in log space that were found.
+        writes: What was written into tensors.
+    """
+
+    def __init__(self, pads: Pads = ()) -> None:
+        """Prepare a run.
+
+        Args:
+            pads: The paddings of each call of `F.pad` that are the same for every length.
+        """
         super().__init__()
+        self._pads = FixedPads(pads)
         self.scans = LogSpaceScans()
+        self.writes = Writes()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (found := self.writes.call(func, args, kwargs)) is not NotImplemented:
+            return found
+        args, kwargs = self.writes.now((args, kwargs))
+        if (found := self._pads.call(func, args, kwargs)) is not NotImplemented:
+            return found
         return self.scans.call(_WORDS.get(func, func), args, kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import sys
@@ -26,10 +27,12 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.session import open_session
 from stepwell_export.torch.attention import attention_written_out
 from stepwell_export.torch.cells import decomposed, patch_recurrent_layers
-from stepwell_export.torch.checks import first_line, in_turn, unfused
+from stepwell_export.torch.checks import first_line, in_turn, unfused, unvalidated
 from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
+from stepwell_export.torch.optimizing import exact
+from stepwell_export.torch.pads import Pads
 from stepwell_export.torch.recurrences import associative_scans_written_out
 
 OPSET = 18
@@ -55,6 +58,7 @@ def trace(
     name: str,
     length: int | None = None,
     layers: Any = None,
+    pads: Pads = (),
 ) -> onnx.ModelProto:
     """Trace a module, with rows and timesteps of any number.
 
@@ -71,6 +75,7 @@ def trace(
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
         layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
+        pads: The paddings of each call of `F.pad` that are the same for every length.
 
     Returns:
         The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
@@ -81,7 +86,7 @@ def trace(
     """
     errors: list[NoGraphError] = []
     not_run: list[onnx.ModelProto] = []
-    for export in (_older, _newer):
+    for export in (functools.partial(_older, pads=pads), _newer):
         try:
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
             with _tracing(), patch_recurrent_layers(own, decomposed):
@@ -96,11 +101,19 @@ def trace(
     raise errors[0]
 
 
-def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
+def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None, *, pads: Pads) -> Any:
     del length  # it keeps no bounds
     file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
     open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
-    with Decomposed(), attention_written_out(), associative_scans_written_out(rows):
+    plain = module.forward
+
+    def decomposed_forward(*given: Tensor) -> tuple[Tensor, ...]:
+        with Decomposed(pads) as mode:
+            found: tuple[Tensor, ...] = mode.writes.now(plain(*given))
+        return found
+
+    module.forward = decomposed_forward  # of a copy
+    with attention_written_out(), associative_scans_written_out(rows):
         torch.onnx.export(
             module, tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
@@ -119,7 +132,7 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
 def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
     lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
-    with Stable(), attention_written_out():
+    with Stable(), attention_written_out(), exact():
         return torch.onnx.export(
             module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
             input_names=names[0], output_names=names[1], verbose=False,
@@ -161,7 +174,7 @@ def _tracing() -> Iterator[None]:
         NoGraphError: The exporter fails.
     """
     try:
-        with in_turn(), quiet(), unfused(), torch.no_grad():
+        with in_turn(), quiet(), unfused(), unvalidated(), torch.no_grad():
             yield
     except RefusedModelError:
         raise
@@ -170,7 +183,7 @@ def _tracing() -> Iterator[None]:
 
 
 class PlainOutputs(nn.Module):
-    """A module that returns a tuple of tensors."""
+    """A module that returns a tuple of tensors, and changes none of those that it takes."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -178,7 +191,7 @@ class PlainOutputs(nn.Module):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Run the module."""
-        return tuple(tensor for _, tensor in flatten(self.module(*values)))
+        return tuple(tensor for _, tensor in flatten(self.module(*(value.clone() for value in values))))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.spec import StepSpec
+from stepwell_export.structure.rows_verdict import ROWS_DEPEND, ROWS_FIX
 from stepwell_export.torch.autostep import AutoStep
 from stepwell_export.torch.axis_inference import ROWS, Sequences
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
@@ -23,6 +25,7 @@ from stepwell_export.torch.graph import NoGraphError, trace
 from stepwell_export.torch.layers import StepLayer
 from stepwell_export.torch.lengths import check_lengths
 from stepwell_export.torch.naming import named
+from stepwell_export.torch.pads import pads_of
 from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -47,6 +50,7 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """
     assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
+    _check_rows(whole, spec, name)
     check_lengths(whole, spec.length)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
     if not in_steps:
@@ -65,6 +69,25 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
             if whole.loops:
                 raise _hidden(whole, of_layers) from exc
             raise
+
+
+def _check_rows(whole: Sequences, spec: StepSpec, name: str) -> None:
+    """Refuse a module whose answers for one sequence depend on the others of its batch.
+
+    Raises:
+        RefusedModelError: They do; it names the node, where the graph shows it.
+    """
+    mixed = whole.mixed_output()
+    if mixed is None:
+        return
+    try:
+        _by_its_graph(whole, spec, name)
+    except RefusedModelError as exc:
+        if exc.problem.startswith(ROWS_DEPEND):
+            raise
+    raise RefusedModelError(
+        f"{ROWS_DEPEND}: {mixed.called} for a sequence changes with the other sequences of its batch.", fix=ROWS_FIX
+    )
 
 
 def _is_for_timesteps(layer: nn.Module) -> bool:
@@ -168,7 +191,6 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         RefusedModelError: A node cannot be stepped.
     """
     from stepwell_export import streaming
-    from stepwell_export.streaming.causality import BACKWARDS_FIX
     from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
     if whole.only_length not in {None, spec.length}:
@@ -185,8 +207,16 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     axes |= {made: {"batch": 0} for made in gives}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
+    pads = pads_of([partial(whole, whole.draw.tensors(0, ROWS, steps)) for steps in dict.fromkeys(whole.lengths)])
     proto = trace(
-        _BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length, layers=whole.module
+        _BatchTimeFirst(whole),
+        example,
+        axes,
+        (takes, gives),
+        name=name,
+        length=spec.length,
+        layers=whole.module,
+        pads=pads if len(set(whole.lengths)) > 1 else (),
     )
     if whole.loops:
         written, proto = proto, with_loops_rolled(proto)
@@ -207,8 +237,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     except ModelLoadError as exc:
         raise NoGraphError(exc.problem, fix=exc.fix) from exc
     except StepwellError as exc:
-        how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
-        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
+        raise RefusedModelError(exc.problem, fix=exc.fix) from exc
     return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
 
 

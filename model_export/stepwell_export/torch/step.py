@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from onnxscript.optimizer import optimize
 from torch import Tensor
 
 from stepwell_export.converted import ConvertedModel
@@ -19,6 +18,7 @@ from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.checks import check_behaviour, prepared, run
 from stepwell_export.torch.graph import PlainOutputs, trace
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
+from stepwell_export.torch.optimizing import optimized
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers
@@ -58,8 +58,12 @@ class Step:
         return [value[:, 0] for value in self.draw.tensors(0, rows, 1)] + self.initial(rows)
 
     def run(self, values: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-        """Consume one timestep as the user's module does; return outputs and next states with their paths."""
-        return flatten(run(self.module, values, doing="on one timestep", is_eager=True))
+        """Consume one timestep as the user's module does; return outputs and next states with their paths.
+
+        The module has copies of the values, since it may change its states in place.
+        """
+        copies = [value.clone() for value in values]
+        return flatten(run(self.module, copies, doing="on one timestep", is_eager=True))
 
     def __call__(self, values: Sequence[Tensor]) -> tuple[list[tuple[str, Tensor]], list[Tensor]]:
         """Consume one timestep; return outputs with their paths, and the next states."""
@@ -127,7 +131,7 @@ def convert_step(
         (takes, [*given_names, *next_names]),
         name=name,
     )
-    proto = optimize(traced)  # a timestep of length 1 makes much of the shapes constant
+    proto = optimized(traced)  # a timestep of length 1 makes much of the shapes constant
     manifest = Manifest(
         name=name,
         inputs=[InputSpec(name=one.name, dtype=one.dtype, shape=list(one.row)) for one in step.inputs],

@@ -46,6 +46,13 @@ def static_image() -> Any:
     return keras.Model([x, image], L.LSTM(4, **RS)(x, initial_state=[seen, L.Dense(4)(seen)]))
 
 
+def ids_besides_the_embedding() -> Any:
+    """Ids of a declared number of timesteps, which the answers are multiplied with, too."""
+    ids = keras.Input((12,), dtype="int32", name="ids")
+    y = L.GRU(4, **RS)(L.Embedding(9, 3)(ids))
+    return keras.Model(ids, y * keras.ops.cast(ids > 0, "float32")[..., None])
+
+
 def ids_as_long_as_the_state_needs() -> Any:
     """As many ids as there are timesteps, and yet no sequence."""
     x, who = keras.Input((5, 3), name="x"), keras.Input((5,), dtype="int32", name="who")
@@ -164,6 +171,11 @@ ZOO: dict[str, ZooModel] = {
         dict_of_outputs,
         "outputs in a dict",
         "named by their keys",
+    ),
+    "ids_besides_the_embedding": ZooModel(
+        ids_besides_the_embedding,
+        "ids in an embedding and in a mask of the answers",
+        "one id for each timestep",
     ),
     "static_input": ZooModel(
         static_input,

@@ -11,7 +11,15 @@ from stepwell_export import StepSpec
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.torch import convert
 from tests.model_export.merging import merged
-from tests.model_export.torch import zoo_attention, zoo_auto, zoo_loops, zoo_pooling, zoo_sequences, zoo_states
+from tests.model_export.torch import (
+    zoo_attention,
+    zoo_auto,
+    zoo_loops,
+    zoo_pooling,
+    zoo_published,
+    zoo_sequences,
+    zoo_states,
+)
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch
 
 ZOO: dict[str, ZooModule] = merged(
@@ -20,6 +28,7 @@ ZOO: dict[str, ZooModule] = merged(
     zoo_attention.ZOO,
     zoo_pooling.ZOO,
     zoo_loops.ZOO,
+    zoo_published.ZOO,
     zoo_states.ZOO,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -150,7 +150,8 @@ class Beginnings:
             return 0
         if axis == 0:
             return self.of(node.input[0]) if self._facts.time_axis(node.input[0]) == 0 else 0
-        if attrs.get("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
+        same = attrs.get("auto_pad", "NOTSET")
+        if same not in {"NOTSET", "VALID"} and (node.op_type == "ConvTranspose" or _strides(attrs, axis) != 1):
             return 0
         if node.op_type == "ConvTranspose":
             place = axis - 2
@@ -162,6 +163,7 @@ class Beginnings:
         at, ones = axis - 2, [1] * (rank - 2)
         reach = (kernel[at] - 1) * (attrs.get("dilations") or ones)[at]
         front = (attrs.get("pads") or [0] * 2 * (rank - 2))[at]
+        front = {"SAME_UPPER": reach // 2, "SAME_LOWER": (reach + 1) // 2}.get(same, front)
         stride = int((attrs.get("strides") or ones)[at])
         return -int((reach - front - self.of(node.input[0])) // stride)
 
@@ -186,6 +188,10 @@ class Beginnings:
         ):
             return 0
         return min((self.of(name) for name in timed), default=0)
+
+
+def _strides(attrs: Mapping[str, Any], axis: int) -> int:
+    return int((attrs.get("strides") or [1] * axis)[axis - 2])
 
 
 _COUNTS = {

@@ -43,6 +43,14 @@ class ScanBody:
         self._nodes.append(renamed(node, self._names, name=f"{self._label}/{node.name}"))
         self._makers |= dict.fromkeys(made.values(), self._nodes[-1])
 
+    def add(self, node: onnx.NodeProto) -> None:
+        """Add a node on tensors of the body."""
+        self._nodes.append(node)
+
+    def rename(self, name: str, inner: str) -> None:
+        """Let a tensor be another one of the body from now on."""
+        self._names[name] = inner
+
     def inner_name(self, name: str) -> str:
         """Return what a tensor is called in the body; one from outside keeps its name."""
         return self._names.get(name, name)

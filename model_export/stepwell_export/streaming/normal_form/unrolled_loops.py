@@ -1,7 +1,8 @@
 """Finds loops over time that an exporter wrote out, one copy of the body for each timestep, and makes each a Scan.
 
 A loop in Python, `for t in range(T): h = f(x[:, t], h)`, is traced as T copies of `f`. Their inputs are slices of a
-sequence at places 0 to T - 1; what a copy uses of the one before it is carried.
+sequence at places 0 to T - 1; what a copy uses of the one before it is carried. The first copy may be another one, as
+that of `h = z if h is None else f * h + z`: a state of zeros gives the same, or the body has it besides and chooses.
 
 Before and after:
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,10 @@ from onnx import helper, numpy_helper
 from stepwell_export.graph.dataflow import in_order
 from stepwell_export.graph.described import take_layer
 from stepwell_export.graph.nodes import attributes, captures, constants, read_opset, replace_items, uses
+from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.streaming.normal_form.first_copy import Begun, FirstCopy
+from stepwell_export.streaming.normal_form.parallel_scans import with_scans_rolled
 from stepwell_export.streaming.normal_form.scan_body import ScanBody
 from stepwell_export.streaming.normal_form.time_slices import FEWEST, live_nodes, time_slices
 
@@ -44,12 +48,18 @@ class _Body:
         carried: By the tensor that this copy uses of the one before: the tensor of each copy, the initial one first.
         joined: The node that joins the results of all copies, by the result of this copy.
         matched: Indices of all nodes of all copies.
+        begin: The first copy that is as the others; 1: the very first one is another one.
+        first: What that one makes, by what this copy makes.
+        from_zeros: Whether that is what this copy makes of states that are zero.
     """
 
     nodes: set[int] = field(default_factory=set)
     carried: dict[str, dict[int, str]] = field(default_factory=dict)
     joined: dict[str, onnx.NodeProto] = field(default_factory=dict)
     matched: set[int] = field(default_factory=set)
+    begin: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+    from_zeros: bool = False
 
 
 class _NoLoopError(Exception):
@@ -58,6 +68,7 @@ class _NoLoopError(Exception):
 
 def with_loops_rolled(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with a Scan for each loop that was written out; the model itself if there is none."""
+    model = with_scans_rolled(model)
     for count in range(_MOST_LOOPS):
         unrolled = _Unrolled(model)
         rolled_once = next((rolled for family in unrolled.families() if (rolled := unrolled.roll(family, count))), None)
@@ -89,24 +100,32 @@ class _Unrolled:
 
     def families(self) -> Iterator[tuple[str, int, int]]:
         """Yield tensors that are cut into all of their timesteps: tensor, axis, number of timesteps."""
+        for (data, axis), places in self._places().items():
+            if len(places) >= FEWEST and places == set(range(len(places))):
+                yield data, axis, len(places)
+
+    def _places(self) -> dict[tuple[str, int], set[int]]:
+        """Return where each tensor is cut, by its name and axis."""
         places: dict[tuple[str, int], set[int]] = defaultdict(set)
         for cut in self._slices.values():
             places[cut.data, cut.axis].add(cut.at)
-        for (data, axis), nodes in places.items():
-            if len(nodes) >= FEWEST and nodes == set(range(len(nodes))):
-                yield data, axis, len(nodes)
+        return places
 
     def roll(self, family: tuple[str, int, int], count: int) -> onnx.ModelProto | None:
         """Return the model with the loop over a family as a Scan; None: it is no loop."""
         steps = family[2]
         later = self._reached({name for name, cut in self._slices.items() if (cut.data, cut.axis) == family[:2]})
         sources = {(data, axis) for data, axis, length in self.families() if length == steps and data not in later}
-        self._ages = self._ages_from(sources, steps)
-        try:
-            body = self._matched(steps)
-            return self._with_scan(body, steps, count)
-        except _NoLoopError:
-            return None
+        for begin in (0, 1):
+            if begin:  # the first copy, which is another one, may not use what the others do
+                but_first = set(range(1, steps))
+                sources |= {key for key, at in self._places().items() if at == but_first and key[0] not in later}
+            self._ages = self._ages_from(sources, steps)
+            try:
+                return self._with_scan(self._matched(steps, begin), steps, count)
+            except _NoLoopError:
+                continue
+        return None
 
     # ---------------------------------------------------------------- what is cut, and what depends on it
 
@@ -141,13 +160,17 @@ class _Unrolled:
 
     # ---------------------------------------------------------------- copies of one body
 
-    def _matched(self, steps: int) -> _Body:
+    def _matched(self, steps: int, begin: int) -> _Body:
         """Return the loop whose copies use the slices.
+
+        Args:
+            steps: The number of copies.
+            begin: The first copy that has to be as the others.
 
         Raises:
             _NoLoopError: There is none.
         """
-        body, at = _Body(), steps // 2
+        body, at = _Body(begin=begin), steps // 2
         joins = [node for node in self._nodes if self._joins(node, steps, self._ages)]
         roots: list[dict[int, str]] = [dict(enumerate(node.input)) for node in joins]
         body.joined = {root[at]: node for root, node in zip(roots, joins, strict=True)}
@@ -162,11 +185,21 @@ class _Unrolled:
             done += 1
             known = set(body.carried)
             for step, name in root.items():
-                self._match(body, root[at], name, at, step)
+                if step >= begin:
+                    self._match(body, root[at], name, at, step)
+                else:
+                    body.first[root[at]] = name
             roots += [self._next_of(body, name, at) for name in body.carried if name not in known]
         for instances in body.carried.values():  # what only a later copy would use is not there for the last ones
-            if set(instances) != set(range(-1, len(instances) - 1)) or len(instances) < at + 2:
+            places = range(begin - 1, len(instances) + begin - 1)
+            if set(instances) != set(places) or len(instances) < at + 2 - begin:
                 raise _NoLoopError
+        if begin:
+            first = FirstCopy(self._nodes, self._makers, self._constants, self._slices)
+            body.from_zeros = all(
+                first.is_from_zeros(ours, theirs, body.carried.keys(), self._is_source)
+                for ours, theirs in body.first.items()
+            )
         return body
 
     @staticmethod
@@ -213,7 +246,8 @@ class _Unrolled:
                 if ours != theirs and not self._are_equal(ours, theirs):
                     raise _NoLoopError
             elif age == at - 1:
-                if self._ages.get(theirs, _ANY) != step - 1 or self._is_source(theirs):
+                is_first = body.begin == step  # made by a copy that is another one
+                if self._ages.get(theirs, _ANY) != step - 1 or (self._is_source(theirs) and not is_first):
                     raise _NoLoopError
                 instances = body.carried.setdefault(ours, {})
                 if instances.setdefault(step - 1, theirs) != theirs:
@@ -277,19 +311,21 @@ class _Unrolled:
         made = copy.deepcopy(self._model)
         gone = body.matched | {self._makers[node.output[0]] for node in body.joined.values()}
         states, finals = list(body.carried), self._finals(body, steps, gone)
-        scanned = list(
-            dict.fromkeys(
-                name for index in sorted(body.nodes) for name in uses(self._nodes[index]) if self._is_source(name)
-            )
-        )
+        scanned = self._sources(sorted(body.nodes))
         scan = ScanBody(label, read_opset(self._model), made)
         for name in states:
             scan.state(name)
+        types = infer_types(without_weights(self._model)) if body.begin else {}
+        begun = Begun(scan, made, label, {} if body.from_zeros else body.first)
+        first = self._first_copy(begun)
+        taken = [*self._sources(first), *filter(self._is_source, begun.first.values())]
+        scanned += [name for name in dict.fromkeys(taken) if name not in scanned]
         for name in scanned:
             scan.element(name, self._slices[name])
-        for index in sorted(body.nodes):
+        for index in [*sorted(body.nodes), *first]:
             scan.node(self._nodes[index])
-        outs = [scan.inner_name(body.carried[name][at]) for name in states]
+        begun.choose()
+        outs = [*(scan.inner_name(body.carried[name][at]) for name in states), *begun.after]
         axes, names = [], []
         for result, join in body.joined.items():
             axis = attributes(join).get("axis")
@@ -306,10 +342,14 @@ class _Unrolled:
             last = f"{name}/last"
             made.graph.initializer.append(numpy_helper.from_array(np.array(-1, np.int64), last))
             extra.append(helper.make_node("Gather", [names[-1], last], [name], name=last, axis=0))
-        outputs = [f"{label}/{name}/final" for name in states] + names
+        outputs = [f"{label}/{name}/final" for name in [*states, *begun.after]] + names
+        begins = []
+        for name in states:
+            instances = body.carried[name]
+            begins.append(instances[-1] if -1 in instances else begun.filled(instances[0], types.get(instances[0])))
         node = helper.make_node(
             "Scan",
-            [*(body.carried[name][-1] for name in states), *(self._slices[name].data for name in scanned)],
+            [*begins, *begun.before, *(self._slices[name].data for name in scanned)],
             outputs,
             name=label,
             body=scan.graph(outs),
@@ -319,9 +359,26 @@ class _Unrolled:
         )
         take_layer(node, (self._nodes[index] for index in body.nodes))
         kept = [kept_node for index, kept_node in enumerate(self._nodes) if index not in gone]
-        replace_items(made.graph.node, in_order([*kept, node, *extra]))
+        replace_items(made.graph.node, in_order([*kept, *begun.nodes, node, *extra]))
         replace_items(made.graph.node, live_nodes(made.graph))  # without the slices
         return made
+
+    def _sources(self, nodes: Iterable[int]) -> list[str]:
+        """Return the slices that nodes use."""
+        return list(dict.fromkeys(name for at in nodes for name in uses(self._nodes[at]) if self._is_source(name)))
+
+    def _first_copy(self, begun: Begun) -> list[int]:
+        """Return the nodes of a first copy that is another one than the others."""
+        waiting, found = list(begun.first.values()), set[int]()
+        while waiting:
+            name = waiting.pop()
+            at = self._makers.get(name)
+            if at is not None and at not in found and self._ages.get(name, _ANY) == 0 and not self._is_source(name):
+                if captures(self._nodes[at]):
+                    raise _NoLoopError
+                found.add(at)
+                waiting += uses(self._nodes[at])
+        return sorted(found)
 
     def _finals(self, body: _Body, steps: int, gone: set[int]) -> dict[str, str]:
         """Return what the last copy makes and something after the loop uses, with the same of the copy for all.
@@ -335,7 +392,7 @@ class _Unrolled:
             if self._ages.get(name, _ANY) != steps - 1 or name not in self._makers or self._is_source(name):
                 continue
             for candidate in ours:
-                trial = _Body(carried={key: dict(value) for key, value in body.carried.items()})
+                trial = _Body(carried={key: dict(value) for key, value in body.carried.items()}, begin=body.begin)
                 try:
                     self._match(trial, candidate, name, at, steps - 1)
                 except _NoLoopError:
