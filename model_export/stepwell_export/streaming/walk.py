@@ -31,8 +31,7 @@ from stepwell_export.graph.nodes import captures, constants, read_opset, rename_
 from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from stepwell_export.streaming.causality import check_outputs, check_sizes, how_ahead
-from stepwell_export.streaming.constants import emit_known, history
-from stepwell_export.streaming.positions import emit_by_position, is_by_position
+from stepwell_export.streaming.known_values import emit_by_position, emit_known, history, is_by_position
 from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_order
 from stepwell_export.streaming.tensor import Kind, Range, StepTensor, Total
 

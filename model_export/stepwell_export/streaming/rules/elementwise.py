@@ -18,7 +18,7 @@ from onnx import helper
 from stepwell_export.graph.nodes import all_graphs, attributes, subgraphs, uses
 from stepwell_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
 from stepwell_export.streaming.causality import why
-from stepwell_export.streaming.constants import shape_at_one_step, shape_to_reshape
+from stepwell_export.streaming.known_values import shape_at_one_step, shape_to_reshape
 from stepwell_export.streaming.rules.lengths import lengths_so_far
 from stepwell_export.streaming.walk import StreamingWalk
 from stepwell_export.structure.rows import read_rows

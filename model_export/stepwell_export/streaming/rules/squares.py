@@ -12,8 +12,7 @@ from stepwell_export.graph.nodes import attributes
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.constants import shape_at_one_step, shape_to_reshape
-from stepwell_export.streaming.positions import emit_by_position, emit_table
+from stepwell_export.streaming.known_values import emit_by_position, emit_table, shape_at_one_step, shape_to_reshape
 from stepwell_export.streaming.rules.reductions import read_axes
 from stepwell_export.streaming.walk import StreamingWalk
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import attributes
-from stepwell_export.streaming.constants import reshaped
+from stepwell_export.streaming.known_values import reshaped
 from stepwell_export.streaming.rules.pooling.parts import emit_again, expanded, keeps_time, ones, ranked, set_weights
 from stepwell_export.streaming.tensor import ONE, PARTS, TimeWeights, WeightedPart
 from stepwell_export.streaming.walk import StreamingWalk
@@ -27,7 +27,7 @@ def repeated(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     return set_weights(walk, out, name, weights.mapped(lambda part: ranked(walk, part, rank)))
 
 
-def transposed(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
+def permuted(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Transpose of all parts."""
     weights, rank = walk.tensors[name].weights, len(walk.facts.dims(name))
     perm = attributes(node).get("perm") or list(range(rank))[::-1]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.constants import reshaped, shape_at_one_step
+from stepwell_export.streaming.known_values import reshaped, shape_at_one_step
 from stepwell_export.streaming.rules.reductions import is_whole
 from stepwell_export.streaming.tensor import ONE, TimeWeights, WeightedPart, joint_dims
 from stepwell_export.streaming.walk import StreamingWalk

@@ -9,7 +9,7 @@ from functools import reduce
 import onnx
 
 from stepwell_export.graph.nodes import attributes
-from stepwell_export.streaming.constants import reshaped
+from stepwell_export.streaming.known_values import reshaped
 from stepwell_export.streaming.rules.pooling.parts import expanded, is_beside, ones, part_of, times
 from stepwell_export.streaming.rules.pooling.ranges import is_gate
 from stepwell_export.streaming.rules.pooling.sums import summed_so_far
