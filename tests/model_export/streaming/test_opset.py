@@ -12,7 +12,7 @@ from stepwell_export.converted import verify_model
 from stepwell_export.graph.nodes import read_opset
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
-from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, channels, graph, ints
 
@@ -46,14 +46,14 @@ def test_a_graph_of_an_older_opset_has_no_axes_of_length_1_either(opset: int) ->
     assert report.parity.max_abs <= 1e-5
 
 
-def test_a_graph_that_does_not_run_with_newer_operators_stays_as_it_is() -> None:
-    """A Scan of opset 8 has a batch axis of its own, which onnx' conversion leaves in its body."""
-    made = convert(
-        graph(f"(float[N, T, 4] x, float[N, 4] s) => (float[N, T, 4] y) {{ {SCAN_8} }}", opset=8), name="older"
-    )
+def test_the_scan_of_opset_8_is_refused_with_what_to_do() -> None:
+    """It has a batch axis of its own, which onnx' conversion leaves in its body."""
+    model = graph(f"(float[N, T, 4] x, float[N, 4] s) => (float[N, T, 4] y) {{ {SCAN_8} }}", opset=8)
 
-    assert read_opset(made.proto) == 8
-    assert verify_model(made, long_steps=100)[1].parity.max_abs <= 1e-5
+    with pytest.raises(RefusedModelError, match="is the Scan of opset 8") as caught:
+        convert(model, name="older")
+
+    assert "opset 9 or later" in caught.value.fix
 
 
 def test_states_keep_their_names() -> None:

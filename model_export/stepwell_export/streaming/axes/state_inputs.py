@@ -42,9 +42,8 @@ def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:
         if place in operator.states:
             return {"first" if node.op_type not in RNN else "gated"} if not depth else {"routed"}
     if node.op_type == "Scan":
-        old = "" in node.input[:1]
         states = len(node.input) - int(attributes(node)["num_scan_inputs"])
-        return {"length"} if old and not place else {"state"} if place < states else {None}
+        return {"state"} if place < states else {None}
     if node.op_type == "Loop" and place >= 2:
         body = next(subgraphs(node))
         return {"state"} if _is_float(body.input[place]) else {None}

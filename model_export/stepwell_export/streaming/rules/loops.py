@@ -22,10 +22,12 @@ from stepwell_export.graph.described import shared_name
 from stepwell_export.graph.nodes import attributes, captures, constants, renamed, subgraphs, uses
 from stepwell_export.streaming.causality import LIMIT_FIX
 from stepwell_export.streaming.rules.elementwise import pointwise
-from stepwell_export.streaming.rules.recurrent import Carried, carried, check_lengths, first_offset, give_final, hand_on
+from stepwell_export.streaming.rules.recurrent import Carried, carried, first_offset, give_final, hand_on
 from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.walk import StreamingWalk
 
+_OLDEST_SCAN = 9
+_SCAN_FIX = "Export the model again with opset 9 or later; 18 is best."
 _SIZES = {"Shape", "Size"}
 _COPIES = {"Identity", "Cast"}
 
@@ -57,38 +59,32 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Scan over time: its body, with what it carries as states.
 
     Raises:
-        RefusedModelError: It runs backwards, or each turn takes more than its own timestep.
+        RefusedModelError: It runs backwards, each turn takes more than its own timestep, or its opset is 8.
     """
     attrs, body = attributes(node), next(subgraphs(node))
-    old = walk.opset < 9  # with a batch axis, and the lengths as its first input
     count = int(attrs["num_scan_inputs"])
-    first, scanned = list(node.input[old : len(node.input) - count]), list(node.input[len(node.input) - count :])
-    axes = _axes(walk, scanned, attrs.get("scan_input_axes") or [int(old)] * count)
+    first, scanned = list(node.input[: len(node.input) - count]), list(node.input[len(node.input) - count :])
+    axes = _axes(walk, scanned, attrs.get("scan_input_axes") or [0] * count)
+    if walk.opset < _OLDEST_SCAN:
+        raise walk.refuse(node, "is the Scan of opset 8, which has a batch axis and lengths", _SCAN_FIX)
     if not any(_over_time(walk, name, axis) for name, axis in zip(scanned, axes, strict=True)):
         pointwise(walk, node)
         return
-    backwards = attrs.get("directions" if old else "scan_input_directions") or [0]
-    if any(backwards) or any(attrs.get("scan_output_directions") or [0]):
+    if any(attrs.get("scan_input_directions") or [0]) or any(attrs.get("scan_output_directions") or [0]):
         raise walk.refuse(node, "runs backwards over time")
-    if old:
-        check_lengths(walk, node, node.input[0], scanned[0])
     timed = walk.timed(node, scanned)
     offset = first_offset(walk, timed)
     over_time = _Loop(node, body, first, (0, 0), offset)
     same = _unchanged(over_time)
     _check_outside(walk, over_time, same, picks=False)
     given, states = _carried(walk, over_time, same)
-    if old:
-        made = _turn_of_old(walk, over_time, given)
-    else:
-        elements = [walk.operand(name, offset, node) for name in scanned]
-        given += [_without_axis(walk, element, axis) for element, axis in zip(elements, axes, strict=True)]
-        made = _turn(walk, over_time, given)
+    elements = [walk.operand(name, offset, node) for name in scanned]
+    given += [_without_axis(walk, element, axis) for element, axis in zip(elements, axes, strict=True)]
+    made = _turn(walk, over_time, given)
     _give_carried(walk, over_time, states, made, (timed or scanned)[0])
     names, collected = list(node.output[len(first) :]), made[len(first) :]
-    if not old:
-        axes = _axes(walk, names, attrs.get("scan_output_axes") or [0] * len(names))
-        collected = [_with_axis(walk, *each) for each in zip(collected, axes, names, strict=True)]
+    axes = _axes(walk, names, attrs.get("scan_output_axes") or [0] * len(names))
+    collected = [_with_axis(walk, *each) for each in zip(collected, axes, names, strict=True)]
     for name, step in zip(names, collected, strict=True):
         if name:
             walk.set_output(node, name, step, "per_step", offset)
@@ -206,14 +202,6 @@ def _turn(walk: StreamingWalk, loop: _Loop, given: Sequence[str]) -> list[str]:
         names |= {name: graph.unique(_inside(node, name)) for name in inner.output if name}
         graph.nodes.append(renamed(inner, names))
     return [names[value.name] for value in loop.body.output]
-
-
-def _turn_of_old(walk: StreamingWalk, loop: _Loop, given: Sequence[str]) -> list[str]:
-    """Emit a Scan of opset 8, whose body has no batch axis, with one turn."""
-    made = walk.emit_like(loop.node, loop.offset)
-    made.input[: 1 + len(given)] = ["", *given]
-    made.output[:] = [name or walk.graph.unique(_inside(loop.node, "unused")) for name in made.output]
-    return list(made.output)
 
 
 def _inside(node: onnx.NodeProto, name: str) -> str:
