@@ -377,6 +377,13 @@ def test_silences_are_drawn_as_parts_of_the_longest_one(evaluate: Evaluate) -> N
     assert evaluate("alerts.silences([], 100)") == []
 
 
+def test_alarms_are_sorted_by_severity_and_then_by_their_time(evaluate: Evaluate) -> None:
+    kinds = [("silent", 9), ("when", 1), ("expired", 5), ("when", 2), ("refused", 3)]
+    alarms = ", ".join(f"{{kind: '{kind}', at: {at}}}" for kind, at in kinds)
+
+    assert evaluate(f"alerts.mostUrgent([{alarms}]).map(({{at}}) => at)") == [2, 1, 3, 5, 9]
+
+
 def test_an_alarm_about_refused_timesteps_has_the_code_of_the_error(evaluate: Evaluate) -> None:
     alarm = "{kind: 'refused', step: 4, code: 'non_finite'}"
 
@@ -402,7 +409,7 @@ def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files
             [item.textContent, item.querySelector('.silence')?.style.getPropertyValue('--length') ?? null])];
     })()"""
 
-    counted, hidden, silent, high = page.evaluate(script)
+    counted, hidden, high, silent = page.evaluate(script)
 
     assert (counted, hidden) == ("2 raised", False)
     assert silent[0].startswith("quietp1silent after step 4")

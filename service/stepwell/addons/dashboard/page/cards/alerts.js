@@ -4,7 +4,15 @@ import { refill } from "../refill.js";
 import { getJson } from "../service.js";
 import { ago, number } from "../shapes.js";
 
+const READ = 1000; // alarms, which the service has by their ids
 const SHOWN = 20;
+const SEVERITY = ["when", "refused", "expired", "silent"]; // what the values show is more urgent than what is missing
+
+/** Alarms by severity, and of the same one the newest first. */
+export function mostUrgent(alerts) {
+  const rank = ({ kind }) => (SEVERITY.includes(kind) ? SEVERITY.indexOf(kind) : SEVERITY.length);
+  return [...alerts].sort((a, b) => rank(a) - rank(b) || b.at - a.at);
+}
 
 /** What an alarm is about, in words: `silent since step 12`. */
 export function sentence({ kind, step, code }) {
@@ -51,14 +59,16 @@ export class AlertCard {
   /** Read what is raised; a service or a key that does not return it hides the card. */
   async refresh() {
     const model = this.model;
-    const path = `v1/alerts?model=${encodeURIComponent(model)}&limit=${SHOWN}`;
+    const path = `v1/alerts?model=${encodeURIComponent(model)}&limit=${READ}`;
     const found = await getJson(path).catch(() => ({ alerts: [], cursor: null }));
     if (model === this.model) this.#show(found);
   }
 
-  #show({ alerts, cursor }) {
+  #show({ alerts: found, cursor }) {
+    const alerts = mostUrgent(found).slice(0, SHOWN);
     this.panel.hidden = !alerts.length;
-    this.facts.textContent = cursor ? `the first ${SHOWN}` : `${alerts.length} raised`;
+    const raised = cursor ? `more than ${number(READ)} raised` : `${number(found.length)} raised`;
+    this.facts.textContent = found.length > SHOWN ? `${raised}, the ${SHOWN} most urgent ones` : raised;
     const now = Date.now() / 1000;
     const drawn = JSON.stringify(alerts.map((alarm) => [alarm.id, ago(now - alarm.at)]));
     if (drawn === this.#shown) return;

@@ -31,15 +31,37 @@ class Cards {
 
   setModel(model) {
     for (const card of this.all) card.setModel?.(model);
+    showLinks();
   }
 
-  refresh() {
-    return Promise.allSettled(this.all.map((card) => card.refresh?.()));
+  async refresh() {
+    await Promise.allSettled(this.all.map((card) => card.refresh?.()));
+    showLinks();
   }
 
   record(message) {
     for (const card of this.all) card.record?.(message);
   }
+}
+
+/** Above the streams, a line for each card that is shown below them; a click scrolls to it. */
+function showLinks() {
+  const panels = [...document.querySelectorAll("#cards > .panel:not([hidden])")];
+  const texts = panels.map((panel) => [panel.querySelector("h2"), panel.querySelector(".note")].map((one) => one.textContent));
+  const links = document.getElementById("card-links");
+  links.hidden = !panels.length;
+  const drawn = JSON.stringify(texts);
+  if (links.dataset.drawn === drawn) return;
+  links.dataset.drawn = drawn;
+  links.replaceChildren(
+    ...panels.map((panel, i) => {
+      const [title, facts] = texts[i];
+      const button = Object.assign(document.createElement("button"), { type: "button", title: facts });
+      button.append(Object.assign(document.createElement("strong"), { textContent: title }), ` ${facts}`);
+      button.addEventListener("click", () => panel.scrollIntoView({ block: "start" }));
+      return button;
+    }),
+  );
 }
 
 /** Append a hidden panel with a title to the page's cards; returns its parts {panel, facts, body}. */

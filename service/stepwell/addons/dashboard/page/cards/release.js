@@ -138,15 +138,14 @@ export class ReleaseCard {
     const left = [[lost, "lost"], [fellBack, "fell back"], [nonFinite, "not finite"]].filter(([n]) => n);
     text($("release-steps"), [counted(steps, "timestep"), ...left.map(([n, what]) => `${number(n)} ${what}`)].join(", "));
     $("release-outputs").replaceChildren(
-      ...Object.entries(outputs).map(([name, { max_abs: max, mean_abs: mean, p99_abs: p99, disagree }]) => {
-        const row = make("tr", "");
-        const head = make("th", "", name);
-        head.scope = "row";
-        row.append(head, ...[max, mean, p99].map((value) => make("td", "", number(value))));
-        row.append(make("td", "", disagree === null ? "–" : `${(100 * disagree).toFixed(2)}%`));
-        return row;
-      }),
+      ...Object.entries(outputs).flatMap(([name, found]) => [
+        differenceRow(name, found),
+        ...Object.entries(found.labels).map(([label, one]) => differenceRow(`${name}[${label}]`, one)),
+      ]),
     );
+    const errors = errorRows(compared.error);
+    $("release-error").hidden = !errors.length;
+    $("release-errors").replaceChildren(...errors.map(([name, ...cells]) => tableRow(name, cells)));
     const max = Math.max(...this.#history, Number.MIN_VALUE);
     const from = HISTORY - this.#history.length;
     const points = this.#history.map((mean, i) => `${(120 * (from + i)) / (HISTORY - 1)},${30 - (27 * mean) / max}`);
@@ -193,6 +192,33 @@ export class ReleaseCard {
       },
     });
   }
+}
+
+function differenceRow(name, { max_abs: max, mean_abs: mean, p99_abs: p99, disagree }) {
+  return tableRow(name, [...[max, mean, p99].map(number), disagree == null ? "–" : `${(100 * disagree).toFixed(2)}%`]);
+}
+
+function tableRow(name, cells) {
+  const row = make("tr", "");
+  row.append(Object.assign(make("th", "", name), { scope: "row" }), ...cells.map((value) => make("td", "", value)));
+  return row;
+}
+
+/** The texts of the table of errors: output or label, both errors, their ratio, its interval, truths, the verdict. */
+export function errorRows(error) {
+  return Object.entries(error ?? {}).flatMap(([name, labels]) =>
+    Object.entries(labels)
+      .filter(([, { n }]) => n)
+      .map(([label, { current, candidate, ratio, low, high, n }]) => [
+        label === name ? name : `${name}[${label}]`,
+        number(current),
+        number(candidate),
+        ratio === null ? "–" : number(ratio),
+        low === null ? "–" : `${number(low)} to ${number(high)}`,
+        number(n),
+        low === null ? "–" : low > 1 ? "worse" : high < 1 ? "better" : "undecided",
+      ]),
+  );
 }
 
 function facts({ current, candidate, mode, take, ended, moved, left }) {
