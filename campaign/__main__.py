@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import signal
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from campaign import answers, mutants, result, soak
+from campaign import answers, mutants, readouts, result, soak
 from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, Client, run
 from campaign.clients import conformance
@@ -220,6 +221,38 @@ def alerts(
         _console.print(problem, markup=False)
     print(found.sentence())  # noqa: T201
     raise typer.Exit(bool(found.problems))
+
+
+@app.command(name="readouts")
+def run_readouts(
+    *,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that learn.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults are injected.")] = 300.0,
+    fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 5.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Kill, pause and disconnect while streams learn; weights must be a fold over their timesteps, bit for bit.
+
+    Exits with 0 if all are, else with 1.
+    """
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    plan, found = readouts.ReadoutPlan(seconds, streams, seed, fault_every_s), readouts.ReadoutResult()
+    with tempfile.TemporaryDirectory(prefix="sw") as path, Progress(console=_console, transient=True) as bar:
+        task = bar.add_task("starting", total=seconds)
+
+        def update_progress(done: float) -> None:
+            bar.update(task, completed=done, description=f"{found.steps:,} steps, {found.retries:,} retries")
+
+        asyncio.run(readouts.run(plan, Path(path), found, update_progress))
+    outcome = {"seed": seed, "streams": streams, "seconds": seconds, **asdict(found)}
+    _console.print_json(data=outcome)
+    if save is not None:
+        result.save(save, outcome)
+    raise typer.Exit(bool(found.wrong) or not found.steps)
 
 
 @app.command(name="ramp")

@@ -11,7 +11,7 @@ import numpy as np
 from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.verify.decisions.record import Decision, Observed, Observer
-from stepwell_export.verify.tolerance import OutputParity, Scale, Tolerance
+from stepwell_export.verify.tolerance import OutputParity, Scale, Tolerance, numbers
 
 SHARE = 0.1
 """A tolerance above this part of the median magnitude proves little."""
@@ -35,9 +35,11 @@ class Evidence:
 
     Attributes:
         tolerance: What was demanded.
+        labels: The same of each number that has a label.
     """
 
     tolerance: Tolerance
+    labels: list[Evidence] = field(default_factory=list)
     _values: list[Array] = field(default_factory=list)
     _loosest: float = 0.0
     _loose: str = ""
@@ -61,6 +63,8 @@ class Evidence:
         self._values.append(finite[:: max(1, finite.size // _KEPT)])
         if want.dtype.kind == "f":
             self._hold_tightly(off, want)
+        for evidence, (of, values) in zip(self.labels, numbers(off, want), strict=False):
+            evidence.note(of, values)
 
     @property
     def largest(self) -> float:
@@ -69,6 +73,8 @@ class Evidence:
 
     def judge(self, line: OutputParity) -> None:
         """Write down in an output's line what its proof is worth."""
+        for evidence, of_label in zip(self.labels, line.labels.values(), strict=True):
+            evidence.judge(of_label)
         if self._infinite:
             line.why = (
                 f"{self._infinite:,} of its values are infinite, in the original and in the step graph, and infinities "

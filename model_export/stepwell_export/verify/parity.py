@@ -24,12 +24,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.distribution import data_reference
 from stepwell_export.runtime.errors import ModelLoadError, ParityError
+from stepwell_export.runtime.labels import labels_of
 from stepwell_export.runtime.manifest import Array, DataReference, Manifest, Parity
 from stepwell_export.runtime.step_model import StepModel, stacked
 from stepwell_export.verify import error_growth
@@ -42,7 +44,10 @@ from stepwell_export.verify.reference import PrefixAnswers, Progress, ReferenceM
 from stepwell_export.verify.report import Covered, ParityReport, Skipped, is_weak
 from stepwell_export.verify.runners import TOGETHER, Beside, KindRuns, Run, Sequences, chunked, stepped
 from stepwell_export.verify.samplers import Sampler, random_sampler
-from stepwell_export.verify.tolerance import OutputParity, Tolerance, difference, largest
+from stepwell_export.verify.tolerance import OutputParity, Tolerance, difference, largest, numbers
+
+MOST_LABELS = 100
+"""Numbers with labels, of one output, that are each held to their own size; the first ones."""
 
 __all__ = [
     "ATOL",
@@ -219,12 +224,18 @@ def verify_parity(
         "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
         "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
         "weak": is_weak(lines) or bool(one_sided), "covered": dataclasses.asdict(covered),
-        "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
+        "scale": {line.name: _scale(line) for line in lines},
     })  # fmt: skip
     return ParityReport(
         parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped,
         reference=check.reference, covered=covered,
     )  # fmt: skip
+
+
+def _scale(line: OutputParity) -> dict[str, Any]:
+    """Return the size of the values of an output for the manifest, and of each number that has a label."""
+    labels = {label: _scale(one) for label, one in line.labels.items()}
+    return dataclasses.asdict(line.scale) | ({"labels": labels} if labels else {})
 
 
 class _Failure(NamedTuple):
@@ -284,9 +295,11 @@ class _Check:
     usual: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        judged = [output.name for output in self.manifest.answered if output.kind == "value"]
-        self.outputs = {name: OutputParity(name) for name in judged}
-        self.worth = {name: Evidence(self.tolerance) for name in judged}
+        for spec in self.manifest.answered:
+            if spec.kind == "value":
+                labels = {label: OutputParity(f"{spec.name}[{label}]") for label in labels_of(spec)[:MOST_LABELS]}
+                self.outputs[spec.name] = OutputParity(spec.name, labels=labels)
+                self.worth[spec.name] = Evidence(self.tolerance, [Evidence(self.tolerance) for _ in labels])
 
     @property
     def model(self) -> StepModel:
@@ -503,12 +516,24 @@ class _Check:
             tolerance = self.tolerance.on(values)
             self.outputs[name].note(kind, answers.steps, off, values)
             bad = tolerance.beyond(off, values)
+            limits = []
+            if self.outputs[name].labels:
+                of_all = magnitude(values)
+                count = len(self.outputs[name].labels)
+                limits = [
+                    self.tolerance.on_number(of, of_all) if i < count else tolerance
+                    for i, (of,) in enumerate(numbers(values))
+                ]
+                beyond = [limit.beyond(*pair) for limit, pair in zip(limits, numbers(off, values), strict=True)]
+                bad = np.stack(beyond, axis=-1).reshape(bad.shape)
             if not bad.any():
                 self.worth[name].note(off, values)
             else:
                 column = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1))))
                 row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
                 want_there, found_there = (float(array[(row, column, *place)]) for array in (values, ours))
+                if limits:
+                    tolerance = limits[int(np.ravel_multi_index(place, values.shape[2:])) if place else 0]
                 allowed = float(tolerance.allowed(want_there))
                 failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there, allowed))
         if failures:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.manifest import Array
+
+_ROUNDING = 8.0
+"""In units of the last place of a tensor's largest value: what rounding makes of any number of it."""
 
 
 class Tolerance(NamedTuple):
@@ -29,6 +33,19 @@ class Tolerance(NamedTuple):
     def on(self, want: Array) -> Tolerance:
         """Return what is allowed of these values, as an absolute difference."""
         return Tolerance(self.atol * magnitude(want), self.rtol) if self.scaled else self
+
+    def on_number(self, want: Array, tensor: float) -> Tolerance:
+        """Return what is allowed of one number of rows, which has a label and so perhaps a unit of its own.
+
+        Args:
+            want: Its values.
+            tensor: The largest magnitude of the whole tensor; what rounding makes of it is allowed anywhere.
+        """
+        if not self.scaled or want.dtype.kind != "f":
+            return self.on(want)
+        sizes = np.abs(want.astype(np.float64))
+        own = float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
+        return Tolerance(max(self.atol * own, _ROUNDING * float(np.finfo(want.dtype).eps) * tensor), self.rtol)
 
     def allowed(self, want: Any) -> Any:
         """Return the largest difference that is allowed from this value or these values, in float64."""
@@ -80,6 +97,7 @@ class OutputParity:
         scale: The size of the original's values.
         weak: Whether a wrong graph might have passed.
         why: What makes it weak; empty where it is not.
+        labels: The same of each number that has a label, which is held to its own size.
     """
 
     name: str
@@ -93,6 +111,7 @@ class OutputParity:
     scale: Scale = Scale(0.0, 0.0, 0.0)  # frozen
     weak: bool = True
     why: str = "nothing was compared"
+    labels: dict[str, OutputParity] = field(default_factory=dict)
 
     def note(self, kind: str, steps: Any, off: Array, want: Array) -> None:
         """Take differences `(rows, len(steps), *shape)` into account."""
@@ -106,6 +125,15 @@ class OutputParity:
         if not off.max() <= self.max_abs or not self.sequence:
             row, column = (int(i) for i in np.unravel_index(np.argmax(off), off.shape)[:2])
             self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
+        for line, (of, values) in zip(self.labels.values(), numbers(off, want), strict=False):
+            line.note(kind, steps, of, values)
+
+
+def numbers(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield arrays `(rows, timesteps, *shape)` for each number of a row, `(rows, timesteps)`, in C order."""
+    flat = [array.reshape(*array.shape[:2], -1) for array in arrays]
+    for i in range(flat[0].shape[2]):
+        yield tuple(array[..., i] for array in flat)
 
 
 def difference(got: Array, want: Array, *, equal_nan: bool = False) -> Array:

@@ -294,7 +294,7 @@ def _outputs_table(name: str, report: ParityReport) -> Table:
     lines = [
         (line.name, f"{line.max_abs:.1e}", f"{line.max_rel:.1e}", f"{line.atol:.1e}", f"{line.at_step:,}",
          f"{line.sequence} {line.row}", f"{line.compared:,}")
-        for line in report.outputs
+        for output in report.outputs for line in (output, *output.labels.values())
     ]  # fmt: skip
     columns = ("output", "difference", "relative", "allowed", "timestep", "sequence", "numbers")
     return table(f"{name}: step by step against {report.parity.against}", columns, lines)

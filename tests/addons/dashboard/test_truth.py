@@ -12,6 +12,7 @@ import pytest
 
 from tests.addons.dashboard.browser import Page
 from tests.addons.dashboard.test_page import open_page, post, wait_for_step
+from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.forecasters import new_version, old_version, walks
 from tests.graphs import write_model
 from tests.processes import ServiceProcess, service_process
@@ -26,6 +27,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     folder = tmp_path_factory.mktemp("models")
     write_model(folder, "pump", old_version, version=1)
     write_model(folder, "pump", new_version, version=2)
+    write_learning_model(folder)
     with tempfile.TemporaryDirectory(prefix="sw") as short, service_process(folder, Path(short)) as one:
         body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
         assert httpx2.put(f"{one.url}/v1/models/pump/release", json=body, trust_env=False, timeout=30).is_success
@@ -41,7 +43,9 @@ def errors(live: ServiceProcess) -> dict[str, Any]:
 
 def test_the_errors_are_those_of_the_release(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, model="pump")
-    rows = "[...document.querySelectorAll('#release-errors tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    rows = (
+        "[...document.querySelectorAll('#release-errors tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
     found = page.wait_for(f"(rows => rows.length === 2 && rows.every(row => row[5] === '{N}') && rows)({rows})")
 
     released = errors(live)
@@ -73,3 +77,37 @@ def test_a_stream_and_its_chart_are_on_the_first_screen_and_the_release_is_one_c
 
     assert max(bottoms) <= 1000
     assert page.wait_for("document.getElementById('release').getBoundingClientRect().top < innerHeight")
+
+
+def axes(page: Page, plot: str) -> int:
+    return int(page.evaluate(f"document.querySelectorAll('#{plot} .u-axis').length"))
+
+
+def test_each_unit_has_an_axis_of_its_own(page: Page, live: ServiceProcess) -> None:
+    open_page(page, live, "axes", model="pump")
+    post(live, "pump/streams/axes/step", {"inputs": [3.0, 3000.0]})
+    wait_for_step(page, "axes", 1)
+
+    assert axes(page, "inputs-plot") == 3  # time, mm/s, 1/min
+
+
+def test_what_stages_have_learned_is_drawn(page: Page, live: ServiceProcess) -> None:
+    open_page(page, live, "a", model="machine")
+    post(live, "machine/streams/a/step", {"inputs": {"x": [1.0, 1.0]}})
+    wait_for_step(page, "a", 1)
+    rows = [[None if value != value else value for value in row] for row in timesteps(40).tolist()]  # noqa: PLR0124
+    post(live, "machine/streams/a/steps", {"inputs": {"x": rows}})
+    wait_for_step(page, "a", 41)
+    note = page.wait_for("document.getElementById('coverage-note').textContent")
+    page.wait_for("!document.getElementById('weights').hidden")
+
+    n = sum(row[0] is not None for row in rows[1:])
+    assert str(note).startswith("interval of y: ")
+    assert str(note).endswith(f"% of {n} truths inside")
+    names = page.evaluate("[...document.querySelectorAll('#weights-legend .series-name')].map(one => one.textContent)")
+    assert names == ["h 0", "h 1"]
+    dashed = "[...document.querySelectorAll('#outputs-legend .swatch.dashed')].length"
+    assert page.evaluate(dashed) == 6  # low, high, two thresholds; and the numbers of `exceeds`, beyond six colours
+    assert [
+        one for one in page.errors if "Failed to load resource" not in one
+    ] == []  # of a stream that is not there yet

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import ParityError, TensorError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
@@ -274,3 +275,45 @@ def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path, content_of: Ca
 
     with pytest.raises(TensorError, match=r"data\.npz cannot be read as \.npz"):
         read_user_data(tmp_path / "data.npz", model().manifest)
+
+
+def labelled() -> StepModel:
+    graph, manifest = graphs.total()
+    return StepModel(graph, with_labels(manifest, {"y": ["vibration", "rpm"]}))
+
+
+def own_data() -> Sequences:
+    """Vibrations of about 1 beside rotations of about 3,000."""
+    return {"x": (np.random.default_rng(0).normal(size=(2, 20, 2)) * [1, 3000]).astype(np.float32)}
+
+
+def sum_with(offset: float) -> Callable[[Sequences], dict[str, Array]]:
+    """Return a running sum whose first number is off where the second one is large."""
+
+    def original(inputs: Sequences) -> dict[str, Array]:
+        y = running_sum(inputs)["y"]
+        vibration, rpm = inputs["x"].std(axis=(0, 1))
+        y[..., 0] += np.float32(offset) * (rpm > 1000 * vibration)
+        return {"y": y}
+
+    return original
+
+
+def test_a_number_with_a_label_is_held_to_its_own_size_beside_a_larger_one() -> None:
+    report = verify_parity(sum_with(0.05), model(), against="numpy", user_data=own_data())
+    assert report.outputs[0].max_abs == pytest.approx(0.05, rel=0.1)
+
+    with pytest.raises(ParityError, match=r"element \[0\]") as caught:
+        verify_parity(sum_with(0.05), labelled(), against="numpy", user_data=own_data())
+    assert "differ by 0.05, and 0.0166 is allowed" in caught.value.problem
+
+
+def test_the_report_has_the_scale_and_the_tolerance_of_each_label() -> None:
+    report = verify_parity(running_sum, labelled(), against="numpy", user_data=own_data())
+    [line] = report.outputs
+    labels = line.labels
+
+    assert list(labels) == ["vibration", "rpm"]
+    assert labels["rpm"].scale.largest == line.scale.largest > 100 * labels["vibration"].scale.largest
+    assert labels["vibration"].atol < labels["rpm"].atol / 100
+    assert report.parity.model_dump()["scale"]["y"]["labels"]["rpm"]["largest"] == line.scale.largest

@@ -27,6 +27,7 @@ from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import RETRY_AFTER_S
 from stepwell_client.wire.formats import JSON, encode
+from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import TensorSpec
 
 
@@ -143,6 +144,7 @@ class AdminRoutes:
 def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
     """Return the public description of a model."""
     manifest = served.manifest
+    labels = {name: {"labels": list(found)} for name, found in labels_of_outputs(manifest).items() if found}
     return ModelDescription(
         name=served.name,
         version=served.version,
@@ -152,7 +154,8 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
             for spec in manifest.inputs
         ],
         outputs=[
-            _tensor(spec, "name", "dtype", "shape", "kind", *(["latency"] if spec.latency is not None else []))
+            _tensor(spec, "name", "dtype", "shape", "kind", *_known(spec, "latency", "stage"))
+            | labels.get(spec.name, {})
             for spec in manifest.answered
         ],
         states=[
@@ -170,3 +173,7 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
 def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
     """Return some keys of a tensor's spec, and the manifest's own extra keys, such as the names of its elements."""
     return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}
+
+
+def _known(spec: TensorSpec, *keys: str) -> list[str]:
+    return [key for key in keys if getattr(spec, key) is not None]

@@ -6,7 +6,8 @@ import { drawMarks, markedRows } from "./marks.js";
 export const WINDOW = 300; // timesteps that a chart shows
 const COLOURS = 6; // --in-1 .. --in-6, --out-1 .. and --cmp-1 .. in the style sheet; beyond that the lines are dashed
 const DASHES = [undefined, [10, 4], [3, 3], [12, 3, 3, 3]]; // of compared streams, which are told apart without colours too
-const BESIDE = { candidate: { dash: [2, 3] }, truth: { width: 5, opacity: "59" } }; // further lines of each series
+const BESIDE = { candidate: { dash: [2, 3] }, truth: { width: 5, opacity: "59" }, threshold: { dash: [8, 4], width: 1 } }; // further lines of each series
+const AXES = 4; // for so many units there is one each; numbers of further units are drawn by the last one
 
 export const theme = window.matchMedia("(prefers-color-scheme: dark)");
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -30,7 +31,7 @@ export class Plot {
    * @param {HTMLElement} legend - the list for one button per series, which hides and shows the series
    * @param {"in" | "out" | "cmp"} palette - the chart's colours
    * @param {{onZoom: Function, onPoint: Function}} on - `onZoom` gets [first, last] positions or null; `onPoint` gets the
-   *   index of the row that is pointed at, or null
+   *   index of the row that is pointed at, or null; `isAlone`: its positions are not those of the other charts
    */
   constructor(container, legend, palette, on) {
     Object.assign(this, { container, legend, palette, on, axis: "steps", label: "step", zoom: null });
@@ -139,8 +140,8 @@ export class Plot {
         ...this.#size(),
         padding: [14, 20, 0, 0],
         legend: { show: false },
-        cursor: { sync: { key: "stepwell", setSeries: false, scales: ["x", null] }, drag: { x: true, y: false, dist: 6 }, points: { size: 6 } },
-        scales: { x: { time: false }, y: this.shares ? { range: [0, 1] } : {} },
+        cursor: { ...(!this.on.isAlone && { sync: { key: "stepwell", setSeries: false, scales: ["x", null] } }), drag: { x: true, y: false, dist: 6 }, points: { size: 6 } },
+        scales: { x: { time: false }, ...this.#scales() },
         axes: [
           {
             ...axis, size: 26, grid: { show: false },
@@ -148,10 +149,18 @@ export class Plot {
             splits: () => this.#marks(),
             values: labels((position) => this.#labelAt(position)),
           },
-          { ...axis, size: (_, texts) => widthOf(texts), values: this.shares ? labels((v) => `${Math.round(v * 100)}%`) : ticks },
+          ...this.#units.map((unit, i) => ({
+            ...axis,
+            scale: scaleOf(i),
+            side: i ? 1 : 3,
+            ...(i && { grid: { show: false } }),
+            ...(this.#units.length > 1 && { label: unit, labelSize: 16, labelGap: 0, labelFont: font }),
+            size: (_, texts) => widthOf(texts),
+            values: this.shares ? labels((v) => `${Math.round(v * 100)}%`) : ticks,
+          })),
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#linesBeside()],
-        bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
+        bands: [...(this.hasForecast ? this.series.map((_, i) => this.#band(i)) : []), ...this.#intervals()],
         hooks: {
           setCursor: [(chart) => this.#pointAt(chart.cursor.idx)],
           setScale: [(chart, scale) => this.#zoomed(chart, scale)],
@@ -167,7 +176,7 @@ export class Plot {
   #linesAhead() {
     if (!this.hasForecast) return [];
     const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3], points: { show: false } }));
-    const edge = middle.map(({ show }) => ({ show, width: 0, stroke: "transparent", points: { show: false } }));
+    const edge = middle.map(({ show, scale }) => ({ show, scale, width: 0, stroke: "transparent", points: { show: false } }));
     return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
   }
 
@@ -185,9 +194,35 @@ export class Plot {
     return { series: [1 + 3 * n + i, 1 + 2 * n + i], fill: `${colour(`--${lineClass(this.palette, i)}`)}2e` };
   }
 
+  /** The units that have an axis; a chart without units, or of probabilities, has one axis. */
+  get #units() {
+    const units = this.shares ? [] : [...new Set(this.series.map(({ unit }) => unit ?? ""))];
+    return units.length ? units.slice(0, AXES) : [""];
+  }
+
+  #scales() {
+    return Object.fromEntries(this.#units.map((_, i) => [scaleOf(i), this.shares ? { range: [0, 1] } : {}]));
+  }
+
+  /** The intervals around predictions, between the lines of their ends. */
+  #intervals() {
+    return this.series.flatMap(({ low }, i) =>
+      low === undefined ? [] : [{ series: [i + 1, low + 1], fill: `${colour(`--${lineClass(this.palette, this.#colourOf(i))}`)}24` }],
+    );
+  }
+
+  /** The series whose colour a series has: its own, or that of what it is a bound of. */
+  #colourOf(i) {
+    return this.series[i].like ?? i;
+  }
+
   #line(i) {
-    const stroke = colour(`--${lineClass(this.palette, i)}`);
+    const stroke = colour(`--${lineClass(this.palette, this.#colourOf(i))}`);
+    const unit = this.#units.indexOf(this.series[i].unit ?? "");
+    const scale = scaleOf(this.shares ? 0 : unit < 0 ? this.#units.length - 1 : unit);
+    if (this.series[i].isBound) return { show: !this.hidden[i], scale, stroke, width: 1, dash: [8, 4], points: { show: false }, spanGaps: false };
     return {
+      scale,
       show: !this.hidden[i],
       stroke,
       width: this.shares || this.palette === "cmp" ? 2 : 1.4,
@@ -211,7 +246,7 @@ export class Plot {
         button.append(span);
         return span;
       };
-      part(swatchClass(this.palette, i));
+      part(`${swatchClass(this.palette, this.#colourOf(i))}${this.series[i].isBound ? " dashed" : ""}`);
       part("series-name", name);
       if (unit) button.querySelector(".series-name").append(` (${unit})`);
       const value = part("series-value");
@@ -255,6 +290,8 @@ export class Plot {
     });
   }
 }
+
+const scaleOf = (i) => (i ? `y${i}` : "y");
 
 const ticks = (_, marks, axis, space, distance) => tickTexts(marks, distance);
 

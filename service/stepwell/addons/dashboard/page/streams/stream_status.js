@@ -1,5 +1,6 @@
 // The chosen stream's stored status: the norms of its states and its last prediction.
 
+import { weightsOf } from "../charts/stages.js";
 import { getJson, pathOf } from "../service.js";
 import { bytes, clock, flat, number, seriesOf, timesteps } from "../shapes.js";
 
@@ -51,6 +52,7 @@ export class StreamStatus {
         isSmall ? getJson(pathOf(model.name, stream.name, "state"), READ_MS) : null,
       ]);
       if (this.#requested !== wanted || this.#stream !== stream) return false; // another stream was chosen meanwhile
+      if (state) stream.keepWeights(status.step, weightsOf(state.states));
       const [last = null] = timesteps(status.outputs ?? {}, model.outputs);
       this.#show(model, state, stream.isLive ? null : last); // the charts show the predictions of a live stream
       const size = bytes(model.bytes_per_stream);

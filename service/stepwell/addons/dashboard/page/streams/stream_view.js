@@ -3,12 +3,14 @@
 import { keepInAddress } from "../address.js";
 import { csvOf, pictureOf, save } from "../charts/chart_file.js";
 import { lineClass, Plot } from "../charts/plot.js";
+import { coverageNote, featureNames, styled, thresholdsOf } from "../charts/stages.js";
 import { errorOf, Truth } from "../charts/truth.js";
 import { areProbabilities, clock, counted, finite, mostProbable, number, percent, seriesOf } from "../shapes.js";
 
 const SUMMARY_MS = 5000; // between two texts for screen readers
-const TITLES = { inputs: "Inputs", outputs: "Predictions", error: "Error" };
+const TITLES = { inputs: "Inputs", outputs: "Predictions", error: "Error", weights: "Coefficients" };
 const ERROR = [{ name: "error" }];
+const MOST_WEIGHTS = 12;
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
@@ -27,6 +29,7 @@ export class StreamView {
       inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in", on),
       outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out", on),
       error: new Plot($("error-plot"), $("error-legend"), "out", on),
+      weights: new Plot($("weights-plot"), $("weights-legend"), "in", { onZoom() {}, onPoint() {}, isAlone: true }),
     };
     keepInAddress($("truth"), "truth", () => this.onChange());
     $("truth-load").addEventListener("click", () => $("truth-file").click());
@@ -61,6 +64,7 @@ export class StreamView {
     this.#drawPlot("outputs", outputs, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])), truth);
     text("truth-note", truth ? `wide: ground truth, from ${source}` : "");
     this.#drawError(truth);
+    this.#drawWeights();
     const best = mostProbable(stream.outputs, outputs);
     $("verdict").hidden = !best;
     if (best) {
@@ -75,16 +79,21 @@ export class StreamView {
     const { forecast, release } = this;
     const rows = this.#rows;
     const plot = this.#plots[which];
-    const { series, total } = seriesOf(specs);
+    const { series: found, total } = seriesOf(specs);
+    const series = which === "outputs" ? styled(found, this.model) : found;
     const hasCandidate = which === "outputs" && release.hasCandidate;
+    const thresholds = which === "inputs" ? thresholdsOf(this.model, which) : {};
+    const hasThreshold = Object.keys(thresholds).length > 0;
     plot.setAxis($("axis").value);
-    plot.setSeries(series, shares, forecast.horizon > 0, [...(hasCandidate ? ["candidate"] : []), ...(truth ? ["truth"] : [])]);
+    plot.setSeries(series, shares, forecast.horizon > 0, [...(hasCandidate ? ["candidate"] : []), ...(hasThreshold ? ["threshold"] : []), ...(truth ? ["truth"] : [])]);
     const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => finite(row[part][tensor]?.[index])));
     const interval = forecast.after(rows, which, series);
     const columns = [rows.map(({ at }) => at), ...linesOf(which)];
     plot.zoom = this.#zoom;
     const came = truth ? series.map(({ tensor, index }) => truth.map((row) => finite(row?.[tensor]?.[index]))) : [];
-    plot.draw(rows, columns, interval, [...(hasCandidate ? linesOf("candidate") : []), ...came]);
+    const limits = hasThreshold ? series.map(({ tensor, index }) => rows.map((row) => finite(row.outputs[thresholds[tensor]]?.[index]))) : [];
+    plot.draw(rows, columns, interval, [...(hasCandidate ? linesOf("candidate") : []), ...limits, ...came]);
+    if (which === "outputs") text("coverage-note", coverageNote(this.model, rows));
     if (which === "outputs") text("candidate-note", hasCandidate ? candidateNote(rows, release.release.candidate) : "");
     text(`${which}-note`, noteOf(rows, which) || (total > series.length ? `the first ${series.length} of ${number(total)}` : ""));
   }
@@ -103,6 +112,24 @@ export class StreamView {
     plot.draw(rows, [rows.map(({ at }) => at), errors.slice(0, rows.length)]);
     const mean = known.reduce((sum, error) => sum + error, 0) / known.length;
     text("error-note", `mean ${number(mean)} over ${counted(known.length, "prediction")}`);
+  }
+
+  /** Draw the weights that were read with the stream's states; the chart is hidden without a readout. */
+  #drawWeights() {
+    const rows = this.stream.weights;
+    const last = rows.at(-1)?.found ?? [];
+    $("weights").hidden = !last.length;
+    if (!last.length) return;
+    const names = last.flatMap(({ name, values }) => {
+      const features = featureNames(this.model, values.length);
+      return features.map((feature) => ({ name: last.length > 1 ? `${name} ${feature}` : feature }));
+    }).slice(0, MOST_WEIGHTS);
+    const plot = this.#plots.weights;
+    plot.setAxis($("axis").value);
+    plot.setSeries(names);
+    const lines = rows.map(({ found }) => found.flatMap(({ values }) => values));
+    plot.draw(rows, [rows.map(({ at }) => at), ...names.map((_, i) => lines.map((values) => finite(values[i])))]);
+    text("weights-note", "of the readout, read with the stored state");
   }
 
   async #readTruth() {
@@ -152,7 +179,7 @@ export class StreamView {
   }
 
   async #savePicture() {
-    const shown = Object.entries(TITLES).filter(([which]) => which !== "error" || !$("error").hidden);
+    const shown = Object.entries(TITLES).filter(([which]) => !$(which)?.hidden);
     const charts = shown.map(([which, title]) => ({ title, canvas: this.#plots[which].canvas }));
     save(await pictureOf(`${this.#title}, step ${number(this.stream.step)}`, charts), this.#fileName("png"));
   }

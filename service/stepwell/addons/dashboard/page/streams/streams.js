@@ -23,6 +23,7 @@ class Stream {
    * interrupts the lines.
    */
   rows = [];
+  weights = []; // of readouts: {at, step, time, found}
 
   constructor(name) {
     this.name = name;
@@ -68,6 +69,14 @@ class Stream {
     if (end < 0 || this.rows.length) return;
     this.rows = parent.rows.slice(0, end + 1).map((row) => ({ ...row }));
     this.rows.at(-1).mark = `fork of ${parent.name}`;
+  }
+
+  /** Keep the weights of the stream's readouts as they were read with its state; the newest are last. */
+  keepWeights(step, found) {
+    if (!found.length || this.weights.at(-1)?.step === step) return;
+    if (this.weights.at(-1)?.step > step) this.weights = []; // it was reset
+    this.weights.push({ at: (this.weights.at(-1)?.at ?? 0) + 1, step, time: Date.now(), found });
+    if (this.weights.length > WINDOW) this.weights.shift();
   }
 
   #push(step, inputs, outputs, { candidate = {}, isStored = false, mark = "", time = Date.now() } = {}) {
