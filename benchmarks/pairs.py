@@ -25,6 +25,7 @@ from stepwell.engine.engine import Engine
 from stepwell.models.registry import ModelRegistry
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
 from stepwell.releases.lookup import Releases
+from stepwell.releases.placing import ReleasePlacing
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel
 
@@ -46,13 +47,16 @@ async def measure(url: str, folder: Path) -> tuple[dict[str, list[float]], list[
     cases |= {"release, 0 %": (0.0, "shadow"), "shadow, 10 %": (10.0, "shadow")}
     cases |= {"shadow, 100 %": (100.0, "shadow"), "ramp, 100 %": (100.0, "ramp")}
     engines: dict[str, Engine] = {}
+    placings: dict[str, ReleasePlacing] = {}
     for name, release in cases.items():
         models = ModelRegistry([folder], StepModel)
         await models.reload()
         releases = Releases()
         if release is not None:
             releases.put(MODEL, document(models, *release))
-        engines[name] = Engine(StateStore(url), models, releases=releases)
+        store = StateStore(url)
+        placings[name] = ReleasePlacing(store, models, documents=releases)
+        engines[name] = Engine(store, models, placing=placings[name])
     candidate = StepModel(folder / MODEL / "2" / "model.onnx")
     [spec] = candidate.manifest.inputs
     states, rng = candidate.initial_states(ROWS), np.random.default_rng(0)
@@ -69,8 +73,8 @@ async def measure(url: str, folder: Path) -> tuple[dict[str, list[float]], list[
         candidate.step({spec.name: xs}, states)
         runs.append(time.process_time() - started)
         if i % 50 == 49:
-            for engine in engines.values():
-                await engine.comparison.flush()
+            for placing in placings.values():
+                await placing.comparison.flush()
     for engine in engines.values():
         await engine.close()
     return found, runs

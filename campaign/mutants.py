@@ -120,9 +120,9 @@ MUTANTS = (
     ),
     Mutant(
         "records that have to move stay cached",
-        "service/stepwell/engine/trials/plans.py",
-        "            self._on_change()",
-        "            pass",
+        "service/stepwell/engine/stepping/batcher.py",
+        "version.cache.clear()  # by",
+        "pass  # by",
         (f"{_PAIRS}test_after_a_promotion_the_candidate_goes_on_from_where_it_joined",),
     ),
     Mutant(
@@ -416,7 +416,7 @@ MUTANTS = (
     ),
     Mutant(
         "a promotion of before moves a stream that was put on its version by hand",
-        "service/stepwell/engine/trials/plans.py",
+        "service/stepwell/releases/placing.py",
         "moved_by = max(moved >> 1, 0 if plan is None else plan.document.revision)",
         "moved_by = moved >> 1",
         (f"{_OPERATIONS}test_a_stream_that_is_put_on_a_version_by_hand_stays_there_after_a_promotion",),

@@ -41,7 +41,7 @@ from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
-from stepwell.releases.gate import Gates
+from stepwell.releases.placing import ReleasePlacing
 from stepwell.releases.worker import WorkerReleases
 from stepwell.requests.auth.jwt import load_api_keys
 from stepwell.requests.context import AppContext
@@ -162,7 +162,7 @@ def _build_engine(
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
-    return Engine(store, models, options, metrics, samplers=addons)
+    return Engine(store, models, options, metrics, placing=ReleasePlacing(store, models, metrics), samplers=addons)
 
 
 def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
@@ -194,7 +194,8 @@ async def _lifespan(
             _log.warning("%s. Its events are kept once it is", problem)
 
         await engine.watch.start()
-        worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
+        assert isinstance(engine.placing, ReleasePlacing)
+        worker_releases = WorkerReleases(engine.placing, engine.streams)
         await worker_releases.load()
 
         context.engine, context.reloads = engine, reloads
@@ -221,7 +222,7 @@ async def _lifespan(
             durability=settings.durability,
         )
         background = [
-            *_background(context, worker_releases.gates),
+            *_background(context),
             *(w for addon in addons for w in addon.background()),
         ]
         works = (reloads.fleet.run(), *worker_releases.background(), *background)
@@ -238,7 +239,7 @@ async def _lifespan(
         context.metrics.refresh()  # metrics requests to other workers include this one
 
 
-def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, Any, None]]:
+def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     """Yield the background work of the application, each to run in its own task."""
     engine, loop = context.engine, asyncio.get_running_loop()
 
@@ -253,10 +254,6 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
-    async def compare() -> None:
-        await engine.comparison.flush()
-        await gates.judge()
-
     async def drop_unused() -> None:
         engine.steps.close_unused()
         engine.models.drop_unused()
@@ -269,8 +266,6 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
     yield engine.refusals.run()
-    yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
-    yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

@@ -68,7 +68,9 @@ class Fleet:
         """Wait until all replicas have a revision of the release."""
 
         def have_it() -> bool:
-            known = [replica.app.state.context.engine.releases.current(self.model) for replica in self.replicas]
+            known = [
+                replica.app.state.context.engine.placing.documents.current(self.model) for replica in self.replicas
+            ]
             return all(one is not None and one.revision >= revision for one in known)
 
         wait_until(have_it)

@@ -27,7 +27,7 @@ def test_a_replica_that_has_no_release_steps_a_pair_as_a_pair(
         first = releases.step("s", [0])
         releases.put(candidate=2, mode="ramp", percent=100)
         answers = [step_on(0, x) for x in (1, 2)]
-        documents = releases.replicas[1].app.state.context.engine.releases
+        documents = releases.replicas[1].app.state.context.engine.placing.documents
 
         async def forget() -> None:
             documents.put(MODEL, None)
@@ -55,7 +55,7 @@ def test_a_stream_that_a_replica_without_the_release_has_moved_by_hand_stays(
             releases.end("promote")
             state = releases.step("s", [0])["outputs"]["y"][0]
         behind = releases.replicas[1]
-        documents = behind.app.state.context.engine.releases
+        documents = behind.app.state.context.engine.placing.documents
 
         async def forget() -> None:
             documents.put(MODEL, None)

@@ -28,7 +28,7 @@ def lose_document(releases: Fleet, server: Server) -> None:
     with server.client() as client:
         assert client.delete(release_key(MODEL)) == 1
     engines = [replica.app.state.context.engine for replica in releases.replicas]
-    wait_until(lambda: all(engine.releases.current(MODEL) is None for engine in engines))
+    wait_until(lambda: all(engine.placing.documents.current(MODEL) is None for engine in engines))
 
 
 def fingerprint_of(server: Server, stream: str) -> bytes:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from stepwell.engine.placing import Assignment, Standing
 from stepwell.models.pair_state import PairState
 from stepwell.releases.document import ROLLBACK_S, Ended, ReleaseDocument, ReleaseVersion, Trial
-from stepwell.releases.moves import Assignment, ReleasePlan, Standing
+from stepwell.releases.moves import ReleasePlan
 
 OLD, NEW, OTHER = (ReleaseVersion(n, bytes([n]) * 8) for n in (1, 2, 3))
 OF_OLD, OF_NEW = Standing(Assignment(OLD.fingerprint)), Standing(Assignment(NEW.fingerprint))

@@ -79,7 +79,7 @@ def test_a_broken_limit_of_the_gate_aborts_the_release_once_with_its_reason(fold
     wait_until(lambda: folds.release()["ended"] is not None)
     ended = folds.release()
     engines = [one.app.state.context.engine for one in folds.replicas]
-    wait_until(lambda: all(engine.releases.current("fold").running is None for engine in engines))
+    wait_until(lambda: all(engine.placing.documents.current("fold").running is None for engine in engines))
     last = folds.step("s", [5], seq=6)
 
     assert (ended["ended"]["how"], "'y'" in ended["ended"]["why"]) == ("aborted", True)

@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 
 from stepwell.asgi.query import version_of
 from stepwell.codec import JSON, Format
-from stepwell.engine.streams.moves import MovedPosition
 from stepwell.engine.streams.resets import ReplacedPosition
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.models.served import ServedModel
+from stepwell.releases.stream_moves import MovedPosition
 from stepwell.requests.audit import Action
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope

@@ -8,23 +8,20 @@ from collections.abc import Sequence
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
+from stepwell.engine.placing import Placing
 from stepwell.engine.rollout.service import RolloutService
 from stepwell.engine.run_watchdog import Watchdog
 from stepwell.engine.state_runs import StateRuns
 from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
-from stepwell.engine.streams.sweeps import Sweeper
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.engine.tenant_limits import StreamQuota
-from stepwell.engine.trials.comparison import TrialComparison
-from stepwell.engine.trials.plans import ReleasePlans
 from stepwell.engine.watch.hub import WatchHub
 from stepwell.engine.watch.interests import InterestTable
 from stepwell.engine.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.releases.lookup import Releases
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
@@ -46,10 +43,7 @@ class Engine:
         refusals: The timesteps that this worker has refused.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
-        releases: The release documents of the models.
-        plans: Where streams move by them.
-        comparison: Counts the committed timesteps of trials.
-        sweeper: Moves streams that sleep.
+        placing: Places streams on versions.
         store_reachable: Whether the store replied to the last readiness check.
     """
 
@@ -59,8 +53,8 @@ class Engine:
         models: ModelRegistry,
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
-        releases: Releases | None = None,
         *,
+        placing: Placing | None = None,
         samplers: Sequence[Samplers] = (),
     ) -> None:
         """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
@@ -70,7 +64,7 @@ class Engine:
             models: The loaded models.
             options: The options; None: the defaults.
             observer: Counts the work.
-            releases: The release documents; None: no model has one.
+            placing: Places streams on versions; None: each stays on the one that wrote its record.
             samplers: What sees committed batches.
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
@@ -78,13 +72,11 @@ class Engine:
         interests = InterestTable(options.history)
         self.models = models
         self.store = store
-        self.releases = Releases() if releases is None else releases
         self.store_reachable = False
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.refusals = RefusalLog(store, options.history)
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
-        self.plans = ReleasePlans(self.releases, models)
-        self.comparison = TrialComparison(store, self.plans, observer)
+        self.placing = Placing(models) if placing is None else placing
         longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
         source_ids = SourceIds(store, longest_ttl_s=longest_ttl_s)
         self.steps = StepService(
@@ -96,16 +88,14 @@ class Engine:
             refusals=self.refusals,
             quota=quota,
             options=options,
-            plans=self.plans,
-            comparison=self.comparison,
+            placing=self.placing,
             samplers=samplers,
             source_ids=source_ids,
         )
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
-        self.streams = StreamService(deps, snapshots, self.plans)
-        self.sweeper = Sweeper(deps, self.plans, self.releases)
-        self.rollouts = RolloutService(deps, self.plans, observer, interests, max_rows=options.max_batch_size)
+        self.streams = StreamService(deps, snapshots, self.placing)
+        self.rollouts = RolloutService(deps, self.placing, observer, interests, max_rows=options.max_batch_size)
         self.state_runs = StateRuns(models, self.admission, observer, max_rows=options.max_batch_size)
         self._watchdog = Watchdog(
             options.run_timeout_s,

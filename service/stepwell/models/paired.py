@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,60 @@ finite; and whether it has consumed the last of its `warm_steps` now."""
 
 _Outcome = tuple[dict[str, Array], dict[str, Array]]
 _Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
+
+
+class Beside(NamedTuple):
+    """What a paired run returns beside its predictions.
+
+    Attributes:
+        answers: The predictions of the half that responds, `(rows, T, *row)` by output.
+        others: Those of the other half; zeros where it failed.
+        compared: Which timesteps can be compared, `(rows, T)` bool.
+        failed: Whether the candidate failed in this run, `(rows, 1)` uint8; see `paired.FAILED`.
+        warm_now: Whether the candidate has consumed the last of its `warm_steps` in this run, `(rows, 1)` bool.
+    """
+
+    answers: Mapping[str, Array]
+    others: Mapping[str, Array]
+    compared: Array
+    failed: Array
+    warm_now: Array
+
+    @property
+    def is_warm_now(self) -> Array:
+        """`warm_now`, `(rows,)` bool."""
+        column: Array = self.warm_now[:, 0]
+        return column
+
+    @classmethod
+    def split(cls, outputs: Mapping[str, Array]) -> tuple[dict[str, Array], Beside | None]:
+        """Return the predictions of a paired run, and what is beside them; None: there was no row."""
+        if COMPARED not in outputs:
+            return dict(outputs), None
+        others = {name[len(OTHER) :]: array for name, array in outputs.items() if name.startswith(OTHER)}
+        answers = {name: outputs[name] for name in others}
+        return answers, cls(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW])
+
+    def candidate(self, *, responds: bool) -> dict[str, Array]:
+        """Return the candidate's predictions, `(rows, T, *row)`; `responds`: it responds where it can be compared."""
+        if not responds:
+            return dict(self.others)
+        where = self.compared
+        return {
+            name: np.where(where.reshape(*where.shape, *(1,) * (answers.ndim - 2)), answers, self.others[name])
+            for name, answers in self.answers.items()
+        }
+
+    def select(self, indices: Sequence[int]) -> Beside:
+        """Return some of the rows."""
+        rows = list(indices)
+        return Beside(
+            {name: array[rows] for name, array in self.answers.items()},
+            {name: array[rows] for name, array in self.others.items()},
+            self.compared[rows],
+            self.failed[rows],
+            self.warm_now[rows],
+        )
 
 
 class PairedModel:

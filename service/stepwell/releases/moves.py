@@ -17,67 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stepwell.models.pair_state import PairMode, PairState, pair_fingerprint, pair_state_of
+from stepwell.engine.placing import Assignment, Standing
+from stepwell.models.pair_state import PairState
 from stepwell.releases.document import ReleaseDocument, Trial
-from stepwell.store.record import Record
 
 _MAX_MOVES: Final = 8  # of one stream at one step: it slept through several releases
-
-
-class Assignment(NamedTuple):
-    """What steps a stream: one version, or a pair.
-
-    Attributes:
-        old: Fingerprint of the version, or of the pair's old half, 8 bytes.
-        new: Fingerprint of the pair's candidate; empty: one version alone.
-        mode: Which half of a pair responds.
-    """
-
-    old: bytes
-    new: bytes = b""
-    mode: PairMode = "shadow"
-
-    @property
-    def fingerprint(self) -> bytes:
-        """The fingerprint of the records of its streams, 8 bytes."""
-        return pair_fingerprint(self.old, self.new, self.mode) if self.new else self.old
-
-
-class Standing(NamedTuple):
-    """What a stream's record shows of releases.
-
-    Attributes:
-        assignment: What has stepped the stream.
-        moved_by: Revision of the release that moved it last; 0: none.
-        has_left: It has left the trial of that release.
-        pair: What the record of a pair holds beside both states.
-    """
-
-    assignment: Assignment
-    moved_by: int = 0
-    has_left: bool = False
-    pair: PairState | None = None
-
-    @classmethod
-    def of(cls, record: Record) -> Standing:
-        """Return that of a record."""
-        pair = pair_state_of(record.fingerprint, record.state)
-        assignment = Assignment(record.fingerprint) if pair is None else Assignment(pair.old, pair.new, pair.mode)
-        return cls(assignment, record.moved >> 1, bool(record.moved & 1), pair)
-
-    @property
-    def responding(self) -> bytes:
-        """Fingerprint of the version that responded to the newest timestep."""
-        return self.assignment.old if self.pair is None else self.pair.responding
-
-    def left(self, revision: int) -> Standing:
-        """Return that of a stream which leaves the trial of a release, and stays where it is."""
-        return self._replace(moved_by=revision, has_left=True)
-
-    @property
-    def moved(self) -> int:
-        """The field `moved` of the record."""
-        return self.moved_by << 1 | self.has_left
 
 
 class Move(NamedTuple):

@@ -21,6 +21,7 @@ from stepwell.releases.document import Gate, How, ReleaseDocument, ReleaseVersio
 from stepwell.releases.follower import ReleaseFollower
 from stepwell.releases.store import ReleaseStore
 from stepwell.releases.stream_counts import StreamCounter
+from stepwell.releases.stream_moves import StreamMoves
 from stepwell.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from stepwell.releases.view import release_response
 from stepwell.store.transport.retry import deadline
@@ -34,7 +35,12 @@ class ReleaseService:
     """The releases of all models."""
 
     def __init__(
-        self, store: ReleaseStore, models: ModelRegistry, follower: ReleaseFollower, counter: StreamCounter
+        self,
+        store: ReleaseStore,
+        models: ModelRegistry,
+        follower: ReleaseFollower,
+        counter: StreamCounter,
+        moves: StreamMoves,
     ) -> None:
         """Create it.
 
@@ -43,11 +49,13 @@ class ReleaseService:
             models: The loaded models.
             follower: Makes a changed document this worker's at once.
             counter: Reads the numbers of streams.
+            moves: Moves single streams.
         """
         self._store = store
         self._models = models
         self._follower = follower
         self._counter = counter
+        self.moves = moves
 
     async def view(self, model: str) -> ReleaseResponse:
         """Return the release of a model as the API shows it; without one, revision 0 with the default version.

@@ -14,10 +14,11 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
+    from stepwell.engine.placing import Standing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
     from stepwell.releases.document import Take
-    from stepwell.releases.moves import Move, Standing
+    from stepwell.releases.moves import Move
 
 
 class TakeOverError(StepwellError):

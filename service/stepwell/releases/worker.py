@@ -8,20 +8,22 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
 from stepwell.background import run_forever
+from stepwell.engine.streams.service import StreamService
 from stepwell.errors import ServiceError
-from stepwell.models.registry import ModelRegistry
 from stepwell.releases.follower import ReleaseFollower
 from stepwell.releases.gate import Gates
-from stepwell.releases.lookup import Releases
+from stepwell.releases.placing import ReleasePlacing
 from stepwell.releases.service import ReleaseService
 from stepwell.releases.store import ReleaseStore
 from stepwell.releases.stream_counts import StreamCounter
+from stepwell.releases.stream_moves import StreamMoves
+from stepwell.releases.sweeper import Sweeper
 from stepwell.releases.view import ended_by_model, streams_by_version
 from stepwell.store.pubsub import StorePubSub
-from stepwell.store.state_store import StateStore
 
 _FIRST_READ_S: Final = 2.0
 _COUNT_EVERY_S: Final = 1.0
+_COMPARE_EVERY_S: Final = 1.0
 
 
 class WorkerReleases:
@@ -32,20 +34,23 @@ class WorkerReleases:
         gates: Judge the releases that have a gate, and abort those above a limit.
     """
 
-    def __init__(self, store: StateStore, models: ModelRegistry, releases: Releases) -> None:
+    def __init__(self, placing: ReleasePlacing, streams: StreamService) -> None:
         """Create the parts; nothing is read yet.
 
         Args:
-            store: The store.
-            models: The loaded models.
-            releases: The documents of this worker, which the engine reads.
+            placing: Places the streams of the engine.
+            streams: The engine's operations on streams.
         """
-        documents = ReleaseStore(store)
+        deps, models, releases = streams.deps, streams.deps.models, placing.documents
+        store, documents = deps.store, ReleaseStore(deps.store)
+        self._placing = placing
+        self._sweeper = Sweeper(deps, placing)
         self._models = models
         self._releases = releases
         self._counter = StreamCounter(documents, releases)
         self._follower = ReleaseFollower(documents, releases, models, StorePubSub(store.transport))
-        self.service = ReleaseService(documents, models, self._follower, self._counter)
+        moves = StreamMoves(deps, placing, streams.sources)
+        self.service = ReleaseService(documents, models, self._follower, self._counter, moves)
         self.gates = Gates(store, releases, self.service)
 
     async def load(self) -> None:
@@ -61,6 +66,16 @@ class WorkerReleases:
         """Yield the background work, each to run in its own task."""
         yield self._follower.follow()
         yield run_forever(self._counter.refresh, every_s=_COUNT_EVERY_S, name="Counting streams by version")
+        yield run_forever(self._compare, every_s=_COMPARE_EVERY_S, name="Comparing the versions of releases")
+        yield run_forever(self._sweeper.run, every_s=_COMPARE_EVERY_S, name="Moving streams that sleep")
+
+    async def close(self) -> None:
+        """Add what was counted since the last time."""
+        await self._placing.comparison.flush()
+
+    async def _compare(self) -> None:
+        await self._placing.comparison.flush()
+        await self.gates.judge()
 
     def ended(self) -> dict[tuple[str, ...], float]:
         """Return when the last trial of each model ended, seconds since 1970, by model and how it ended."""

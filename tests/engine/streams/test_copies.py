@@ -255,7 +255,7 @@ async def racing_copies(engine: Engine, then: Callable[[], Awaitable[object]] | 
     snapshots.engine, snapshots.then = engine, then
     ids = SourceIds(engine.store, longest_ttl_s=60)
     deps = StreamOpDeps(engine.store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
-    return StreamCopies(deps, snapshots, DerivedStates(engine.store, engine.models, snapshots, engine.plans))
+    return StreamCopies(deps, snapshots, DerivedStates(engine.store, engine.models, snapshots, engine.placing))
 
 
 async def test_no_snapshot_is_stored_of_a_stream_that_was_deleted_meanwhile(folder: Path, redis_server: Server) -> None:

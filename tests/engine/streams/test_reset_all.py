@@ -59,7 +59,7 @@ async def test_a_stream_that_is_deleted_after_it_was_listed_is_not_created_again
         store = RacingStore(redis_server, before=before)
         ids = SourceIds(store, longest_ttl_s=60)
         deps = StreamOpDeps(store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
-        service = StreamService(deps, SnapshotStore(store, ttl_s=None, max_snapshots=4), engine.plans)
+        service = StreamService(deps, SnapshotStore(store, ttl_s=None, max_snapshots=4), engine.placing)
         reset = await service.reset_all("default", FOLD)
         await store.close()
 

@@ -92,7 +92,7 @@ class ReleaseRoutes:
         self._context.require_precondition("move", after, idempotency_key)
         about = {"model": key.model, "stream": key.stream, "version": body.version, "take": body.take}
         with audited(request, self._context, "move", **about) as audit:
-            position = await self._context.engine.streams.moves.move(
+            position = await self._context.releases.moves.move(
                 key, version=body.version, take=body.take, after=after, idempotency_key=idempotency_key
             )
             audit.update(replacement_fields(position))

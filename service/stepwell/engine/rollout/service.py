@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stepwell.engine.placing import Placing, Standing
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from stepwell.engine.rollout.plan import RolloutPlan
 from stepwell.engine.rollout.worker import ActiveRollout, OnTimestep, RolloutWorker
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
-from stepwell.releases.moves import Standing
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, blake2b_128, decode
@@ -28,7 +28,6 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
-    from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.engine.watch.interests import InterestTable
     from stepwell.store.commits import Notification
 
@@ -38,7 +37,7 @@ class RolloutService:
 
     Args:
         deps: Store, models, admission and quota.
-        plans: Where new streams begin by a release.
+        placing: Places new streams on versions.
         observer: Counts the work.
         interests: Decides which commits are published.
         max_rows: Samples of one model that run in one batch; rollouts beyond that wait.
@@ -47,14 +46,14 @@ class RolloutService:
     def __init__(
         self,
         deps: StreamOpDeps,
-        plans: ReleasePlans,
+        placing: Placing,
         observer: EngineObserver,
         interests: InterestTable,
         *,
         max_rows: int,
     ) -> None:
         self._deps = deps
-        self._plans = plans
+        self._placing = placing
         self._observer = observer
         self._interests = interests
         self._max_rows = max_rows
@@ -134,12 +133,9 @@ class RolloutService:
         """
         served, models = self._deps.models.get(request.key.model, request.version), self._deps.models
         if record is None:
-            plan = None if request.version is not None else self._plans.plan(served.name)
-            if plan is None:
-                return served, None
-            assignment = plan.new_assignment(record_key(*request.key))
-            found = await models.find(served.name, self._plans.fingerprint(served.name, assignment))
-            return (served, None) if found is None else (found, plan.new_standing(assignment))
+            begins = self._placing.begin(served.name, record_key(*request.key)) if request.version is None else None
+            found = None if begins is None else await models.find(served.name, begins[0])
+            return (served, None) if found is None or begins is None else (found, begins[1])
         found = await models.find(request.key.model, record.fingerprint, record.state)
         is_named = request.version is not None and Standing.of(record).responding != served.fingerprint
         return served if found is None or is_named else found, None

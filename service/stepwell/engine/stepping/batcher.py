@@ -20,13 +20,13 @@ from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.engine.stepping.pipeline import PipelineDeps, StepPipeline
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
-from stepwell.engine.trials.plans import BatchPlans, ReleasePlans
 from stepwell.errors import ServiceError
 from stepwell.models.version_differences import needed_inputs
 from stepwell.store import keys
 from stepwell.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
 if TYPE_CHECKING:
+    from stepwell.engine.placing import Placing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
 
@@ -100,7 +100,7 @@ class Batcher:
         models: ModelRegistry,
         version_of: Callable[[ServedModel], BatchedVersion],
         *,
-        plans: ReleasePlans,
+        placing: Placing,
         timeout: float,
         max_wait: float,
         on_answered: Callable[[int, int], None],
@@ -111,7 +111,7 @@ class Batcher:
             name: The model.
             models: The loaded models.
             version_of: Returns what runs a version; one that is new is added to `versions`.
-            plans: Where streams move by a release.
+            placing: Places the streams.
             timeout: Seconds from receipt to response.
             max_wait: Seconds that a timestep may wait for others; 0: none.
             on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
@@ -134,7 +134,8 @@ class Batcher:
         self._wake_threshold: float = 0
         self._processed = 0
         self._is_stopped = False
-        self._batch_plans = BatchPlans(plans, name, self._empty_caches)
+        self._placing = placing
+        self._plan: object | None = None  # by which the last batch began
         self.admission = QueueAdmission(timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
 
@@ -357,18 +358,17 @@ class Batcher:
         if self.queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
             self._schedule()
 
-    def _empty_caches(self) -> None:
-        """Forget all records: by a new plan, their streams may have to move."""
-        for version in self.versions.values():
-            version.cache.clear()
-
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = items if isinstance(items, Batch) else RowBatch(items)
-        plan, later = self._batch_plans.started(), dict[bytes, list[QueuedStep]]()
+        plan, later = self._placing.plan(self._name), dict[bytes, list[QueuedStep]]()
+        if plan is not self._plan:
+            self._plan = plan
+            for version in self.versions.values():
+                version.cache.clear()  # by this plan, the streams may have to move
         try:
             later = await self._run(self._parts(batch))
         finally:
-            self._drop_stale(batch, is_outdated=self._batch_plans.is_outdated(plan), has_plan=plan is not None)
+            self._drop_stale(batch, is_outdated=self._placing.plan(self._name) is not plan, has_plan=plan is not None)
             self._processed += len(batch)
             self.versions[batch.decoded_by].in_use -= len(batch)
             del self._tasks[number]

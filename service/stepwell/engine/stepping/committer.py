@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
+from stepwell.engine.placing import Followed
 from stepwell.engine.protocol.replay import several
 from stepwell.engine.stepping.record_cache import CachedRecord
 from stepwell.engine.stepping.records import Records
 from stepwell.engine.stepping.responding import responding_versions
-from stepwell.engine.trials.errors import Followed
 from stepwell.engine.watch.commit_events import CandidateOutputs
 from stepwell.errors import ServiceError, not_a_record
 from stepwell.models.pair_state import pair_rows
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
     from stepwell.engine.stepping.responding import Responding
-    from stepwell.engine.trials.comparison import Beside
+    from stepwell.models.paired import Beside
     from stepwell.store.commits import CommitResult, Notification
 
 
@@ -115,7 +115,7 @@ class Committer:
         self._observer = deps.observer
         self._interests = deps.interests
         self._replies = replies
-        self._comparison = deps.comparison
+        self._committed = deps.committed
         self._sampler = deps.sampler
         self._source_ids = deps.source_ids
 
@@ -425,7 +425,7 @@ class Committer:
             return
         names = records.of(batch.names, records.at)
         if beside is not None:
-            self._comparison.add(self._served, beside, records.states, found.followed)
+            self._committed(self._served, beside, records.states, found.followed)
         if batch.lifecycle in ENDS:
             for name in names:
                 self._cache.drop(name)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.engine.packing import all_finite, finite_rows
-from stepwell.engine.trials.comparison import Beside
 from stepwell.errors import ServiceError
+from stepwell.models.paired import Beside
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
 

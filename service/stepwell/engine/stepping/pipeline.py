@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.placing import Followed, Placement
     from stepwell.engine.stepping.model_runner import ModelRunner
-    from stepwell.engine.stepping.placement import Placement
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.record_cache import RecordCache
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.tenant_limits import StreamQuota
-    from stepwell.engine.trials.comparison import TrialComparison
     from stepwell.engine.watch.interests import InterestTable
     from stepwell.engine.watch.refusals import RefusalLog
+    from stepwell.models.paired import Beside
     from stepwell.models.served import ServedModel
     from stepwell.store.source_ids import SourceIds
     from stepwell.store.state_store import StateStore
+    from stepwell_export.runtime.manifest import Array
 
 _log = logging.getLogger(__name__)
 _SAME_DEADLINE_S: Final = 0.05  # rows that were received within this time have the deadline of the last of them
@@ -59,8 +60,8 @@ class PipelineDeps:
         hand_over: Gives a row to the version that its stream's record belongs to; False: that version is not there.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
-        placement: Which model steps a stream.
-        comparison: Counts the committed timesteps of trials.
+        placement: Which version steps a stream.
+        committed: Called with the committed rows of a pair; see `Placing.committed`.
         sampler: Sees committed batches; None: nothing does.
         source_ids: Writes the ids of sources before records have their digests.
     """
@@ -77,7 +78,7 @@ class PipelineDeps:
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
     placement: Placement
-    comparison: TrialComparison
+    committed: Callable[[ServedModel, Beside, Array, Followed | None], None]
     sampler: Sampler | None
     source_ids: SourceIds
 

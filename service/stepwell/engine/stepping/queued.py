@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.protocol.positions import advanced, overlap_of
 from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError
-from stepwell.releases.moves import Standing
 from stepwell.store import keys
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Record, SourcePosition

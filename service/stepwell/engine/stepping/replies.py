@@ -11,13 +11,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from stepwell.engine.packing import select_returned, unpack_outputs
+from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from stepwell.engine.stepping.batch import ColumnBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.responding import Responding, responding_versions
 from stepwell.errors import ServiceError
-from stepwell.releases.moves import Standing
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
 from stepwell.types import BatchOutput, Prediction

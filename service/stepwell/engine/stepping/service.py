@@ -14,7 +14,6 @@ from stepwell.engine.stepping.batcher import BatchedVersion, Batcher
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.pipeline import PipelineDeps
-from stepwell.engine.stepping.placement import Placement
 from stepwell.engine.stepping.record_cache import CacheMemory
 from stepwell.engine.stepping.samplers import sampler_of
 from stepwell.errors import ServiceError
@@ -27,11 +26,10 @@ if TYPE_CHECKING:
     from stepwell.engine.admission import RequestAdmission
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.options import EngineOptions
+    from stepwell.engine.placing import Placing
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.samplers import Samplers
     from stepwell.engine.tenant_limits import StreamQuota
-    from stepwell.engine.trials.comparison import TrialComparison
-    from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.engine.watch.interests import InterestTable
     from stepwell.engine.watch.refusals import RefusalLog
     from stepwell.models.registry import ModelRegistry
@@ -51,8 +49,7 @@ class StepService:
         interests: Decides which commits are published.
         quota: Limit on the streams of a tenant; None: no limit.
         options: The options of the engine.
-        plans: Where streams move by a release.
-        comparison: Counts the committed timesteps of trials.
+        placing: Places streams on versions.
         samplers: What sees committed batches.
         source_ids: Writes the ids of sources.
     """
@@ -68,13 +65,12 @@ class StepService:
         refusals: RefusalLog,
         quota: StreamQuota | None,
         options: EngineOptions,
-        plans: ReleasePlans,
-        comparison: TrialComparison,
+        placing: Placing,
         samplers: Sequence[Samplers],
         source_ids: SourceIds,
     ) -> None:
         self._samplers = samplers
-        self._plans, self._comparison = plans, comparison
+        self._placing = placing
         self._models = models
         self._admission = admission
         self._rates = admission.rates
@@ -95,7 +91,7 @@ class StepService:
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,
-            comparison=comparison,
+            committed=placing.committed,
             source_ids=source_ids,
         )
 
@@ -292,13 +288,7 @@ class StepService:
             def hand_over(row: QueuedStep, fingerprint: bytes) -> bool:
                 return batcher.hand_over(self._versions[served], row, fingerprint)
 
-            placement = Placement(
-                served,
-                plans=self._plans,
-                comparison=self._comparison,
-                hand_over=hand_over,
-                changed_error=partial(self._changed_error, served),
-            )
+            placement = self._placing.placement(served, hand_over, partial(self._changed_error, served))
             deps = self._new_deps(
                 served,
                 cache=cache,
@@ -317,7 +307,7 @@ class StepService:
             name,
             self._models,
             self._version,
-            plans=self._plans,
+            placing=self._placing,
             timeout=self._options.request_timeout_s,
             max_wait=self._options.max_wait_s,
             on_answered=self._admission.count_answered,

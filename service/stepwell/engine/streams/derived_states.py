@@ -7,12 +7,11 @@ import time
 from dataclasses import dataclass, replace
 
 from stepwell.engine.packing import prediction_bytes
-from stepwell.engine.trials.plans import ReleasePlans
+from stepwell.engine.placing import Placing, Standing
 from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
-from stepwell.releases.moves import Standing
 from stepwell.store import keys
 from stepwell.store.record import HAD_KEY, Kind, Record, SourcePosition, blake2b_128, decode, extend_history
 from stepwell.store.snapshots import SnapshotStore, StoredSnapshot
@@ -106,14 +105,14 @@ class DerivedStates:
         store: Loads records.
         models: The loaded models.
         snapshots: Loads snapshots.
-        plans: Where streams move by a release.
+        placing: Places streams on versions.
     """
 
-    def __init__(self, store: StateStore, models: ModelRegistry, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
+    def __init__(self, store: StateStore, models: ModelRegistry, snapshots: SnapshotStore, placing: Placing) -> None:
         self._store = store
         self._models = models
         self._snapshots = snapshots
-        self._plans = plans
+        self._placing = placing
 
     async def from_stream(self, key: StreamKey, *, deadline: float) -> Record:
         """Return a stream's record.
@@ -171,7 +170,7 @@ class DerivedStates:
         outputs, moved = await self.last_prediction(model, record), record.moved
         fingerprint, state = record.fingerprint, record.state
         if version is not None:
-            target, moved = self._models.get(model, version), self._plans.pinned(model, record.moved)
+            target, moved = self._models.get(model, version), self._placing.pinned(model, record.moved)
             writer, half = await responding_half(self._models, model, record)
             fingerprint, state = half.fingerprint, half.state
             if target.fingerprint != fingerprint:

@@ -9,7 +9,6 @@ from stepwell.engine.packing import finite_rows, last_prediction
 from stepwell.engine.streams.copies import StreamCopies
 from stepwell.engine.streams.deletions import delete_stream
 from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_half
-from stepwell.engine.streams.moves import StreamMoves
 from stepwell.engine.streams.reset_all import reset_all_streams
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, reset_op_id
 from stepwell.errors import ServiceError
@@ -19,8 +18,8 @@ from stepwell.store.record import Kind, SourcePosition, blake2b_128, decode, sou
 from stepwell.types import ConsumedSource, ImportedState, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
+    from stepwell.engine.placing import Placing
     from stepwell.engine.streams.transaction import StreamOpDeps
-    from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.models.served import ServedModel
     from stepwell.store.snapshots import SnapshotStore
 
@@ -31,16 +30,15 @@ class StreamService:
     Attributes:
         copies: Forks streams, creates snapshots, exports states.
         deps: What an operation on streams works on; for those of add-ons.
-        moves: Moves streams to other versions.
+        sources: Loads streams, and derives new states from them.
     """
 
-    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, placing: Placing) -> None:
         """Create the service."""
         self.deps = deps
-        self._sources = DerivedStates(deps.store, deps.models, snapshots, plans)
-        self.copies = StreamCopies(deps, snapshots, self._sources)
-        self._plans = plans
-        self.moves = StreamMoves(deps, plans, self._sources)
+        self.sources = DerivedStates(deps.store, deps.models, snapshots, placing)
+        self.copies = StreamCopies(deps, snapshots, self.sources)
+        self._placing = placing
 
     # ---------------------------------------------------------------- reading
 
@@ -147,13 +145,13 @@ class StreamService:
         op_id = reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
             served = self.deps.models.get(key.model, version)
-            moved = 0 if version is None else self._plans.pinned(served.name)
+            moved = 0 if version is None else self._placing.pinned(served.name)
             initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
             return await replace_state(self.deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
 
         async def of_snapshot(deadline: float) -> NewState:
-            stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
-            return await self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
+            stored = await self.sources.from_snapshot(key, snapshot, deadline=deadline)
+            return await self.sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
         return await replace_state(self.deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
 
@@ -191,7 +189,7 @@ class StreamService:
                 f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
                 fix="Send numbers that its `store_dtype` can hold.",
             )
-        moved = self._plans.pinned(served.name) if is_named else 0
+        moved = self._placing.pinned(served.name) if is_named else 0
         state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
         digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from stepwell.engine.engine import Engine
-from stepwell.engine.streams.sweeps import Sweeper
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.models.registry import ModelRegistry
 from stepwell.releases.changes import end
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
 from stepwell.releases.lookup import Releases
+from stepwell.releases.placing import ReleasePlacing
+from stepwell.releases.sweeper import Sweeper
 from stepwell.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from stepwell.store import keys
 from stepwell.store.source_ids import SourceIds
@@ -35,11 +36,13 @@ async def promoted(url: str, folder: Path, *, lease_s: float) -> AsyncIterator[t
     old, new = (ReleaseVersion(n, models.get(FOLD, n).fingerprint) for n in (1, 2))
     trial = Trial(old, new, 2, 0.0, "switch", ((0.0, 0.0),), 0.0, salt="salt")
     releases.put(FOLD, end(ReleaseDocument(FOLD, 2, old, 0.0, trial), "promoted", None, 0.0))
-    engine = Engine(StateStore(url), models, releases=releases)
+    store = StateStore(url)
+    placing = ReleasePlacing(store, models, documents=releases)
+    engine = Engine(store, models, placing=placing)
     ids = SourceIds(engine.store, longest_ttl_s=60)
     deps = StreamOpDeps(engine.store, models, engine.admission, None, engine.steps.drop_cached, ids)
     try:
-        yield engine, Sweeper(deps, engine.plans, releases, lease_s=lease_s)
+        yield engine, Sweeper(deps, placing, lease_s=lease_s)
     finally:
         await engine.close()
 

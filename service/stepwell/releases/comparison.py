@@ -6,17 +6,17 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from stepwell.engine.packing import all_true
-from stepwell.engine.trials.errors import TrialErrors
 from stepwell.errors import ServiceError
 from stepwell.models.pair_state import pair_rows
-from stepwell.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
+from stepwell.models.paired import Beside, PairedModel
 from stepwell.releases.counters import TrialCounts, add_counts
+from stepwell.releases.trial_errors import TrialErrors
 from stepwell.store.transport.retry import deadline
 from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import Array
@@ -24,69 +24,15 @@ from stepwell_export.runtime.truth import truths_of
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
-    from stepwell.engine.trials.errors import Followed
-    from stepwell.engine.trials.plans import ReleasePlans
+    from stepwell.engine.placing import Followed
     from stepwell.models.served import ServedModel
     from stepwell.releases.moves import Move
+    from stepwell.releases.placing import ReleasePlacing
     from stepwell.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _MAX_BUFFERED = 65_536  # timesteps that wait to be compared; from there on they are compared at once
 _TIMEOUT_S = 2.0
-
-
-class Beside(NamedTuple):
-    """What a paired run returns beside its predictions.
-
-    Attributes:
-        answers: The predictions of the half that responds, `(rows, T, *row)` by output.
-        others: Those of the other half; zeros where it failed.
-        compared: Which timesteps can be compared, `(rows, T)` bool.
-        failed: Whether the candidate failed in this run, `(rows, 1)` uint8; see `paired.FAILED`.
-        warm_now: Whether the candidate has consumed the last of its `warm_steps` in this run, `(rows, 1)` bool.
-    """
-
-    answers: Mapping[str, Array]
-    others: Mapping[str, Array]
-    compared: Array
-    failed: Array
-    warm_now: Array
-
-    @property
-    def is_warm_now(self) -> Array:
-        """`warm_now`, `(rows,)` bool."""
-        column: Array = self.warm_now[:, 0]
-        return column
-
-    @classmethod
-    def split(cls, outputs: Mapping[str, Array]) -> tuple[dict[str, Array], Beside | None]:
-        """Return the predictions of a paired run, and what is beside them; None: there was no row."""
-        if COMPARED not in outputs:
-            return dict(outputs), None
-        others = {name[len(OTHER) :]: array for name, array in outputs.items() if name.startswith(OTHER)}
-        answers = {name: outputs[name] for name in others}
-        return answers, cls(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW])
-
-    def candidate(self, *, responds: bool) -> dict[str, Array]:
-        """Return the candidate's predictions, `(rows, T, *row)`; `responds`: it responds where it can be compared."""
-        if not responds:
-            return dict(self.others)
-        where = self.compared
-        return {
-            name: np.where(where.reshape(*where.shape, *(1,) * (answers.ndim - 2)), answers, self.others[name])
-            for name, answers in self.answers.items()
-        }
-
-    def select(self, indices: Sequence[int]) -> Beside:
-        """Return some of the rows."""
-        rows = list(indices)
-        return Beside(
-            {name: array[rows] for name, array in self.answers.items()},
-            {name: array[rows] for name, array in self.others.items()},
-            self.compared[rows],
-            self.failed[rows],
-            self.warm_now[rows],
-        )
 
 
 @dataclass(slots=True)
@@ -115,13 +61,13 @@ class TrialComparison:
 
     Args:
         store: The store.
-        plans: The release plans of this worker.
+        placing: The release plans of this worker.
         observer: Counts the work.
     """
 
-    def __init__(self, store: StateStore, plans: ReleasePlans, observer: EngineObserver) -> None:
+    def __init__(self, store: StateStore, placing: ReleasePlacing, observer: EngineObserver) -> None:
         self._store = store
-        self._plans = plans
+        self._placing = placing
         self._observer = observer
         self._collected: dict[tuple[str, int], _Collected] = {}
         self._sending: dict[tuple[str, int], tuple[TrialCounts, int]] = {}
@@ -139,7 +85,7 @@ class TrialComparison:
             states: The packed states after it, `(rows, bytes)` uint8.
             followed: What the rows follow; None: they begin again, and show no truth.
         """
-        plan, model = self._plans.plan(served.name), served.step_model
+        plan, model = self._placing.plan(served.name), served.step_model
         trial = None if plan is None else plan.document.running
         if trial is None or not isinstance(model, PairedModel):
             return

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
+from stepwell.engine.placing import Followed
 from stepwell.models.forecast_errors import StreamErrors
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import Truth
 
 MOST_STREAMS: Final = 65_536
 """Streams whose newest predictions are kept; then the one that was added first is left."""
-
-
-class Followed(NamedTuple):
-    """Committed rows, and what they follow.
-
-    Attributes:
-        names: The keys of their records.
-        before: The history hashes before their timesteps, `(rows,)` V16.
-        after: Those after them.
-        inputs: `(rows, T, *row)` by name.
-    """
-
-    names: Sequence[str]
-    before: Array
-    after: Array
-    inputs: Mapping[str, Array]
-
-    def select(self, rows: Sequence[int]) -> Followed:
-        """Return some of the rows."""
-        at = list(rows)
-        return Followed(
-            [self.names[i] for i in at], self.before[at], self.after[at], {n: a[at] for n, a in self.inputs.items()}
-        )
 
 
 class TrialErrors:

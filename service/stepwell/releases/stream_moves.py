@@ -20,9 +20,9 @@ from stepwell.store.state_store import decoded
 from stepwell.types import StreamKey, StreamPosition
 
 if TYPE_CHECKING:
-    from stepwell.engine.trials.plans import ReleasePlans
     from stepwell.models.served import ServedModel
     from stepwell.releases.document import Take
+    from stepwell.releases.placing import ReleasePlacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class StreamMoves:
 
     Args:
         deps: Store, models, admission and quota.
-        plans: Where streams move by a release.
+        placing: Places streams by the releases.
         sources: Loads streams.
     """
 
-    def __init__(self, deps: StreamOpDeps, plans: ReleasePlans, sources: DerivedStates) -> None:
+    def __init__(self, deps: StreamOpDeps, placing: ReleasePlacing, sources: DerivedStates) -> None:
         self._deps = deps
-        self._plans = plans
+        self._placing = placing
         self._sources = sources
 
     async def move(
@@ -131,9 +131,9 @@ class StreamMoves:
         if writer.fingerprint == target.fingerprint:
             return half_record.state
         try:
-            plan = self._plans.plan(model)
+            plan = self._placing.plan(model)
             named = None if plan is None else plan.document.translation(writer.fingerprint, target.fingerprint)
-            return self._plans.takeover.state_by(take, writer, target, half_record.state, named)
+            return self._placing.takeover.state_by(take, writer, target, half_record.state, named)
         except TakeOverError as exc:
             raise ServiceError(
                 "release_refused", exc.problem, fix="Send another `take`.", step=record.step,
@@ -156,5 +156,5 @@ class StreamMoves:
             state=state,
             answered_at=record.answered_at[-1:],
             answer_versions=record.answer_versions[-1:],
-            moved=self._plans.pinned(target.name, record.moved),
+            moved=self._placing.pinned(target.name, record.moved),
         )

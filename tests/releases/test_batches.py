@@ -23,6 +23,7 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.releases.changes import end
 from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
 from stepwell.releases.lookup import Releases
+from stepwell.releases.placing import ReleasePlacing
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, decode
 from stepwell.store.state_store import StateStore
@@ -64,11 +65,17 @@ async def trial(
     old, new = (ReleaseVersion(n, models.get(FOLD, n).fingerprint) for n in (1, 2))
     running = Trial(old, new, 1, 0.0, mode, ((0.0, percent or 0.0),), 0.0, salt=SALT)  # type: ignore[arg-type]  # a mode
     releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
-    engine = Engine(StateStore(url), models, options, counts, releases=releases)
+    store = StateStore(url)
+    engine = Engine(store, models, options, counts, placing=ReleasePlacing(store, models, counts, releases))
     try:
         yield engine
     finally:
         await engine.close()
+
+
+def placing_of(engine: Engine) -> ReleasePlacing:
+    assert isinstance(engine.placing, ReleasePlacing)
+    return engine.placing
 
 
 async def columns(
@@ -304,9 +311,9 @@ async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server)
 async def test_after_the_end_of_a_release_its_streams_move(folder: Path, redis_server: Server) -> None:
     async with trial(redis_server.url, folder) as engine:
         start = await begin(engine)
-        document = engine.releases.current(FOLD)
+        document = placing_of(engine).documents.current(FOLD)
         assert document is not None
-        engine.releases.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
+        placing_of(engine).documents.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
         for seq in (start + 1, start + 2):
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq)
 
@@ -323,7 +330,7 @@ async def test_streams_move_although_their_batch_was_in_flight_when_the_release_
     first, second = (PAIRED[:8] + OTHERS[:12], PAIRED[8:] + OTHERS[12:]) if ended_in == "both" else (PAIRED, OTHERS)
     async with trial(redis_server.url, folder, counts=counts) as engine:
         start = await begin(engine)
-        document = engine.releases.current(FOLD)
+        document = placing_of(engine).documents.current(FOLD)
         assert document is not None
         with redis_server.client() as client:
             client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
@@ -331,7 +338,7 @@ async def test_streams_move_although_their_batch_was_in_flight_when_the_release_
             in_flight = asyncio.create_task(columns(engine, first, numbers([9] * len(first)), start + 1))
             while not counts.batches:  # noqa: ASYNC110 - there is no event of it
                 await asyncio.sleep(0)
-            engine.releases.put(FOLD, end(document, "aborted", None, 1.0))
+            placing_of(engine).documents.put(FOLD, end(document, "aborted", None, 1.0))
             others = asyncio.create_task(columns(engine, second, numbers([9] * len(second)), start + 1))
             await asyncio.sleep(0)  # they are submitted
             while engine.steps.waiting:  # noqa: ASYNC110 - nor of this
@@ -349,13 +356,13 @@ async def test_a_pair_whose_release_has_ended_is_not_kept_in_memory(folder: Path
     """Its two ONNX sessions would be kept with it; no further model or version is needed."""
     async with trial(redis_server.url, folder, percent=100.0) as engine:
         await engine.steps.advance(step("s1", 1))
-        document = engine.releases.current(FOLD)
+        document = placing_of(engine).documents.current(FOLD)
         assert document is not None
         paired = [weakref.ref(served.step_model) for served in engine.steps.models if served.halves is not None]
         assert len(paired) == 1
-        engine.releases.put(FOLD, end(document, "aborted", None, 1.0))
+        placing_of(engine).documents.put(FOLD, end(document, "aborted", None, 1.0))
         await engine.steps.advance(step("s1", 2))
-        await engine.comparison.flush()
+        await placing_of(engine).comparison.flush()
         engine.steps.close_unused()
         gc.collect()
 

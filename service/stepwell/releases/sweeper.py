@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from stepwell.engine.placing import Standing
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
-from stepwell.releases.moves import Standing
 from stepwell.releases.sweeps import read_sweep
 from stepwell.releases.takeover import TakeOverError
 from stepwell.store import keys
@@ -24,8 +24,7 @@ from stepwell.types import StreamKey
 
 if TYPE_CHECKING:
     from stepwell.engine.streams.transaction import StreamOpDeps
-    from stepwell.engine.trials.plans import ReleasePlans
-    from stepwell.releases.lookup import Releases
+    from stepwell.releases.placing import ReleasePlacing
 
 _PAGE: Final = 500
 _LEASE_S: Final = 15.0
@@ -37,21 +36,17 @@ class Sweeper:
     A sweep changes neither step nor state id nor the newest prediction of a stream, so that `after` and retries hold.
     """
 
-    def __init__(
-        self, deps: StreamOpDeps, plans: ReleasePlans, releases: Releases, *, lease_s: float = _LEASE_S
-    ) -> None:
+    def __init__(self, deps: StreamOpDeps, placing: ReleasePlacing, *, lease_s: float = _LEASE_S) -> None:
         """Create it.
 
         Args:
             deps: Store, models and quota.
-            plans: Where streams move by a release.
-            releases: The release documents of this worker.
+            placing: Places streams by the releases.
             lease_s: Seconds after which another worker sweeps if the one that did has ended.
         """
         self._deps = deps
         self._lease_s = lease_s
-        self._plans = plans
-        self._releases = releases
+        self._placing = placing
         self._worker = secrets.token_hex(8)
 
     async def run(self) -> None:
@@ -60,9 +55,9 @@ class Sweeper:
         Raises:
             ServiceError: An error of the store; the sweep goes on at the next call.
         """
-        for model in self._releases.models():
+        for model in self._placing.documents.models():
             sweep = await read_sweep(self._deps.store, model)
-            document = self._releases.current(model)
+            document = self._placing.documents.current(model)
             if sweep.left and document is not None and document.revision >= sweep.revision:
                 entry = StoreLease(self._deps.store, keys.sweep_lease_key(model))
                 lease = Lease(entry, self._worker, lease_s=self._lease_s)
@@ -98,7 +93,7 @@ class Sweeper:
 
     async def _move(self, model: str, names: Sequence[str]) -> tuple[int, int]:
         """Move some streams, and return how many were moved, and how many are left because they were stepped."""
-        deps, plan = self._deps, self._plans.plan(model)
+        deps, plan = self._deps, self._placing.plan(model)
         if plan is None or not names:
             return 0, 0
         commits = []
@@ -115,7 +110,7 @@ class Sweeper:
                 continue
             try:
                 await self._ensure_loaded(model, record.fingerprint, record.state, moves[-1].assignment.fingerprint)
-                after = self._plans.moved(model, record, standing, moves)
+                after = self._placing.moved(model, record, standing, moves)
             except TakeOverError:
                 continue
             commits.append(Commit(name, record.guard, after.encode()))
