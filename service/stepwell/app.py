@@ -21,15 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
-from stepwell.asgi.routes import (
-    admin,
-    feed,
-    releases,
-    sse,
-    stream_ops,
-    streams,
-    watch,
-)
+from stepwell.asgi.routes import admin, feed, sse, stream_ops, streams, watch
 from stepwell.asgi.websocket import rejecting_sockets
 from stepwell.background import cancel, run_forever
 from stepwell.engine.engine import Engine
@@ -41,8 +33,7 @@ from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
-from stepwell.releases.placing import ReleasePlacing
-from stepwell.releases.worker import WorkerReleases
+from stepwell.releases.addon import ReleasesAddon
 from stepwell.requests.auth.jwt import load_api_keys
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
@@ -98,7 +89,8 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     )
     app.state.context = context
     found = registered("stepwell.addons").values()
-    addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
+    addons: list[ServiceAddon] = [ReleasesAddon(context, version)]
+    addons += [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
     context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
@@ -116,7 +108,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     stream_ops.add_routes(app, context)
     watch.add_routes(app, context)
     sse.add_routes(app, context)
-    releases.add_routes(app, context)
     admin.add_routes(app, context)
     app.router.default = rejecting_sockets(app.router.default, context)
     return app
@@ -162,7 +153,8 @@ def _build_engine(
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
-    return Engine(store, models, options, metrics, placing=ReleasePlacing(store, models, metrics), samplers=addons)
+    placing = next((found for addon in addons if (found := addon.placing(store, models)) is not None), None)
+    return Engine(store, models, options, metrics, placing=placing, samplers=addons)
 
 
 def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
@@ -194,12 +186,7 @@ async def _lifespan(
             _log.warning("%s. Its events are kept once it is", problem)
 
         await engine.watch.start()
-        assert isinstance(engine.placing, ReleasePlacing)
-        worker_releases = WorkerReleases(engine.placing, engine.streams)
-        await worker_releases.load()
-
         context.engine, context.reloads = engine, reloads
-        context.releases = worker_releases.service
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -211,9 +198,6 @@ async def _lifespan(
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
-            streams=worker_releases.streams,
-            releases_ended=worker_releases.ended,
-            gates_waiting=worker_releases.gates.waiting,
             connections=lambda: len(context.connections),
             store_reachable=lambda: engine.store_reachable,
             store_safe=lambda: not context.safety.reasons,
@@ -221,11 +205,7 @@ async def _lifespan(
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        background = [
-            *_background(context),
-            *(w for addon in addons for w in addon.background()),
-        ]
-        works = (reloads.fleet.run(), *worker_releases.background(), *background)
+        works = (reloads.fleet.run(), *_background(context), *(w for addon in addons for w in addon.background()))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         for addon in addons:

@@ -65,6 +65,7 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.engine.placing import Placement, Placing
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
@@ -98,6 +99,8 @@ __all__ = [
     "MessageWriter",
     "Model",
     "OutMessage",
+    "Placement",
+    "Placing",
     "ReaderOptions",
     "Sampler",
     "ServiceAddon",
@@ -116,6 +119,7 @@ _LOADED_WHEN_USED: Final = {
     "ErrorFormat": "stepwell.requests.error_formats",
     "HotRoute": "stepwell.requests.hot_routes",
     "GraphBuilder": "stepwell_export.graph.builder",
+    **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
     "Value": "stepwell_export.keras",

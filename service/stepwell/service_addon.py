@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stepwell.engine.placing import Placing
     from stepwell.engine.stepping.samplers import Sampler
+    from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
+    from stepwell.store.state_store import StateStore
 
 
 class ServiceAddon:
@@ -39,6 +42,10 @@ class ServiceAddon:
     def error_formats(self) -> Mapping[str, ErrorFormat]:
         """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""
         return {}
+
+    def placing(self, store: StateStore, models: ModelRegistry) -> Placing | None:
+        """Return what places streams on versions; None: it places none. At most one add-on does."""
+        return None
 
     async def start(self) -> None:
         """Begin: the store is reachable and the models are loaded, and no request is answered yet.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -16,11 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from stepwell.asgi.query import version_of
 from stepwell.codec import JSON, Format
-from stepwell.engine.streams.resets import ReplacedPosition
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.models.served import ServedModel
-from stepwell.releases.stream_moves import MovedPosition
 from stepwell.requests.audit import Action
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope
@@ -223,7 +221,23 @@ def audited(
     return context.audit.operation(action, request.state.caller, request_id, **fields)
 
 
-def replacement_fields(position: ReplacedPosition | MovedPosition) -> dict[str, Any]:
+class Replaced(Protocol):
+    """A position whose state is another one than before; attributes as in `ReplacedPosition`."""
+
+    @property
+    def before(self) -> bytes | None:
+        """The state id that the stream had."""
+
+    @property
+    def state_id(self) -> bytes:
+        """The state id that it has."""
+
+    @property
+    def replayed(self) -> bool:
+        """Whether this is a stored result."""
+
+
+def replacement_fields(position: Replaced) -> dict[str, Any]:
     """Return the audit fields of a stream whose state was replaced, or that was moved."""
     replayed = position.replayed or None
     return {"state_id_before": position.before, "state_id_after": position.state_id, "replayed": replayed}

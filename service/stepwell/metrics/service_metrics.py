@@ -141,7 +141,7 @@ class Metrics(EngineObserver):
         # The model is the first label of each.
         self._by_model: list[Labelled[Any]] = [*of_models, *self._labelled_gauges.values()]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_gauges: Mapping[str, Callable[[], Any]] = {}
+        self._read_gauges: dict[str, Callable[[], Any]] = {}
         self._refresh_others: list[Callable[[], None]] = []
 
     @property
@@ -169,9 +169,13 @@ class Metrics(EngineObserver):
                 the values by label, or by a tuple of its labels. A gauge that is not named stays as it is.
         """
         self._read_models = models
-        self._read_gauges = gauges
+        self._read_gauges |= gauges
         self._durability.labels(durability).set(1)
         self.refresh()
+
+    def add_gauges(self, **gauges: Callable[[], Any]) -> None:
+        """Set more functions that `refresh` reads, by the gauge's name, as for `bind_gauges`."""
+        self._read_gauges |= gauges
 
     # ---------------------------------------------------------------- called by the engine
 

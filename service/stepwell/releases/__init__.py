@@ -1,7 +1,10 @@
 """Releases: a model's next version under its live streams, gradually, and back.
 
+    addon.py      `ReleasesAddon`: where all of it is put together for one worker
+    placing.py    `ReleasePlacing`: what the engine asks where a stream is stepped
     document.py   what is stored: `ReleaseDocument`, `Trial`, `Gate`; the membership of a stream in a share
-    lookup.py     `Releases`: the documents of this worker, for the engine: `releases.current(model)`, `releases.now()`
+    moves.py      `ReleasePlan`: what steps a stream next, by its record and the document; pure
+    lookup.py     `Releases`: the documents of this worker: `releases.current(model)`, `releases.now()`
     counters.py   the counts of a trial in the store, added to by every worker
 
 A document is written by compare-and-set and read by every worker within two seconds.

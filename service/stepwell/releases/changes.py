@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from stepwell.codec.releases import Mode, Points, Take, bad_release
 from stepwell.errors import ServiceError
+from stepwell.releases.bodies import Mode, Points, Take, bad_release
 from stepwell.releases.document import (
     MAX_EARLIER,
     Ended,

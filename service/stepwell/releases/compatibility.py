@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from stepwell.codec.releases import bad_release
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.models.translations import translation_file
 from stepwell.models.version_differences import needed_inputs, same_states, tensors_differ
+from stepwell.releases.bodies import bad_release
 from stepwell.releases.document import Gate, Take
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.labels import labels_of_outputs

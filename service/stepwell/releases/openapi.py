@@ -1,12 +1,12 @@
-"""The documentation of the routes in `routes/releases.py`."""
+"""The documentation of the routes of releases."""
 
 from __future__ import annotations
 
 import functools
 
 from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, IDEMPOTENCY_KEY, STREAM_PATH, STREAM_WRITE, ref, route
-from stepwell.codec.release_responses import ReleaseResponse, StreamMoveResponse
-from stepwell.codec.releases import EndBody, GateBody, ReleaseBody, StreamMoveBody, SweepBody
+from stepwell.releases.bodies import EndBody, GateBody, ReleaseBody, StreamMoveBody, SweepBody
+from stepwell.releases.responses import ReleaseResponse, StreamMoveResponse
 
 _READ = (*COMMON_PROBLEMS, "store_unavailable", "bad_request", "model_not_found", "state_corrupt")
 _WRITE = (

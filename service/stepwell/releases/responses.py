@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from stepwell.codec.releases import Mode, Take
 from stepwell.codec.response_bodies import Document
 from stepwell.codec.step_bodies import StateId
+from stepwell.releases.bodies import Mode, Take
 
 Status = Literal["inactive", "ramping", "current", "draining", "drained"]
 Seconds = Annotated[float, Meta(description="Seconds since 1970, by the store's clock.")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, Request
 from msgspec import UNSET
 from msgspec.structs import asdict
@@ -18,20 +20,22 @@ from stepwell.asgi.http import (
     replacement_fields,
     respond,
 )
-from stepwell.asgi.openapi import releases as openapi
-from stepwell.codec.releases import read_end, read_release, read_stream_move, read_sweep
 from stepwell.codec.responses import position_response
+from stepwell.releases import openapi
+from stepwell.releases.bodies import read_end, read_release, read_stream_move, read_sweep
 from stepwell.releases.document import How
 from stepwell.requests.audit import Action
-from stepwell.requests.context import AppContext
 from stepwell_client.wire.formats import JSON, encode
+
+if TYPE_CHECKING:
+    from stepwell.releases.addon import ReleasesAddon
 
 _RELEASE = "/v1/models/{model}/release"
 
 
-def add_routes(app: FastAPI, context: AppContext) -> None:
+def add_routes(app: FastAPI, addon: ReleasesAddon) -> None:
     """Declare the routes."""
-    routes = ReleaseRoutes(context)
+    routes = ReleaseRoutes(addon)
     add = app.add_api_route
     add(_RELEASE, routes.show, methods=["GET"], **openapi.RELEASE)
     add(_RELEASE, routes.put, methods=["PUT"], **openapi.PUT_RELEASE)
@@ -44,8 +48,9 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 class ReleaseRoutes:
     """The endpoints of the routes."""
 
-    def __init__(self, context: AppContext) -> None:
-        self._context = context
+    def __init__(self, addon: ReleasesAddon) -> None:
+        self._addon = addon
+        self._context = addon.context
 
     async def show(self, request: Request) -> Response:
         """Return the release of a model: its versions, their streams, and the comparison."""
@@ -63,7 +68,7 @@ class ReleaseRoutes:
         if body.gate is not UNSET:
             about["gate"] = encode(body.gate, JSON).decode()
         with audited(request, self._context, "release", model=name, **about) as audit:
-            audit["revision"] = (await self._context.releases.put(name, body, gate)).revision
+            audit["revision"] = (await self._addon.service.put(name, body, gate)).revision
         return await self._respond(request)
 
     async def promote(self, request: Request) -> Response:
@@ -81,7 +86,7 @@ class ReleaseRoutes:
         body = read_sweep(await body_of(request, self._context), format_of(request))
         limit_per_s = 0 if body.limit_per_s is UNSET else body.limit_per_s
         with audited(request, self._context, "move_all", model=name, limit_per_s=limit_per_s or None):
-            await self._context.releases.sweep(name, limit_per_s)
+            await self._addon.service.sweep(name, limit_per_s)
         return await self._respond(request, status=202)
 
     async def move_stream(self, request: Request) -> Response:
@@ -92,7 +97,7 @@ class ReleaseRoutes:
         self._context.require_precondition("move", after, idempotency_key)
         about = {"model": key.model, "stream": key.stream, "version": body.version, "take": body.take}
         with audited(request, self._context, "move", **about) as audit:
-            position = await self._context.releases.moves.move(
+            position = await self._addon.service.moves.move(
                 key, version=body.version, take=body.take, after=after, idempotency_key=idempotency_key
             )
             audit.update(replacement_fields(position))
@@ -104,10 +109,10 @@ class ReleaseRoutes:
         body = read_end(await body_of(request, self._context), format_of(request))
         why = None if body.why is UNSET else body.why
         with audited(request, self._context, action, model=name, why=why) as audit:
-            document = await self._context.releases.end(name, how, why, revision=body.revision)
+            document = await self._addon.service.end(name, how, why, revision=body.revision)
             audit["revision"] = document.revision
         return await self._respond(request)
 
     async def _respond(self, request: Request, *, status: int = 200) -> Response:
         name = model_of(request, self._context).name
-        return respond(await self._context.releases.view(name), request, format_of(request), status=status)
+        return respond(await self._addon.service.view(name), request, format_of(request), status=status)

@@ -9,16 +9,16 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
-from stepwell.codec.release_responses import ReleaseResponse
-from stepwell.codec.releases import GateBody, ReleaseBody, bad_release
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.releases import changes
+from stepwell.releases.bodies import GateBody, ReleaseBody, bad_release
 from stepwell.releases.compatibility import check_candidate, check_gate, publish_translation
 from stepwell.releases.counters import TrialCounts, read_counts
 from stepwell.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from stepwell.releases.follower import ReleaseFollower
+from stepwell.releases.responses import ReleaseResponse
 from stepwell.releases.store import ReleaseStore
 from stepwell.releases.stream_counts import StreamCounter
 from stepwell.releases.stream_moves import StreamMoves

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from msgspec.structs import asdict
 
-from stepwell.codec.release_responses import (
+from stepwell.models.forecast_errors import SUMS, figures
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.counters import OutputCounts, TrialCounts
+from stepwell.releases.document import ReleaseDocument, Trial
+from stepwell.releases.lookup import Releases
+from stepwell.releases.responses import (
     ComparisonResponse,
     EndedResponse,
     ErrorComparison,
@@ -19,11 +24,6 @@ from stepwell.codec.release_responses import (
     Status,
     VersionStatus,
 )
-from stepwell.models.forecast_errors import SUMS, figures
-from stepwell.models.registry import ModelRegistry
-from stepwell.releases.counters import OutputCounts, TrialCounts
-from stepwell.releases.document import ReleaseDocument, Trial
-from stepwell.releases.lookup import Releases
 from stepwell.releases.stream_counts import StreamCounts
 from stepwell.releases.sweeps import SweepProgress
 from stepwell_export.runtime.truth import Truth, truths_of

@@ -12,7 +12,6 @@ from stepwell.engine.model_reloads import ModelReloads
 from stepwell.errors import ServiceError
 from stepwell.metrics import Metrics
 from stepwell.models.served import ServedModel
-from stepwell.releases.service import ReleaseService
 from stepwell.requests.audit import AuditLog
 from stepwell.requests.auth.api_keys import ApiKeys, Caller, Scope
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
@@ -42,7 +41,6 @@ class AppContext:
         audit: Logs operations that change streams, models or keys.
         engine: Applies timesteps; set while the application runs.
         reloads: Reloads the models in every worker of every replica; set while the application runs.
-        releases: Starts, changes and ends releases; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
         tracer: Traces requests; None: none is traced.
         large_bodies: Decodes large bodies.
@@ -63,7 +61,6 @@ class AppContext:
         keys.call_on_change(self.audit.keys_changed)
         self.engine: Engine
         self.reloads: ModelReloads
-        self.releases: ReleaseService
         self.safety: SafetyMonitor
         self.tracer = tracer
         self.large_bodies = LargeBodies()
