@@ -14,15 +14,13 @@ import pytest
 import typer
 from typer.testing import Result
 
-from stepwell.addons.recorded import open_data
-from stepwell.addons.recorded.columns import ColumnChoice
 from stepwell.addons.replay.command import replay
-from stepwell.addons.replay.session import ReplaySession
+from stepwell.addons.replay.predictions import ReplayPredictions
 from stepwell_client import Client, Event
-from stepwell_export.runtime.manifest import InputSpec
+from stepwell_client.protocol.decoding import TensorInfo
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
-from tests.graphs import fold, fold_on_a_grid, fold_reference, lstm, total, write_model, write_models
+from tests.graphs import fold, fold_on_a_grid, fold_reference, lstm, nan_at, total, write_model, write_models
 from tests.processes import free_port
 from tests.servers import Server
 
@@ -31,7 +29,7 @@ ROWS = 600  # several chunks
 
 @pytest.fixture(scope="module")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm)
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm, nan_at=lambda: nan_at(5))
     with running_service(shared_redis.url, folder, history=["64"]) as made:
         yield made
 
@@ -177,6 +175,21 @@ def test_what_cannot_be_replayed_is_an_error_with_its_reason(
     assert words in str(done.exception)
 
 
+@pytest.mark.parametrize("pace", [(), ("--rate", "1000")])
+def test_a_row_that_the_service_rejects_ends_its_stream_alone(
+    service: Service, client: Client, tmp_path: Path, stream: str, pace: tuple[str, ...]
+) -> None:
+    rows = [[f"{stream}.{n % 2}", n] for n in range(7)]
+    data = write(tmp_path / "d.csv", "pump,x[0]", [*rows, [f"{stream}.0", 9], [f"{stream}.0", 9]])
+
+    done = run(service, "nan_at", data, "--stream-column", "pump", *pace)
+
+    assert done.exit_code == 1
+    assert f"1 stream failed (non_finite_state: 1): {stream}.0. Stream '{stream}.0': " in str(done.exception)
+    assert "This was in row" in str(done.exception)
+    assert [client.model("nan_at").stream(f"{stream}.{n}").resume() for n in range(2)] == [4, 3]
+
+
 def test_a_row_without_a_value_is_named_before_anything_is_sent(
     service: Service, client: Client, tmp_path: Path, stream: str
 ) -> None:
@@ -224,19 +237,14 @@ def test_chunks_have_as_many_rows_as_the_service_takes(shared_redis: Server, tmp
         assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("kept", [0, 1])
-def test_predictions_are_kept_in_memory_for_a_picture_alone(
-    client: Client, tmp_path: Path, stream: str, kept: int
-) -> None:
-    data = write(tmp_path / "data.csv", "device,x[0]", [[f"{stream}.{n % 3}", n] for n in range(30)])
-    specs = [InputSpec(name="x", dtype="int64", shape=[1])]
-    recorded = open_data([data], specs, ColumnChoice(stream="device"))
-    session = ReplaySession(client.model("fold"), recorded, None, reset=False, append=False, kept_streams=kept)
-
-    sent = list(session.in_chunks())
-
-    assert sum(len(one.rows) for one in sent) == 30
-    assert [len(one.outputs) for one in session.records.values()] == [10] * kept + [0] * (3 - kept)
+def test_predictions_are_kept_in_memory_for_a_picture_alone(stream: str) -> None:
+    streams = [f"{stream}.{n}" for n in range(3)]
+    outputs = [TensorInfo("y", "int64", [1])]
+    ys = {"y": np.array([[[5]], [[6]]])}
+    for kept in (0, 1):
+        one = ReplayPredictions(streams, outputs, kept_streams=kept)
+        one.write(np.array([[0], [1]]), np.array([0, 1]), np.array([1, 1]), np.zeros(2), ys)
+        assert [name in one.picture() for name in streams] == [kept > 0, False, False]
 
 
 def test_the_column_that_is_missing_is_named(service: Service, tmp_path: Path) -> None:

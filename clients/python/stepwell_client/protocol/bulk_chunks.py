@@ -1,4 +1,4 @@
-"""`BulkChunks`: a chunk of each of many streams in one request, read from a log; without network access."""
+"""`BulkChunks`: a chunk of each of many streams in one request, each timestep once; without network access."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ChunksResult:
 
 
 class BulkChunks(ModelProtocol):
-    """The exchanges of one model whose timesteps come from a log, in columns."""
+    """The exchanges of one model whose timesteps are in columns, with positions of a log or with steps."""
 
     @timed
     def step_chunks(
@@ -48,7 +48,7 @@ class BulkChunks(ModelProtocol):
         policy: RetryPolicy,
         streams: Sequence[str],
         inputs: dict[str, Array],
-        source_ids: Sequence[str],
+        source_ids: Sequence[str] | None,
         positions: Array,
         *,
         returns: ReturnMode = "all",
@@ -59,25 +59,27 @@ class BulkChunks(ModelProtocol):
             policy: The retries of this call.
             streams: The stream ids, each once.
             inputs: `(N, T, *row)` by input, in the model's dtypes.
-            source_ids: The log of each stream.
-            positions: The position of each timestep in its log, `(N, T)` int64.
+            source_ids: The log of each stream; None: there is none.
+            positions: The position of each timestep in its log, `(N, T)` int64; without logs the step of each stream's
+                first timestep, `(N,)`.
             returns: `all` outputs or `none`.
         """
-        n_streams, length = positions.shape
+        n_streams, length = next(iter(inputs.values())).shape[:2]
         steps, skipped, unknown = np.zeros((3, n_streams), np.int64)
         result = ChunksResult({}, steps, skipped, unknown)
         waiting, wait = np.arange(n_streams), 0.0
         while len(waiting):
             rows: Any = slice(None) if len(waiting) == n_streams else waiting  # without a copy
-            document = {
+            document: dict[str, Any] = {
                 "streams": [streams[i] for i in waiting.tolist()],
                 "inputs": packed({name: array[rows] for name, array in inputs.items()}),
-                "source": {
-                    "id": _shared([source_ids[i] for i in waiting.tolist()]),
-                    "at": encode_tensor(positions[rows], MSGPACK),
-                },
                 "return": returns,
             }
+            if source_ids is None:
+                document["seq"] = positions[rows].tolist()
+            else:
+                ids = _shared([source_ids[i] for i in waiting.tolist()])
+                document["source"] = {"id": ids, "at": encode_tensor(positions[rows], MSGPACK)}
             reply = yield from self._send_with_retry(
                 ClientRequest("POST", f"{self.path}/steps", document, wait=wait), policy
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,8 @@ import typer
 
 from stepwell.addons.backfill.history import Past, past_of
 from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
-from stepwell.addons.backfill.run import Backfill, failures_in_words
 from stepwell.addons.backfill.writers import writer_of
-from stepwell.addons.recorded import open_data
+from stepwell.addons.recorded import RecordedData, Rows, gathered, open_data
 from stepwell.addons.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -30,14 +30,13 @@ from stepwell.addons.recorded.flags import (
     left_out_in_words,
     row_rules,
 )
+from stepwell.addons.recorded.sender import CALL_S, RequestSizes, RowSender, failures_in_words
 from stepwell.commands.tables import Json, key_value_table, print_json, show
 from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, ClientError
-from stepwell_client.protocol.bulk_chunks import BulkChunks
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec
 
-_CALL_S = 120.0  # what one request may take, with its retries
 _NAMED = 5
 
 
@@ -98,32 +97,31 @@ def backfill(
             }
             slots = PredictionSlots(predictions, n_rows, outputs, identity)
         progress.start("sending", n_rows)
-        with Client(url, key, _CALL_S, keep_bytes=0) as client:
-            run = Backfill(
+        with Client(url, key, CALL_S, keep_bytes=0) as client:
+            sender = RowSender(
                 client,
-                BulkChunks(model, _CALL_S),
-                recorded,
+                model,
+                list(recorded.streams),
                 slots,
-                past,
-                width=int(limits["max_batch_size"]),
-                row_bytes=sum(spec.row_bytes for spec in [*specs, *outputs]) or 1,
-                most_bytes=int(limits["max_body_bytes"]) // 2,
-                most_chunk=int(limits["max_chunk_steps"]),
+                sources=past.sources,
+                left_out=[recorded.streams[stream] for stream in past.reset],
+                sizes=RequestSizes.of([*specs, *outputs], limits),
                 advance=progress.advance,
             )
-            _run(run)
+            n_before = _send(sender, recorded, past, slots, progress.advance)
         n_unknown = 0
-        is_whole = not run.failures and not past.reset
+        is_whole = not sender.failures and not past.reset
         if slots is not None and write is not None and is_whole:
             progress.start("writing predictions", None)
             n_unknown = slots.finish(list(recorded.streams), write)
+    n_skipped = sender.skipped + n_before
     report = {
         "model": model,
         "streams": len(recorded.streams),
         "timesteps": n_rows,
-        "applied": run.applied,
-        "skipped": run.skipped,
-        "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
+        "applied": sender.applied,
+        "skipped": n_skipped,
+        "failed": [{"stream": stream, "code": one.error.code} for stream, one in sender.failures.items()],
         "late": recorded.n_late,
         "left_out": recorded.n_left_out,
         "reset": past.reset,
@@ -133,25 +131,48 @@ def backfill(
         "seconds": round(time.monotonic() - started, 3),
     }
     _print(report, as_json=as_json)
-    _raise_if_incomplete(run, past, predictions, n_unknown)
+    _raise_if_incomplete(sender, past, predictions, n_unknown, n_skipped)
 
 
-def _run(run: Backfill) -> None:
+def _send(
+    sender: RowSender, data: RecordedData, past: Past, slots: PredictionSlots | None, advance: Callable[[int], None]
+) -> int:
+    """Send what was not applied by an earlier run, and return how many timesteps were."""
+    n_before = 0
+
+    def pending() -> Iterator[Rows]:
+        nonlocal n_before
+        for rows in gathered(data.read()):
+            passed = rows.positions < past.passed[rows.codes]
+            is_open = ~passed
+            if slots is not None:
+                slots.leave_out(rows.positions[passed])
+                is_open &= slots.pending(rows.positions)
+            n_done = len(rows) - int(is_open.sum())
+            advance(n_done)
+            n_before += n_done
+            yield rows.where(is_open)
+            if slots is not None:
+                slots.release_memory()
+
     try:
-        run.run()
+        sender.run(pending())
     except ClientError as exc:
         raise BackfillError(
-            f"{exc.problem} Applied before that: {counted(run.applied, 'timestep')}.",
+            f"{exc.problem} Applied before that: {counted(sender.applied, 'timestep')}.",
             fix="Run the same command again: it goes on where it stopped, and applies no row twice.",
         ) from exc
+    return n_before
 
 
-def _raise_if_incomplete(run: Backfill, past: Past, predictions: Path | None, n_unknown: int) -> None:
+def _raise_if_incomplete(
+    sender: RowSender, past: Past, predictions: Path | None, n_unknown: int, n_skipped: int
+) -> None:
     """Raise an error for what is left to do, or if there was nothing to do."""
     written = f"; {predictions} is written then." if predictions is not None else "."
-    if run.failures:
+    if sender.failures:
         raise BackfillError(
-            failures_in_words(run.failures, _NAMED),
+            failures_in_words(sender.failures, _NAMED),
             fix="All other streams are done. Run the same command again once the cause is removed" + written,
         )
     if past.reset:
@@ -167,9 +188,9 @@ def _raise_if_incomplete(run: Backfill, past: Past, predictions: Path | None, n_
             f"{predictions}.",
             fix="`stepwell backtest` compares models on the data without a service.",
         )
-    if not run.applied and predictions is None:
+    if not sender.applied and predictions is None:
         raise BackfillError(
-            f"Nothing was applied: the streams had all {counted(run.skipped, 'row')} before.",
+            f"Nothing was applied: the streams had all {counted(n_skipped, 'row')} before.",
             fix="Check that these are the files you meant. To apply them anew, reset the streams and give --again.",
         )
 

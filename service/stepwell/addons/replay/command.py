@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import math
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +16,7 @@ import numpy as np
 import typer
 from msgspec.structs import asdict
 
-from stepwell.addons.charts import line_chart, lines_of, stacked
-from stepwell.addons.recorded import open_data
+from stepwell.addons.recorded import Rows, open_data
 from stepwell.addons.recorded.flags import (
     InputColumns,
     RowClock,
@@ -33,18 +30,18 @@ from stepwell.addons.recorded.flags import (
     left_out_in_words,
     row_rules,
 )
-from stepwell.addons.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
+from stepwell.addons.recorded.sender import CALL_S, RequestSizes, RowSender, failures_in_words
+from stepwell.addons.replay.predictions import ReplayError, ReplayPredictions, csv_lines
 from stepwell.commands.flags import check_ending
 from stepwell.commands.tables import Json, key_value_table, print_json, show
 from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, Model
-from stepwell_client.columns import prediction_columns
 from stepwell_client.memory import MEMORY
-from stepwell_client.protocol.decoding import ModelInfo
 from stepwell_client.wire.ids import is_stream_id
 from stepwell_client.wire.stream_templates import is_template
-from stepwell_export.runtime.manifest import InputSpec
+from stepwell_export.runtime.manifest import Array, InputSpec
 
+_NAMED = 5
 _DRAWN_STREAMS = 4
 
 
@@ -103,49 +100,55 @@ def replay(
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
     choice = column_choice(stream_column, time_column, time_unit, inputs)
-    with _model(model, url, key) as (served, limits):
+    with _client(model, url, key) as (client, name, limits):
+        served = client.model(name)
         described = served.describe()
         rules = row_rules(time_column, described.every, order=order, every=every, take=take, fill=fill, gap=gap)
-        if speed is None and time_column is not None and rules is None:
-            speed = 1.0
-        if speed is not None and rate is not None:
-            raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
-        recorded = open_data(
-            [file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice, rules
-        )
+        due = _pace(time_column if rules is None else None, speed, rate)
+        inputs_of = [InputSpec.model_validate(asdict(each)) for each in described.inputs]
+        recorded = open_data([file], inputs_of, choice, rules)
         has_streams = stream_column is not None or file.suffix.lower() == ".npz"
-        name = stream or (None if has_streams else _new_stream(file))
-        with data_progress() as progress:
+        one = stream or (None if has_streams else _new_stream(file))
+        with data_progress() as progress, csv_lines(output, described.outputs) as lines:
             progress.start("checking the data", None)
             n_rows = recorded.check(progress.advance)
-            if name is None:
+            if one is None:
                 recorded.check_stream_ids()
+            streams = list(recorded.streams) if one is None else [one]
+            steps = _opened(served, streams, reset=reset, append=append)
+            predictions = ReplayPredictions(
+                streams, described.outputs, lines, kept_streams=0 if plot is None else _DRAWN_STREAMS
+            )
             progress.start("replaying", n_rows)
-            session = ReplaySession(
-                served,
-                recorded,
+            sender = RowSender(
+                client,
                 name,
-                reset=reset,
-                append=append,
-                chunk=_chunk(described, limits),
-                kept_streams=0 if plot is None else _DRAWN_STREAMS,
+                streams,
+                predictions,
+                steps=steps,
+                sizes=RequestSizes.of([*described.inputs, *described.outputs], limits),
+                advance=progress.advance,
             )
             started = time.monotonic()
-            with _written(output, described) as write:
-                for predictions in _sent(session, speed, rate):
-                    write(predictions)
-                    progress.advance(len(predictions.rows))
+            rows = recorded.read() if one is None else map(_of_one_stream, recorded.read())
+            if due is None:
+                sender.run(rows)
+            else:
+                sender.run_at(rows, due)
         seconds = time.monotonic() - started
+    if sender.failures:
+        first = next(iter(sender.failures.values()))
+        raise ReplayError(failures_in_words(sender.failures, _NAMED), fix=first.error.fix)
     if plot is not None:
-        _write(plot, _picture(session, described))
+        _write(plot, predictions.picture())
     report = {
         "model": served.name,
-        "rows": session.n_rows,
-        "streams": list(session.records),
+        "rows": sender.applied,
+        "streams": streams,
         "late": recorded.n_late,
         "left_out": recorded.n_left_out,
         "seconds": round(seconds, 3),
-        "rows_per_s": round(session.n_rows / max(seconds, 1e-9), 1),
+        "rows_per_s": round(sender.applied / max(seconds, 1e-9), 1),
         "output": None if output is None else str(output),
         "plot": None if plot is None else str(plot),
     }
@@ -167,14 +170,14 @@ def _check_flags(stream: str | None, stream_column: str | None, time_column: str
 
 
 @contextlib.contextmanager
-def _model(model: str, url: str, key: str | None) -> Iterator[tuple[Model, Mapping[str, int]]]:
-    """Yield a model of a running service and its limits; or of an engine in this process, if a model file is given."""
+def _client(model: str, url: str, key: str | None) -> Iterator[tuple[Client, str, Mapping[str, int]]]:
+    """Yield a client, the model's name and the service's limits; for a model file, of an engine in this process."""
     if not model.endswith(".onnx"):
         with HttpApi(url, key) as api:  # fails at once if nothing responds; the client would wait for it
             api.get(model_path(model))
             limits = api.get("/v1/info")["limits"]
-        with Client(url, key) as client:
-            yield client.model(model), limits
+        with Client(url, key, CALL_S, keep_bytes=0) as client:
+            yield client, model, limits
         return
     path = Path(model).absolute()
     if not path.is_file():
@@ -183,63 +186,51 @@ def _model(model: str, url: str, key: str | None) -> Iterator[tuple[Model, Mappi
         for part in path.parent.glob(f"{path.name}*"):  # with its weights and its manifest, if it has these beside it
             shutil.copy(part, folder)  # a link out of a models folder is refused
         with Client(MEMORY, models=folder) as client:
-            yield client.model(path.stem), {}
+            yield client, path.stem, {}
 
 
-def _chunk(described: ModelInfo, limits: Mapping[str, int]) -> int:
-    """Return the timesteps of one request: those of large rows would not fit into the body that a service takes."""
-    specs = [*described.inputs, *described.outputs]
-    row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs) or 1
-    most = min(CHUNK, limits.get("max_chunk_steps", CHUNK))
-    return max(1, min(most, limits.get("max_body_bytes", 8 << 20) // 2 // row_bytes))
+def _opened(model: Model, streams: Sequence[str], *, reset: bool, append: bool) -> Array:
+    """Return the step of each stream, after checking that it may take a recording, `(streams,)` int64."""
+    steps = []
+    for name in streams:
+        stream = model.stream(name)
+        step = stream.resume()
+        if step and not append:
+            if not reset:
+                raise ReplayError(
+                    f"Stream {name!r} is at step {step}; its state would mix with that of the recording.",
+                    fix="Reset it with --reset, continue it with --append, or give another --stream.",
+                )
+            stream.reset()
+            step = 0
+        steps.append(step)
+    return np.array(steps, np.int64)
 
 
-def _sent(session: ReplaySession, speed: float | None, rate: float | None) -> Iterator[Predictions]:
-    if speed is not None:
-        first: list[float] = []
+def _pace(time_column: str | None, speed: float | None, rate: float | None) -> Callable[[int, float], float] | None:
+    """Return when a row is due, by its position and its time, in seconds after the first one; None: at once.
 
-        def due(_position: int, seconds: float) -> float:
-            first[:] = first or [seconds]
-            return (seconds - first[0]) / speed
-
-        return session.at_times(due)
+    Raises:
+        typer.BadParameter: There are two paces (exit code 2).
+    """
+    speed = 1.0 if speed is None and time_column is not None else speed
+    if speed is not None and rate is not None:
+        raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
     if rate is not None:
-        return session.at_times(lambda position, _seconds: position / rate)
-    return session.in_chunks()
+        return lambda position, _seconds: position / rate
+    if speed is None:
+        return None
+    first: list[float] = []
+
+    def due(_position: int, seconds: float) -> float:
+        first[:] = first or [seconds]
+        return (seconds - first[0]) / speed
+
+    return due
 
 
-@contextlib.contextmanager
-def _written(path: Path | None, described: ModelInfo) -> Iterator[Any]:
-    """Yield a function that writes predictions to a CSV file; without a path it does nothing."""
-    if path is None:
-        yield lambda _: None
-        return
-    try:
-        with path.open("w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(["row", "stream", "step", *chain(*prediction_columns(described.outputs))])
-
-            def write(predictions: Predictions) -> None:
-                count = len(predictions.rows)
-                # as text: the shortest that is read as the same number of the output's dtype
-                flat = [predictions.outputs[each.name].reshape(count, -1).astype(str) for each in described.outputs]
-                for n, row in enumerate(predictions.rows):
-                    values = [value for part in flat for value in part[n]]
-                    writer.writerow([row, predictions.stream, predictions.first_step + n, *values])
-
-            yield write
-    except OSError as exc:
-        raise ReplayError(f"{path} cannot be written: {exc.strerror}.", fix="Check the path.") from exc
-
-
-def _picture(session: ReplaySession, described: ModelInfo) -> str:
-    charts = []
-    for record in (record for record in session.records.values() if record.is_kept):
-        for output in described.outputs:
-            values = np.array([np.ravel(each[output.name]) for each in record.outputs], np.float64)
-            lines = lines_of(values, output.labels)
-            charts.append(line_chart(f"{output.name} of {record.stream}", lines, record.step - len(values) + 1))
-    return stacked(charts)
+def _of_one_stream(rows: Rows) -> Rows:
+    return replace(rows, codes=np.zeros_like(rows.codes))
 
 
 def _write(path: Path, text: str) -> None:
