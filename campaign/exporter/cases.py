@@ -119,6 +119,9 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
     heads: list[Head] = ["each"] if is_stepwise else ["each", "each", "each", "last", "mean"]
     if rare == RECENT:
         heads = ["recent"]
+    head, features, units = heads[int(rng.integers(len(heads)))], int(rng.integers(1, 5)), int(rng.integers(2, 7))
+    if "norm" in blocks:
+        features = max(2, features)  # a single number is 0 once it is normalized, and a model that gives 0 is weak
     return Case(
         front_end,
         seed,
@@ -127,9 +130,9 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
         place,
         setting,
         tuple(blocks),
-        heads[int(rng.integers(len(heads)))],
-        int(rng.integers(1, 5)),
-        int(rng.integers(2, 7)),
+        head,
+        features,
+        units,
     )
 
 

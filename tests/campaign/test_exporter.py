@@ -49,6 +49,13 @@ def test_models_of_a_seed_have_every_rare_condition() -> None:
     assert drawn == {"", RECENT, *SEQUENCE, *STEPWISE, *IDS, *(name for name, cell in CELLS.items() if cell.is_rare)}
 
 
+def test_no_model_normalizes_a_single_number() -> None:
+    drawn = [draw("keras", 7, index) for index in range(600)]
+
+    assert {1, 2} <= {one.features for one in drawn}
+    assert [one.id for one in drawn if "norm" in one.blocks and one.features == 1] == []
+
+
 @pytest.mark.parametrize("rare", [*SEQUENCE, *STEPWISE, *CELLS, *IDS])
 def test_every_condition_runs_in_onnx(rare: str) -> None:
     one = case(rare)
