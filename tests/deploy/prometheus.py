@@ -74,7 +74,8 @@ def prometheus(folder: Path, targets: Sequence[str], *, key: str = "none") -> It
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(folder / "rules.yml")]
     del config["alerting"]
-    [job] = config["scrape_configs"]
+    job, *_ = config["scrape_configs"]  # the others are of profiles of compose
+    config["scrape_configs"] = [job]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": list(targets)}]
     job["authorization"]["credentials_file"] = str(folder / "key")
