@@ -1,12 +1,12 @@
-r"""Sums, means, products, extremes and their places over time: the result for the timesteps so far.
+"""Sums, means, products, extremes and their places over time: the result for the timesteps so far.
 
 Before and after:
 
-    x (B, T, 4)                            x (B, 1, 4)   sum (B, 1, 4)
-       | ReduceMean over T                       \       /
-       |                              ->            Add -----> sum of the next timestep
-    y (B, 4)                                        | Div by the number of timesteps so far
-                                                 y (B, 4): the mean so far
+    x (B, T, 4)                            x (B, 1, 4)                  mean (B, 4)
+       | ReduceMean over T                     | ReduceMean over one       |
+       |                              ->       mean' = mean + (now - mean) / count
+    y (B, 4)                               y (B, 4): mean', which the next timestep starts from
+    ReduceSum                         ->   sum' = sum + now; ReduceMax: Max (largest, now)
 """
 
 from __future__ import annotations

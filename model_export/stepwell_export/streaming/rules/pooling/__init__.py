@@ -6,8 +6,8 @@ only once it is summed over them; until then the parts of this timestep are kept
 Before and after:
 
     s (B, T, 1)    x (B, T, 4)             s (B, 1, 1)   x (B, 1, 4)   largest, weight, mean so far
-       | Softmax over T  |                       |          |              |
-       Mul --------------+            ->         w = exp(s - largest), 1 for the largest score
-        | ReduceSum over T                       mean + (x - mean) * w / (weight + w)
-    y (B, 4)                               y (B, 4): the weighted mean so far
+       | Softmax over T  |                       largest' = Max (largest, s)
+       Mul --------------+            ->         w = exp(s - largest')
+        | ReduceSum over T                       weight' = weight * exp(largest - largest') + w
+    y (B, 4)                               y (B, 4): mean' = mean + (x - mean) * w / weight'
 """
