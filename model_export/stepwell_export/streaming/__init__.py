@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from stepwell_export.arguments import as_path, check_axes, check_by_name, check_length, check_name, check_type
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.verify.reference import Progress, ReferenceModel
 from stepwell_export.verify.samplers import Sampler, random_sampler
@@ -55,6 +56,7 @@ def convert(
         ModelLoadError: onnxruntime cannot run the graph.
         UnclearModelError: No time axis can be found, or the name, an axis or the length is none.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
+        InternalError: Something failed that should not, on a graph that onnxruntime loads.
     """
     from stepwell_export.graph.onnx_file import require_onnx
 
@@ -83,6 +85,11 @@ def convert(
         if original is None:
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
         raise
+    except StepwellError:
+        raise
+    except Exception as exc:
+        _check_runs(source)  # what onnxruntime refuses need not be as ONNX has it
+        raise InternalError("making the step graph", exc) from exc
     ids = vocabularies(step.graph.graph)
     step = step.with_weights_outside()
     probe, only_length, observer = None, length, None
@@ -115,6 +122,18 @@ def convert(
         observer=observer,
         vocabularies=ids,
     )
+
+
+def _check_runs(source: Any) -> None:
+    """Refuse what onnxruntime cannot load.
+
+    Raises:
+        ModelLoadError: It cannot.
+    """
+    from stepwell_export.graph.onnx_file import read_model
+    from stepwell_export.graph_session import GraphSession
+
+    GraphSession(read_model(source, weights=True) if isinstance(source, Path) else source)
 
 
 def _check_source(source: Any) -> None:

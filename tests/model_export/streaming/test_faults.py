@@ -10,7 +10,8 @@ import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.graph import nodes
-from stepwell_export.runtime.errors import InternalError, RefusedModelError
+from stepwell_export.runtime.errors import InternalError, ModelLoadError, RefusedModelError
+from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.rules.table import RULES
 from tests.model_export.streaming.zoo_parts import GRU, LSTM, X, batch_first, graph, ints
@@ -191,3 +192,30 @@ def test_a_fault_of_a_rule_is_called_a_fault_of_stepwell(monkeypatch: pytest.Mon
         InternalError, match=r"A fault of Stepwell.*the rule of .*'?CumSum.*KeyError: 'y', test_faults.py"
     ):
         convert(model, name="sum")
+
+
+def test_a_squeeze_with_an_empty_list_of_axes_keeps_the_row_of_a_batch_of_one() -> None:
+    """onnxruntime takes it for one without axes, which drops all axes of length 1."""
+    model = graph(
+        f"""({X}) => (float[batch, time, 5] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x) yt = GRU <hidden_size = 5> (xt, W, R, B)
+            ys = Squeeze (yt, none) y = Transpose <perm = [1, 0, 2]> (ys)
+        }}""",
+        none=ints(), **GRU,
+    )  # fmt: skip
+
+    made = convert(model, name="m")
+    step = StepModel(made.proto.SerializeToString(), made.manifest)
+
+    answers, _ = step.step({"x": np.zeros((1, 4), np.float32)}, step.initial_states(1))
+    assert answers["y"].shape == (1, 5)
+
+
+def test_a_graph_that_is_none_is_refused_as_onnxruntime_refuses_it() -> None:
+    """A Gather needs two inputs; what looks for loops reads the second one."""
+    model = graph(
+        f"({X}) => (float[batch, time, 4] y) {{ t = Gather <axis = 1> (x) y = CumSum (t, one) }}", one=ints(1)
+    )
+
+    with pytest.raises(ModelLoadError, match="onnxruntime"):
+        convert(model, name="m")

@@ -11,13 +11,14 @@ Before and after:
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import onnx
 
 from stepwell_export.graph.described import layer_of, set_layer
-from stepwell_export.graph.nodes import read_opset, renamed, replace_items
+from stepwell_export.graph.nodes import constants, read_opset, renamed, replace_items
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
 from stepwell_export.graph_session import GraphSession
@@ -44,17 +45,22 @@ def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRu
 
 
 def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
-    """Return the graph with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+    """Return the graph with axes for each Squeeze without: it would drop the batch of one row, or one timestep.
+
+    onnxruntime takes an empty list of axes for none.
+    """
     model = runs.graph
-    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
+    empty = {name for name, tensor in constants(model.graph).items() if list(tensor.dims) == [0]}
+    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _has_axes(node, empty)]
     if not bare:
         return runs
     made, values = copy.deepcopy(model), runs.at(inputs)
     for node in made.graph.node:
-        if node.op_type != "Squeeze" or _axes(node):
+        if node.op_type != "Squeeze" or _has_axes(node, empty):
             continue
         axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
         if read_opset(model) < 13:
+            del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
         else:
             del node.input[1:]
@@ -63,8 +69,10 @@ def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
     return TensorRuns(made)
 
 
-def _axes(node: onnx.NodeProto) -> bool:
-    return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
+def _has_axes(node: onnx.NodeProto, empty: Collection[str]) -> bool:
+    if len(node.input) > 1:
+        return bool(node.input[1]) and node.input[1] not in empty
+    return any(attribute.ints for attribute in node.attribute)
 
 
 def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
