@@ -106,7 +106,7 @@ MUTANTS = (
     ONE_HALF_ONLY,
     Mutant(
         "a retry after a promotion is computed again",
-        "service/stepwell/engine/stepping/row_decider.py",
+        "service/stepwell/engine/stepping/record_loader.py",
         "elif decide(record, row.intent(None)) is not Decision.APPLY:",
         "elif decide(record, row.intent(None)) is not Decision.APPLY and record is None:",
         ("tests/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",),

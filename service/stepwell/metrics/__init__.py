@@ -3,7 +3,6 @@
 service_metrics.py  `Metrics`: all of them, and what the engine and the transports call
 exemplars.py        traced requests, by the buckets of a histogram
 exposition.py       the metrics as text
-kinds.py            children by their labels, histograms that buffer
 releases.py         the metrics of releases
 process.py          CPU time, memory and files of the processes
 shared_folder.py    where several workers share their values

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from stepwell.engine.engine import Engine
-from stepwell.engine.watch.commits_under_way import CommitsUnderWay
 from stepwell.engine.watch.hub import WatchHub
-from stepwell.engine.watch.interests import InterestTable, Subscription
+from stepwell.engine.watch.interests import CommitsUnderWay, InterestTable, Subscription
 from stepwell.engine.watch.subscriber import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key

@@ -360,28 +360,39 @@ class Batcher:
 
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = items if isinstance(items, Batch) else RowBatch(items)
+        own = self.versions[batch.decoded_by]
         plan, later = self._placing.plan(self._name), dict[bytes, list[QueuedStep]]()
         if plan is not self._plan:
             self._plan = plan
             for version in self.versions.values():
                 version.cache.clear()  # by this plan, the streams may have to move
         try:
-            later = await self._run(self._parts(batch))
+            if len(self.versions) > 1:
+                later = await self._run(self._parts(batch))
+            else:
+                try:
+                    await own.pipeline.process(batch)
+                except asyncio.CancelledError:
+                    self._reject_rows(self._handed_over([(own, batch)]), service_ended())
+                    raise
+                if batch.rows:  # else all of them were of this version
+                    later = await self._run(*self._placed(self._handed_over([(own, batch)])))
         finally:
-            self._drop_stale(batch, is_outdated=self._placing.plan(self._name) is not plan, has_plan=plan is not None)
+            is_outdated = self._placing.plan(self._name) is not plan
+            if is_outdated or plan is not None:
+                self._drop_stale(batch, is_outdated=is_outdated)
             self._processed += len(batch)
-            self.versions[batch.decoded_by].in_use -= len(batch)
+            own.in_use -= len(batch)
             del self._tasks[number]
             self._release(batch.names, later)
 
-    def _drop_stale(self, batch: Batch, *, is_outdated: bool, has_plan: bool) -> None:
+    def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
 
         These are all if the plan has changed meanwhile; else those of requests that name a version.
         """
-        names = batch.names if is_outdated else batch.names_with_version() if has_plan else ()
-        for version in self.versions.values() if names else ():
-            for name in names:
+        for name in batch.names if is_outdated else batch.names_with_version():
+            for version in self.versions.values():
                 version.cache.drop(name)
 
     # ---------------------------------------------------------------- versions
@@ -393,8 +404,6 @@ class Batcher:
         another one when their records are loaded.
         """
         own = self.versions[batch.decoded_by]
-        if len(self.versions) == 1:
-            return [own.with_part(batch)]
         named = frozenset(batch.names_with_version())
         left = [i for i, name in enumerate(batch.names) if name not in named]
         place: dict[int, BatchedVersion] = {}
@@ -433,13 +442,19 @@ class Batcher:
         size = version.max_batch
         return [version.with_part(RowBatch(rows[at : at + size])) for at in range(0, len(rows), size)]
 
-    async def _run(self, parts: list[tuple[BatchedVersion, Batch]]) -> dict[bytes, list[QueuedStep]]:
+    async def _run(
+        self, parts: list[tuple[BatchedVersion, Batch]], later: dict[bytes, list[QueuedStep]] | None = None
+    ) -> dict[bytes, list[QueuedStep]]:
         """Run a batch, and the rows that are handed over meanwhile.
 
+        Args:
+            parts: What runs which rows.
+            later: Rows whose version has to be loaded first, by its fingerprint; None: there are none yet.
+
         Returns:
-            The rows whose version has to be loaded first, by its fingerprint.
+            These, with those that have come to them.
         """
-        later: dict[bytes, list[QueuedStep]] = {}
+        later = {} if later is None else later
         while parts:
             try:
                 if len(parts) == 1:

@@ -13,7 +13,7 @@ from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.placing import Followed
 from stepwell.engine.protocol.replay import several
 from stepwell.engine.stepping.record_cache import CachedRecord
-from stepwell.engine.stepping.records import Records
+from stepwell.engine.stepping.record_loader import Records
 from stepwell.engine.stepping.responding import responding_versions
 from stepwell.engine.watch.commit_events import CandidateOutputs
 from stepwell.errors import ServiceError, not_a_record
@@ -150,7 +150,9 @@ class Committer:
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()
-        self._check_artifacts()
+        for artifact in self._artifacts:
+            if artifact.check_at < time.monotonic():
+                artifact.check_soon()
         expiry_set_at = records.expiry_set_at.min() if records.one is None else records.one.expiry_set_at
         with self._interests.commits.begin():
             results = await self._store.commit(
@@ -169,12 +171,6 @@ class Committer:
                 committed = inputs if applied is None else {n: array[applied] for n, array in inputs.items()}
                 self._sampler.add(names, committed, found.output.arrays)
         return remaining
-
-    def _check_artifacts(self) -> None:
-        """Have the model's artifacts checked, if that is due."""
-        for artifact in self._artifacts:
-            if artifact.check_at < time.monotonic():
-                artifact.check_soon()
 
     # ---------------------------------------------------------------- the next records
 

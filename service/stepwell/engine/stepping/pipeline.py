@@ -15,11 +15,8 @@ import numpy as np
 
 from stepwell.engine.stepping.batch import Batch, RowBatch
 from stepwell.engine.stepping.committer import Committer
-from stepwell.engine.stepping.expiry import Expiry
-from stepwell.engine.stepping.record_loader import RecordLoader
-from stepwell.engine.stepping.records import Records
+from stepwell.engine.stepping.record_loader import RecordLoader, Records
 from stepwell.engine.stepping.replies import Replies, failed
-from stepwell.engine.stepping.row_decider import RowDecider
 from stepwell.errors import OutcomeUnknownError, ServiceError
 
 if TYPE_CHECKING:
@@ -96,13 +93,13 @@ class StepPipeline:
         self._source_ids = deps.source_ids
         self._time = time.monotonic
         self._replies = Replies(deps)
-        self._loader = RecordLoader(deps, self._replies, RowDecider(deps, self._replies))
+        self._loader = RecordLoader(deps, self._replies)
         self._committer = Committer(deps, self._replies)
 
     async def process(self, batch: Batch) -> None:
         """Process a batch until every timestep has its response or is handed over. Raises only `CancelledError`."""
         self._observer.batch_started(self._served.name, len(batch))
-        expiry: Expiry | None = None
+        expiry: _Expiry | None = None
         rest = batch
         try:
             while True:
@@ -114,7 +111,7 @@ class StepPipeline:
                     if youngest - oldest > _SAME_DEADLINE_S:
                         expiry = self._expiry(rest, oldest)
                     deadline = youngest + self._timeout
-                    if unwritten := self._source_ids.unwritten(rest.source_ids):
+                    if (source_ids := rest.source_ids) and (unwritten := self._source_ids.unwritten(source_ids)):
                         await self._source_ids.write(unwritten, deadline=deadline)
                     remaining = await self._attempt(rest, deadline)
                     if expiry is not None:
@@ -137,9 +134,9 @@ class StepPipeline:
                 expiry.cancel()
             self._observer.batch_ended()
 
-    def _expiry(self, batch: Batch, oldest: float) -> Expiry:
+    def _expiry(self, batch: Batch, oldest: float) -> _Expiry:
         """Return a timer that replies to each row whose deadline passes during an attempt."""
-        return Expiry(lambda: self._expire(batch), oldest + self._timeout)
+        return _Expiry(lambda: self._expire(batch), oldest + self._timeout)
 
     def _expire(self, batch: Batch) -> float | None:
         """Reply with errors to the rows whose deadline has passed; return the next deadline, None if there is none."""
@@ -194,6 +191,29 @@ class StepPipeline:
             self._replies.reply_uncommitted(records, run)
             return []
         return await self._committer.commit(records, inputs, run, deadline)
+
+
+class _Expiry:
+    """Calls a function at the first deadline, and again at each deadline that it returns."""
+
+    def __init__(self, expire: Callable[[], float | None], deadline: float) -> None:
+        """Start the timer; needs a running event loop.
+
+        Args:
+            expire: Called at the deadline; returns the next one, None if there is none.
+            deadline: The first one, on the monotonic clock.
+        """
+        self._expire = expire
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_at(deadline, self._call)
+
+    def cancel(self) -> None:
+        """End the timer."""
+        self._timer.cancel()
+
+    def _call(self) -> None:
+        if (deadline := self._expire()) is not None:
+            self._timer = self._loop.call_at(deadline, self._call)
 
 
 def _expired() -> ServiceError:

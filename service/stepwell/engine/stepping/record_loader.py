@@ -1,49 +1,136 @@
-"""`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store.
+"""`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store: `Records`.
 
-Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store.
+Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store:
+`RowDecider`.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from stepwell.engine.packing import all_true
+from stepwell.engine.packing import all_true, prediction_bytes
 from stepwell.engine.protocol.decide import Decision, decide
-from stepwell.engine.stepping.record_cache import EMPTY_SLOT
-from stepwell.engine.stepping.records import Records
-from stepwell.errors import ServiceError
+from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
+from stepwell.engine.tenant_limits import Reservation
+from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import decode, history_hash_of, step_of
 from stepwell.store.record_arrays import decode_records, empty_sources, read_headers, sources_table
 from stepwell.store.state_store import checked
-from stepwell.types import STARTS
+from stepwell.types import ENDS, STARTS
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch
+    from stepwell.engine.stepping.batch import Batch, Join
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
-    from stepwell.engine.stepping.row_decider import RowDecider
+
+_ItemT = TypeVar("_ItemT")
+
+
+class Records(NamedTuple):
+    """The records from which rows of a batch continue: all of its rows, or those that are to be applied.
+
+    Attributes:
+        batch: The batch.
+        at: The rows in the batch.
+        headers: `(rows,)` of `HEADER_DTYPE`.
+        states: Packed states, `(rows, bytes)` uint8.
+        expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
+        sources: The table of positions of sources, see `record_arrays`; None: the records have none.
+        one: The record of a batch of one row, if it was cached; headers, times and sources are empty then.
+    """
+
+    batch: Batch
+    at: Sequence[int]
+    headers: Array
+    states: Array
+    expiry_set_at: Array
+    sources: Array | None = None
+    one: CachedRecord | None = None
+
+    @classmethod
+    def of_one(cls, batch: Batch, cached: CachedRecord) -> Records:
+        """Return the cached record of a batch of one row: for one row, a call of NumPy takes longer than its work."""
+        return cls(batch, _FIRST, _NOTHING, cached.state, _NOTHING, None, cached)
+
+    def in_columns(self) -> Records:
+        """Return the same without `one`."""
+        if self.one is None:
+            return self
+        header, _, expiry_set_at, sources = self.one
+        if sources:
+            self.batch.row(0).cached_sources = sources
+        return self._replace(headers=read_headers([header]), expiry_set_at=np.array([expiry_set_at]), one=None)
+
+    def select(self, rows: Sequence[int]) -> Records:
+        """Return some of the records."""
+        if self.one is not None or len(rows) == len(self.at):
+            return self if rows else self._replace(at=())
+        return self._replace(
+            at=self.of(self.at, rows),
+            headers=self.headers[rows],
+            states=self.states[rows],
+            expiry_set_at=self.expiry_set_at[rows],
+            sources=None if self.sources is None else self.sources[rows],
+        )
+
+    @staticmethod
+    def of(items: Sequence[_ItemT], rows: Sequence[int]) -> Sequence[_ItemT]:
+        """Return the items of some rows."""
+        return items if len(rows) == len(items) else [items[i] for i in rows]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all rows of the batch, and none of them has an object."""
+        return len(self.at) == len(self.batch) and not self.batch.rows
+
+    @property
+    def length(self) -> int:
+        """T of each row; a row that skips timesteps is alone."""
+        row = self.batch.rows.get(self.at[0])
+        return self.batch.length if row is None else self.batch.length - row.skipped
+
+    def inputs(self, join: Join) -> Mapping[str, Array]:
+        """Return each input of the timesteps that are to be applied, `(rows, T, *row)`."""
+        row = self.batch.rows.get(self.at[0])
+        if row is None or not row.skipped:
+            return self.batch.inputs(self.at, join)
+        return join([row.applied.inputs], row.applied.length)
+
+    def of_equal_lengths(self) -> list[Records]:
+        """Return the rows in parts that can be run together: a row that skips timesteps is run alone."""
+        rows = self.batch.rows
+        alone = [j for j, i in enumerate(self.at) if i in rows and rows[i].skipped] if rows else []
+        if not alone:
+            return [self] if self.at else []
+        together = [j for j in range(len(self.at)) if j not in alone]
+        return [self.select(part) for part in ([together] if together else []) + [[j] for j in alone]]
+
+
+_FIRST = range(1)
+_NOTHING = np.empty(0)
 
 
 class RecordLoader:
     """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
-    def __init__(self, deps: PipelineDeps, replies: Replies, decider: RowDecider) -> None:
+    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
         self._served = deps.served
         self._model = deps.served.step_model
         self._store = deps.store
         self._cache = deps.cache
         self._observer = deps.observer
         self._replies = replies
-        self._decider = decider
+        self._decider = RowDecider(deps, replies)
         self._placement = deps.placement
 
     async def load(self, batch: Batch, deadline: float) -> tuple[Records, list[QueuedStep]]:
@@ -249,3 +336,52 @@ class RecordLoader:
             return row.entry is not None or decide(row.record, intent) is not Decision.APPLY
         except ServiceError as exc:
             return exc.applied == "yes"
+
+
+class RowDecider:
+    """Decides rows of one model version by the rules of the protocol."""
+
+    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
+        self._served = deps.served
+        self._state_bytes = deps.served.step_model.state_bytes
+        self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
+        self._placement = deps.placement
+        self._quota = deps.quota
+        self._replies = replies
+
+    def applies(self, row: QueuedStep) -> bool:
+        """Whether a row is to be applied to its loaded record; else it has its response, or its stream is missing."""
+        if row.answered:
+            return False
+        record = row.record
+        if record is not None and row.reservation is not None:
+            row.reservation.end(begun=False)  # another writer has created the stream in the meantime
+        try:
+            if row.entry is not None:
+                self._replies.replay_by_key(row, row.entry)
+            elif decide(record, row.intent(None)) is not Decision.APPLY:
+                assert record is not None
+                self._replies.replay(row, record)
+            elif not self._placement.place(row):
+                pass  # the model that steps the stream replies
+            elif (
+                (record := row.record) is not None
+                and len(record.state) != self._state_bytes
+                and row.timestep.lifecycle not in STARTS
+            ):
+                raise wrong_state_size(len(record.state), self._state_bytes)
+            else:
+                if record is None and row.timestep.lifecycle not in ENDS and not row.dry_run:
+                    self._reserve_stream(row)
+                row.skip_passed(self._answer_bytes, self._served.version)
+                return True
+        except ServiceError as exc:
+            if exc.code != "stream_not_found" or row.is_exact:
+                self._replies.reply(row, exc)
+        return False
+
+    def _reserve_stream(self, row: QueuedStep) -> None:
+        """Reserve a stream of the tenant's quota, once per row, however often the row is attempted."""
+        if self._quota is not None:
+            row.reservation = row.reservation or Reservation(self._quota, row.timestep.key.tenant)
+            row.reservation.take()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.batch import Batch
     from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
-    from stepwell.engine.stepping.records import Records
+    from stepwell.engine.stepping.record_loader import Records
 
 _log = logging.getLogger(__name__)
 

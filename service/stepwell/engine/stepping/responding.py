@@ -12,7 +12,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.queued import QueuedStep
-    from stepwell.engine.stepping.records import Records
+    from stepwell.engine.stepping.record_loader import Records
     from stepwell.models.paired import Beside
     from stepwell.models.served import ServedModel
 
