@@ -119,6 +119,13 @@ MUTANTS = (
         ("tests/releases/test_moves.py::test_a_worker_with_an_older_document_moves_nothing",),
     ),
     Mutant(
+        "a version that is about to run a part of a batch may be closed",
+        "service/stepwell/engine/stepping/batcher.py",
+        "        self.in_use += len(batch)\n        return self, batch",
+        "        return self, batch",
+        ("tests/engine/stepping/test_batcher.py::test_a_request_for_streams_of_two_replaced_models_steps_both",),
+    ),
+    Mutant(
         "records that have to move stay cached",
         "service/stepwell/engine/stepping/batcher.py",
         "version.cache.clear()  # by",
