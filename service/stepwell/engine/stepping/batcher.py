@@ -410,6 +410,8 @@ class Batcher:
         most, n_most = own, 0
         for other in self.versions.values():
             if other is not own and other.inputs == own.inputs and (rows := other.cache.indices_of(batch.names, left)):
+                if len(rows) == len(batch) <= other.max_batch:
+                    return [other.with_part(batch)]
                 place |= dict.fromkeys(rows, other)
                 left = [i for i in left if i not in place]
                 if len(rows) > n_most and len(batch) <= other.max_batch:
