@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,7 +53,8 @@ class Select(Stage):
             object.__setattr__(self, "labels", tuple(names))
 
     def _names(self) -> list[str]:
-        return [] if isinstance(self.width, int | np.integer) else [str(name) for name in self.width]
+        is_list = isinstance(self.width, Collection) and not isinstance(self.width, str | bytes)
+        return [str(name) for name in self.width] if is_list else []
 
     def _size(self) -> int:
         return len(self._names()) or count("width", self.width)

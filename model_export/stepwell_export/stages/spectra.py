@@ -13,7 +13,7 @@ import numpy as np
 
 from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.stages.stage import ManyValued, Row, Stage, choice, count, numbers
+from stepwell_export.stages.stage import ManyValued, Row, Stage, choice, count, number
 from stepwell_export.stages.windows import Window, window_of
 
 if TYPE_CHECKING:
@@ -297,8 +297,8 @@ class Mel(AudioStage):
         count("size", self.size, 2)
         choice("scale", self.scale, ("slaney", "htk"))
         choice("norm", self.norm, ("slaney", None))
-        rate, low = float(numbers("sample_rate", self.sample_rate)), float(numbers("low", self.low))
-        high = rate / 2 if self.high is None else float(numbers("high", self.high))
+        rate, low = number("sample_rate", self.sample_rate), number("low", self.low)
+        high = rate / 2 if self.high is None else number("high", self.high)
         if not 0 <= low < high <= rate / 2:
             raise ManifestError(
                 f"`low` is {low:g} Hz and `high` {high:g} Hz; expected 0 <= low < high <= {rate / 2:g}, half of the "
@@ -361,9 +361,9 @@ class Log(AudioStage):
         Raises:
             ManifestError: `floor` or `base` is not above 0, or there is neither offset nor floor.
         """
-        offset = float(numbers("offset", self.offset))
+        offset = number("offset", self.offset)
         for name, value, wrong in (("floor", self.floor, ()), ("base", self.base, (1.0,))):
-            if value is not None and (not numbers(name, value) > 0 or float(value) in wrong):
+            if value is not None and (not number(name, value) > 0 or number(name, value) in wrong):
                 raise ManifestError(f"`{name}` is {value!r}; expected a number above 0.", fix=f"Give `{name}=10`.")
         if offset <= 0 and self.floor is None:
             raise ManifestError(

@@ -225,6 +225,18 @@ def numbers(name: str, value: Any) -> Array:
     return array
 
 
+def number(name: str, value: Any) -> float:
+    """Return a stage's parameter that is a single number.
+
+    Raises:
+        ManifestError: It is none, or not finite.
+    """
+    array = numbers(name, value)
+    if array.ndim:
+        raise ManifestError(f"`{name}` is {value!r:.80}; expected a single number.", fix=f"Give `{name}=1.5`.")
+    return float(array)
+
+
 def count(name: str, value: Any, least: int = 1) -> int:
     """Return a stage's number of timesteps or classes.
 

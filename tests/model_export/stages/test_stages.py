@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stepwell_export.stages import (
     Diff,
     Impute,
     Lag,
+    Log,
     Log1p,
     MinMax,
     OneHot,
@@ -316,3 +318,17 @@ def test_a_stage_that_does_not_fit_is_refused(tmp_path: Path, parts: list[Any], 
 def test_what_has_no_inverse_is_refused() -> None:
     with pytest.raises(UnclearModelError, match="Lag has no inverse"):
         Lag(1).inverse()
+
+
+@pytest.mark.parametrize(
+    ("stage", "given"),
+    [
+        (Log, {"offset": [1.0]}),
+        (Log, {"floor": [1.0]}),
+        (Log, {"base": [2.0]}),
+        (Select, {"columns": [0], "width": 2.5}),
+    ],
+)
+def test_a_list_in_the_place_of_a_number_is_refused(stage: Callable[..., Any], given: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="expected a"):
+        stage(**given)

@@ -11,7 +11,7 @@ import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import export_source
-from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
@@ -326,3 +326,8 @@ def test_a_file_is_exported_with_its_declared_length(tmp_path: Path) -> None:
     exported = export_source(str(source), tmp_path / "m.onnx", length=LENGTH)
 
     assert exported.report.parity.steps == LENGTH
+
+
+def test_another_length_than_the_one_in_the_graph_is_refused_as_the_file_does_not_run_so() -> None:
+    with pytest.raises(ModelLoadError, match="the file as it is has to be compared"):
+        verify_model(convert(WRITTEN["ranges"](), name="m", length=7), long_steps=0)

@@ -219,3 +219,13 @@ def test_a_graph_that_is_none_is_refused_as_onnxruntime_refuses_it() -> None:
 
     with pytest.raises(ModelLoadError, match="onnxruntime"):
         convert(model, name="m")
+
+
+def test_a_convolution_without_filters_is_no_fault_of_a_rule() -> None:
+    model = graph(
+        f"({X}) => (float[batch, 0, time] y, float[batch, time, 4] z) {{ c = Transpose <perm = [0, 2, 1]> (x) "
+        "y = Conv <pads = [2, 0]> (c, W) z = CumSum (x, one) }",
+        W=(0, 4, 3), one=ints(1),
+    )  # fmt: skip
+
+    assert [spec.name for spec in convert(model, name="m").manifest.outputs] == ["z"]

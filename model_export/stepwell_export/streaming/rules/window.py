@@ -88,7 +88,7 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, source:
     if not is_plain or attributes(node).get("group", 1) != 1 or node.input[1] not in walk.weights:
         return None
     kernel = walk.facts.value(node.input[1])
-    if kernel.dtype != np.float32:
+    if kernel.dtype != np.float32 or not kernel.size:
         return None
     filters, graph, (size, dilation, *_) = len(kernel), walk.graph, shape.along(0)
     window, order = source, [0, 1, 2]
