@@ -55,10 +55,17 @@ def function_rule(name: str) -> Callable[[Rule], Rule]:
 
 
 class JaxGraph(NodeBuilder):
-    """A sequence graph whose nodes are named after the layers that they come from."""
+    """A sequence graph whose nodes are named after the layers that they come from.
+
+    Attributes:
+        whole_numbers: The integers that tensors of floats are.
+        truths: Tensors of numbers that are truths, 0 and 1.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.whole_numbers: dict[str, JaxValue] = {}
+        self.truths: set[str] = set()
         self._at = ""
         self._takes: list[onnx.ValueInfoProto] = []
         self._gives: list[onnx.ValueInfoProto] = []
@@ -171,7 +178,7 @@ class JaxGraph(NodeBuilder):
         values.update(zip(jaxpr.invars, inputs, strict=True))
         for equation in _needed(jaxpr):
             outer = self._at
-            self._at = str(equation.source_info.name_stack) or outer
+            self._at = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
             found = self._emitted(equation, [read(atom) for atom in equation.invars])
             self._at = outer
             values.update(zip(equation.outvars, found, strict=True))

@@ -84,6 +84,58 @@ def test_a_branch_by_a_value_is_refused(function: Any, word: str) -> None:
     assert word in refused(function).problem
 
 
+def run(function: Callable[..., Any], given: Any) -> Any:
+    """Return the answers of the step graph of a function of timesteps, in one batch; `given` has one row for each."""
+    made = convert(StepSpec(function, inputs={"x": given[:, None]}, time_axis=1), name="m")
+    step = StepModel(made.proto.SerializeToString(), made.manifest)
+    return next(iter(step.step({"x": given}, step.initial_states(len(given)))[0].values()))
+
+
+ENDS = np.array([0.0, -0.0, 1e-30, -1e-8, 1.0, -1.0, 3e38, np.inf, -np.inf, np.nan, 90.0, 2.5], np.float32)
+
+
+@pytest.mark.parametrize("function", [jnp.log1p, jnp.expm1, jnp.cbrt, jax.nn.sigmoid, jax.scipy.special.erfc])
+def test_a_function_of_one_number_keeps_its_digits_at_the_ends(function: Any) -> None:
+    np.testing.assert_allclose(run(function, ENDS[:, None])[:, 0], function(ENDS), rtol=2e-6, atol=1e-37)
+
+
+def test_an_angle_is_that_of_jax_at_zeros_and_infinities() -> None:
+    pairs = np.stack(np.meshgrid(ENDS, ENDS), -1).reshape(-1, 2)
+
+    found = run(lambda x: jnp.arctan2(x[..., 0], x[..., 1])[..., None], pairs)
+
+    np.testing.assert_allclose(found[:, 0], jnp.arctan2(pairs[:, 0], pairs[:, 1]), rtol=2e-6, atol=1e-37)
+
+
+def test_a_divisor_of_zero_fails_no_other_row() -> None:
+    given = np.array([[7, 0], [7, 2], [-7, 0], [-(2**31), -1]], np.int32)
+
+    found = run(lambda x: jnp.stack([lax.div(x[..., 0], x[..., 1]), lax.rem(x[..., 0], x[..., 1])], -1), given)
+
+    assert found.tolist() == [[-1, 7], [3, 1], [-1, -7], [-(2**31), 0]]
+
+
+def test_a_float_becomes_the_nearest_integer_that_there_is() -> None:
+    given = np.array([[3e9], [-3e9], [np.nan], [2.9]], np.float32)
+
+    assert run(lambda x: x.astype(jnp.int32), given).tolist() == [[2**31 - 1], [-(2**31)], [0], [2]]
+
+
+def test_an_id_outside_a_table_is_nan_in_its_own_row_alone() -> None:
+    given = np.array([[2], [11], [-1], [-12]], np.int32)
+
+    found = run(lambda x: jnp.take(jnp.arange(11.0), x, axis=0), given)
+
+    np.testing.assert_array_equal(found, [[2], [np.nan], [10], [np.nan]])
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: jnp.prod(x, -1, keepdims=True), lambda x: x @ jnp.ones((3, 2), jnp.int32)]
+)
+def test_products_of_whole_numbers_that_may_overflow_are_refused(function: Any) -> None:
+    assert "whole numbers" in refused(function, inputs={"x": np.zeros((2, 20, 3), np.int32)}).problem
+
+
 def test_a_function_that_draws_random_numbers_is_refused_with_its_line() -> None:
     def noisy(x: Any) -> Any:
         return x + jax.random.normal(jax.random.key(0), x.shape)

@@ -135,6 +135,20 @@ def normalised(x: Any) -> Any:
     return jnp.concatenate([both[..., 0], jax.nn.log_softmax(x, axis=-1)], axis=-1)
 
 
+def whole_numbers(ids: Any) -> Any:
+    """Quotients and rests, also of 0, sums that wrap around, powers, and floats that no integer holds."""
+    counted = [ids // (ids % 3), ids % (ids % 2), ids % 1000, ids**0, jnp.sum(ids * ids, -1, keepdims=True)]
+    floats = ids.astype(jnp.float32) * 1e3
+    parts = [part % 1000 for part in (*counted, floats.astype(jnp.int32), floats.astype(jnp.uint8).astype(jnp.int32))]
+    truths = [jnp.prod(ids > 0, -1, keepdims=True), jnp.argmax(ids > 0, -1)[..., None], jnp.sort(ids > 0, -1)]
+    return jnp.concatenate([*parts, *truths], -1).astype(jnp.float32)
+
+
+def spread(x: Any) -> Any:
+    """The variance over time, and over features."""
+    return jnp.concatenate([jnp.var(x, axis=1), jnp.var(x, axis=2)[:, -1:]], axis=-1)
+
+
 def with_a_static(w: Any, x: Any, site: Any) -> Any:
     return jnp.tanh(x @ w + site[:, None])
 
@@ -158,6 +172,8 @@ ZOO: Zoo = {
     "scale_first": _spec(scale_first, weights(FEATURES)),
     "binned": _spec(binned),
     "normalised": _spec(normalised),
+    "whole_numbers": _spec(whole_numbers, inputs={"ids": np.zeros((2, 20, 3), np.int32)}),
+    "spread": _spec(spread),
     "with_a_static": _spec(
         with_a_static, weights(FEATURES, UNITS), inputs={"x": example(), "site": np.zeros((2, UNITS), np.float32)}
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_export.jax.graph import JaxGraph, rule
+from stepwell_export.jax.graph import JaxGraph, function_rule, rule
 from stepwell_export.jax.rules.shapes import cut
 from stepwell_export.jax.values import Dim, JaxValue, from_end, same
 from stepwell_export.runtime.manifest import Array
@@ -117,3 +117,30 @@ def _dynamic_slice(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> An
             raise graph.refuse(equation, "cuts at a computed place", "Use jnp.take along one axis.")
         starts.append(0 if same(n, x.shape[axis]) else place.known.reshape(()).item())  # type: ignore[union-attr]
     return cut(graph, x, starts, [start + n for start, n in zip(starts, sizes, strict=True)])
+
+
+@function_rule("_take")
+def _take(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    """Emit a look-up of ids in the rows of a constant table; others are left to the primitives."""
+    gather = next((equation for equation in jaxpr.eqns if equation.primitive.name == "gather"), None)
+    if len(inputs) != 2 or gather is None or inputs[0].known is None or inputs[0].is_sizes or inputs[1].is_known:
+        return None
+    table, ids = inputs
+    numbers, filled = gather.params["dimension_numbers"], str(gather.params["mode"]).endswith("FILL_OR_DROP")
+    is_along_rows = numbers.collapsed_slice_dims == (0,) == numbers.start_index_map and not table.ones
+    if table.dtype != "float32" or not filled or not is_along_rows or "int" not in ids.dtype:
+        return None
+    return looked_up(graph, np.asarray(table.known), ids, least=-len(table.known))  # type: ignore[arg-type]
+
+
+def looked_up(graph: JaxGraph, table: Array, ids: JaxValue, *, least: int) -> JaxValue:
+    """Return entries of a table, NaN for an id below the least one, or above the last: so its row fails alone."""
+    given = graph.whole(ids)
+    wide = given if ids.dtype == "int64" else graph.cast(given, "int64")
+    inside = graph.op("Clip", wide, graph.constant(least, "int64"), graph.constant(len(table) - 1, "int64"))
+    found = graph.op("Gather", graph.constant(table), inside, axis=0)
+    known = graph.op("Equal", wide, inside)
+    if table.ndim > 1:
+        known = graph.op("Unsqueeze", known, graph.ints([-axis for axis in range(1, table.ndim)]))
+    nan = graph.constant(np.nan, "float32")
+    return JaxValue((*ids.shape, *table.shape[1:]), "float32", graph.op("Where", known, found, nan))

@@ -12,11 +12,11 @@ from stepwell_export.jax.graph import JaxGraph, Rule, function_rule, rule
 from stepwell_export.jax.values import Dim, JaxValue, constant, filled, is_one
 
 _OPERATORS = {
-    "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg",
+    "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "max": "Max", "min": "Min", "neg": "Neg",
     "exp": "Exp", "log": "Log", "tanh": "Tanh", "sqrt": "Sqrt", "abs": "Abs", "sign": "Sign",
     "floor": "Floor", "ceil": "Ceil", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
     "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "erf": "Erf",
-    "pow": "Pow", "eq": "Equal", "lt": "Less", "gt": "Greater", "le": "LessOrEqual", "ge": "GreaterOrEqual",
+    "eq": "Equal", "lt": "Less", "gt": "Greater", "le": "LessOrEqual", "ge": "GreaterOrEqual",
     "lt_to": "Less",
 }  # fmt: skip
 
@@ -71,13 +71,6 @@ def _bits(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue:
     return pointwise(graph, kind if inputs[0].dtype == "bool" else f"Bitwise{kind}", *inputs)
 
 
-@rule("logistic")
-def _logistic(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    """Return 1 / (1 + exp(-x)): onnxruntime's Sigmoid rounds a row by the rows around it."""
-    exp = pointwise(graph, "Exp", pointwise(graph, "Neg", *inputs))
-    return pointwise(graph, "Reciprocal", pointwise(graph, "Add", exp, filled(1, exp)))
-
-
 @rule("square")
 def _square(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
     return pointwise(graph, "Mul", *inputs, *inputs)
@@ -86,7 +79,7 @@ def _square(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue
 @rule("integer_pow")
 def _integer_pow(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue:
     [x], power = inputs, equation.params["y"]
-    made = x
+    made = x if power else filled(1, x)
     for _ in range(abs(power) - 1):
         made = pointwise(graph, "Mul", made, x)
     return pointwise(graph, "Reciprocal", made) if power < 0 else made
@@ -100,61 +93,6 @@ def _rsqrt(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
 @rule("exp2")
 def _exp2(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
     return pointwise(graph, "Pow", filled(2, inputs[0]), inputs[0])
-
-
-@rule("expm1")
-def _expm1(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    """Return tanh(x / 2) (exp(x) + 1): exp(x) - 1 loses what is small."""
-    [x] = inputs
-    tanh = pointwise(graph, "Tanh", pointwise(graph, "Mul", x, filled(0.5, x)))
-    return pointwise(graph, "Mul", tanh, pointwise(graph, "Add", pointwise(graph, "Exp", x), filled(1, x)))
-
-
-@rule("log1p")
-def _log1p(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    """Return log(u) - ((u - 1) - x) / u with u = 1 + x, which gives back what rounding took from u.
-
-    Source: D. Goldberg, What every computer scientist should know about floating-point arithmetic, theorem 4.
-    """
-    x, one = inputs[0], filled(1, inputs[0])
-    u = pointwise(graph, "Add", x, one)
-    lost = pointwise(graph, "Div", pointwise(graph, "Sub", pointwise(graph, "Sub", u, one), x), u)
-    is_large = pointwise(graph, "Greater", pointwise(graph, "Abs", x), filled(1e6, x), dtype="bool")
-    lost = pointwise(graph, "Where", is_large, filled(0, x), lost, dtype=x.dtype)  # of an infinite u it is none
-    return pointwise(graph, "Sub", pointwise(graph, "Log", u), lost)
-
-
-@rule("erfc")
-def _erfc(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    return pointwise(graph, "Sub", filled(1, inputs[0]), pointwise(graph, "Erf", *inputs))
-
-
-@rule("atan2")
-def _atan2(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    """Return atan(y / x), moved by half a turn where x is negative."""
-    y, x = inputs
-    zero, pi = filled(0, x), filled(np.pi, x)
-    angle = pointwise(graph, "Atan", pointwise(graph, "Div", y, x))
-    is_below = pointwise(graph, "Less", y, zero, dtype="bool")
-    turn = pointwise(graph, "Where", is_below, filled(-np.pi, x), pi, dtype=x.dtype)
-    is_left = pointwise(graph, "Less", x, zero, dtype="bool")
-    moved = pointwise(graph, "Where", is_left, pointwise(graph, "Add", angle, turn), angle, dtype=x.dtype)
-    neither = pointwise(
-        graph, "And", *(pointwise(graph, "Equal", one, zero, dtype="bool") for one in (y, x))
-    )  # 0 / 0 is no number, and the angle of nothing is 0
-    return pointwise(graph, "Where", neither, zero, moved, dtype=x.dtype)
-
-
-@rule("cbrt")
-def _cbrt(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    size = pointwise(graph, "Pow", pointwise(graph, "Abs", *inputs), filled(1 / 3, inputs[0]))
-    return pointwise(graph, "Mul", pointwise(graph, "Sign", *inputs), size)
-
-
-@rule("rem")
-def _rem(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    """Return the remainder with the sign of the dividend, as C has it."""
-    return pointwise(graph, "Mod", *inputs, fmod=1)
 
 
 @rule("round")
@@ -185,10 +123,27 @@ def _clamp(graph: JaxGraph, _equation: Any, inputs: list[JaxValue]) -> JaxValue:
 
 @rule("convert_element_type")
 def _convert(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue:
-    dtype = str(np.dtype(equation.params["new_dtype"]))
-    return inputs[0] if inputs[0].dtype == dtype else pointwise(
-        graph, "Cast", *inputs, dtype=dtype, to=element_type(dtype)
-    )  # fmt: skip
+    """Emit a Cast; a float that an integer cannot hold becomes the nearest one, and NaN 0."""
+    [x], dtype = inputs, str(np.dtype(equation.params["new_dtype"]))
+    if x.dtype == dtype:
+        return x
+    if "float" not in x.dtype or "int" not in dtype:
+        made = pointwise(graph, "Cast", x, dtype=dtype, to=element_type(dtype))
+        if x.dtype == "bool":
+            graph.truths.add(made.tensor)
+        if "int" in x.dtype and "float" in dtype:
+            graph.whole_numbers[made.tensor] = x
+        return made
+    if (source := graph.whole_numbers.get(x.tensor)) is not None and source.dtype == dtype:
+        return source  # an integer that was a float in between
+    ends = np.iinfo(dtype)
+    number = pointwise(graph, "Where", pointwise(graph, "IsNaN", x, dtype="bool"), filled(0, x), x, dtype=x.dtype)
+    number = pointwise(graph, "Max", pointwise(graph, "Min", number, filled(ends.max, x)), filled(ends.min, x))
+    wide = pointwise(graph, "Cast", number, dtype="int64", to=element_type("int64"))
+    if dtype == "int64":
+        return wide
+    wide = pointwise(graph, "Min", wide, filled(ends.max, wide))  # as a float32 it may be one more
+    return pointwise(graph, "Cast", wide, dtype=dtype, to=element_type(dtype))
 
 
 @rule("select_n")

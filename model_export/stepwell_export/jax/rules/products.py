@@ -18,6 +18,10 @@ def _dot_general(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
     """Emit a MatMul of (batch, free, summed) and (batch, summed, free)."""
     (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
     left, right = inputs
+    if "int" in left.dtype:
+        raise graph.refuse(
+            equation, "multiplies matrices of whole numbers", "Cast them to float32 first: sums overflow."
+        )
     shape = list(equation.outvars[0].aval.shape)
     batch = [left.shape[axis] for axis in left_batch]
     x, left_free = _arranged(graph, left, left_batch, left_sum, is_left=True)

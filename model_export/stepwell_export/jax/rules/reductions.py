@@ -21,8 +21,14 @@ def _reduction(kind: str) -> Rule:
         axes = [int(axis) for axis in equation.params["axes"]]
         if not axes:
             return inputs[0]
-        x = graph.whole(inputs[0])
-        if inputs[0].dtype != "bool":
+        x, dtype = graph.whole(inputs[0]), inputs[0].dtype
+        if "int" in dtype and kind == "ReduceProd" and x not in graph.truths:
+            raise graph.refuse(equation, "multiplies whole numbers", "Cast them to float32 first: it may overflow.")
+        if "int" in dtype and kind == "ReduceSum":  # onnxruntime's sum saturates, and JAX's wraps around
+            wide = x if dtype == "int64" else graph.cast(x, "int64")
+            made = graph.op(kind, wide, graph.ints(axes), keepdims=0)
+            return made if dtype == "int64" else graph.cast(made, dtype)
+        if dtype != "bool":
             return graph.op(kind, x, graph.ints(axes), keepdims=0)
         return graph.cast(graph.op(kind, graph.cast(x, "int32"), graph.ints(axes), keepdims=0), "bool")
 
@@ -33,11 +39,17 @@ for _name, _kind in _REDUCTIONS.items():
     rule(_name)(_reduction(_kind))
 
 
+def _number(graph: JaxGraph, value: JaxValue) -> str:
+    """Return a tensor of numbers, in which truths are 0 and 1."""
+    tensor = graph.whole(value)
+    return graph.cast(tensor, "int32") if value.dtype == "bool" else tensor
+
+
 @rule("argmax", "argmin")
 def _arg(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
     [axis] = equation.params["axes"]
     kind = "ArgMax" if equation.primitive.name == "argmax" else "ArgMin"
-    made = graph.op(kind, graph.whole(inputs[0]), axis=int(axis), keepdims=0)
+    made = graph.op(kind, _number(graph, inputs[0]), axis=int(axis), keepdims=0)
     dtype = str(np.dtype(equation.params["index_dtype"]))
     return made if dtype == "int64" else graph.cast(made, dtype)
 
@@ -54,7 +66,8 @@ def _sort(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> list[str]:
         raise graph.refuse(equation, "sorts several arrays by the first", "Sort one array, or use jax.lax.top_k.")
     axis = int(equation.params["dimension"])
     count = graph.sizes([inputs[0].shape[axis]])
-    return graph.split_op("TopK", graph.whole(inputs[0]), count, outputs=2, axis=axis, largest=0)[:1]
+    made = graph.split_op("TopK", _number(graph, inputs[0]), count, outputs=2, axis=axis, largest=0)[:1]
+    return made if inputs[0].dtype != "bool" else [graph.cast(made[0], "bool")]
 
 
 @rule("top_k")
@@ -124,3 +137,17 @@ def _log_softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValu
         return None
     [x] = inputs
     return JaxValue(x.shape, x.dtype, graph.op("LogSoftmax", graph.whole(x), axis=int(axes[0][0])))
+
+
+@function_rule("_var")
+def _variance(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    """Emit the mean square of what differs from the mean, which can be followed over time."""
+    [x, correction, *more] = inputs
+    axes = next((one.params["axes"] for one in jaxpr.eqns if one.primitive.name == "reduce_sum"), ())
+    if more or correction.known is None or correction.known.any() or "float" not in x.dtype or not axes:
+        return None
+    shape = tuple(jaxpr.outvars[0].aval.shape)
+    over, whole = graph.ints([int(axis) for axis in axes]), graph.whole(x)
+    apart = graph.op("Sub", whole, graph.op("ReduceMean", whole, over, keepdims=1))
+    keepdims = int(len(shape) == len(x.shape))
+    return JaxValue(shape, x.dtype, graph.op("ReduceMean", graph.op("Mul", apart, apart), over, keepdims=keepdims))

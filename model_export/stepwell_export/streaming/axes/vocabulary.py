@@ -12,7 +12,7 @@ from stepwell_export.graph.nodes import constants
 from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.runtime.manifest import Array
 
-_SAME_NUMBERS = RESHAPING | {"Cast"}
+_SAME_NUMBERS = RESHAPING | {"Cast", "Clip"}
 _LOOKUPS = {"Gather": (1, 0), "OneHot": (0, 1)}
 """By operator: the places of the ids and of their number."""
 
