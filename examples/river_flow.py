@@ -33,12 +33,12 @@ def build() -> keras.Model:
     return keras.Model([rain, flow], keras.layers.Add(name="next_flow")([flow, change]), name="river")
 
 
-def simulate(rivers: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return hourly rain and flow, (river, HOURS + 1, 1) each, of rivers with a storm after `NOW`."""
-    rain = rng.gamma(0.6, 0.5, (rivers, HOURS + 1)) * (rng.random((rivers, HOURS + 1)) < 0.15)
+def simulate(rivers: int, rng: np.random.Generator, hours: int = HOURS) -> tuple[np.ndarray, np.ndarray]:
+    """Return hourly rain and flow, (river, hours + 1, 1) each, of rivers with a storm after `NOW`."""
+    rain = rng.gamma(0.6, 0.5, (rivers, hours + 1)) * (rng.random((rivers, hours + 1)) < 0.15)
     rain[:, NOW + 6 : NOW + 16] += rng.gamma(2, 1.5, (rivers, 10))
     flow, quick, slow = np.zeros_like(rain), np.zeros(rivers), np.full(rivers, 0.3)
-    for hour in range(HOURS + 1):
+    for hour in range(hours + 1):
         flow[:, hour] = quick + slow
         quick = 0.82 * quick + 0.18 * 0.6 * rain[:, hour]  # reaches the gauge in the next hour
         slow = 0.99 * slow + 0.01 * 0.4 * rain[:, hour]

@@ -19,7 +19,7 @@ EXAMPLE_NAMES = [
     for path in sorted(EXAMPLES.glob("*.py"))
     if path.stem not in {"denoise", "live", "quickstart"}
 ]
-GALLERY = {"heartbeat", "machine_wear", "river_flow"}
+GALLERY = {"fleet_readout", "heartbeat", "hydrograph", "machine_wear", "river_flow"}
 GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"
 LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
 
@@ -53,6 +53,7 @@ NUMBERS = {
     "fleet_readout": [8 * 1200],
     "forecast_interval": [2 * 48],
     "heartbeat": [3 * 600],
+    "hydrograph": [6000],
     "label_every_timestep": [3 * 10 * 2],
     "large_gru": [60],
     "machine_wear": [12 * 240],
