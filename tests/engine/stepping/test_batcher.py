@@ -20,6 +20,7 @@ from stepwell.engine.stepping import batcher
 from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.errors import ServiceError
 from stepwell.types import Prediction, RolloutRequest, StreamKey
+from stepwell_export.runtime.manifest import BatchSpec
 from tests.engine.harness import (
     FOLD,
     CountingObserver,
@@ -31,7 +32,7 @@ from tests.engine.harness import (
     worker,
     ys,
 )
-from tests.graphs import fold, fold_reference, slow, write_model, write_models
+from tests.graphs import Built, fold, fold_reference, slow, write_model, write_models
 from tests.servers import Server
 
 LONG = 200_000
@@ -237,3 +238,20 @@ async def test_a_request_for_streams_of_two_replaced_models_steps_both(tmp_path:
     assert {stream: ys(one) for stream, one in found.items() if isinstance(one, Prediction)} == {
         stream: fold_reference([1, 2], factor=factor)[-1:] for stream, factor in factors.items()
     }
+
+
+async def test_a_version_that_runs_few_rows_gets_no_larger_batches(tmp_path: Path, redis_server: Server) -> None:
+    def at_most_two() -> Built:
+        graph, manifest = fold()
+        return graph, manifest.model_copy(update={"batch": BatchSpec(max=2)})
+
+    write_model(tmp_path, FOLD, fold, version=1)
+    write_model(tmp_path, FOLD, at_most_two, version=2)
+    counts = CountingObserver()
+    async with worker(redis_server.url, tmp_path, counts=counts) as engine:
+        await engine.steps.advance(step("other", 1, version=1))
+        counts.batches.clear()
+        await gather_results(*(engine.steps.advance(chunk(f"s{n}", [1, 2], version=2)) for n in range(6)))
+
+    assert sum(counts.batches) == 6
+    assert max(counts.batches) <= 2

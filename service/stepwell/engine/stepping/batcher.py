@@ -142,7 +142,7 @@ class Batcher:
     def add(self, version: BatchedVersion) -> None:
         """Add a version. Missing values that only others accept are refused by it, as they may decode its timesteps."""
         self.versions[version.served] = version
-        self._max_batch = max(self._max_batch, version.max_batch)
+        self._max_batch = min([each.max_batch for each in self.versions.values()])
         for decoding, running in itertools.permutations(self.versions.values(), 2):
             for half in running.served.halves or (running.served,):
                 running.runner.needed.update(needed_inputs(decoding.served.manifest, half.manifest))
