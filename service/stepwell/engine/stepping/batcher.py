@@ -23,7 +23,7 @@ from stepwell.engine.stepping.replies import failed, service_ended
 from stepwell.errors import ServiceError
 from stepwell.models.version_differences import needed_inputs
 from stepwell.store import keys
-from stepwell.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
+from stepwell.types import STARTS, BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
 if TYPE_CHECKING:
     from stepwell.engine.placing import Placing
@@ -404,6 +404,8 @@ class Batcher:
         another one when their records are loaded.
         """
         own = self.versions[batch.decoded_by]
+        if batch.lifecycle in STARTS:  # a stream that begins again stays nowhere
+            return [own.with_part(batch)]
         named = frozenset(batch.names_with_version())
         left = [i for i, name in enumerate(batch.names) if name not in named]
         place: dict[int, BatchedVersion] = {}
