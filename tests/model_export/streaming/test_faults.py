@@ -229,3 +229,13 @@ def test_a_convolution_without_filters_is_no_fault_of_a_rule() -> None:
     )  # fmt: skip
 
     assert [spec.name for spec in convert(model, name="m").manifest.outputs] == ["z"]
+
+
+def test_a_convolution_whose_weights_are_the_sequence_is_refused() -> None:
+    model = graph(
+        "(float[batch, 4, time] x) => (float[batch, batch, n] y) { p = Pad (x, pads) y = Conv (p, x) }",
+        pads=ints(0, 0, 2, 0, 0, 0),
+    )
+
+    with pytest.raises(RefusedModelError, match="takes a sequence for its weights"):
+        convert(model, name="m")

@@ -41,6 +41,8 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if axis is None or axis < 2 or not walk.timed(node, [name]):
         pointwise(walk, node)
         return
+    if walk.timed(node, node.input[1:]):
+        raise walk.refuse(node, "takes a sequence for its weights")
     joint_offset(walk, node)
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
@@ -140,6 +142,8 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if axis is None or axis < 2 or not walk.timed(node, [name]):
         pointwise(walk, node)
         return
+    if walk.timed(node, node.input[1:]):
+        raise walk.refuse(node, "takes a sequence for its weights")
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
     each = walk.facts.samples(name)
