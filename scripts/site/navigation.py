@@ -8,6 +8,7 @@ from typing import Any, Final
 Nav = list[dict[str, Any]]
 
 _GUIDES: Final[Mapping[str, Sequence[str]]] = {
+    "Come from elsewhere": ("coming-from",),
     "Export a model": ("exporting", "models", "refused", "pytorch", "jax", "onnx", "step-rules", "mlflow", "hub"),
     "Step streams": ("state", "examples", "python", "client", "watching", "operations", "oip"),
     "Use recorded data": ("replaying", "recorded-data", "spark-and-ray"),

@@ -18,7 +18,7 @@ from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, StateSpec
 from stepwell_export.runtime.specs import StageSpec
 from stepwell_export.stages.history import valid_window
-from stepwell_export.stages.stage import Row, Stage, count, numbers
+from stepwell_export.stages.stage import ManyValued, Row, count, numbers
 
 if TYPE_CHECKING:
     from stepwell_export.graph.builder import GraphBuilder
@@ -35,7 +35,7 @@ _PERTURBED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class LearningStage(Stage):
+class LearningStage(ManyValued):
     """A stage that learns: it reads one value, and for some a truth, an input as it was sent."""
 
     learns: ClassVar[bool] = True
@@ -60,8 +60,17 @@ class LearningStage(Stage):
         """
 
     @abstractmethod
-    def emit_learning(self, graph: GraphBuilder, values: Sequence[str], rows: Sequence[Row], learn: str) -> list[str]:
-        """Emit one timestep of values `(batch, *row)`, float64; `learn` is `(batch,)` bool."""
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        """Emit one timestep.
+
+        Args:
+            graph: Where its nodes and states go.
+            xs: What it reads, `(batch, *row)` float64; then whether the timestep is learned from, `(batch,)` bool.
+            rows: The shapes of the rows that it reads.
+
+        Returns:
+            Its values, `(batch, *row)` float64.
+        """
 
     @abstractmethod
     def follow(self, values: Sequence[Array], learn: Array) -> list[Array]:
@@ -100,7 +109,7 @@ class LearningStage(Stage):
         mixed = past @ rng.standard_normal((past.shape[-1], size)) if past.shape[-1] != size else past
         return np.asarray(mixed + 0.3 * (np.std(past) or 1.0) * rng.standard_normal(mixed.shape))
 
-    def reference(self, values: Any, truth: Any = None, learn: Any = None) -> Any:
+    def reference(self, values: Any, truth: Any = None, learn: Any = None) -> Any:  # type: ignore[override]  # by name
         """Return its values for whole sequences, by NumPy: the definition that the graph is compared with.
 
         Args:
@@ -118,9 +127,6 @@ class LearningStage(Stage):
         mask = np.ones(arrays[0].shape[:2], bool) if learn is None else np.asarray(learn, bool)
         found = self.follow(arrays, mask)
         return found[0] if len(found) == 1 else dict(zip(self.gives, found, strict=True))
-
-    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        raise NotImplementedError  # several values: see `emit_learning`
 
 
 class _Tracking(LearningStage):
@@ -177,7 +183,8 @@ class AdaptiveThreshold(_Tracking):
     def rows_after(self, rows: Sequence[Row]) -> list[Row]:
         return [rows[0], rows[0]]
 
-    def emit_learning(self, graph: GraphBuilder, values: Sequence[str], rows: Sequence[Row], learn: str) -> list[str]:
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        *values, learn = xs
         (x,), (row,) = values, rows
         there = graph.op("Not", graph.op("IsNaN", x))
         learned = graph.op("And", there, graph.reshape(learn, [1] * len(row)))
@@ -340,7 +347,8 @@ class Conformal(JudgedStage, _Tracking):
         initial = numbers("initial", self.initial)
         return np.broadcast_to(initial.reshape(row) if initial.ndim else initial, row)
 
-    def emit_learning(self, graph: GraphBuilder, values: Sequence[str], rows: Sequence[Row], learn: str) -> list[str]:
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        *values, learn = xs
         (prediction, truth), (row, truth_row) = values, rows
         truths = graph.reshape(self.emit_truth(graph, truth, truth_row), row)
         past, is_there = _emit_past(graph, self.title, prediction, row, self.horizon)
@@ -432,7 +440,8 @@ class Readout(JudgedStage):
     def _unit(self, size: int) -> float:
         return float(np.sqrt(_PERTURBED * size * (1 - self.forgetting) * self.ridge))
 
-    def emit_learning(self, graph: GraphBuilder, values: Sequence[str], rows: Sequence[Row], learn: str) -> list[str]:
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        *values, learn = xs
         (features, truth), (row, truth_row) = values, rows
         size, outputs = int(np.prod(row)), self.truth_size(truth_row)
         now = graph.reshape(features, [size])

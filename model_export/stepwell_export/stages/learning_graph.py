@@ -37,7 +37,7 @@ def learning_graph(node: Node, stage: LearningStage, opset: int) -> ConvertedMod
     given = [InputSpec(name=into, dtype="float32", shape=list(row)) for into, row in zip(node.reads, rows, strict=True)]
     tensors = [graph.cast(graph.add_input(spec), "float64") for spec in given]
     learn = graph.add_input(InputSpec(name=LEARN, dtype="bool", shape=[]))
-    made = stage.emit_learning(graph, tensors, rows, learn)
+    made = stage.emit_all(graph, [*tensors, learn], rows)
     for output, value, tensor, row in zip(node.gives, stage.gives, made, after, strict=True):
         returned = OutputSpec(
             name=output, dtype="float32", shape=list(row), stage=stage.described(value, values[0].name)

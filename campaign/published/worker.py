@@ -1,0 +1,77 @@
+"""Exports published models, one for each line of JSON that it reads, and prints the verdict as a line of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from campaign.published.models import Published
+
+
+LONGEST_S = 90
+"""What takes longer is counted as a fault."""
+
+
+class _TooSlowError(BaseException):
+    """The export takes too long; nothing catches it but this module."""
+
+
+def _stop(*_: Any) -> None:
+    raise _TooSlowError
+
+
+def verdict(model: Published) -> dict[str, Any]:
+    """Return what becomes of a model: `steps`, `refused` with the reason, or why it was not tried."""
+    import torch
+
+    from stepwell_export import StepSpec
+    from stepwell_export.converted import verify_model
+    from stepwell_export.runtime.errors import ParityError, StepwellError
+    from stepwell_export.torch import convert
+
+    try:
+        version = importlib.metadata.version(model.package)
+    except importlib.metadata.PackageNotFoundError:
+        return {"verdict": "not installed", "why": "", "version": ""}
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    try:
+        exec(model.imports, names)
+        module = eval(model.code, names)
+        value = torch.randint(model.ids, model.shape) if model.ids else torch.randn(model.shape)
+        spec = StepSpec(module, inputs={"x": value}, time_axis=model.time_axis, length=model.length)
+    except Exception as exc:  # the package's own: it cannot be imported, or takes other arguments
+        return {"verdict": "not installed", "why": f"{type(exc).__name__}: {exc}", "version": version}
+    begun = time.monotonic()
+    signal.alarm(LONGEST_S)
+    try:
+        _, report = verify_model(convert(spec, name="published"), long_steps=200)
+    except _TooSlowError:
+        made = {"verdict": "too slow", "why": f"longer than {LONGEST_S} s"}
+    except ParityError as exc:
+        made = {"verdict": "differs", "why": exc.problem}
+    except StepwellError as exc:
+        made = {"verdict": "refused", "why": exc.problem}
+    except Exception as exc:
+        made = {"verdict": "failed", "why": f"{type(exc).__name__}: {exc}"}
+    else:
+        made = {"verdict": "steps", "why": f"within {report.parity.max_abs:.0e}"}
+    finally:
+        signal.alarm(0)
+    return {**made, "version": version, "seconds": time.monotonic() - begun}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    signal.signal(signal.SIGALRM, _stop)
+    for line in sys.stdin:
+        given = json.loads(line)
+        with contextlib.redirect_stdout(sys.stderr):
+            found = verdict(Published(**given | {"shape": tuple(given["shape"])}))
+        print(json.dumps({"seconds": 0.0} | found), flush=True)
