@@ -13,7 +13,6 @@ from typing import Any
 
 from campaign.published.models import Published
 
-
 LONGEST_S = 90
 """What takes longer is counted as a fault."""
 
@@ -46,7 +45,7 @@ def verdict(model: Published) -> dict[str, Any]:
         module = eval(model.code, names)
         value = torch.randint(model.ids, model.shape) if model.ids else torch.randn(model.shape)
         spec = StepSpec(module, inputs={"x": value}, time_axis=model.time_axis, length=model.length)
-    except Exception as exc:  # the package's own: it cannot be imported, or takes other arguments
+    except Exception as exc:  # noqa: BLE001  # the package's own: it cannot be imported, or takes other arguments
         return {"verdict": "not installed", "why": f"{type(exc).__name__}: {exc}", "version": version}
     begun = time.monotonic()
     signal.alarm(LONGEST_S)
@@ -58,7 +57,7 @@ def verdict(model: Published) -> dict[str, Any]:
         made = {"verdict": "differs", "why": exc.problem}
     except StepwellError as exc:
         made = {"verdict": "refused", "why": exc.problem}
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001  # whatever it is, it is a fault of the exporter
         made = {"verdict": "failed", "why": f"{type(exc).__name__}: {exc}"}
     else:
         made = {"verdict": "steps", "why": f"within {report.parity.max_abs:.0e}"}
@@ -74,4 +73,5 @@ if __name__ == "__main__":
         given = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
             found = verdict(Published(**given | {"shape": tuple(given["shape"])}))
-        print(json.dumps({"seconds": 0.0} | found), flush=True)
+        sys.stdout.write(json.dumps({"seconds": 0.0} | found) + "\n")
+        sys.stdout.flush()

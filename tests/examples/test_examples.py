@@ -17,7 +17,7 @@ from tests.examples.runs import EXAMPLES, run_python
 EXAMPLE_NAMES = [
     pytest.param(path.stem, marks=pytest.mark.torch if path.stem.startswith("pytorch_") else ())
     for path in sorted(EXAMPLES.glob("*.py"))
-    if path.stem not in {"denoise", "live", "quickstart"}
+    if path.stem not in {"denoise", "live", "quickstart", "voice"}
 ]
 GALLERY = {"fleet_readout", "heartbeat", "hydrograph", "machine_wear", "river_flow"}
 GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"

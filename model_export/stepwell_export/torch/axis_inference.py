@@ -82,6 +82,7 @@ class Sequences:
         only_length: The one number of timesteps that it takes; None: any.
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
         largest: By a number of timesteps, how many numbers the largest tensor has in a run over so many.
+        is_complex: Whether the module computes with complex numbers.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
     """
 
@@ -96,7 +97,7 @@ class Sequences:
         given = tensors(examples)
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
-        self.loops = False
+        self.loops = self.is_complex = False
         self.largest: dict[int, int] = {}
         runs = self._settle(given, readings, ids)
         shapes = zip(*(shapes for shapes, _ in runs), strict=True)
@@ -280,6 +281,7 @@ class Sequences:
         capture = Capture()
         capture.run(self.module, values)
         self.largest[steps] = capture.largest
+        self.is_complex |= capture.is_complex
         return capture.operations
 
     def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:

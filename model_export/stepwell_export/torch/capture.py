@@ -101,12 +101,14 @@ class Capture(TorchDispatchMode):
 
     Attributes:
         operations: How many operations were done, a recurrent layer of torch's own as one.
+        is_complex: Whether there were complex numbers.
         largest: How many numbers the largest tensor has, scores of attention that has none of them in memory included.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = self.largest = 0
+        self.is_complex = False
         self._from_inputs: dict[int, Any] = {}
         self._shared: dict[int, Any] = {}
         self._refusal: RefusedModelError | None = None
@@ -206,6 +208,7 @@ class Capture(TorchDispatchMode):
         if depends:
             self._check(func, args, given)
         found = func(*plain(args), **plain(kwargs))
+        self.is_complex |= any(value.is_complex() for value in _tensors_in(found))
         self.largest = max([self.largest, _scores(func, given), *(v.numel() for v in _tensors_in(found))])
         if depends:
             self._mark_all(func, args, kwargs, found)

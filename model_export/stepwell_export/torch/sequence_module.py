@@ -251,6 +251,11 @@ def _sums_in_log_space(whole: Sequences) -> bool:
 
 def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
     """Return the error for a module with a loop over time that can be stepped in neither way."""
+    if whole.is_complex:
+        return RefusedModelError(
+            "The module computes with complex numbers over time, which the graph of a step cannot have.",
+            fix="Write them as pairs of real numbers, or give one timestep with its states: StepSpec(.., states=..).",
+        )
     loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
     if not loops:
         return RefusedModelError(

@@ -157,6 +157,23 @@ def test_the_example_writes_a_recording_without_noise(tmp_path: Path) -> None:
     np.testing.assert_allclose(cleaned / 32768, authors_loop(padded)[384:], atol=2 / 32768)
 
 
+def test_the_example_finds_speech_where_silero_does(tmp_path: Path) -> None:
+    export_source(f"recipe:silero={SILERO}", tmp_path / "models" / "voice.onnx", pcm16=True)
+    kept = np.load(SILERO.with_suffix(".reference.npz"))
+    samples = np.round(kept["x:input"][:, 0, 64:].ravel() * 32768).clip(-32768, 32767).astype("<i2")
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    example = runpy.run_path(str(EXAMPLES / "voice.py"))
+
+    found = example["main"](
+        str(tmp_path / "speech.wav"), str(tmp_path / "voice.svg"), ":memory:", models=tmp_path / "models"
+    )
+
+    np.testing.assert_allclose(found, kept["y:output"].ravel(), atol=1e-3)
+    assert "<svg" in (tmp_path / "voice.svg").read_text()
+
+
 def test_silero_from_samples_to_speech_equals_its_own_loop(tmp_path: Path) -> None:
     export_source(f"recipe:silero={SILERO}", tmp_path / "vad.onnx")
     model, rows = StepModel(tmp_path / "vad.onnx"), recording().reshape(-1, 512)

@@ -307,6 +307,19 @@ def test_rows_that_depend_on_each_other_are_the_reason_whatever_else_cannot_be_s
     assert "class Step" not in refused.fix
 
 
+def test_a_loop_with_complex_numbers_is_refused_for_these() -> None:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 4, dtype=torch.complex64), []
+        for t in range(x.shape[1]):
+            h = m.turn * h + x[:, t]
+            found.append(h.real)
+        return torch.stack(found, 1)
+
+    refused = refusal(whole(of(run, turn=nn.Parameter(torch.tensor(0.5 + 0.3j)))))
+
+    assert refused.problem.startswith("The module computes with complex numbers over time")
+
+
 def test_an_input_that_is_changed_in_place_is_no_draw_of_random_numbers() -> None:
     def run(m: Any, x: Any) -> Any:
         x.mul_(2)
