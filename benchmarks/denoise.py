@@ -91,10 +91,13 @@ def main(
     """Measure DTLN on two cores: in the engine, and in a loop of onnxruntime sessions."""
     context = multiprocessing.get_context("spawn")
     files = str(model_1.resolve()), str(model_2.resolve())
-    found = {}
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         export(f"recipe:dtln={','.join(files)}", Path(folder) / "dtln.onnx")
-        measured = {"Stepwell": (served, (folder,)), "loop of sessions": (looped, files)}
+        measured: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
+            "Stepwell": (served, (folder,)),
+            "loop of sessions": (looped, files),
+        }
         for name, (measure, given) in measured.items():
             with context.Pool(2) as pool:
                 found[name] = sum(pool.starmap(measure, [(streams // 2, seconds, *given)] * 2))
