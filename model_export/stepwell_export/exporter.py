@@ -127,7 +127,7 @@ def export_source(
     )
     check_by_name("feedback", feedback, object, "an output or a rule")
     check_by_name("labels", labels, Collection, "a list of texts")
-    check_by_name("units", units, str, "a text")
+    check_by_name("units", units, (str, list, tuple), "a text, or a list of texts")
     check_every(every)
     before, after = _paths("before", before), _paths("after", after)
     check_new_file(

@@ -56,8 +56,8 @@ def with_labels(
                 f"`--units` gives {name!r} {len(unit)} units; a row of it has {known[name].row_size} numbers.",
                 fix="Give one unit for each number, or one for all.",
             )
-        if not all(one.strip() for one in ([unit] if isinstance(unit, str) else unit)):
-            raise UnclearModelError(f"The unit of {name!r} is empty.", fix="Name it, or leave the flag out.")
+        if not all(isinstance(one, str) and one.strip() for one in ([unit] if isinstance(unit, str) else unit)):
+            raise UnclearModelError(f"A unit of {name!r} is empty, or no text.", fix="Name it, or leave the flag out.")
 
     def named(spec: Any) -> Any:
         said: dict[str, Any] = {"labels": list(labels[spec.name])} if spec.name in labels else {}

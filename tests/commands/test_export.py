@@ -150,16 +150,17 @@ def test_a_tolerance_is_never_raised(tmp_path: Path, source: Path) -> None:
 
 def test_labels_units_and_the_grid_are_shown_by_inspect(tmp_path: Path, source: Path) -> None:
     words = ["--labels", "y=level", "--units", "y=mm", "--every", "1m", "--labels", "input_layer=up, down"]
+    words += ["--units", "input_layer=C,kPa"]
     given = keras.models.load_model(source).inputs[0].name
     words = [word.replace("input_layer", given) for word in words]
     assert run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *words).exit_code == 0
     told = json.loads(run_stepwell("inspect", tmp_path / "pump.onnx", "--json").stdout)
 
-    assert told["inputs"][0]["labels"] == ["up", "down"]
+    assert (told["inputs"][0]["labels"], told["inputs"][0]["unit"]) == (["up", "down"], ["C", "kPa"])
     assert (told["outputs"][0]["labels"], told["outputs"][0]["unit"]) == (["level"], "mm")
     table = run_stepwell("inspect", tmp_path / "pump.onnx").stdout
     assert "in mm; level" in table
-    assert "up, down" in table
+    assert "up in C, down in kPa" in table
     assert told["every"] == "1m"
     assert "1m, from one timestep to the next" in table
 

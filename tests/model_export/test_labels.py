@@ -36,7 +36,7 @@ def test_units_of_each_number_are_kept_as_a_list() -> None:
         ({"z": ["a", "b"]}, {}, "`--labels` names 'z'; the model has x, y"),
         ({}, {"z": "mm"}, "`--units` names 'z'"),
         ({}, {"x": ["C", "kPa", "rpm"]}, "gives 'x' 3 units; a row of it has 2 numbers"),
-        ({}, {"x": ["C", ""]}, "The unit of 'x' is empty"),
+        ({}, {"x": ["C", ""]}, "A unit of 'x' is empty"),
         ({"x": ["a"]}, {}, "gives 'x' 1 labels; a row of it has 2 numbers"),
         ({"x": ["a", "a"]}, {}, "expected texts that differ"),
         ({"x": ["a", ""]}, {}, "expected texts that differ"),
