@@ -48,6 +48,7 @@ MODELS = [
         "from ncps.torch import CfC, LTC\nfrom ncps.wirings import AutoNCP, FullyConnected",
         "CfC(8, 16)",
         "CfC(8, 16, proj_size=3)",
+        "CfC(8, 16, backbone_layers=2, backbone_units=16)",
         "CfC(8, 16, mode='pure')",
         "CfC(8, 16, mode='no_gate')",
         "CfC(8, 16, mixed_memory=True)",
@@ -84,7 +85,7 @@ MODELS = [
     ),
     *_of(
         "gateloop-transformer",
-        "from gateloop_transformer import SimpleGateLoopLayer, GateLoopTransformer",
+        "from gateloop_transformer import SimpleGateLoopLayer",
         "SimpleGateLoopLayer(8)",
         "SimpleGateLoopLayer(8, prenorm=False)",
         "SimpleGateLoopLayer(8, use_heinsen=True)",
@@ -125,7 +126,11 @@ MODELS = [
     ),
     *_of(
         "transformers",
+        "from transformers import FalconMambaConfig, FalconMambaModel, Mamba2Config, Mamba2Model\n"
         "from transformers import MambaConfig, MambaModel, RwkvConfig, RwkvModel",
+        "FalconMambaModel(FalconMambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, use_cache=False))",
+        "Mamba2Model(Mamba2Config(vocab_size=20, hidden_size=16, num_heads=4, head_dim=8, num_hidden_layers=1, "
+        "n_groups=1, use_cache=False))",
         "MambaModel(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4, use_cache=False))",
         "RwkvModel(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, use_cache=False))",
         shape=(2, 20),
@@ -134,13 +139,21 @@ MODELS = [
     *_of(
         "transformers",
         "from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, GPTNeoXConfig, GPTNeoXModel\n"
-        "from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel\n"
+        "from transformers import BloomConfig, BloomModel, GemmaConfig, GemmaModel, MistralConfig, MistralModel\n"
+        "from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel, PhiConfig, PhiModel\n"
+        "from transformers import Qwen2Config, Qwen2Model, Starcoder2Config, Starcoder2Model\n"
         "size = {'vocab_size': 20, 'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2}",
         "GPT2Model(GPT2Config(vocab_size=20, n_positions=20, n_embd=8, n_layer=1, n_head=2, use_cache=False))",
         "LlamaModel(LlamaConfig(**size, intermediate_size=16, use_cache=False))",
         "GPTNeoXModel(GPTNeoXConfig(**size, intermediate_size=16, use_cache=False))",
         "OPTModel(OPTConfig(**size, ffn_dim=16, max_position_embeddings=20, use_cache=False))",
         "BertModel(BertConfig(**size, intermediate_size=16))",
+        "MistralModel(MistralConfig(**size, intermediate_size=16, num_key_value_heads=1, use_cache=False))",
+        "Qwen2Model(Qwen2Config(**size, intermediate_size=16, num_key_value_heads=1, use_cache=False))",
+        "PhiModel(PhiConfig(**size, intermediate_size=16, use_cache=False))",
+        "GemmaModel(GemmaConfig(**size, intermediate_size=16, num_key_value_heads=1, head_dim=8, use_cache=False))",
+        "BloomModel(BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2, use_cache=False))",
+        "Starcoder2Model(Starcoder2Config(**size, intermediate_size=16, num_key_value_heads=1, use_cache=False))",
         shape=(2, 20),
         ids=20,
         length=20,
@@ -150,21 +163,6 @@ MODELS = [
         "from pytorch_forecasting.models.nn.rnn import GRU, LSTM",
         "LSTM(8, 16, batch_first=True)",
         "GRU(8, 16, batch_first=True)",
-    ),
-    *_of(
-        "speechbrain",
-        "from speechbrain.nnet.RNN import GRU, LSTM, RNN, LiGRU\nfrom speechbrain.nnet.CNN import Conv1d",
-        "LSTM(hidden_size=16, input_size=8)",
-        "GRU(hidden_size=16, input_size=8)",
-        "RNN(hidden_size=16, input_size=8)",
-        "LiGRU(hidden_size=16, input_shape=(2, 20, 8))",
-        "LiGRU(hidden_size=16, input_shape=(2, 20, 8), bidirectional=True)",
-        "Conv1d(4, 3, input_shape=(2, 20, 8), padding='causal')",
-    ),
-    *_of(
-        "neuralforecast",
-        "from neuralforecast.common._modules import CausalConv1d, TemporalConvolutionEncoder",
-        "TemporalConvolutionEncoder(8, 16, 2, [1, 2])",
     ),
     *_of(
         "torchrl",

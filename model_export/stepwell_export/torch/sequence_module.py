@@ -37,6 +37,15 @@ _TRACED_ROWS = 17
 """Rows of the example that is traced: no width is a multiple of it, so an axis of rows is found by its length."""
 
 
+_OTHER_OPERATIONS = (
+    "The module does other operations for other numbers of timesteps, and none of them once for each timestep."
+)
+_SAME_OPERATIONS = (
+    "Let it do the same for any number: no rounds, blocks or windows that the number decides. Some models "
+    "have a recurrent form, which can be given as one timestep with its states: StepSpec(.., states=..)."
+)
+
+
 def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
@@ -67,7 +76,7 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
             return _by_its_graph(whole, spec, name)
         except RefusedModelError as exc:
             if whole.loops:
-                raise _hidden(whole, of_layers) from exc
+                raise _hidden(whole, of_layers, exc) from exc
             raise
 
 
@@ -191,7 +200,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         RefusedModelError: A node cannot be stepped.
     """
     from stepwell_export import streaming
-    from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+    from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 
     if whole.only_length not in {None, spec.length}:
         raise RefusedModelError(
@@ -221,6 +230,8 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     if whole.loops:
         written, proto = proto, with_loops_rolled(proto)
         if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
+            if not lengths_written_out(proto):
+                raise RefusedModelError(_OTHER_OPERATIONS, fix=_SAME_OPERATIONS)
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
     original = SequenceModuleReference(whole, gives, is_exact=in_logs)
@@ -249,7 +260,7 @@ def _sums_in_log_space(whole: Sequences) -> bool:
     return bool(mode.scans.found)
 
 
-def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
+def _hidden(whole: Sequences, reason: RefusedModelError, of_graph: RefusedModelError) -> RefusedModelError:
     """Return the error for a module with a loop over time that can be stepped in neither way."""
     if whole.is_complex:
         return RefusedModelError(
@@ -257,6 +268,8 @@ def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
             fix="Write them as pairs of real numbers, or give one timestep with its states: StepSpec(.., states=..).",
         )
     loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
+    if not loops and of_graph.problem == _OTHER_OPERATIONS:
+        return of_graph
     if not loops:
         return RefusedModelError(
             "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
