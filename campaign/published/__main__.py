@@ -6,7 +6,7 @@ The other Python has the packages of `campaign.published.models`, and those of a
 from __future__ import annotations
 
 import json
-import statistics
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,18 +19,19 @@ import typer
 
 from campaign.published.models import MODELS, Published
 
+_HEADS = ("package", "model", "verdict", "difference or reason")
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def main(
     *,
     python: Annotated[Path, typer.Option(help="A Python that has the packages.")] = Path(sys.executable),
-    only: Annotated[str, typer.Option(help="Packages with this text in their name alone; the page stays.")] = "",
+    only: Annotated[str, typer.Option(help="A pattern: packages whose names have it, alone.")] = "",
     write: Annotated[bool, typer.Option(help="Write the table into docs/models.md.")] = False,
 ) -> None:
     """Export the models of published packages as their users construct them."""
     rows = []
-    for model, made in _run(python, [model for model in MODELS if only in model.package]):
+    for model, made in _run(python, [model for model in MODELS if re.search(only, model.package)]):
         rows.append((model, made))
         typer.echo(f"{model.package} | {model.code} | {made['verdict']} | {made['why']}")
     tried = [(model, made) for model, made in rows if made["verdict"] != "not installed"]
@@ -40,7 +41,8 @@ def main(
         text = PAGE.read_text()
         head, rest = text.split("<!-- published -->\n", 1)
         _, tail = rest.split("<!-- /published -->", 1)
-        PAGE.write_text(f"{head}<!-- published -->\n{_table(tried)}<!-- /published -->{tail}")
+        kept = [] if not only else [line for line in rest.splitlines() if _is_of_others(line, only)]
+        PAGE.write_text(f"{head}<!-- published -->\n{_table(tried, kept)}<!-- /published -->{tail}")
 
 
 def _run(python: Path, models: list[Published]) -> Iterator[tuple[Published, dict[str, Any]]]:
@@ -59,21 +61,22 @@ def _run(python: Path, models: list[Published]) -> Iterator[tuple[Published, dic
         worker.stdin.close()
 
 
-def _table(rows: list[tuple[Published, dict[str, Any]]]) -> str:
-    stepped = [made["seconds"] for _, made in rows if made["verdict"] == "steps"]
-    counts = Counter(made["verdict"] for _, made in rows)
-    lines = [
-        f"{len(rows)} models of {len({model.package for model, _ in rows})} packages: "
-        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        + f". The median export takes {statistics.median(stepped):.1f} s.",
-        "",
-        "| package | model | verdict | |",
-        "| --- | --- | --- | --- |",
-    ]
+def _is_of_others(line: str, only: str) -> bool:
+    """Whether a line of the page is a model of a package that was not run now."""
+    cells = line.split(" | ")
+    return len(cells) >= 4 and "`" in cells[1] and not re.search(only, cells[0].removeprefix("| ").split()[0])
+
+
+def _table(rows: list[tuple[Published, dict[str, Any]]], kept: list[str]) -> str:
+    lines = list(kept)
     for model, made in rows:
         cells = [f"{model.package} {made['version']}", f"`{model.code}`", made["verdict"], made["why"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    parts = [line.split(" | ") for line in lines]
+    counts = Counter(cells[2] for cells in parts)
+    head = f"{len(parts)} models of {len({cells[0] for cells in parts})} packages: "
+    head += ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + "."
+    return "\n".join([head, "", f"| {' | '.join(_HEADS)} |", "| --- " * len(_HEADS) + "|", *lines]) + "\n"
 
 
 if __name__ == "__main__":
