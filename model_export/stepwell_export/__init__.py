@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stepwell_export.converted import verify_model
     from stepwell_export.exporter import Exported
     from stepwell_export.exporter import export_source as export
-    from stepwell_export.keras import Call, Value, register_step_rule, to_step_model
+    from stepwell_export.keras import register_step_rule
     from stepwell_export.runtime.errors import StepwellError
     from stepwell_export.runtime.manifest import Manifest
     from stepwell_export.runtime.step_model import StepModel
@@ -29,7 +29,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Adopted",
-    "Call",
     "Exported",
     "Manifest",
     "Part",
@@ -37,19 +36,16 @@ __all__ = [
     "StepModel",
     "StepSpec",
     "StepwellError",
-    "Value",
     "adopt",
     "convert_onnx",
     "export",
     "register_step_rule",
     "stages",
-    "to_step_model",
     "torch",
     "verify_model",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Call", "Value", "to_step_model"), "keras"),
     "Adopted": "adoption.adopt_file",
     "Exported": "exporter",
     "Manifest": "runtime.manifest",

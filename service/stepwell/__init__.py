@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     )
     from stepwell_export import (
         Adopted,
-        Call,
         Exported,
         Manifest,
         Part,
@@ -40,13 +39,11 @@ if TYPE_CHECKING:
         StepModel,
         StepSpec,
         StepwellError,
-        Value,
         adopt,
         convert_onnx,
         export,
         register_step_rule,
         stages,
-        to_step_model,
         torch,
         verify_model,
     )
@@ -60,7 +57,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "Adopted",
     "AsyncClient",
-    "Call",
     "Client",
     "ClientError",
     "Event",
@@ -83,7 +79,6 @@ __all__ = [
     "StepResult",
     "StepSpec",
     "StepwellError",
-    "Value",
     "__version__",
     "adopt",
     "convert_onnx",
@@ -95,7 +90,6 @@ __all__ = [
     "run",
     "stages",
     "testing",
-    "to_step_model",
     "torch",
     "verify_model",
 ]
@@ -104,9 +98,9 @@ _HOMES = {
     **dict.fromkeys(("AsyncClient", "Client", "ClientError", "Event", "Gap", "Rollout"), "stepwell_client"),
     **dict.fromkeys(("PackedState", "RolloutTimestep", "RunResult"), "stepwell_client"),
     **dict.fromkeys(("Snapshot", "State", "Status", "StepResult"), "stepwell_client"),
-    **dict.fromkeys(("Adopted", "Call", "Exported", "Manifest", "Part", "Pipeline", "StepModel"), "stepwell_export"),
-    **dict.fromkeys(("StepSpec", "StepwellError", "Value", "adopt", "convert_onnx", "export"), "stepwell_export"),
-    **dict.fromkeys(("register_step_rule", "stages", "to_step_model", "torch", "verify_model"), "stepwell_export"),
+    **dict.fromkeys(("Adopted", "Exported", "Manifest", "Part", "Pipeline", "StepModel"), "stepwell_export"),
+    **dict.fromkeys(("StepSpec", "StepwellError", "adopt", "convert_onnx", "export"), "stepwell_export"),
+    **dict.fromkeys(("register_step_rule", "stages", "torch", "verify_model"), "stepwell_export"),
     "LiveModel": "stepwell.addons.notebook",
     **dict.fromkeys(("LocalModel", "LocalStream"), "stepwell.addons.local"),
     "resample": "stepwell.addons.event_time.frames",

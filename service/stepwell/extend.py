@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.settings import AddonSettings
     from stepwell_export.graph.builder import GraphBuilder
-    from stepwell_export.keras import Call, Value
     from stepwell_export.stages.stage import Stage
 
 __all__ = [
@@ -86,7 +85,6 @@ __all__ = [
     "BrokerModule",
     "BrokerUnavailableError",
     "BrokerUrl",
-    "Call",
     "Command",
     "ConnectError",
     "ConnectUsageError",
@@ -108,21 +106,18 @@ __all__ = [
     "StepwellError",
     "Undeliverable",
     "Url",
-    "Value",
     "register_step_rule",
 ]
 
 _LOADED_WHEN_USED: Final = {
     "AddonSettings": "stepwell.settings",
     "AppContext": "stepwell.requests.context",
-    "Call": "stepwell_export.keras",
     "ErrorFormat": "stepwell.requests.error_formats",
     "HotRoute": "stepwell.requests.hot_routes",
     "GraphBuilder": "stepwell_export.graph.builder",
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
-    "Value": "stepwell_export.keras",
     **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.service_calls"),
 }
 """Names whose modules load NumPy, onnx, an HTTP client or the engine, which most add-ons do not need."""

@@ -223,7 +223,7 @@ def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("how", [CHOOSE, "from stepwell_export.keras import Call"], ids=["source", "keras"])
+@pytest.mark.parametrize("how", [CHOOSE, "from stepwell_export.keras import load_keras"], ids=["source", "keras"])
 def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path, how: str) -> None:
     """Keras writes "tensorflow" into that file by itself, also where there is no TensorFlow."""
     pytest.importorskip("jax", reason="JAX is not installed")

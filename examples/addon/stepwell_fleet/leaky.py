@@ -12,19 +12,17 @@ from stepwell import extend
 
 @keras.saving.register_keras_serializable("stepwell_fleet")
 class Leaky(keras.Layer):
-    """A leaky integrator: level = rate * level + x, over time."""
+    """A leaky integrator, level = rate * level + x, over all timesteps at once."""
 
     def __init__(self, rate: float = 0.9, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rate = rate
 
     def call(self, x: Any) -> Any:
-        def step(level: Any, now: Any) -> Any:
-            level = self.rate * level + now
-            return level, level
+        def joined(one: Any, other: Any) -> Any:
+            return one[0] * other[0], one[1] * other[0] + other[1]
 
-        _, levels = ops.scan(step, ops.zeros_like(x[:, 0]), ops.swapaxes(x, 0, 1))
-        return ops.swapaxes(levels, 0, 1)
+        return ops.associative_scan(joined, (ops.full_like(x, self.rate), x), axis=1)[1]
 
     def compute_output_spec(self, x: Any) -> Any:
         return keras.KerasTensor(x.shape, x.dtype)
@@ -33,10 +31,7 @@ class Leaky(keras.Layer):
         return {**super().get_config(), "rate": self.rate}
 
 
-@extend.register_step_rule(Leaky)
-def leaky(call: extend.Call) -> extend.Value:
-    x = call.value
-    level = call.state("level", x.row)  # before this timestep; zeros before the first one
-    (new,) = call.run(lambda level, now: call.layer.rate * level + now, level, x)
-    call.next_state(level, new)  # after it
-    return new
+@extend.register_step_rule(Leaky, start=lambda layer, x: ops.zeros_like(x))
+def leaky(layer: Leaky, level: Any, x: Any) -> tuple[Any, Any]:
+    level = layer.rate * level + x
+    return level, level  # what it carries, and its answer

@@ -58,14 +58,27 @@ class JaxGraph(NodeBuilder):
     """A sequence graph whose nodes are named after the layers that they come from.
 
     Attributes:
+        hooks: Rules of functions that a front end has put into the jaxpr, by their names.
         whole_numbers: The integers that tensors of floats are.
         truths: Tensors of numbers that are truths, 0 and 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, layer_of: Callable[[str], tuple[str, str]] | None = None, *, computes_in_float32: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            layer_of: From an equation's name stack to its layer's name and what a message calls the layer, both empty
+                where there is none; by default both are the name stack.
+            computes_in_float32: Floats of other types become float32.
+        """
         super().__init__()
+        self.hooks: dict[str, Rule] = {}
         self.whole_numbers: dict[str, JaxValue] = {}
         self.truths: set[str] = set()
+        self._layer_of = layer_of or (lambda stack: (stack, stack))
+        self._in_float32 = computes_in_float32
         self._at = ""
         self._takes: list[onnx.ValueInfoProto] = []
         self._gives: list[onnx.ValueInfoProto] = []
@@ -100,11 +113,30 @@ class JaxGraph(NodeBuilder):
     ) -> onnx.NodeProto:
         """Add a node of the equation that is being emitted."""
         node = super().add(kind, inputs, outputs, **attributes)
-        place = at or self._at
+        place, layer = (at, at) if at else self._layer_of(self._at)
         self._numbers[place] = self._numbers.get(place, 0) + 1
         node.name = numbered(place or kind, self._numbers[place])
-        set_layer([node], place)
+        set_layer([node], layer)
         return node
+
+    def fresh(self, what: str, at: str = "") -> str:
+        """Return a name that is not taken, behind that of the layer that is being emitted."""
+        return super().fresh(what, at or self._layer_of(self._at)[0])
+
+    def constant(self, array: Any, dtype: str | None = None, *, what: str = "const", at: str = "") -> str:
+        """Return the name of a constant tensor."""
+        given = dtype or str(np.asarray(array).dtype)
+        if self.dtype(given) != given:
+            array, dtype = np.asarray(array, np.float32), "float32"
+        return super().constant(array, dtype, what=what, at=at)
+
+    def cast(self, tensor: str, dtype: str, *, at: str = "") -> str:
+        """Change the dtype."""
+        return super().cast(tensor, self.dtype(dtype), at=at)
+
+    def dtype(self, dtype: str) -> str:
+        """Return the dtype that the graph has for one of the function."""
+        return "float32" if self._in_float32 and dtype in {"float16", "bfloat16", "float64"} else dtype
 
     # ------------------------------------------------------------ tensors of values and sizes
 
@@ -158,8 +190,9 @@ class JaxGraph(NodeBuilder):
 
     def refuse(self, equation: Any, reason: str, fix: str = "") -> RefusedModelError:
         """Return the error for an equation that has no place in a sequence graph."""
-        at = f"{self._at}: " if self._at else ""
-        return RefusedModelError(f"{at}{equation.primitive.name} {reason}{line_of(equation)}.", fix=fix, layer=self._at)
+        layer = self._layer_of(self._at)[1]
+        at = f"{layer}: " if layer else ""
+        return RefusedModelError(f"{at}{equation.primitive.name} {reason}{line_of(equation)}.", fix=fix, layer=layer)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[JaxValue]) -> list[JaxValue]:
         """Emit the equations of a jaxpr and return what it returns.
@@ -192,6 +225,8 @@ class JaxGraph(NodeBuilder):
             )
             jaxpr, consts = getattr(called, "jaxpr", called), getattr(called, "consts", ())
             name, _, home = str(jaxpr.debug_info.func_src_info).partition(" at ")
+            if name in self.hooks:
+                return self._as_values(equation, self.hooks[name](self, equation, inputs))
             if name in FUNCTIONS and _JAX in home and (found := FUNCTIONS[name](self, jaxpr, inputs)) is not None:
                 return [found]
             return self.run(jaxpr, consts, inputs)
@@ -199,7 +234,9 @@ class JaxGraph(NodeBuilder):
             return known
         if name not in RULES:
             raise self.refuse(equation, "has no rule", "Write it with other operations, or report it as an issue.")
-        made = RULES[name](self, equation, inputs)
+        return self._as_values(equation, RULES[name](self, equation, inputs))
+
+    def _as_values(self, equation: Any, made: Any) -> list[JaxValue]:
         return [
             one if isinstance(one, JaxValue) else JaxValue(tuple(var.aval.shape), str(var.aval.dtype), one)
             for one, var in zip(made if isinstance(made, list) else [made], equation.outvars, strict=True)
@@ -225,4 +262,4 @@ def line_of(equation: Any) -> str:
 
 
 def _declared(n: Dim) -> int | str:
-    return n if isinstance(n, int) else {"b": BATCH, "t": TIME}.get(str(n), str(n))
+    return n if isinstance(n, int) else {"b": BATCH, "rows": BATCH, "t": TIME}.get(str(n), str(n))

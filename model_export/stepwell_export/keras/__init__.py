@@ -1,6 +1,6 @@
 """The Keras front end: from a trained Keras model to one verified ONNX step graph.
 
-The model is walked layer by layer and ONNX is emitted directly, so any Keras backend will do.
+The model's `call` is traced by JAX, and its primitives become operators as those of any function of JAX do.
 """
 
 from __future__ import annotations
@@ -8,22 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.export_sources import choose_keras_backend
 from stepwell_export.keras.own_layers import register_step_rule
-from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError
 
 if TYPE_CHECKING:
     from stepwell_export.converted import ConvertedModel
     from stepwell_export.keras.load import load_keras
-    from stepwell_export.keras.rule_registry import Call
-    from stepwell_export.keras.step_model_keras import to_step_model
-    from stepwell_export.keras.value import Value
     from stepwell_export.verify.parity import Progress
 
-__all__ = ["Call", "Value", "convert", "load_keras", "register_step_rule", "to_step_model"]
-
-
-_HOMES = {"Call": "rule_registry", "Value": "value", "load_keras": "load", "to_step_model": "step_model_keras"}
+__all__ = ["convert", "load_keras", "register_step_rule"]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,10 +25,10 @@ def __getattr__(name: str) -> Any:
     Raises:
         MissingExtraError: Keras, a backend, h5py or onnx is not installed.
     """
-    if name not in _HOMES:
+    if name != "load_keras":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _require()
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return importlib.import_module(f"{__name__}.load").load_keras
 
 
 def convert(model: Any, *, name: str, progress: Progress | None = None) -> ConvertedModel:
@@ -48,7 +41,8 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
 
     Raises:
         MissingExtraError: Keras or onnx is not installed.
-        RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
+        RefusedModelError: A layer cannot be stepped; the message names it and has the reason. Or Keras runs on another
+            backend than JAX.
         UnclearModelError: The name is none.
     """
     _require()
@@ -61,8 +55,14 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     from stepwell_export.keras.subclassed import walkable
 
     check_name(name)
+    if (backend := keras.backend.backend()) != "jax":
+        raise RefusedModelError(
+            f"Keras runs on the {backend} backend; expected jax, by which the exporter traces a model.",
+            fix='Save the model with `model.save("m.keras")`, and export that file in a process of its own: '
+            "KERAS_BACKEND=jax stepwell export m.keras -o m.onnx.",
+        )
     if progress:
-        progress("walking the model", 0, 1)
+        progress("tracing the model", 0, 1)
     model = walkable(model)
     exported = export_keras(model, name=name)
     original = KerasReference(model, exported)
@@ -89,8 +89,10 @@ def _require() -> None:
     Raises:
         MissingExtraError: A package is not installed.
     """
+    from stepwell_export.export_sources import choose_keras_backend  # what it imports needs NumPy
+
     choose_keras_backend()
-    for package in ("keras", "onnx", "h5py"):
+    for package in ("keras", "jax", "onnx", "h5py"):
         try:
             importlib.import_module(package)
         except ImportError as exc:

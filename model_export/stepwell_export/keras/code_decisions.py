@@ -1,9 +1,8 @@
 """Finds what a model's Python code decides by a value or by a size, by running it where neither exists.
 
-The walk runs code once, on symbolic tensors, and keeps the branch that this run takes. Here JAX runs the model itself
-on abstract arrays whose numbers of rows and timesteps are symbols: `if ops.max(x) > 8` and `if x.shape[1] > 2500` have
-no answer there. A decision is noted where it is made, since code may catch the error: `try: n = int(x[0, 0, 0])`.
-Models on another backend than JAX are not run here: they are compared with samples alone.
+A trace runs code once, on abstract arrays whose numbers of rows and timesteps are symbols: `if ops.max(x) > 8` and
+`if x.shape[1] > 2500` have no answer there. A decision is noted where it is made, since code may catch the error:
+`try: n = int(x[0, 0, 0])`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import linecache
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import get_ident
 from types import FrameType
@@ -23,16 +21,11 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
-from stepwell_export.keras.graph import TRIAL
-from stepwell_export.keras.own_layers import STEP_RULES
-from stepwell_export.keras.support.tracing import TRACING
 from stepwell_export.runtime.errors import RefusedModelError
 
 _FRAMEWORKS = {"jax", "jaxlib", "keras", "stepwell_export", "numpy"}
 _ROWS, _TIMESTEPS = "rows", "timesteps"
-_SEED = "seed_generator_state"
-"""Keras' name of the variable of a seed, which layers with dropout move on although they use it in training alone."""
+_TRACE = f"{__package__}.trace"
 _FIXES = {
     "value": "Choose between numbers with `ops.where`, or between computations with `ops.cond`.",
     _ROWS: "Let it do the same for any number of rows: streams share a batch with others.",
@@ -70,73 +63,7 @@ class CodeDecision:
         )
 
 
-def decides_by_length(model: Any, timed: Sequence[bool], length: int | None) -> bool:
-    """Return whether a model's code decides by the number of timesteps, which the model declares.
-
-    Args:
-        model: A functional or Sequential model.
-        timed: For each flat input whether axis 1 is time.
-        length: The number of timesteps that it declares; None: any.
-
-    Raises:
-        RefusedModelError: It decides by a value, by the number of rows or by an undeclared number of timesteps; or it
-            changes a variable, runs Python code on values, or does something else when it is run again.
-    """
-    if keras.backend.backend() != "jax":
-        return False
-    from jax import export
-
-    rows, steps = export.symbolic_shape(f"{_ROWS}, {_TIMESTEPS}")
-    found, is_whole = _decisions(model, timed, rows, steps)
-    by_length = bool(found) and length is not None and all(decision.kind == _TIMESTEPS for decision in found)
-    if by_length or not (found or is_whole):
-        found, _ = _decisions(model, timed, rows, length or TRIAL)
-    if found:
-        raise found[0].refusal()
-    return by_length
-
-
-def _decisions(model: Any, timed: Sequence[bool], rows: Any, steps: Any) -> tuple[list[CodeDecision], bool]:
-    """Run a model's code for symbolic or given numbers of rows and timesteps.
-
-    Returns:
-        What it decides by, and whether the code ran to its end: there are sizes that JAX cannot compare.
-    """
-    import jax
-
-    inputs = keras.tree.flatten(model.inputs)
-    specs = [
-        jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # JAX has no types there
-            (rows, *(steps if time and place == 0 else size for place, size in enumerate(tensor.shape[1:]))),
-            keras.backend.standardize_dtype(tensor.dtype),
-        )
-        for tensor, time in zip(inputs, timed, strict=True)
-    ]
-    structure = model._inputs_struct if hasattr(model, "_inputs_struct") else model.input
-    changed: list[Any] = []
-
-    def run(*arrays: Any) -> Any:
-        with keras.StatelessScope() as scope:
-            results = model.call(keras.tree.pack_sequence_as(structure, list(arrays)), training=False)
-        changed[:] = [v for v in model.variables if id(v) in scope.state_mapping and v.name != _SEED]
-        return keras.tree.flatten(results)
-
-    found: list[CodeDecision] = []
-    inside: list[tuple[str, CodeDecision]] = []
-    with TRACING, _noted(found, inside), timesteps_as_rows(model), stateless(model), _rules_as_given(model), _quiet():
-        try:
-            programs = [
-                jax.make_jaxpr(partial(run))(*specs)  # a function of its own each time: JAX keeps what it has traced
-                for _ in range(2 if _has_own_code(model) else 1)
-            ]
-        except Exception as exc:  # noqa: BLE001  # sizes that JAX cannot compare, or whatever people's code raises
-            return found or [decision for why, decision in inside if why in str(exc)], False
-    if not found:
-        _check_pure(model, programs[0], programs[-1], changed)
-    return found, True
-
-
-def _has_own_code(model: Any) -> bool:
+def has_own_code(model: Any) -> bool:
     """Whether some code of a model is not Keras', be it a layer's or a function that a layer is given."""
     parts = [part for layer in model._flatten_layers() for part in (layer, *vars(layer).values())]
     modules = {
@@ -147,7 +74,7 @@ def _has_own_code(model: Any) -> bool:
     )
 
 
-def _check_pure(model: Any, first: Any, second: Any, changed: list[Any]) -> None:
+def check_pure(model: Any, first: Any, second: Any, changed: list[Any]) -> None:
     """Check that a model only computes.
 
     Raises:
@@ -209,7 +136,7 @@ def _innermost_first(model: Any) -> list[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Let Keras not log what is tried with an open size and fails."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -232,45 +159,11 @@ def stateless(model: Any) -> Iterator[None]:
             layer.stateful = True
 
 
-@contextmanager
-def _rules_as_given(model: Any) -> Iterator[None]:
-    """Let layers with step rules of their own give any numbers: what they compute is what the rule does."""
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if any(cls in STEP_RULES for cls in type(layer).__mro__) and len(layer._inbound_nodes) == 1
-    ]
-    for layer in layers:
-        vars(layer)["call"] = _of_its_shape(layer.output)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
-
-
-def _of_its_shape(outputs: Any) -> Callable[..., Any]:
-    """Return code that gives zeros of the shapes that a layer has given, as many rows and timesteps as come in."""
-
-    def call(*args: Any, **_: Any) -> Any:
-        given = keras.tree.flatten(args)[0].shape
-
-        def zeros(output: Any) -> Any:
-            shape = tuple(
-                given[axis] if size is None and axis < len(given) else size for axis, size in enumerate(output.shape)
-            )
-            return keras.ops.zeros(shape, output.dtype)
-
-        return keras.tree.map_structure(zeros, outputs)
-
-    return call
-
-
 # ---------------------------------------------------------------- how a decision is found
 
 
 @contextmanager
-def _noted(found: list[CodeDecision], inside: list[tuple[str, CodeDecision]]) -> Iterator[None]:
+def noted(found: list[CodeDecision], inside: list[tuple[str, CodeDecision]]) -> Iterator[None]:
     """Note the decisions of a model's code.
 
     JAX answers some questions about an open size wrongly: `steps == 64` is False, and `steps % 60` is true.
@@ -364,8 +257,8 @@ def _decision(kind: Kind, stack: list[tuple[FrameType, int]]) -> CodeDecision:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    """Yield frames and their lines, up to this module's: what called it is no code of the model."""
-    while frame is not None and frame.f_globals.get("__name__") != __name__:
+    """Yield frames and their lines, up to those of the trace: what called that is no code of the model."""
+    while frame is not None and frame.f_globals.get("__name__") != _TRACE:
         yield frame, frame.f_lineno
         frame = frame.f_back
 

@@ -12,8 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from stepwell_export.keras.rule_registry import to_array
-
 
 def find_wrappers(model: Any) -> list[Any]:
     """Return the layers of a model that run another one at each timestep."""
@@ -35,7 +33,9 @@ def may_spread_timesteps(model: Any, inputs: Any) -> bool:
             found = keras.tree.flatten(model.call(inputs, training=False))
     except Exception:  # noqa: BLE001  # whatever the reason, Keras' own way will report it
         return False
-    return all(np.allclose(to_array(a), to_array(b), rtol=1e-4, atol=1e-5) for a, b in zip(want, found, strict=True))
+    return all(
+        np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5) for a, b in zip(want, found, strict=True)
+    )
 
 
 @contextmanager
@@ -50,7 +50,8 @@ def timesteps_as_rows(model: Any) -> Iterator[None]:
             if inner._call_has_mask_arg and mask is not None:
                 given["mask"] = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
             rows, steps = keras.ops.shape(inputs)[:2]
-            results = inner.call(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])), **given)
+            with keras.name_scope(inner.name):
+                results = inner.call(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])), **given)
             return keras.tree.map_structure(
                 lambda result: keras.ops.reshape(result, (rows, steps, *result.shape[1:])), results
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from stepwell_export.keras.walk import functional
+from stepwell_export.keras.subclassed import functional
 
 _ELEMENTWISE = {"Rescaling", "Normalization", "Discretization", "Dropout", "GaussianNoise", "Identity", "Cast"}
 """What numbers may go through on their way to become rows of features."""

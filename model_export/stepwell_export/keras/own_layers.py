@@ -1,42 +1,57 @@
-"""`register_step_rule`: registers how a layer of one's own is stepped; imports no framework.
+"""`register_step_rule`: registers what a layer of one's own does with one timestep; imports no framework.
 
 Other packages name modules of theirs that do so in the group `stepwell.step_rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from stepwell_export.runtime.registered import load, registered
 
-if TYPE_CHECKING:
-    from stepwell_export.keras.rule_registry import Call
-    from stepwell_export.keras.value import Value
-
-    Rule = Callable[[Call], Value | list[Value]]
-
-Registered = TypeVar("Registered", bound="Rule")
-
-STEP_RULES: dict[type, tuple[Rule, bool]] = {}
-"""Rules of people's own layer classes; they win over those that come with the exporter."""
+Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
-def register_step_rule(*layers: type, masks: bool = False) -> Callable[[Registered], Registered]:
-    """Register the rule that steps these layer classes.
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """What a layer does with one timestep.
 
-    A rule turns one call of the layer into nodes of the step graph, for one timestep:
+    Attributes:
+        step: `(layer, state, x)` to the state after this timestep and the answer.
+        start: `(layer, x)` to the state before the first timestep, for rows of the shape of `x`; None: there is no
+            state.
+    """
 
-        @register_step_rule(Decay)
-        def decay(call: Call) -> Value: ...
+    step: Callable[..., Any]
+    start: Callable[..., Any] | None
 
-    Most layers need none: one whose `call` is written with `keras.ops` or other layers is traced. A rule is for a
-    layer that carries something from timestep to timestep, or that cannot be traced.
+
+STEP_RULES: dict[type, LayerRule] = {}
+"""Rules of layer classes; they win over what the class itself computes."""
+
+
+def register_step_rule(*layers: type, start: Callable[..., Any] | None = None) -> Callable[[Registered], Registered]:
+    """Register what layer classes do with one timestep.
+
+    A rule is the body of a loop over the timesteps, written with `keras.ops`:
+
+        @register_step_rule(Leaky, start=lambda layer, x: ops.zeros_like(x))
+        def leaky(layer, level, x):
+            level = layer.rate * level + x
+            return level, level
+
+    Most layers need none: the code of a layer is traced. A rule is for one that computes a whole sequence at once in
+    a way that no stream can follow, as by a Fourier transform.
 
     Args:
-        layers: Layer classes. A subclass has its parent's rule as long as it computes as the parent does.
-        masks: The rule sets the masks of its results itself. Otherwise they follow Keras' default: a layer that
-            supports masking hands the mask on, any other drops it.
+        layers: Layer classes. A subclass has its parent's rule as long as it has its parent's `call`.
+        start: From the layer and one timestep of zeros, `(batch, ..)`, to the state before the first timestep: an
+            array, or arrays nested in tuples, lists and dicts. None: the rule carries nothing, and gets None.
 
     Raises:
         TypeError: Something else than classes was given.
@@ -45,7 +60,7 @@ def register_step_rule(*layers: type, masks: bool = False) -> Callable[[Register
         raise TypeError(f"register_step_rule takes layer classes, as in @register_step_rule(MyLayer); found {layers!r}")
 
     def register(rule: Registered) -> Registered:
-        STEP_RULES.update(dict.fromkeys(layers, (rule, masks)))
+        STEP_RULES.update(dict.fromkeys(layers, LayerRule(rule, start)))
         return rule
 
     return register
@@ -59,3 +74,34 @@ def load_step_rules() -> None:
     """
     for point in registered("stepwell.step_rules").values():
         load(point)
+
+
+def rule_of(layer: Any) -> LayerRule | None:
+    """Return a layer's rule: that of its class, or of a parent whose `call` it has."""
+    found = ((cls, STEP_RULES[cls]) for cls in type(layer).__mro__ if cls in STEP_RULES)
+    cls, rule = next(found, (None, None))
+    return rule if cls is not None and type(layer).call is cls.call else None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def rules_in_place(layers: Sequence[Any]) -> Iterator[None]:
+    """Let layers with rules run those over the timesteps, in place of their own code."""
+    ruled = [(layer, rule) for layer in layers if (rule := rule_of(layer)) is not None and "call" not in vars(layer)]
+    for layer, rule in ruled:
+        vars(layer)["call"] = partial(_looped, layer, rule)
+    try:
+        yield
+    finally:
+        for layer, _ in ruled:
+            vars(layer).pop("call")
+
+
+def _looped(layer: Any, rule: LayerRule, x: Any, *_: Any, **__: Any) -> Any:
+    """Run a rule over axis 1."""
+    keras = sys.modules["keras"]
+    ops, tree = keras.ops, keras.tree
+    xs = tree.map_structure(lambda one: ops.swapaxes(one, 0, 1), x)
+    first = tree.map_structure(lambda one: ops.zeros_like(one[:, 0]), x)
+    start = None if rule.start is None else rule.start(layer, first)
+    _, answers = ops.scan(partial(rule.step, layer), start, xs)
+    return tree.map_structure(lambda one: ops.swapaxes(one, 0, 1), answers)

@@ -13,9 +13,8 @@ import numpy as np
 
 from stepwell_export.keras.code_decisions import stateless
 from stepwell_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
-from stepwell_export.keras.rule_registry import to_array
 from stepwell_export.keras.sequence import ExportedStep
-from stepwell_export.keras.walk import functional
+from stepwell_export.keras.subclassed import functional
 from stepwell_export.localize import Activation
 from stepwell_export.runtime.errors import TensorError
 from stepwell_export.runtime.manifest import Array
@@ -60,7 +59,7 @@ class KerasReference:
         self._length_is_free = not lengths
         self._spreads_timesteps = False
         self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
-        self._any_length = not exported.keeps_ends and (self._length_is_free or self._runs_with(3))
+        self._any_length = self._length_is_free or self._runs_with(3)
         # An unrolled layer is run operation by operation: it is not run on more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
         fixed = exported.bounded or unrolled or not self._any_length
@@ -125,7 +124,7 @@ class KerasReference:
                 outputs = self._model.predict_on_batch(packed)
             else:  # `call` compiles nothing as a whole, and does not hold the length against the declared one
                 outputs = self._model.call(packed, training=False)
-        arrays = [to_array(output) for output in keras.tree.flatten(outputs)]
+        arrays = [np.asarray(output) for output in keras.tree.flatten(outputs)]
         return dict(zip(self._exported.timed, arrays, strict=True))
 
     def feeds(self, inputs: Mapping[str, Array], length: int) -> Any:
@@ -178,7 +177,7 @@ class KerasReference:
         with self.stateless():
             values = keras.tree.flatten(looked_at.call(_flat(self.feeds(sequences, length)), training=False))
         return [
-            Activation(f"{layer.name!r} ({type(layer).__name__})", tensor, to_array(value))
+            Activation(f"{layer.name!r} ({type(layer).__name__})", tensor, np.asarray(value))
             for (layer, tensor, _), value in zip(found, values, strict=True)
         ]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import keras
 
-from stepwell_export.keras.support.tracing import describe_cause
-from stepwell_export.keras.walk import functional
 from stepwell_export.runtime.errors import RefusedModelError
 
 
@@ -82,3 +81,18 @@ def _tensors(name: str, struct: Any, make: Callable[[str, tuple[int | None, ...]
     if isinstance(struct, dict):
         return {key: _tensors(str(key), part, make) for key, part in struct.items()}
     return [_tensors(f"{name}_{number}", part, make) for number, part in enumerate(struct)]
+
+
+def functional(model: Any) -> Any:
+    """Return the graph of layers of a model: itself, a Sequential's functional graph, or None."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model if isinstance(model, keras.Model) and hasattr(model, "_run_through_graph") else None
+
+
+def describe_cause(failure: BaseException | None) -> str:
+    """Return what failed, in one line, without what Keras writes around it."""
+    plain = re.sub(r"\x1b\[\d*m", "", str(failure))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    own = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return f"{type(failure).__name__}: {(own or [''])[0].rstrip('.')}"

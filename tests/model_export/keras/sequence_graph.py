@@ -8,8 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from stepwell_export.keras.rule_registry import to_array
-from stepwell_export.keras.walk import KerasWalk
+from stepwell_export.keras.sequence import ANY, KerasSequences
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.session import open_session
 
@@ -33,14 +32,9 @@ def own_model(function: Callable[..., Any], *arrays: Array) -> Any:
 
 def ours_and_keras(function: Callable[..., Any], *arrays: Array) -> tuple[Array, Array]:
     """Return what the sequence graph gives for arrays `(batch, timesteps, *row)`, and what Keras gives."""
-    model, walk = own_model(function, *arrays), KerasWalk()
-    names = [f"x{place}" for place in range(len(arrays))]
-    values = [
-        walk.graph.input(name, array.shape[2:], array.dtype.name, time=True)
-        for name, array in zip(names, arrays, strict=True)
-    ]
-    output = walk.graph.output("y", walk.run(model, values)[0])
-    session = open_session(walk.graph.proto("m").SerializeToString(), where="the sequence graph")
-    found = session.run([output], dict(zip(names, arrays, strict=True)))[0]
+    model = own_model(function, *arrays)
+    proto = KerasSequences(model, [True] * len(arrays), ANY[0], ANY[1], None).proto
+    session = open_session(proto.SerializeToString(), where="the sequence graph")
+    found = session.run(None, dict(zip([one.name for one in proto.graph.input], arrays, strict=True)))[0]
     with np.errstate(all="ignore"):
-        return found, to_array(model.call([keras.ops.convert_to_tensor(array) for array in arrays]))
+        return found, np.asarray(model.call([keras.ops.convert_to_tensor(array) for array in arrays]))

@@ -221,11 +221,10 @@ def test_a_function_of_whole_numbers_is_exact(name: str) -> None:
         lambda x: ops.prod(x, axis=-1),
         lambda x: ops.matmul(x, np.ones((4, 2), "int32")),
         lambda x: ops.einsum("bti,io->bto", x, np.ones((4, 2), "int32")),
-        lambda x: ops.power(x, x),
     ],
 )
 def test_products_of_whole_numbers_that_may_overflow_are_refused(function: Callable[..., Any]) -> None:
-    with pytest.raises(RefusedModelError, match=r"whole numbers.*float32"):
+    with pytest.raises(RefusedModelError, match=r"(?s)whole numbers.*float32"):
         ours_and_keras(function, integers())
 
 

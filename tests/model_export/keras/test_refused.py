@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -107,46 +108,51 @@ def dropout_that_stays_on() -> Any:
 
 # name: (model with a layer called "odd", its class, words of the reason)
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "bidirectional": (lambda: sequence(L.Bidirectional(L.LSTM(3, **RS), name="odd")), "Bidirectional", "from its end"),
-    "go_backwards": (lambda: sequence(L.LSTM(3, go_backwards=True, name="odd")), "LSTM", "go_backwards"),
-    "pooling_strides": (lambda: sequence(L.MaxPooling1D(name="odd")), "MaxPooling1D", "strides=2 skips timesteps"),
+    "bidirectional": (lambda: sequence(L.Bidirectional(L.LSTM(3, **RS), name="odd")), "LSTM", "is reverse over time"),
+    "go_backwards": (lambda: sequence(L.LSTM(3, go_backwards=True, name="odd")), "LSTM", "is reverse over time"),
+    "pooling_strides": (lambda: sequence(L.MaxPooling1D(name="odd")), "MaxPooling1D", "it resamples time"),
     "pooling_valid": (
         lambda: sequence(L.AveragePooling1D(3, strides=1, name="odd")), "AveragePooling1D", "2 timestep(s) shorter",
     ),
     "pooling_same": (
-        lambda: sequence(L.MaxPooling1D(3, strides=1, padding="same", name="odd")), "MaxPooling1D", "padding='same'",
+        lambda: sequence(L.MaxPooling1D(3, strides=1, padding="same", name="odd")),
+        "MaxPooling1D", "on the right of the time axis",
     ),
-    "swapped": (lambda: fixed(L.Permute((2, 1)), L.LSTM(3, name="odd")), "LSTM", "the timesteps as features"),
-    "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
+    "swapped": (lambda: fixed(L.Permute((2, 1)), L.LSTM(3, name="odd")), "LSTM", "one number of timesteps alone"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "mixes timesteps"),
     "softmax_masked": (
-        lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "does not fit its values",
+        lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "cannot be traced",
     ),
-    "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
-    "batch_norm": (lambda: fixed(L.BatchNormalization(axis=1, name="odd")), "BatchNormalization", "time axis"),
+    "layer_norm": (
+        lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")),
+        "LayerNormalization", "along the time axis",
+    ),
     "unit_norm": (
         lambda: sequence(L.UnitNormalization(axis=1, name="odd")), "UnitNormalization", "after the last timestep only",
     ),
-    "conv_same": (lambda: sequence(L.Conv1D(3, 3, padding="same", name="odd")), "Conv1D", "padding='same'"),
+    "conv_same": (
+        lambda: sequence(L.Conv1D(3, 3, padding="same", name="odd")),
+        "Conv1D", "on the right of the time axis",
+    ),
     "conv_valid": (lambda: sequence(L.Conv1D(3, 3, name="odd")), "Conv1D", "2 timestep(s) shorter"),
     "conv_strides": (
-        lambda: sequence(L.Conv1D(3, 3, padding="causal", strides=2, name="odd")), "Conv1D", "strides=2 skips",
+        lambda: sequence(L.Conv1D(3, 3, padding="causal", strides=2, name="odd")), "Conv1D", "has stride 2 over time",
     ),
     "conv_too_little_padding": (
         lambda: sequence(L.ZeroPadding1D((1, 0)), L.SeparableConv1D(3, 3, name="odd")),
         "SeparableConv1D", "1 timestep(s) shorter",
     ),
     "conv_2d_same": (
-        lambda: bands(L.Conv2D(2, 3, padding="same", name="odd")), "Conv2D", "padding='same' over the time axis",
+        lambda: bands(L.Conv2D(2, 3, padding="same", name="odd")), "Conv2D", "on the right of the time axis",
     ),
     "conv_2d_channels_first": (
         lambda: keras.Sequential([keras.Input((6, 8, 2)), L.Conv2D(2, 1, data_format="channels_first", name="odd")]),
-        "Conv2D", "puts the channels where time belongs",
+        "Conv2D", "one number of timesteps alone",
     ),
     "conv_2d_transpose_strides": (
-        lambda: bands(L.Conv2DTranspose(2, 2, strides=2, name="odd")), "Conv2DTranspose", "strides=2 skips",
+        lambda: bands(L.Conv2DTranspose(2, 2, strides=2, name="odd")), "Conv2DTranspose", "it resamples time",
     ),
-    "up_sampling": (lambda: sequence(L.UpSampling1D(name="odd")), "UpSampling1D", "repeats timesteps"),
+    "up_sampling": (lambda: sequence(L.UpSampling1D(name="odd")), "UpSampling1D", "it resamples time"),
     "padded_recurrent": (
         lambda: sequence(L.ZeroPadding1D((2, 0)), L.GRU(3, name="odd")), "GRU", "ends 2 timestep(s) after",
     ),
@@ -168,25 +174,27 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "2 timestep(s) shorter"),
     "conv_lstm_backwards": (
-        lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
+        lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "runs backwards over time",
     ),
     "dot_over_time": (lambda: of(lambda x: L.Dot(2, name="odd")([x, x])), "Dot", "every timestep with every other"),
     "einsum_over_time": (
-        lambda: fixed(L.EinsumDense("btf,ts->bsf", (6, 4), name="odd")), "EinsumDense", "over the time axis",
+        lambda: fixed(L.EinsumDense("btf,ts->bsf", (6, 4), name="odd")),
+        "EinsumDense", "all timesteps of the sequence together",
     ),
     "attention": (lambda: of(lambda x: L.Attention(name="odd")([x, x])), "Attention", "attends to timesteps to come"),
     "self_attention": (
-        lambda: of(lambda x: L.MultiHeadAttention(2, 2, name="odd")(x, x)), "MultiHeadAttention", "to come",
+        lambda: of(lambda x: L.MultiHeadAttention(2, 2, name="odd")(x, x)),
+        "MultiHeadAttention", "every timestep with every other",
     ),
     "lambda_over_time": (
-        lambda: sequence(L.Lambda(lambda x: x[:, ::-1], name="odd")), "Lambda", "(GetItem) of layer",
+        lambda: sequence(L.Lambda(lambda x: x[:, ::-1], name="odd")), "Lambda", "reads the sequence backwards",
     ),
-    "reshape_time": (lambda: fixed(L.Reshape((3, 8), name="odd")), "Reshape", "mixes timesteps"),
-    "reshape_unknown": (lambda: sequence(L.Reshape((-1, 2), name="odd")), "Reshape", "mixes timesteps"),
+    "reshape_time": (lambda: fixed(L.Reshape((3, 8), name="odd")), "Reshape", "one number of timesteps alone"),
+    "reshape_unknown": (lambda: sequence(L.Reshape((-1, 2), name="odd")), "Reshape", "it resamples time"),
     "concatenate_time": (
-        lambda: of(lambda x: L.Concatenate(axis=1, name="odd")([x, x])), "Concatenate", "one behind the other in time",
+        lambda: of(lambda x: L.Concatenate(axis=1, name="odd")([x, x])), "Concatenate", "it resamples time",
     ),
-    "static_beside_timed": (static_beside_timed, "Add", "one with 2 entries in its place"),
+    "static_beside_timed": (static_beside_timed, "Add", "cannot be traced"),
     "state_of_a_sequence": (state_of_a_sequence, "LSTM", "which the sequence decides"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
@@ -199,17 +207,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: of(lambda x: L.Dense(2)(L.Multiply(name="odd")([x, L.GlobalMaxPooling1D(keepdims=True)(x)]))),
         "Multiply", "known after the last timestep only",
     ),
-    "random_numbers": (lambda: of(Sampling(name="odd")), "Sampling", "draws random numbers outside training"),
+    "random_numbers": (lambda: of(Sampling(name="odd")), "Sampling", "cannot be traced"),
     "random_numbers_of_a_seed": (
-        lambda: of(Sampling(seeded=True, name="odd")), "Sampling", "draws random numbers outside training",
+        lambda: of(Sampling(seeded=True, name="odd")), "Sampling", "draws random numbers",
     ),
-    "group_norm": (lambda: sequence(L.GroupNormalization(2, name="odd")), "GroupNormalization", "over the time axis"),
-    "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "cannot be traced"),
+    "group_norm": (
+        lambda: sequence(L.GroupNormalization(2, name="odd")),
+        "GroupNormalization", "known after the last timestep only",
+    ),
+    "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "decides by the value of a tensor"),
     "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "known after the last timestep only"),
-    "mask_of_parts": (
-        lambda: keras.Sequential([keras.Input((None, 5)), L.Embedding(4, 2, mask_zero=True, name="odd")]),
-        "Embedding", "masks parts of a timestep",
-    ),
 }  # fmt: skip
 
 
@@ -221,7 +228,7 @@ def test_a_layer_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
     with pytest.raises(RefusedModelError) as caught:
         export_keras(model, name="m")
 
-    assert f"layer 'odd' ({cls})" in caught.value.problem.replace("Layer '", "layer '")
+    assert re.search(rf"[Ll]ayer 'odd[.\w]*' \({cls}\)", caught.value.problem)
     assert reason in caught.value.problem
     assert caught.value.fix
 
@@ -229,7 +236,7 @@ def test_a_layer_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
 # name: (model, class of the operation, words of the reason)
 REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "mean_over_time": (lambda: of(lambda x: x - ops.mean(x, axis=1, keepdims=True)), "Subtract", "last timestep only"),
-    "max_over_everything": (lambda: of(lambda x: x / ops.max(x)), "Max", "mixes streams"),
+    "max_over_everything": (lambda: of(lambda x: x / ops.max(x)), "Max", "reduces over the rows of the batch"),
     "softmax_over_time": (lambda: of(lambda x: ops.softmax(x, axis=1)), "Softmax", "mixes timesteps"),
     "second_timestep": (lambda: of(lambda x: x[:, 1]), "GetItem", "counted from its beginning"),
     "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "1 timestep(s) shorter"),
@@ -246,29 +253,26 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "one_row": (lambda: of(lambda x: x[0]), "GetItem", "picks rows of the batch"),
     "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "1 timestep(s) shorter"),
-    "scan": (
-        lambda: of(
-            lambda x: ops.scan(lambda h, v: (h + v, h), ops.zeros_like(x[:, 0]), ops.transpose(x, (1, 0, 2)))[0]
-        ),
-        "Transpose",
-        "moves the batch axis",
-    ),
     "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "reads the sequence backwards"),
-    "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
+    "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "up to a limit only"),
     "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "sorts the timesteps of the whole sequence"),
     "largest": (
         lambda: of(lambda x: ops.top_k(ops.transpose(x, (0, 2, 1)), 2)[0]),
         "TopK",
         "sorts the timesteps of the whole",
     ),
-    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "Median", "there is no rule for it"),
+    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "Median", "known after the last timestep only"),
     "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "1 timestep(s) shorter"),
-    "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "a stride over time"),
-    "sum_of_the_batch": (lambda: of(lambda x: ops.einsum("btf->tf", x)), "Einsum", "mixes streams"),
-    "repeated_in_time": (lambda: of(lambda x: ops.repeat(x, 2, axis=1)), "Repeat", "along the time axis"),
+    "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "up to a limit only"),
+    "sum_of_the_batch": (
+        lambda: of(lambda x: ops.einsum("btf->tf", x)),
+        "Einsum",
+        "reduces over the rows of the batch",
+    ),
+    "repeated_in_time": (lambda: of(lambda x: ops.repeat(x, 2, axis=1)), "Repeat", "it resamples time"),
     "product_of_values": (lambda: of(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))), "Matmul", "every timestep"),
-    "concatenated_in_time": (lambda: of(lambda x: ops.concatenate([x, x], axis=1)), "Concatenate", "in time"),
-    "batch_meets_time": (lambda: of(lambda x: x + L.LSTM(4)(x)), "Add", "2 and 3 axes"),
+    "concatenated_in_time": (lambda: of(lambda x: ops.concatenate([x, x], axis=1)), "Concatenate", "it resamples time"),
+    "batch_meets_time": (lambda: of(lambda x: x + L.LSTM(4)(x)), "Add", "cannot be traced"),
 }
 
 
@@ -296,17 +300,6 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
     "attention": (lambda: of(lambda x: L.Attention()([x, x])), "use_causal_mask=True"),
     "endless attention": (lambda: of(lambda x: L.Attention()([x, x], use_causal_mask=True)), "keras.Input((T, ...))"),
     "convolution": (lambda: sequence(L.Conv1D(3, 3)), "padding='causal' (Conv1D)"),
-    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "Take it from sorted values. Sort features, ops.sort(x"),
-    "quantile": (lambda: of(lambda x: ops.quantile(x, 0.3, axis=1)), "ZeroPadding1D((n - 1, 0))(x)[:, -n:]"),
-    "skewness": (
-        lambda: of(lambda x: ops.mean((x - ops.mean(x, axis=1, keepdims=True)) ** 3, axis=1)),
-        "For skewness and other",
-    ),
-    "softmax behind a mask": (lambda: sequence(L.Masking(), L.Softmax()), "Activation('softmax')"),
-    "absolute deviations": (
-        lambda: of(lambda x: ops.mean(ops.abs(x - ops.mean(x, axis=1, keepdims=True)), axis=1)),
-        "standard deviation",
-    ),
     "a layer of one's own": (lambda: of(Mixing()), "Or write a step rule for Mixing"),
 }
 
@@ -351,18 +344,8 @@ def test_a_model_as_a_whole_that_cannot_be_walked_is_refused(build: Callable[[],
 def test_the_path_of_a_nested_layer_is_in_the_message() -> None:
     block = keras.Sequential([keras.Input((None, 4)), L.Bidirectional(L.LSTM(2, **RS), name="both")], name="encoder")
 
-    with pytest.raises(RefusedModelError, match=r"Layer 'encoder\.both' \(Bidirectional\)"):
+    with pytest.raises(RefusedModelError, match=r"Layer 'encoder\.both\.\w+' \(LSTM\)"):
         export_keras(of(block), name="m")
-
-
-def test_a_mask_of_parts_of_a_timestep_is_refused_by_the_layer_that_gets_it() -> None:
-    bag = keras.Sequential(
-        [keras.Input((5,), dtype="int32"), L.Embedding(4, 2, mask_zero=True), L.GlobalAveragePooling1D(name="pool")]
-    )
-    model = keras.Sequential([keras.Input((None, 5), dtype="int32"), L.TimeDistributed(bag), L.GRU(3)])
-
-    with pytest.raises(RefusedModelError, match=r"Layer '\S+\.pool' \(GlobalAveragePooling1D\) .* row shape \[5\]"):
-        export_keras(model, name="m")
 
 
 def test_a_custom_cell_that_mixes_rows_is_refused_by_its_name() -> None:
@@ -371,5 +354,5 @@ def test_a_custom_cell_that_mixes_rows_is_refused_by_its_name() -> None:
             h = states[0] - ops.mean(x, axis=0)
             return h, [h]
 
-    with pytest.raises(RefusedModelError, match=r"'rnn\.\w+' \(Mean\) cannot be stepped: .*mixes streams"):
+    with pytest.raises(RefusedModelError, match=r"Layer 'rnn\.\w+' \(Mean\) reduces over the rows"):
         export_keras(of(L.RNN(Mean(4), name="rnn")), name="m")

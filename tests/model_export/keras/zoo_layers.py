@@ -98,6 +98,7 @@ ZOO: dict[str, ZooModel] = {
         ),
         "Softmax over several axes",
         "no state",
+        rows_alike=False,
     ),
     "every_activation": ZooModel(
         lambda: of(every_activation),

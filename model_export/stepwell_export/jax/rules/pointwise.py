@@ -128,7 +128,7 @@ def _convert(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue
     if x.dtype == dtype:
         return x
     if "float" not in x.dtype or "int" not in dtype:
-        made = pointwise(graph, "Cast", x, dtype=dtype, to=element_type(dtype))
+        made = pointwise(graph, "Cast", x, dtype=dtype, to=element_type(graph.dtype(dtype)))
         if x.dtype == "bool":
             graph.truths.add(made.tensor)
         if "int" in x.dtype and "float" in dtype:

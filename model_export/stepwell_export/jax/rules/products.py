@@ -37,7 +37,7 @@ def _dot_general(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
     if rows != left_free or len(right_free) != 1:
         made = graph.op("Reshape", made, graph.sizes(shape))
     dtype = str(equation.outvars[0].aval.dtype)
-    return made if left.dtype == dtype else graph.cast(made, dtype)
+    return made if graph.dtype(left.dtype) == graph.dtype(dtype) else graph.cast(made, dtype)
 
 
 def _arranged(

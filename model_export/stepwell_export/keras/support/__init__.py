@@ -1,1 +1,0 @@
-"""What several rules and the walk through a Keras model have in common."""
