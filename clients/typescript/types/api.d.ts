@@ -65,6 +65,8 @@ export type ComparisonResponse = {
   fell_back: number;
   non_finite: number;
   outputs: { [name: string]: OutputComparison };
+  /** By output and label; null: the model has no truth. */
+  error: { [name: string]: { [name: string]: ErrorComparison } } | null;
 };
 
 /** What live streams look like beside the reference. */
@@ -96,6 +98,22 @@ export type EndedResponse = {
   /** Seconds since 1970, by the store's clock. */
   at: number;
   candidate: number;
+};
+
+/** The errors of both versions against the truth, in one number of an output; null: not known yet. */
+export type ErrorComparison = {
+  /** Mean absolute error. */
+  current: number | null;
+  /** Mean absolute error. */
+  candidate: number | null;
+  /** The candidate's error in errors of the current version. */
+  ratio: number | null;
+  /** Lower end of the ratio's 95 % interval over streams. */
+  low: number | null;
+  /** Upper end. */
+  high: number | null;
+  /** Truths that both were compared with. */
+  n: number;
 };
 
 /** One number of an input or output, in a window. */
@@ -186,6 +204,14 @@ export type NewSnapshotResponse = {
   name: string;
 };
 
+/** The absolute differences between current version and candidate. */
+export type NumberComparison = {
+  max_abs: number;
+  mean_abs: number;
+  /** To 10 %. */
+  p99_abs: number;
+};
+
 /** The absolute differences of one output between current version and candidate. */
 export type OutputComparison = {
   max_abs: number;
@@ -194,6 +220,8 @@ export type OutputComparison = {
   p99_abs: number;
   /** Share of timesteps whose arg max differs; null for an output of one number. */
   disagree: number | null;
+  /** The same of each number that has a label. */
+  labels: { [name: string]: NumberComparison };
 };
 
 /** Positions in msgpack, as an int64 array. */

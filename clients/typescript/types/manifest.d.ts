@@ -16,7 +16,7 @@ export type TensorSpec = {
   /** Of an output: samples by which it is behind the input; none: it has no samples. */
   latency?: number | null;
   labels?: string[];
-  unit?: string;
+  unit?: string | string[];
 };
 
 /** A tensor as JSON: NumPy's name of the dtype, shape, and base64 of the bytes. */
