@@ -24,10 +24,12 @@ def with_layers_of_torch(module: nn.Module) -> None:
         kind = next((kind for kind in _KINDS if isinstance(part, kind)), None)
         if kind is None or type(part).forward is kind.forward or isinstance(part, Subclassed):
             continue
-        own = copy.copy(part)
-        own.__class__ = kind
-        own.__dict__["_modules"] = {}
-        part.__class__ = _subclassed(type(part), kind)
+        own = kind.__new__(kind)
+        own.__dict__.update(copy.copy(vars(part)) | {"_modules": {}})
+        try:
+            part.__class__ = _subclassed(type(part), kind)
+        except TypeError:  # with other bases besides; it is stepped as its kind then
+            continue
         part.add_module("rnn", own)
 
 
