@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
@@ -15,7 +14,6 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.parity import verify_parity
 from tests.model_export.keras import zoo
-from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import RS, L, SkipZeros, randomise, sequence
 
 
@@ -103,12 +101,3 @@ def test_an_attribute_of_a_custom_layer_is_not_read_as_the_value_that_masks() ->
     exported = export_keras(sequence(layer, L.GRU(3, **RS)), name="m")
 
     assert exported.facts["x"].mask_value == 0
-
-
-def test_a_mask_of_parts_of_a_timestep_is_that_of_the_network_which_runs_at_each_of_them() -> None:
-    bag = keras.Sequential(
-        [keras.Input((5,), dtype="int32"), L.Embedding(4, 2, mask_zero=True), L.GlobalAveragePooling1D()]
-    )
-    model = keras.Sequential([keras.Input((None, 5), dtype="int32"), L.TimeDistributed(bag), L.GRU(3)])
-
-    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
