@@ -21,11 +21,11 @@ import numpy as np
 from benchmarks.engines import MODEL, ROWS, private_store, step
 from benchmarks.releases import write_next_version
 from stepwell.addons.demo.recordings import MODELS
+from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, Trial
+from stepwell.addons.releases.lookup import Releases
+from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.engine.engine import Engine
 from stepwell.models.registry import ModelRegistry
-from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
-from stepwell.releases.lookup import Releases
-from stepwell.releases.placing import ReleasePlacing
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel
 

@@ -64,12 +64,12 @@ _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
 _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
-_PAIRS = "tests/releases/test_pairs.py::"
+_PAIRS = "tests/addons/releases/test_pairs.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 _LEASE = "tests/store/test_lease.py::"
-_OPERATIONS = "tests/releases/test_operations.py::"
-_LOST = "tests/releases/test_lost_documents.py::"
-_VERSIONS = "tests/releases/test_versions_of_sources.py::"
+_OPERATIONS = "tests/addons/releases/test_operations.py::"
+_LOST = "tests/addons/releases/test_lost_documents.py::"
+_VERSIONS = "tests/addons/releases/test_versions_of_sources.py::"
 
 NO_COMPARE_AND_SET = Mutant(
     "no compare-and-set",
@@ -98,10 +98,10 @@ MUTANTS = (
     NO_OPERATION_IDS,
     Mutant(
         "a larger share does not contain the smaller one",
-        "service/stepwell/releases/document.py",
+        "service/stepwell/addons/releases/document.py",
         'f"{salt}\\0{record}".encode()',
         'f"{salt}\\0{record}{percent}".encode()',
-        ("tests/releases/test_document.py::test_a_stream_in_a_share_is_in_every_larger_share",),
+        ("tests/addons/releases/test_document.py::test_a_stream_in_a_share_is_in_every_larger_share",),
     ),
     ONE_HALF_ONLY,
     Mutant(
@@ -109,14 +109,16 @@ MUTANTS = (
         "service/stepwell/engine/stepping/record_loader.py",
         "elif decide(record, row.intent(None)) is not Decision.APPLY:",
         "elif decide(record, row.intent(None)) is not Decision.APPLY and record is None:",
-        ("tests/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",),
+        (
+            "tests/addons/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",
+        ),
     ),
     Mutant(
         "a worker with an older release moves streams back",
-        "service/stepwell/releases/moves.py",
+        "service/stepwell/addons/releases/moves.py",
         "while standing.moved_by <= self.document.revision and len(moves) < _MAX_MOVES:",
         "while len(moves) < _MAX_MOVES:",
-        ("tests/releases/test_moves.py::test_a_worker_with_an_older_document_moves_nothing",),
+        ("tests/addons/releases/test_moves.py::test_a_worker_with_an_older_document_moves_nothing",),
     ),
     Mutant(
         "a version that is about to run a part of a batch may be closed",
@@ -423,21 +425,21 @@ MUTANTS = (
     ),
     Mutant(
         "a promotion of before moves a stream that was put on its version by hand",
-        "service/stepwell/releases/placing.py",
+        "service/stepwell/addons/releases/placing.py",
         "moved_by = max(moved >> 1, 0 if plan is None else plan.document.revision)",
         "moved_by = moved >> 1",
         (f"{_OPERATIONS}test_a_stream_that_is_put_on_a_version_by_hand_stays_there_after_a_promotion",),
     ),
     Mutant(
         "revisions of releases begin again",
-        "service/stepwell/releases/service.py",
+        "service/stepwell/addons/releases/service.py",
         "before = replace(before, revision=last)",
         "pass",
         (f"{_LOST}test_streams_that_a_lost_release_has_moved_move_by_the_next_one",),
     ),
     Mutant(
         "an older release replaces a newer one",
-        "service/stepwell/releases/lookup.py",
+        "service/stepwell/addons/releases/lookup.py",
         "if is_older and changes is not None and changes != self._changes[model]:",
         "if False:",
         (f"{_LOST}test_a_document_that_was_read_before_a_newer_one_was_written_does_not_replace_it",),
@@ -524,7 +526,7 @@ MUTANTS = (
         "service/stepwell/addons/connect/connector.py",
         '"version": applied.version_of(number, place),',
         '"version": applied.version_of(0, 0),',
-        ("tests/releases/test_versions_of_connectors.py",),
+        ("tests/addons/releases/test_versions_of_connectors.py",),
     ),
     Mutant(
         "a snapshot of a stream that was deleted is stored",

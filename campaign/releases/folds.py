@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from campaign.operations import Operation
 from campaign.releases.log import FACTORS, LoggedTrial, ReleaseLog
-from stepwell.releases.document import MAX_EARLIER
+from stepwell.addons.releases.document import MAX_EARLIER
 from tests.graphs import fold_reference
 
 NEW_STREAM, UNKNOWN = 0, -1

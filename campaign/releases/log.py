@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepwell.releases.document import takes_part
+from stepwell.addons.releases.document import takes_part
 
 STALE_S = 30.0
 FACTORS = {1: 1_000_003, 2: 31}  # the multiplier of each version of the fold

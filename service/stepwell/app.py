@@ -33,7 +33,6 @@ from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
-from stepwell.releases.addon import ReleasesAddon
 from stepwell.requests.auth.jwt import load_api_keys
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
@@ -89,8 +88,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     )
     app.state.context = context
     found = registered("stepwell.addons").values()
-    addons: list[ServiceAddon] = [ReleasesAddon(context, version)]
-    addons += [load(point, base=ServiceAddon)(context, version) for point in found]
+    addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
     context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}

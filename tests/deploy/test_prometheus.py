@@ -18,10 +18,10 @@ from websockets.sync.client import connect
 from scripts.observability.alerts import ALERTS
 from scripts.observability.dashboard import DASHBOARD
 from tests.addons.drift.live import normal, write_reference_model
+from tests.addons.releases.builds import adder, raising_at
 from tests.deploy.prometheus import PROMETHEUS, WINDOW, Prometheus, hastened, prometheus
 from tests.graphs import count, fold, write_model, write_models
 from tests.processes import ServiceProcess
-from tests.releases.builds import adder, raising_at
 from tests.servers import AOF, Server, server
 
 QUERIES = [query for panels in DASHBOARD.values() for panel in panels for query in panel.queries.values()]

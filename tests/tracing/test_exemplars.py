@@ -11,10 +11,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Exemplar
 
+from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service, running_service
 from tests.deploy.prometheus import PROMETHEUS, prometheus
 from tests.graphs import fold, write_models
-from tests.releases.fleet import wait_until
 from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")

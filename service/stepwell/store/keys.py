@@ -82,12 +82,12 @@ def release_revision_key(model: str) -> str:
 
 
 def trial_key(model: str, revision: int) -> str:
-    """Return the key of the counts of a trial, a hash; see `service/stepwell/releases/counters.py`."""
+    """Return the key of the counts of a trial, a hash; see `service/stepwell/addons/releases/counters.py`."""
     return f"{PREFIX}release:{{{model}}}:trial:{revision}"
 
 
 def sweep_key(model: str) -> str:
-    """Return the key of the newest sweep of a model's streams, a hash; see `service/stepwell/releases/sweeps.py`."""
+    """Return the key of the newest sweep of a model's streams, a hash: `service/stepwell/addons/releases/sweeps.py`."""
     return f"{PREFIX}release:{{{model}}}:sweep"
 
 
@@ -102,7 +102,7 @@ def drift_key(model: str, fingerprint: bytes, digest: str, window: str, bucket: 
 
 
 STREAM_COUNTS = f"{PREFIX}release:streams"
-"""The key of the numbers of streams by model and version; see `service/stepwell/releases/stream_counts.py`."""
+"""The key of the numbers of streams by model and version; see `service/stepwell/addons/releases/stream_counts.py`."""
 
 COUNT_LEASE = f"{PREFIX}release:lease"
 """The key of the worker that counts streams for all others."""

@@ -17,9 +17,9 @@ import pytest
 from stepwell.addons.demo.recordings import MODELS
 from tests.addons.dashboard.browser import Page
 from tests.addons.dashboard.test_page import open_page, post, wait_for_step
+from tests.addons.releases.fleet import wait_until
 from tests.graphs import letters, wave, write_model
 from tests.processes import ServiceProcess, service_process
-from tests.releases.fleet import wait_until
 
 pytestmark = pytest.mark.browser
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.releases.fleet import wait_until
+from tests.addons.releases.fleet import wait_until
 
 STEPWELL = [sys.executable, "-P", "-m", "stepwell", "demo"]
 

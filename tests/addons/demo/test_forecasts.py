@@ -14,8 +14,8 @@ from stepwell.addons.demo.forecasts import FORECAST_MODEL, send_motion
 from stepwell.addons.demo.recordings import MODELS, Recordings
 from stepwell_client import Client
 from stepwell_export.runtime.step_model import StepModel
+from tests.addons.releases.fleet import wait_until
 from tests.processes import service_process
-from tests.releases.fleet import wait_until
 
 CHANNELS = 3
 

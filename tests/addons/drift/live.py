@@ -13,9 +13,9 @@ from stepwell_export.runtime.distribution import data_reference
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped
+from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service
 from tests.graphs import Build, Built, lstm, write_model
-from tests.releases.fleet import wait_until
 
 Array = npt.NDArray[Any]
 WITHIN_S = 60.0

@@ -13,10 +13,10 @@ from typer.testing import Result
 from stepwell.addons.drift.command import drift
 from stepwell.service_calls import StreamsError
 from tests.addons.drift.live import WITHIN_S, normal, write_reference_model
+from tests.addons.releases.fleet import wait_until
 from tests.commands.program import invoke
 from tests.graphs import lstm, write_model
 from tests.processes import ServiceProcess, service_process
-from tests.releases.fleet import wait_until
 
 
 @pytest.fixture(scope="module")

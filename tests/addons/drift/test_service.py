@@ -27,9 +27,9 @@ from tests.addons.drift.live import (
     step_all,
     write_reference_model,
 )
+from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service, running_service
 from tests.graphs import last_seen, lstm, write_model
-from tests.releases.fleet import wait_until
 from tests.servers import Server
 from tests.store.clusters import cluster
 

@@ -23,10 +23,10 @@ from stepwell.addons.savepoints import command as savepoint
 from stepwell.addons.savepoints.file import SavepointReader
 from stepwell.store.record import decode
 from stepwell_client.wire.backoff import Backoff
+from tests.addons.releases.fleet import wait_until
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process
-from tests.releases.fleet import wait_until
 
 app = typer.Typer()
 app.command()(savepoint.save)

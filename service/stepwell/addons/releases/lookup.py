@@ -1,0 +1,77 @@
+"""`Releases`: the release documents that this worker has read, by model."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from stepwell.addons.releases.document import ReleaseDocument
+
+
+class Releases:
+    """The newest known document of each model. A model without a document costs one lookup in a dictionary."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """Create it without documents.
+
+        Args:
+            clock: Seconds since 1970 on this machine; `set_store_time` corrects it.
+        """
+        self._documents: dict[str, ReleaseDocument] = {}
+        self._clock = clock
+        self._ahead_s = 0.0  # the store's clock minus this machine's
+        self._changes: Counter[str] = Counter()
+        self._largest: Counter[str] = Counter()
+
+    def current(self, model: str) -> ReleaseDocument | None:
+        """Return the document of a model; None: it has none, and its highest version serves."""
+        return self._documents.get(model)
+
+    def models(self) -> list[str]:
+        """Return the names of the models that have a document."""
+        return list(self._documents)
+
+    def now(self) -> float:
+        """Return the time of the store's clock, as far as it is known here; seconds since 1970."""
+        return self._clock() + self._ahead_s
+
+    def set_store_time(self, seconds: float) -> None:
+        """Correct `now`: the store's clock has this time, in seconds since 1970."""
+        self._ahead_s = seconds - self._clock()
+
+    def changes(self, model: str) -> int:
+        """Return how often a model's document has changed here; read it before the document is read for `put`."""
+        return self._changes[model]
+
+    def largest_revision(self, model: str) -> int:
+        """Return the largest revision that a model's document has had here."""
+        return self._largest[model]
+
+    def put(self, model: str, document: ReleaseDocument | None, changes: int | None = None) -> bool:
+        """Replace a model's document by the one in the store; None: the store has none.
+
+        An older one does not replace a newer one, unless that was there before the store was read: then the store has
+        lost it.
+
+        Args:
+            model: The model's name.
+            document: The document.
+            changes: Of `changes`, before the store was read; None: it is certainly the newest.
+
+        Returns:
+            Whether it differs from the one before, and has replaced it.
+        """
+        before = self._documents.get(model)
+        if before == document:
+            return False
+        is_older = before is not None and (document is None or document.revision < before.revision)
+        if is_older and changes is not None and changes != self._changes[model]:
+            return False
+        self._changes[model] += 1
+        self._largest[model] = max(self._largest[model], 0 if document is None else document.revision)
+        if document is None:
+            del self._documents[model]
+        else:
+            self._documents[model] = document
+        return True

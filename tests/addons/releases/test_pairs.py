@@ -1,0 +1,88 @@
+"""Releases end to end: pairs on two replicas, over HTTP and over feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds, wait_until
+from tests.servers import Server
+
+
+@pytest.fixture(params=[False, True], ids=["http", "feed"])
+def folds(
+    request: pytest.FixtureRequest, redis_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with two_folds(redis_server.url, tmp_path_factory.mktemp("models"), by_feed=request.param) as running:
+        yield running
+
+
+def test_in_shadow_the_old_version_responds_and_after_an_abort_it_goes_on(folds: Fleet) -> None:
+    xs = list(range(12))
+    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    folds.put(candidate=2, mode="shadow", percent=100)
+    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    folds.end("abort")
+    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+
+    assert [answer["outputs"]["y"] for answer in answers] == [[y] for y in folded(xs)]
+    assert not [answer for answer in answers if "version" in answer]
+
+
+def test_after_a_promotion_the_candidate_goes_on_from_where_it_joined(folds: Fleet) -> None:
+    xs = list(range(12))
+    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    folds.put(candidate=2, mode="shadow", percent=100)
+    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    folds.end("promote")
+    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+
+    old = folded(xs[:8])
+    new = folded(xs[4:], start=old[3], factor=NEW_FACTOR)
+    assert [answer["outputs"]["y"][0] for answer in answers] == [*old, *new[4:]]
+    assert [i for i, answer in enumerate(answers) if "version" in answer] == [8]
+    assert answers[8]["version"] == 2
+
+
+def test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all(folds: Fleet) -> None:
+    xs = list(range(12))
+    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    folds.put(candidate=2, mode="ramp", percent=100)
+    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    folds.end("abort")
+    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+
+    old = folded(xs)
+    new = folded(xs[4:8], start=old[3], factor=NEW_FACTOR)
+    assert [answer["outputs"]["y"][0] for answer in answers] == [*old[:4], *new, *old[8:]]
+    assert [(i, answer["version"]) for i, answer in enumerate(answers) if "version" in answer] == [(4, 2), (8, 1)]
+
+
+def test_every_committed_timestep_of_a_trial_is_compared_once_over_all_replicas(folds: Fleet) -> None:
+    folds.put(candidate=2, mode="shadow", percent=100)
+    for x in range(6):
+        folds.step("s", [x], seq=x + 1)
+        folds.step("s", [x], seq=x + 1)  # sent again
+    wait_until(lambda: folds.release()["compared"]["steps"] == 6)
+
+    compared = folds.release()["compared"]
+    answers = zip(folded(range(6)), folded(range(6), factor=NEW_FACTOR), strict=True)
+    assert compared["outputs"]["y"]["max_abs"] == max(float(abs(float(a) - float(b))) for a, b in answers)
+    assert (compared["lost"], compared["fell_back"], compared["non_finite"]) == (0, 0, 0)
+
+
+def test_a_broken_limit_of_the_gate_aborts_the_release_once_with_its_reason(folds: Fleet) -> None:
+    folds.put(candidate=2, mode="ramp", percent=100, gate={"min_compared": 5, "max_abs": {"y": 10}})
+    xs = list(range(5))
+    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs)]
+    wait_until(lambda: folds.release()["ended"] is not None)
+    ended = folds.release()
+    engines = [one.app.state.context.engine for one in folds.replicas]
+    wait_until(lambda: all(engine.placing.documents.current("fold").running is None for engine in engines))
+    last = folds.step("s", [5], seq=6)
+
+    assert (ended["ended"]["how"], "'y'" in ended["ended"]["why"]) == ("aborted", True)
+    assert ended["revision"] == 3
+    assert [answer["outputs"]["y"][0] for answer in answers] == folded(xs, factor=NEW_FACTOR)
+    assert (last["outputs"]["y"], last["version"]) == (folded(range(6))[-1:], 1)
