@@ -115,10 +115,10 @@ MUTANTS = (
     ),
     Mutant(
         "a worker with an older release moves streams back",
-        "service/stepwell/addons/releases/moves.py",
+        "service/stepwell/addons/releases/plan.py",
         "while standing.moved_by <= self.document.revision and len(moves) < _MAX_MOVES:",
         "while len(moves) < _MAX_MOVES:",
-        ("tests/addons/releases/test_moves.py::test_a_worker_with_an_older_document_moves_nothing",),
+        ("tests/addons/releases/test_plan.py::test_a_worker_with_an_older_document_moves_nothing",),
     ),
     Mutant(
         "a version that is about to run a part of a batch may be closed",

@@ -21,7 +21,6 @@ from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer
 from stepwell_export.verify.parity import (
-    DEFAULT,
     FEW_LENGTHS,
     MOST_LENGTHS,
     ROWS,
@@ -33,7 +32,7 @@ from stepwell_export.verify.parity import (
 from stepwell_export.verify.reference import Progress, ReferenceModel
 from stepwell_export.verify.report import ParityReport
 from stepwell_export.verify.samplers import Sampler, random_sampler
-from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.verify.tolerance import DEFAULT, Tolerance
 
 if TYPE_CHECKING:
     import onnx

@@ -15,9 +15,8 @@ from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.state_packing import pack_layout
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.verify.parity import ATOL, RTOL
 from stepwell_export.verify.runners import stepped
-from stepwell_export.verify.tolerance import Tolerance, difference, largest
+from stepwell_export.verify.tolerance import ATOL, RTOL, Tolerance, difference, largest
 from stepwell_export.weights import ATOL as WEIGHTS_ATOL
 from stepwell_export.weights import SMALLEST, Weights, compress_weights
 

@@ -19,7 +19,7 @@ from stepwell_export.runtime.feedback import with_feedback
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.stages import AdaptiveThreshold, Conformal, Impute, Part, Pipeline, Readout
-from stepwell_export.verify.parity import DEFAULT
+from stepwell_export.verify.tolerance import DEFAULT
 from tests.model_export.streaming.zoo_parts import graph
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, Server, server

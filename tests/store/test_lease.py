@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from stepwell.lease import Lease
-from stepwell.store.lease import StoreLease
 from stepwell.store.state_store import StateStore
+from stepwell.store.store_lease import StoreLease
 from tests.servers import Server
 
 KEY = "swl:lease"

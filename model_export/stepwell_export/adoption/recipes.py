@@ -15,9 +15,9 @@ from stepwell_export.adoption.structure_digest import structure_digest
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.runtime.errors import FileError, RefusedModelError
 from stepwell_export.stages.arithmetic import Multiply
+from stepwell_export.stages.audio import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.columns import Select
 from stepwell_export.stages.pipeline import Part, Pipeline
-from stepwell_export.stages.samples import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.spectra import RFFT, InverseRFFT
 
 if TYPE_CHECKING:

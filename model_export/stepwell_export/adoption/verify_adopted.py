@@ -18,12 +18,11 @@ from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.structure.rows import rows_of_step
 from stepwell_export.verify.evidence import Evidence
 from stepwell_export.verify.report import is_weak
-from stepwell_export.verify.tolerance import OutputParity, Tolerance, difference, largest
+from stepwell_export.verify.tolerance import ATOL, RTOL, OutputParity, Tolerance, difference, largest
 
 if TYPE_CHECKING:
     import onnx
 
-ATOL, RTOL = 1e-5, 1e-4
 
 _ALONE = 3  # rows that are also run alone
 

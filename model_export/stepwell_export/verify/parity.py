@@ -44,14 +44,12 @@ from stepwell_export.verify.reference import PrefixAnswers, Progress, ReferenceM
 from stepwell_export.verify.report import Covered, ParityReport, Skipped, is_weak
 from stepwell_export.verify.runners import TOGETHER, Beside, KindRuns, Run, Sequences, chunked, stepped
 from stepwell_export.verify.samplers import Sampler, random_sampler
-from stepwell_export.verify.tolerance import OutputParity, Tolerance, difference, largest, numbers
+from stepwell_export.verify.tolerance import DEFAULT, OutputParity, Tolerance, difference, largest, numbers
 
 MOST_LABELS = 100
 """Numbers with labels, of one output, that are each held to their own size; the first ones."""
 
 __all__ = [
-    "ATOL",
-    "RTOL",
     "STEPS",
     "DifferentAnswerError",
     "ParityReport",
@@ -66,10 +64,6 @@ ROWS = 3
 """Rows that are drawn for each seed."""
 STEPS = 64
 SEEDS = (0, 1, 2)
-ATOL = 1e-5
-RTOL = 1e-4
-DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
-"""What is allowed unless set otherwise."""
 
 USER = "user"
 DRIVEN = "driven"

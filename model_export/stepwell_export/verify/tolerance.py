@@ -66,6 +66,12 @@ class Tolerance(NamedTuple):
         return not bool(plain.beyond(difference(got, want), want.reshape(got.shape)).any())
 
 
+ATOL = 1e-5
+RTOL = 1e-4
+DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
+"""What is allowed unless set otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """The size of the original's values that an output was compared with.

@@ -39,9 +39,8 @@ from stepwell_export.precision import Precision, StoreDType
 from stepwell_export.replacing import Replaced, Replacement
 from stepwell_export.runtime.errors import WeakProofError
 from stepwell_export.verify.error_growth import ErrorGrowth
-from stepwell_export.verify.parity import ATOL
 from stepwell_export.verify.report import ChunkChoice, ParityReport
-from stepwell_export.verify.tolerance import OutputParity
+from stepwell_export.verify.tolerance import ATOL, OutputParity
 from stepwell_export.weights import Weights
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed

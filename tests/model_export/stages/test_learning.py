@@ -29,9 +29,8 @@ from stepwell_export.stages import (
     Stage,
 )
 from stepwell_export.stages.pipeline import RowModel
-from stepwell_export.verify.parity import DEFAULT
 from stepwell_export.verify.runners import chunked, stepped
-from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.verify.tolerance import DEFAULT, Tolerance
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.stages.test_stages import lstm
 from tests.model_export.streaming.zoo_parts import graph

@@ -13,8 +13,8 @@ from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.error_growth import steps_for
-from stepwell_export.verify.parity import RTOL, PrefixAnswers, verify_parity
-from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.verify.parity import PrefixAnswers, verify_parity
+from stepwell_export.verify.tolerance import RTOL, Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]

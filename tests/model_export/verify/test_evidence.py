@@ -17,9 +17,9 @@ from stepwell_export.precision import narrow_store
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.verify.parity import RTOL, verify_parity
+from stepwell_export.verify.parity import verify_parity
 from stepwell_export.verify.runners import stepped
-from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.verify.tolerance import RTOL, Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph

@@ -13,9 +13,9 @@ from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import ParityError, TensorError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.verify.parity import ATOL, RTOL, PrefixAnswers, verify_parity
+from stepwell_export.verify.parity import PrefixAnswers, verify_parity
 from stepwell_export.verify.samplers import random_sampler, read_user_data
-from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.verify.tolerance import ATOL, RTOL, Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from stepwell.errors import ServiceError
-from stepwell.store.lease import StoreLease
 from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
+from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.connection import Argument
 from stepwell.store.transport.retry import deadline
 

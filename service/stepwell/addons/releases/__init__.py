@@ -3,7 +3,7 @@
     addon.py      `ReleasesAddon`: where all of it is put together for one worker
     placing.py    `ReleasePlacing`: what the engine asks where a stream is stepped
     document.py   what is stored: `ReleaseDocument`, `Trial`, `Gate`; the membership of a stream in a share
-    moves.py      `ReleasePlan`: what steps a stream next, by its record and the document; pure
+    plan.py       `ReleasePlan`: what steps a stream next, by its record and the document; pure
     lookup.py     `Releases`: the documents of this worker: `releases.current(model)`, `releases.now()`
     counters.py   the counts of a trial in the store, added to by every worker
 

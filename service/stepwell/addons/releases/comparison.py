@@ -23,8 +23,8 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import truths_of
 
 if TYPE_CHECKING:
-    from stepwell.addons.releases.moves import Move
     from stepwell.addons.releases.placing import ReleasePlacing
+    from stepwell.addons.releases.plan import Move
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Followed
     from stepwell.models.served import ServedModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stepwell.addons.releases.comparison import TrialComparison
 from stepwell.addons.releases.lookup import Releases
-from stepwell.addons.releases.moves import Move, ReleasePlan
+from stepwell.addons.releases.plan import Move, ReleasePlan
 from stepwell.addons.releases.takeover import NoTranslationError, TakeOver, TakeOverError, VersionNotLoadedError
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.placing import ChangedError, HandOver, PlacedRow, Placement, Placing, Standing

@@ -15,8 +15,8 @@ from stepwell.addons.releases.store import ReleaseStore
 from stepwell.errors import ServiceError, StoreUnavailableError
 from stepwell.lease import Lease
 from stepwell.store import keys
-from stepwell.store.lease import StoreLease
 from stepwell.store.scripts import Script
+from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.retry import deadline, execute_with_retry
 from stepwell.store.transport.server import ServerTransport

@@ -16,9 +16,9 @@ from stepwell.errors import ServiceError
 from stepwell.lease import Lease
 from stepwell.store import keys
 from stepwell.store.commits import Commit, Outcome
-from stepwell.store.lease import StoreLease
 from stepwell.store.listing import records_of_model
 from stepwell.store.record import decode
+from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.retry import deadline
 from stepwell.types import StreamKey
 

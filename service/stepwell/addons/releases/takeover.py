@@ -15,7 +15,7 @@ from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
     from stepwell.addons.releases.document import Take
-    from stepwell.addons.releases.moves import Move
+    from stepwell.addons.releases.plan import Move
     from stepwell.engine.placing import Standing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel

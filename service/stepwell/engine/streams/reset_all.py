@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from stepwell.engine.protocol.decide import StepIntent, check_idempotency_entry
 from stepwell.engine.streams.derived_states import NewState
 from stepwell.engine.streams.resets import replacement, reset_op_id
-from stepwell.engine.streams.transaction import commit_all_when_decided
+from stepwell.engine.streams.transaction import commit_each_when_decided
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.commits import DELETE, Commit
@@ -78,7 +78,7 @@ async def reset_all_streams(
             for name in names
             if name not in done
         }
-        results = await commit_all_when_decided(
+        results = await commit_each_when_decided(
             deps, decisions, deadline=min(deadline(), ends_at), idempotency_key=idempotency_key
         )
         errors = [result for result in results if isinstance(result, ServiceError)]

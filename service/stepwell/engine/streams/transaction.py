@@ -130,7 +130,7 @@ async def commit_when_decided(
             again until the deadline; `state_corrupt`; or an error of the store.
     """
     deadline = deps.admission.start()
-    [result] = await commit_all_when_decided(
+    [result] = await commit_each_when_decided(
         deps, {key: decide}, deadline=deadline, idempotency_key=idempotency_key, other_keys=other_keys
     )
     if isinstance(result, ServiceError):
@@ -138,7 +138,7 @@ async def commit_when_decided(
     return result
 
 
-async def commit_all_when_decided(
+async def commit_each_when_decided(
     deps: StreamOpDeps,
     decisions: Mapping[StreamKey, Decide[T]],
     *,

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from stepwell.addons.releases.document import ROLLBACK_S, Ended, ReleaseDocument, ReleaseVersion, Trial
-from stepwell.addons.releases.moves import ReleasePlan
+from stepwell.addons.releases.plan import ReleasePlan
 from stepwell.engine.placing import Assignment, Standing
 from stepwell.models.pair_state import PairState
 
