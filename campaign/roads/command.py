@@ -7,6 +7,7 @@ import json
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -91,11 +92,14 @@ def roads(
     """Kill connectors and replicas while messages go from a broker through the model to another place.
 
     Exits with 0 if every prediction is there as docs/connecting.md promises it, with 1 if not, and with 3 if a broker
-    is not installed.
+    or pandas is not installed.
     """
     for name in road or ():
         if name not in ROADS:
             raise typer.BadParameter(f"{name!r}; expected one of {', '.join(ROADS)}", param_hint="--road")
+    if every and find_spec("pandas") is None:
+        _console.print("--every needs pandas, which is not installed: STEPWELL_EXTRAS=pandas ./stepwell --version")
+        raise typer.Exit(_NOT_HERE)
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
     plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s, kills=kills)

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from campaign.roads.road import Sent
 
@@ -127,6 +126,7 @@ class TimedLoad:
 
     def ticks(self, late: npt.NDArray[np.bool_]) -> Series:
         """Return the timesteps by `--every`, as pandas resamples the messages that are not late."""
+        import pandas as pd  # an extra
 
         def resampled(times: npt.NDArray[np.int64], xs: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             every = f"{EVERY_S}s"

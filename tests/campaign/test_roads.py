@@ -70,6 +70,8 @@ async def test_a_backfill_that_was_killed_goes_on_and_then_live(short_path: Path
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("run", [run_order, run_ticks])
 async def test_shuffled_messages_are_applied_by_their_times_or_are_late(short_path: Path, run: Run) -> None:
+    if run is run_ticks:
+        pytest.importorskip("pandas", reason="pandas is not installed (STEPWELL_EXTRAS=pandas)")
     result = await run(short_path, redis_road, dataclasses.replace(SHORT, kills=1), lambda *_: None)
 
     assert is_good(result)

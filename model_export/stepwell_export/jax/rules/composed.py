@@ -54,6 +54,25 @@ def _log1p(x: Any) -> Any:
     return jnp.where(counted == 0, x, jnp.log(total) * jnp.where(counted == x, 1.0, x / counted))
 
 
+@_composed("log2")
+def _log2(x: Any) -> Any:
+    return jnp.log(x) / math.log(2)
+
+
+@_composed("polynomial")
+def _polynomial(x: Any, *coefficients: Any) -> Any:
+    """Horner's rule; the coefficients begin with that of x**0."""
+    total = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total
+
+
+@_composed("one_minus_square")
+def _one_minus_square(x: Any) -> Any:
+    return (1 + x) * (1 - x)
+
+
 @_composed("atan2")
 def _atan2(y: Any, x: Any) -> Any:
     """The arc tangent of the smaller operand by the larger one, so that neither 0 nor infinity divides."""

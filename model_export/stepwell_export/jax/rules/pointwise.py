@@ -183,11 +183,13 @@ def _signbit(graph: JaxGraph, _jaxpr: Any, inputs: list[JaxValue]) -> JaxValue |
 def _searchsorted(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
     """Return how many bounds are not above a number, for each number."""
     bounds, x = inputs
-    if bounds.known is None or bounds.is_sizes or bounds.known.ndim != 1:
+    text = str(jaxpr)
+    is_left = "side=left" in text or "le_to" in text  # of JAX 0.12, and as the comparison of earlier ones
+    is_right = "side=right" in text or "lt_to" in text
+    if is_left == is_right or bounds.known is None or bounds.is_sizes or bounds.known.ndim != 1:
         return None
     wide = JaxValue((*x.shape, 1), x.dtype, graph.op("Unsqueeze", graph.whole(x), graph.ints([len(x.shape)])))
     limits = constant(bounds.known.reshape((1,) * len(x.shape) + (-1,)))
-    kind = "LessOrEqual" if "le_to" in str(jaxpr) else "Less"  # from the left, or from the right
-    is_above = pointwise(graph, kind, wide, limits, dtype="bool")
+    is_above = pointwise(graph, "LessOrEqual" if is_left else "Less", wide, limits, dtype="bool")
     counted = graph.cast(graph.op("Not", graph.whole(is_above)), "int32")
     return JaxValue(x.shape, "int32", graph.op("ReduceSum", counted, graph.ints([len(x.shape)]), keepdims=0))
