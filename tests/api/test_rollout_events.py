@@ -169,7 +169,8 @@ def test_a_client_that_goes_away_ends_a_run_that_is_not_committed(rolling: Servi
     admission = rolling.app.state.context.engine.admission
     body = {"horizon": 40, "inputs": [1], "feedback": {"x": "y"}}
     with rolling.http.stream("POST", rolling.path("slow", stream, "rollout"), json=body, headers=EVENTS) as answer:
-        first = next(answer.iter_lines())
+        lines = answer.iter_lines()  # named: without it the iterator would end at once, and close the connection
+        first = next(lines)
         running = admission.rows
 
     async def ended() -> None:
