@@ -3,7 +3,7 @@
     python -m benchmarks.export_trace [DIR]
 
 A profile function counts what is called, modules that are imported on the way aside; and each `InferenceSession` that
-is opened, with the function of ours that asks for it. DIR is another checkout, whose exporter runs instead.
+is opened, with the function of ours that opens it. DIR is another checkout, whose exporter runs instead.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _LETTERS_S: Final = 5.0  # for dead letters behind the last prediction
 _HOUR_US: Final = 3600 * SECOND
 _JUMPS_S: Final = (-1800.0, 86_400.0)
 _EARLIER: Final = "the oldest go on"
-"""What a connector says when more messages wait than may."""
+"""What a connector logs when more messages wait than `--order-messages` allows."""
 
 _POLL_S: Final = 0.1
 _SHOWN: Final = 20
@@ -72,7 +72,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """How a connector is told to make timesteps of messages, and what must become of them.
+    """The flags by which a connector makes timesteps of messages, and which timesteps must result.
 
     Attributes:
         flags: Its flags.

@@ -1,4 +1,4 @@
-"""All workers on a store reload: the one that announces it waits for those that live, and for no longer than said."""
+"""All workers on a store reload: the one that announces it waits for those that are alive, until a time limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.servers import Server
 
 
 class Worker:
-    """A worker whose reloads last as long as a test says."""
+    """A worker whose reloads last as long as a test sets."""
 
     def __init__(self, server: Server) -> None:
         self.followed: list[tuple[str, ...]] = []

@@ -179,7 +179,9 @@ class Placement:
 
 
 class Placing:
-    """Places the streams of all models: each stays on the version that wrote its record; new ones begin where asked.
+    """Places the streams of all models: each stays on the version that wrote its record.
+
+    A new stream starts on the version that the request names, or on the default.
 
     Args:
         models: The loaded models.
@@ -197,7 +199,9 @@ class Placing:
         return Placement(served, self.models, hand_over, error)
 
     def begin(self, model: str, name: str) -> tuple[bytes, Standing] | None:
-        """Return where a new stream begins, as a fingerprint, and what its record shows; None: where the request asks.
+        """Return the fingerprint of the version on which a new stream starts, and its standing in a release.
+
+        None: the version that the request names, or the default.
 
         Args:
             model: The model's name.

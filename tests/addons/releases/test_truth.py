@@ -1,4 +1,4 @@
-"""Which of two versions is better: `backtest`, the release, its table and its gate say so by the same numbers."""
+"""Which of two versions is better: `backtest`, the release, its table and its gate use the same numbers."""
 
 from __future__ import annotations
 

@@ -82,15 +82,7 @@ class PredictionSlots:
     def write(
         self, positions: Array, codes: Array, last_steps: Array, unknown: Array, outputs: Mapping[str, Array]
     ) -> None:
-        """Write the predictions of a chunk of each of some streams.
-
-        Args:
-            positions: The row of each timestep, `(N, T)`.
-            codes: The streams, `(N,)`.
-            last_steps: The step of each stream's last timestep, `(N,)`; 0: it is not known.
-            unknown: The first timesteps of each stream whose outputs are not known, `(N,)`.
-            outputs: `(N, T, *row)` by output.
-        """
+        """Write the predictions of a chunk of each of some streams: see `PredictionSink.write`."""
         n_streams, length = positions.shape
         at = positions.ravel()
         steps = last_steps[:, None] - np.arange(length - 1, -1, -1)

@@ -116,7 +116,7 @@ class ConnectSession:
         """
         self.counters = ConnectCounters()
         self._rules: TimeRules | None = None
-        if config.source.order is not None or not follows_grid(config.source):  # else the model has a say
+        if config.source.order is not None or not follows_grid(config.source):  # else the model's grid counts
             self._rules = TimeRules.of(config.source)
         self._config = config
         self._options = options

@@ -75,7 +75,7 @@ class Failure:
     """Why a stream was not stepped to its end.
 
     Attributes:
-        error: What the service said.
+        error: The service's message.
         first: The first row of the request, from 1.
         last: Its last row.
     """

@@ -1,7 +1,7 @@
 """Releases: a model's next version under its live streams, gradually, and back.
 
     addon.py      `ReleasesAddon`: where all of it is put together for one worker
-    placing.py    `ReleasePlacing`: what the engine asks where a stream is stepped
+    placing.py    `ReleasePlacing`: the hook that places each stream on a version
     document.py   what is stored: `ReleaseDocument`, `Trial`, `Gate`; the membership of a stream in a share
     plan.py       `ReleasePlan`: what steps a stream next, by its record and the document; pure
     lookup.py     `Releases`: the documents of this worker: `releases.current(model)`, `releases.now()`

@@ -33,7 +33,7 @@ _EVERY_S: Final = 1.0
 
 
 class ReleasesAddon(ServiceAddon):
-    """New versions take over the streams of a model, as its release says.
+    """New versions take over the streams of a model, by its release document.
 
     Attributes:
         service: Starts, changes and ends releases; set while the service runs.

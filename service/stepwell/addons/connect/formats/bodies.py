@@ -26,7 +26,7 @@ _HEAD: Final = 5
 SCHEMA_FORMATS: Final = ("avro", "protobuf", "json-schema")
 _INSTALL: Final = "Install it with `pip install 'stepwell[formats]'`, or in a clone with STEPWELL_EXTRAS=formats."
 _OBJECT: Final = re.compile(r"<_io\.BytesIO[^>]*>")  # how fastavro names the message
-_SHOWN: Final = 300  # characters of what a library says
+_SHOWN: Final = 300  # characters of a message of a library
 _SIZED: Final = 2
 _FIXED: Final = {1: 8, 5: 4}
 """Wire types of Protobuf: with their size in front, and of as many bytes; 0 is a varint."""
