@@ -57,7 +57,8 @@ class Announcement(NamedTuple):
 class FleetReloads:
     """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
 
-    A worker writes which reload it has done, and which it is doing, into a hash of the store.
+    A worker writes which reload it has done, and which it is doing, into a hash of the store. It does what it announces
+    once more itself: the announcement may have replaced another one that it had not read yet.
 
     Attributes:
         lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.
@@ -166,8 +167,6 @@ class FleetReloads:
         await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
         if self._unannounced is announcement:
             self._unannounced = None
-        self._seen = announcement.id
-        await self._execute(self._sign_in())
         await self._followed.announce(announcement.id)
 
     async def _read(self) -> Announcement:
