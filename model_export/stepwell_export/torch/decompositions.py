@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stepwell_export.torch.division import DIVISIONS
-from stepwell_export.torch.pads import FixedPads, Pads
 from stepwell_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 from stepwell_export.torch.writes import Writes
 
@@ -30,14 +29,9 @@ class Decomposed(TorchFunctionMode):
         writes: What was written into tensors.
     """
 
-    def __init__(self, pads: Pads = ()) -> None:
-        """Prepare a run.
-
-        Args:
-            pads: The paddings of each call of `F.pad` that are the same for every length.
-        """
+    def __init__(self) -> None:
+        """Prepare a run."""
         super().__init__()
-        self._pads = FixedPads(pads)
         self.scans = LogSpaceScans()
         self.writes = Writes()
 
@@ -46,8 +40,6 @@ class Decomposed(TorchFunctionMode):
         if (found := self.writes.call(func, args, kwargs)) is not NotImplemented:
             return found
         args, kwargs = self.writes.now((args, kwargs))
-        if (found := self._pads.call(func, args, kwargs)) is not NotImplemented:
-            return found
         return self.scans.call(_WORDS.get(func, func), args, kwargs)
 
 

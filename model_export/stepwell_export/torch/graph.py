@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
 import logging
 import sys
@@ -32,7 +31,6 @@ from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
 from stepwell_export.torch.optimizing import exact
-from stepwell_export.torch.pads import Pads
 from stepwell_export.torch.recurrences import associative_scans_written_out
 
 OPSET = 18
@@ -58,7 +56,6 @@ def trace(
     name: str,
     length: int | None = None,
     layers: Any = None,
-    pads: Pads = (),
 ) -> onnx.ModelProto:
     """Trace a module, with rows and timesteps of any number.
 
@@ -75,7 +72,6 @@ def trace(
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
         layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
-        pads: The paddings of each call of `F.pad` that are the same for every length.
 
     Returns:
         The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
@@ -86,7 +82,7 @@ def trace(
     """
     errors: list[NoGraphError] = []
     not_run: list[onnx.ModelProto] = []
-    for export in (functools.partial(_older, pads=pads), _newer):
+    for export in (_older, _newer):
         try:
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
             with _tracing(), patch_recurrent_layers(own, decomposed):
@@ -101,14 +97,14 @@ def trace(
     raise errors[0]
 
 
-def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None, *, pads: Pads) -> Any:
+def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
     del length  # it keeps no bounds
     file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
     open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
     plain = module.forward
 
     def decomposed_forward(*given: Tensor) -> tuple[Tensor, ...]:
-        with Decomposed(pads) as mode:
+        with Decomposed() as mode:
             found: tuple[Tensor, ...] = mode.writes.now(plain(*given))
         return found
 

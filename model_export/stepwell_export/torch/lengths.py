@@ -217,7 +217,7 @@ def _lines(whole: Sequences, steps: int) -> _Lines:
 
 
 def _numbers_in_code(whole: Sequences, steps: int) -> set[int]:
-    """Return the whole numbers that the code of a module holds where it runs, but those of torch."""
+    """Return the numbers that the code of a module holds where it runs, rounded up, but those of torch."""
     found: set[int] = set()
     for part in whole.module.modules():
         if not type(part).__module__.startswith("torch."):
@@ -244,6 +244,8 @@ def _in_values(values: Any, *, depth: int = 2) -> Iterator[int]:
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool):
             yield value
+        elif isinstance(value, float) and 1 < abs(value) <= LONGEST:
+            yield math.ceil(value)
         elif depth and isinstance(value, tuple | list | set | frozenset) and len(value) < 100:
             yield from _in_values(value, depth=depth - 1)
         elif depth and isinstance(value, dict) and len(value) < 100:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from stepwell_export.torch.graph import NoGraphError, trace
 from stepwell_export.torch.layers import StepLayer
 from stepwell_export.torch.lengths import check_lengths
 from stepwell_export.torch.naming import named
-from stepwell_export.torch.pads import pads_of
 from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -216,7 +214,6 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     axes |= {made: {"batch": 0} for made in gives}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    pads = pads_of([partial(whole, whole.draw.tensors(0, ROWS, steps)) for steps in dict.fromkeys(whole.lengths)])
     proto = trace(
         _BatchTimeFirst(whole),
         example,
@@ -225,7 +222,6 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         name=name,
         length=spec.length,
         layers=whole.module,
-        pads=pads if len(set(whole.lengths)) > 1 else (),
     )
     if whole.loops:
         written, proto = proto, with_loops_rolled(proto)

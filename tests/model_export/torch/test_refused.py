@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,6 +176,16 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
 }
 
 
+def by_length(pad: Callable[[int], int]) -> StepSpec:
+    """A module that shifts its sequence by a number that is 0 for short ones."""
+
+    def run(m: Any, x: Any) -> Any:
+        length = x.shape[1]
+        return m.rnn(F.pad(x, (0, 0, pad(length), 0))[:, :length])[0]
+
+    return whole(of(run, rnn=lstm()))
+
+
 def strided(padding: tuple[int, int], mode: str) -> StepSpec:
     """Return the spec of a strided convolution over samples, 6 of which are a timestep."""
 
@@ -204,6 +215,15 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
         "Layer 'decoder' (LSTM) starts from",
     ),
     "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), "node 'Conv' (Conv)"),
+    **{
+        f"padded_by_the_length_{name}": (partial(by_length, pad), message)
+        for name, pad, message in (
+            ("in_two_divisions", lambda n: n // 40 // 50 // 2, "depends on the number of timesteps"),
+            ("by_a_shift", lambda n: n >> 12, "depends on the number of timesteps"),
+            ("by_a_square", lambda n: n * n // 9_000_000, "depends on the number of timesteps"),
+            ("by_a_float", lambda n: int(n / 5001.0), "does something else for a sequence of 5,001 timesteps"),
+        )
+    },
     "samples_ahead": (lambda: strided((1, 1), "constant"), "layer 'conv' (Conv1d) pads or shifts it on the right"),
     "reflected_samples": (
         lambda: strided((2, 0), "reflect"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from stepwell_export import StepSpec
@@ -96,15 +95,6 @@ def doubled_maximum() -> StepSpec:
     return whole(of(run, new=nn.Linear(4, 5)))
 
 
-def whole_frames() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        length = x.shape[1]
-        padded = math.ceil(length / 1) * 1
-        return m.conv(F.pad(x.transpose(1, 2), (2, padded - length))).transpose(1, 2)
-
-    return whole(of(run, conv=nn.Conv1d(4, 5, 3)))
-
-
 def tiny_constant() -> StepSpec:
     """Torch's optimizer takes 1e-8 for zero; without it, the timesteps before the first one are infinite."""
 
@@ -169,7 +159,6 @@ ZOO = {
     "doubled_maximum": ZooModule(
         doubled_maximum, "a running maximum in log2(T) rounds", "the maximum, and whether it has begun"
     ),
-    "whole_frames": ZooModule(whole_frames, "a padding computed from the length, always zero", "past timesteps"),
     "tiny_constant": ZooModule(tiny_constant, "a delayed division by a root of a sum with 1e-8", "past timesteps"),
     "subclass": ZooModule(subclass, "a subclass of nn.LSTM with arguments of its own", "h and c"),
     "distribution": ZooModule(distribution, "parameters of a torch.distributions.Normal", "h"),
