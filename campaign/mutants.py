@@ -327,14 +327,14 @@ MUTANTS = (
     ),
     Mutant(
         "two rollouts at one position have the same operation id",
-        "service/stepwell/engine/rollout/service.py",
+        "service/stepwell/addons/rollouts/service.py",
         "request.horizon,",
         "0,",
-        ("tests/api/test_rollout.py::test_a_retried_committed_rollout_gets_its_first_answer",),
+        ("tests/addons/rollouts/test_api.py::test_a_retried_committed_rollout_gets_its_first_answer",),
     ),
     Mutant(
         "a rollout learns from its own predictions",
-        "service/stepwell/engine/rollout/worker.py",
+        "service/stepwell/addons/rollouts/worker.py",
         "learn=False",
         "learn=True",
         ("tests/exactly_once/test_learned.py",),

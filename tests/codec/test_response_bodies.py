@@ -19,7 +19,7 @@ from stepwell.codec.response_bodies import (
     StepResponse,
 )
 from stepwell.codec.responses import bulk_response, position_response, step_response
-from stepwell.codec.rollout import RolloutBody, rollout_response
+from stepwell.addons.rollouts.bodies import RolloutBody, rollout_response
 from stepwell.codec.step_bodies import (
     BulkBody,
     BulkMessage,

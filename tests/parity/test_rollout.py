@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.engine.rollout.sampling import sample_indices, uniforms
+from stepwell.addons.rollouts.sampling import sample_indices, uniforms
 from stepwell_export.exporter import export_source
 from stepwell_export.runtime.feedback import Draw
 from tests.api.running import Service, running_service

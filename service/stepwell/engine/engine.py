@@ -9,7 +9,7 @@ from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
-from stepwell.engine.rollout.service import RolloutService
+from stepwell.addons.rollouts.service import RolloutService
 from stepwell.engine.run_watchdog import Watchdog
 from stepwell.engine.state_runs import StateRuns
 from stepwell.engine.stepping.samplers import Samplers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepwell.types.rollouts import RolloutRequest, RolloutResult
+from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.types.sources import BatchSources, Source, source_digest
 from stepwell.types.steps import (
     ENDS,

@@ -26,7 +26,7 @@ from stepwell.codec.response_bodies import (
     SnapshotsResponse,
     StateResponse,
 )
-from stepwell.codec.rollout import RolloutBody
+from stepwell.addons.rollouts.bodies import RolloutBody
 from stepwell.codec.step_bodies import PeekBody
 from stepwell.codec.stream_ops import ForkBody, SnapshotBody, StateBody
 

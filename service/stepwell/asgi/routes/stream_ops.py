@@ -21,7 +21,7 @@ from stepwell.asgi.http import (
 )
 from stepwell.asgi.openapi import stream_ops as openapi
 from stepwell.asgi.query import flag_of, version_of
-from stepwell.asgi.rollout_events import RolloutEvents
+from stepwell.addons.rollouts.events import RolloutEvents
 from stepwell.codec import JSON, Format
 from stepwell.codec.packed_states import read_packed_state
 from stepwell.codec.response_bodies import (
@@ -32,7 +32,7 @@ from stepwell.codec.response_bodies import (
     StateResponse,
 )
 from stepwell.codec.responses import position_response, rfc3339, step_response
-from stepwell.codec.rollout import RolloutLimits, read_rollout, rollout_response
+from stepwell.addons.rollouts.bodies import RolloutLimits, read_rollout, rollout_response
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
     read_fork,

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from stepwell.asgi.rollout_events import RolloutEvents
+from stepwell.addons.rollouts.events import RolloutEvents
 from stepwell.types import RolloutRequest, StreamKey
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of

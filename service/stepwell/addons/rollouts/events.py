@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event, run_until_disconnect
 from stepwell.codec import JSON
-from stepwell.codec.rollout import done_event, timestep_event
-from stepwell.engine.rollout.service import RolloutService
+from stepwell.addons.rollouts.bodies import done_event, timestep_event
+from stepwell.addons.rollouts.service import RolloutService
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error, problem_document
 from stepwell.types import RolloutRequest, RolloutResult

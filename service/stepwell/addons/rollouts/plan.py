@@ -12,8 +12,8 @@ import numpy as np
 from stepwell.engine.packing import pack_outputs, prediction_bytes, unpack_outputs
 from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.rollout.feedback import FeedbackInputs
-from stepwell.engine.rollout.worker import ActiveRollout
+from stepwell.addons.rollouts.feedback import FeedbackInputs
+from stepwell.addons.rollouts.worker import ActiveRollout
 from stepwell.engine.stepping.model_runner import missing_input
 from stepwell.errors import CorruptRecordError, ServiceError, wrong_state_size
 from stepwell.models.pair_state import PAIR_BYTES

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from stepwell.engine.rollout.sampling import normals, sample_indices, uniforms
+from stepwell.addons.rollouts.sampling import normals, sample_indices, uniforms
 from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.feedback import Draw
 from tests.api.running import Service, running_service

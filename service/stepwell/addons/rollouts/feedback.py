@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stepwell.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
+from stepwell.addons.rollouts.sampling import counts, normals, sample_indices, students, uniforms
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.feedback import Rule
 from stepwell_export.runtime.manifest import Array, OutputSpec

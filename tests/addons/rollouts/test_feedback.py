@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.engine.rollout.feedback import FeedbackInputs
+from stepwell.addons.rollouts.feedback import FeedbackInputs
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.feedback import rules_of
 from stepwell_export.runtime.manifest import Array

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stepwell.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
+from stepwell.addons.rollouts.sampling import counts, normals, sample_indices, students, uniforms
 from stepwell_export.runtime.feedback import Draw
 from stepwell_export.runtime.manifest import Array
 

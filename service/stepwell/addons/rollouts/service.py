@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from stepwell.engine.placing import Placing, Standing
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
-from stepwell.engine.rollout.plan import RolloutPlan
-from stepwell.engine.rollout.worker import ActiveRollout, OnTimestep, RolloutWorker
+from stepwell.addons.rollouts.plan import RolloutPlan
+from stepwell.addons.rollouts.worker import ActiveRollout, OnTimestep, RolloutWorker
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
