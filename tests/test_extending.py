@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 CONTRACT: tuple[Any, ...] = (
     *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
-    *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon),
+    *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon, extend.ModelRuns),
 )
 
 

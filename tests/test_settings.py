@@ -28,8 +28,6 @@ PROMISED: dict[str, Any] = {
     "stream_ttl_s": 604_800,
     "snapshot_ttl_s": None,
     "max_snapshots": 16,
-    "max_horizon": 4096,
-    "max_samples": 256,
     "max_batch_size": 256,
     "max_wait_ms": 0,
     "queue_limit": 10_000,

@@ -152,7 +152,9 @@ def _build_engine(
         on_change=metrics.model_changed,
     )
     placing = next((found for addon in addons if (found := addon.placing(store, models)) is not None), None)
-    return Engine(store, models, options, metrics, placing=placing, samplers=addons)
+    engine = Engine(store, models, options, metrics, placing=placing, samplers=addons)
+    engine.runs += [runs for addon in addons if (runs := addon.model_runs(engine)) is not None]
+    return engine
 
 
 def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:

@@ -65,6 +65,8 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.engine.engine import Engine
+    from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.placing import Placement, Placing
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
@@ -88,6 +90,7 @@ __all__ = [
     "Command",
     "ConnectError",
     "ConnectUsageError",
+    "Engine",
     "ErrorFormat",
     "GraphBuilder",
     "HotRoute",
@@ -96,6 +99,7 @@ __all__ = [
     "MessageReader",
     "MessageWriter",
     "Model",
+    "ModelRuns",
     "OutMessage",
     "Placement",
     "Placing",
@@ -115,6 +119,8 @@ _LOADED_WHEN_USED: Final = {
     "ErrorFormat": "stepwell.requests.error_formats",
     "HotRoute": "stepwell.requests.hot_routes",
     "GraphBuilder": "stepwell_export.graph.builder",
+    "Engine": "stepwell.engine.engine",
+    "ModelRuns": "stepwell.engine.model_runs",
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stepwell.engine.engine import Engine
+    from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.placing import Placing
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.registry import ModelRegistry
@@ -45,6 +47,10 @@ class ServiceAddon:
 
     def placing(self, store: StateStore, models: ModelRegistry) -> Placing | None:
         """Return what places streams on versions; None: it places none. At most one add-on does."""
+        return None
+
+    def model_runs(self, engine: Engine) -> ModelRuns | None:
+        """Return what runs models besides steps, on the engine that was just built; None: nothing does."""
         return None
 
     async def start(self) -> None:

@@ -101,6 +101,10 @@ class AddonSettings(SettingsGroup):
         """Return the addresses on which the add-on listens, by what is spoken there."""
         return {}
 
+    def limits(self) -> Mapping[str, float]:
+        """Return those of its settings that `GET /v1/info` shows among the limits, by name."""
+        return {}
+
 
 _OfAddon = TypeVar("_OfAddon", bound=AddonSettings)
 
@@ -167,10 +171,6 @@ class Settings(SettingsGroup):
     """Maximum size of a request body or WebSocket message; a larger one is rejected with 413 `too_large`."""
     max_chunk_steps: Count = 4096
     """Maximum timesteps of one stream in one request."""
-    max_horizon: Count = 4096
-    """Maximum timesteps of one rollout."""
-    max_samples: Count = 256
-    """Maximum samples of one rollout."""
     max_connections: Count = 10_000
     """Maximum open connections of one worker, and maximum calls of gRPC at the same time."""
     max_websockets: Count = 5_000
@@ -310,6 +310,11 @@ class Settings(SettingsGroup):
     def more_addresses(self) -> dict[str, str]:
         """The addresses on which add-ons listen, by what is spoken there."""
         return {spoken: at for addon in addon_settings() for spoken, at in self.of(addon).addresses(self).items()}
+
+    @property
+    def more_limits(self) -> dict[str, float]:
+        """The limits that add-ons have, by name."""
+        return {name: limit for addon in addon_settings() for name, limit in self.of(addon).limits().items()}
 
     @classmethod
     def create(cls, values: Mapping[str, Any], *, fix: str = "") -> Settings:

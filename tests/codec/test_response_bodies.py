@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from msgspec import Struct
 
+from stepwell.addons.rollouts.bodies import RolloutBody, RolloutResponse, rollout_response
+from stepwell.addons.rollouts.requests import RolloutResult
 from stepwell.codec import JSON
 from stepwell.codec.response_bodies import (
     BulkResponse,
     PeekResponse,
     PositionResponse,
     Problem,
-    RolloutResponse,
     StepResponse,
 )
 from stepwell.codec.responses import bulk_response, position_response, step_response
-from stepwell.addons.rollouts.bodies import RolloutBody, rollout_response
 from stepwell.codec.step_bodies import (
     BulkBody,
     BulkMessage,
@@ -35,7 +35,7 @@ from stepwell.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBo
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
-from stepwell.types import BulkPrediction, RolloutResult
+from stepwell.types import BulkPrediction
 from tests.codec.test_codec import STATE_ID, prediction
 from tests.graphs import manifest_of
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.stepping.batcher import Batcher
@@ -18,7 +19,8 @@ from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.tenant_limits import Reservation, StreamQuota
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.types import Prediction, RolloutRequest, StreamKey, Timestep
+from stepwell.types import Prediction, StreamKey, Timestep
+from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
 from tests.graphs import fold, nan_at, write_models
 from tests.servers import Server
@@ -151,7 +153,7 @@ async def fork(engine: Engine, stream: str) -> object:
 
 async def roll_out(engine: Engine, stream: str) -> object:
     first, feedback = {"x": np.array([1], np.int64)}, {"x": "y"}
-    return await engine.rollouts.run(
+    return await rollouts_of(engine).run(
         RolloutRequest(StreamKey("default", FOLD, stream), 3, first, feedback=feedback, commit=True)
     )
 

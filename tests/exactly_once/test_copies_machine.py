@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace as replace_struct
 
+from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
-from stepwell.types import ImportedState, RolloutRequest, StreamKey
+from stepwell.types import ImportedState, StreamKey
+from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import FOLD, step, ys
 from tests.exactly_once.copies_model import CopiesModel, CopyRequest, CopyResponse
 from tests.exactly_once.machines import Shared, run_machine
@@ -108,7 +110,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
         async def peek_then_roll_out() -> tuple[list[int], list[int]]:
             peeked = await engine.steps.peek(replace_struct(step(stream, x), key=key))
-            ahead = await engine.rollouts.run(RolloutRequest(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
+            ahead = await rollouts_of(engine).run(RolloutRequest(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
             assert (peeked.step, ahead.step) == (at + 1, at + 2)
             return ys(peeked), ahead.outputs["y"][0, :, 0].tolist()
 
@@ -188,7 +190,7 @@ class CopiesMachine(RuleBasedStateMachine):
         elif request.operation == "rollout":
             inputs = {} if request.x is None else {"x": np.array([request.x])}
             rollout = RolloutRequest(key, request.number, inputs, feedback={"x": "y"}, commit=True)
-            found = await engine.rollouts.run(replace(rollout, **named))
+            found = await rollouts_of(engine).run(replace(rollout, **named))
             values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.next_inputs["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import idempotency_key_of, record_key
-from stepwell.types import ImportedState, RolloutRequest, StreamKey
+from stepwell.types import ImportedState, StreamKey
+from tests.addons.rollouts.harness import rollouts_of
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models
@@ -69,7 +71,7 @@ async def in_columns(engine: Engine) -> object:
 
 def rollout(*, commit: bool) -> Operation:
     inputs = {"x": np.array([1], np.int64)}
-    return lambda engine: engine.rollouts.run(RolloutRequest(A, 2, inputs, feedback={"x": "y"}, commit=commit))
+    return lambda engine: rollouts_of(engine).run(RolloutRequest(A, 2, inputs, feedback={"x": "y"}, commit=commit))
 
 
 def state_of(engine: Engine, after: bytes | None) -> Awaitable[Any]:

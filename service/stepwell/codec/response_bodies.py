@@ -134,20 +134,6 @@ class PeekResponse(Document, kw_only=True):
     version: Version | UnsetType = UNSET
 
 
-class RolloutResponse(Document, kw_only=True):
-    """The response to a rollout; with `samples`, tensors have a first axis for them."""
-
-    outputs: Annotated[Tensors, Meta(description="A prediction for each timestep: `[horizon, ..]`.")]
-    next: Annotated[
-        Tensors, Meta(description="The next input that was computed from each prediction: `[horizon, ..]`.")
-    ]
-    step: Annotated[int, Meta(description="The step that the stream is at, or would be at.")]
-    state_id: StateId | UnsetType = UNSET
-    seed: Annotated[int, Meta(description="Seed of the random draws, if there were any.")] | UnsetType = UNSET
-    replayed: Replayed | UnsetType = UNSET
-    created: Created | UnsetType = UNSET
-
-
 class PositionResponse(Document, kw_only=True):
     """The response to a reset or an imported state."""
 

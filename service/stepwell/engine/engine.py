@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stepwell.engine.admission import RequestAdmission
+from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
-from stepwell.addons.rollouts.service import RolloutService
 from stepwell.engine.run_watchdog import Watchdog
 from stepwell.engine.state_runs import StateRuns
 from stepwell.engine.stepping.samplers import Samplers
@@ -22,6 +22,7 @@ from stepwell.engine.watch.interests import InterestTable
 from stepwell.engine.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
+from stepwell.models.served import ServedModel
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
@@ -36,10 +37,13 @@ class Engine:
     Attributes:
         models: The loaded models.
         steps: Steps streams.
-        rollouts: Runs streams by the model's own predictions.
         state_runs: Runs timesteps whose state is in the request.
+        runs: What runs models besides steps: `state_runs`, and what add-ons add.
         streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
         watch: The watchers of this worker.
+        interests: Decides which commits are published to watchers.
+        observer: Counts the work.
+        options: The options.
         refusals: The timesteps that this worker has refused.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
@@ -69,13 +73,14 @@ class Engine:
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
         quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
-        interests = InterestTable(options.history)
+        self.interests = interests = InterestTable(options.history)
+        self.observer, self.options = observer, options
         self.models = models
         self.store = store
         self.store_reachable = False
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.refusals = RefusalLog(store, options.history)
-        self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
+        self.admission = RequestAdmission(options, n_waiting=self._waiting)
         self.placing = Placing(models) if placing is None else placing
         longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
         source_ids = SourceIds(store, longest_ttl_s=longest_ttl_s)
@@ -95,12 +100,12 @@ class Engine:
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
         self.streams = StreamService(deps, snapshots, self.placing)
-        self.rollouts = RolloutService(deps, self.placing, observer, interests, max_rows=options.max_batch_size)
         self.state_runs = StateRuns(models, self.admission, observer, max_rows=options.max_batch_size)
+        self.runs: list[ModelRuns] = [self.state_runs]
         self._watchdog = Watchdog(
             options.run_timeout_s,
             lambda: [
-                *(served.step_model for served in (*self.steps.models, *self.rollouts.models, *self.state_runs.models)),
+                *(served.step_model for served in self._running()),
                 *models.translations.in_use,
             ],
             self.steps.sample_queues,
@@ -133,8 +138,16 @@ class Engine:
         """Reply to open requests with errors, and end threads and connections; call `drain` first."""
         self.admission.draining = True
         self._watchdog.stop()
-        self.rollouts.close()
-        self.state_runs.close()
+        for runs in self.runs:
+            runs.close()
         await self.watch.close()
         await self.steps.close()
         await self.store.close()
+
+    def _waiting(self) -> int:
+        return self.steps.waiting + sum(runs.waiting for runs in self.runs)
+
+    def _running(self) -> Iterator[ServedModel]:
+        yield from self.steps.models
+        for runs in self.runs:
+            yield from runs.models

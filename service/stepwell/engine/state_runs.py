@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.engine.admission import RequestAdmission
+from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.packed_states import non_finite_rows, row_in
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.errors import ServiceError
@@ -43,7 +44,7 @@ class StateRunResult:
     errors: Mapping[int, ServiceError]
 
 
-class StateRuns:
+class StateRuns(ModelRuns):
     """Runs timesteps whose state is in the request.
 
     Args:

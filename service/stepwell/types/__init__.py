@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.types.sources import BatchSources, Source, source_digest
 from stepwell.types.steps import (
     ENDS,
@@ -46,8 +45,6 @@ __all__ = [
     "ReplyCallback",
     "RequestFields",
     "ReturnMode",
-    "RolloutRequest",
-    "RolloutResult",
     "SnapshotStatus",
     "Source",
     "StreamHandle",

@@ -435,3 +435,9 @@ def test_a_rollout_that_takes_too_long_times_out(shared_redis: Server, tmp_path:
     assert [(a.status_code, code_of(a)) for a in (by_time, by_run)] == [(503, "model_timeout")] * 2
     assert by_run.json()["applied"] == "no"
     assert alive.status_code == 200
+
+
+def test_the_limits_of_rollouts_are_among_those_of_the_service(rolling: Service) -> None:
+    limits = rolling.http.get("/v1/info").json()["limits"]
+
+    assert (limits["max_horizon"], limits["max_samples"]) == (200, 20)

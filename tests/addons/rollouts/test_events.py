@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from stepwell.addons.rollouts.events import RolloutEvents
-from stepwell.types import RolloutRequest, StreamKey
+from stepwell.addons.rollouts.requests import RolloutRequest
+from stepwell.types import StreamKey
+from tests.addons.rollouts.harness import rollouts_of
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold, letters, nan_at, slow, two_inputs, wave, write_models
@@ -189,7 +191,7 @@ def test_a_comment_is_sent_while_no_timestep_is_made(rolling: Service, stream: s
     rollout = RolloutRequest(StreamKey("default", "slow", stream), 2, {"x": np.array([100_000])}, feedback={"x": "y"})
 
     async def texts() -> list[bytes]:
-        events = RolloutEvents(engine.rollouts, rollout, samples=False, comment_s=0.001)
+        events = RolloutEvents(rollouts_of(engine), rollout, samples=False, comment_s=0.001)
         await events.wait_for_first()
         return [text async for text in events.texts()]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
-from stepwell.types import RolloutRequest, RolloutResult, StreamKey
+from stepwell.types import StreamKey
+from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import FOLD, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
@@ -46,7 +48,7 @@ async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, red
         async def rolling(seed: int) -> None:
             for n in range(15):
                 x = seed * 1000 + n
-                answer = await (one, two)[n % 2].rollouts.run(request("a", 1 + n % 7, x, commit=True))
+                answer = await rollouts_of((one, two)[n % 2]).run(request("a", 1 + n % 7, x, commit=True))
                 done[answer.step] = x, predictions_of(answer)
 
         await asyncio.gather(stepping(1), stepping(2), rolling(3), rolling(4))
@@ -68,7 +70,7 @@ async def test_of_many_equal_concurrent_rollouts_one_is_committed(folder: Path, 
         await one.steps.advance(step("a", 1))
         for more in ({"seq": 2}, {"idempotency_key": "k"}):
             found = await asyncio.gather(
-                *((one, two)[n % 2].rollouts.run(request("a", 5, 7, commit=True, **more)) for n in range(20))
+                *(rollouts_of((one, two)[n % 2]).run(request("a", 5, 7, commit=True, **more)) for n in range(20))
             )
             assert len({(f.step, f.state_id, tuple(predictions_of(f))) for f in found}) == 1
             assert sum(not f.replayed for f in found) == 1
@@ -79,11 +81,11 @@ async def test_of_many_equal_concurrent_rollouts_one_is_committed(folder: Path, 
 
 async def test_a_rollout_creates_a_missing_stream_and_rejects_a_corrupt_one(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        made = await engine.rollouts.run(request("new", 2, 7, commit=True))
+        made = await rollouts_of(engine).run(request("new", 2, 7, commit=True))
         with redis_server.client() as client:
             client.set(record_key("default", FOLD, "bad"), b"no record of ours")
         refused = await gather_results(
-            engine.rollouts.run(request("bad", 2, 7, commit=True)), engine.rollouts.run(request("bad", 2))
+            rollouts_of(engine).run(request("bad", 2, 7, commit=True)), rollouts_of(engine).run(request("bad", 2))
         )
 
     assert (made.created, made.step, predictions_of(made)) == (True, 2, fold_reference([7, fold_reference([7])[0]]))
@@ -92,11 +94,11 @@ async def test_a_rollout_creates_a_missing_stream_and_rejects_a_corrupt_one(fold
 
 async def test_a_drain_waits_for_running_rollouts_and_rejects_new_ones(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        going = asyncio.create_task(engine.rollouts.run(request("a", 2000, 1, commit=True)))
+        going = asyncio.create_task(rollouts_of(engine).run(request("a", 2000, 1, commit=True)))
         await asyncio.sleep(0)
         await engine.drain(30)
         with pytest.raises(ServiceError) as refused:
-            await engine.rollouts.run(request("b", 1, 1))
+            await rollouts_of(engine).run(request("b", 1, 1))
 
     assert going.done()
     assert (await going).step == 2000

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.stepping import batcher
 from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.errors import ServiceError
-from stepwell.types import Prediction, RolloutRequest, StreamKey
+from stepwell.types import Prediction, StreamKey
 from stepwell_export.runtime.manifest import BatchSpec
+from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import (
     FOLD,
     CountingObserver,
@@ -103,8 +105,8 @@ async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
         full = [engine.steps.advance(step("a", 1)) for _ in range(4)]
-        *_, crowded = await gather_results(*full, engine.rollouts.run(ask))
-        again = await engine.rollouts.run(ask)
+        *_, crowded = await gather_results(*full, rollouts_of(engine).run(ask))
+        again = await rollouts_of(engine).run(ask)
 
     assert codes([crowded]) == [("overloaded", "no")]
     assert again.outputs["y"].shape == (1, 900, 1)
@@ -214,7 +216,7 @@ async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_
 async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> None:
     ask = RolloutRequest(StreamKey("default", FOLD, "a"), 10**6, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
     async with worker(redis_server.url, folder) as engine:
-        rollouts = [asyncio.ensure_future(engine.rollouts.run(ask)) for _ in range(2)]
+        rollouts = [asyncio.ensure_future(rollouts_of(engine).run(ask)) for _ in range(2)]
         done, _ = await asyncio.wait(rollouts, timeout=0.2)
         await engine.close()
         async with asyncio.timeout(5):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.engine.watch.hub import WatchHub
 from stepwell.engine.watch.interests import CommitsUnderWay, InterestTable, Subscription
@@ -19,7 +20,8 @@ from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
-from stepwell.types import RolloutRequest, StreamKey
+from stepwell.types import StreamKey
+from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import step, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server
@@ -46,7 +48,7 @@ def stepped(engine: Engine) -> Coroutine[Any, Any, object]:
 
 def rolled_out(engine: Engine) -> Coroutine[Any, Any, object]:
     key, inputs = StreamKey("default", "fold", "a"), {"x": np.array([1], np.int64)}
-    return engine.rollouts.run(RolloutRequest(key, 2, inputs, feedback={"x": "y"}, commit=True))
+    return rollouts_of(engine).run(RolloutRequest(key, 2, inputs, feedback={"x": "y"}, commit=True))
 
 
 async def several_iterations() -> None:

@@ -1,1 +1,1 @@
-"""Rollouts: predictions fed back as inputs."""
+"""Rollouts: a stream is run by the model's own predictions, which become its inputs."""

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
+from stepwell.addons.rollouts.requests import RolloutResult
+from stepwell.codec.response_bodies import Created, Document, Replayed, Tensors
 from stepwell.codec.step_bodies import TENSORS, CreateMode, Seq, StateId
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.codec.strict.parse import bad_request, parse, preview
 from stepwell.codec.strict.tensors import read_tensor
 from stepwell.errors import ServiceError
-from stepwell.types import RolloutResult
 from stepwell_client.wire.formats import JSON, Format, encode_tensors
 from stepwell_client.wire.ids import SEQ_LIMIT, decode_state_id, encode_state_id
 from stepwell_export.runtime.feedback import FeedbackError, check_draw
@@ -104,6 +105,20 @@ class RolloutBody(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
         if self.after is not UNSET:
             options["after"] = decode_state_id(self.after)
         return options
+
+
+class RolloutResponse(Document, kw_only=True):
+    """The response to a rollout; with `samples`, tensors have a first axis for them."""
+
+    outputs: Annotated[Tensors, Meta(description="A prediction for each timestep: `[horizon, ..]`.")]
+    next: Annotated[
+        Tensors, Meta(description="The next input that was computed from each prediction: `[horizon, ..]`.")
+    ]
+    step: Annotated[int, Meta(description="The step that the stream is at, or would be at.")]
+    state_id: StateId | UnsetType = UNSET
+    seed: Annotated[int, Meta(description="Seed of the random draws, if there were any.")] | UnsetType = UNSET
+    replayed: Replayed | UnsetType = UNSET
+    created: Created | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)

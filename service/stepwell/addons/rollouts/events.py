@@ -9,13 +9,13 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
+from stepwell.addons.rollouts.bodies import done_event, timestep_event
+from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
+from stepwell.addons.rollouts.service import RolloutService
 from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event, run_until_disconnect
 from stepwell.codec import JSON
-from stepwell.addons.rollouts.bodies import done_event, timestep_event
-from stepwell.addons.rollouts.service import RolloutService
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error, problem_document
-from stepwell.types import RolloutRequest, RolloutResult
 from stepwell_client.wire.formats import encode
 from stepwell_export.runtime.manifest import Array
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stepwell.addons.rollouts.feedback import FeedbackInputs
+from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
+from stepwell.addons.rollouts.worker import ActiveRollout
 from stepwell.engine.packing import pack_outputs, prediction_bytes, unpack_outputs
 from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.addons.rollouts.feedback import FeedbackInputs
-from stepwell.addons.rollouts.worker import ActiveRollout
 from stepwell.engine.stepping.model_runner import missing_input
 from stepwell.errors import CorruptRecordError, ServiceError, wrong_state_size
 from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, NO_HISTORY, Kind, Record, blake2b_128, extend_history
-from stepwell.types import RolloutRequest, RolloutResult
 from stepwell_export.runtime.feedback import FeedbackError, Rule, rules_of
 from stepwell_export.runtime.manifest import Array
 

@@ -11,52 +11,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stepwell.engine.placing import Placing, Standing
-from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from stepwell.addons.rollouts.plan import RolloutPlan
+from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.worker import ActiveRollout, OnTimestep, RolloutWorker
-from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
+from stepwell.engine.model_runs import ModelRuns
+from stepwell.engine.placing import Standing
+from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
+from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, blake2b_128, decode
 from stepwell.store.state_store import decoded
-from stepwell.types import RolloutRequest, RolloutResult, Timestep
+from stepwell.types import Timestep
 from stepwell_export.runtime.feedback import Rule
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.observer import EngineObserver
-    from stepwell.engine.watch.interests import InterestTable
+    from stepwell.engine.engine import Engine
     from stepwell.store.commits import Notification
 
 
-class RolloutService:
-    """Runs rollouts of streams. With `commit`, a rollout is committed once, as a chunk of `horizon` timesteps.
+class RolloutService(ModelRuns):
+    """Runs rollouts of an engine's streams, at most `max_batch_size` samples of one model in one batch.
 
-    Args:
-        deps: Store, models, admission and quota.
-        placing: Places new streams on versions.
-        observer: Counts the work.
-        interests: Decides which commits are published.
-        max_rows: Samples of one model that run in one batch; rollouts beyond that wait.
+    With `commit`, a rollout is committed once, as a chunk of `horizon` timesteps.
     """
 
-    def __init__(
-        self,
-        deps: StreamOpDeps,
-        placing: Placing,
-        observer: EngineObserver,
-        interests: InterestTable,
-        *,
-        max_rows: int,
-    ) -> None:
-        self._deps = deps
-        self._placing = placing
-        self._observer = observer
-        self._interests = interests
-        self._max_rows = max_rows
+    def __init__(self, engine: Engine) -> None:
+        self._deps = engine.streams.deps
+        self._placing = engine.placing
+        self._observer = engine.observer
+        self._interests = engine.interests
+        self._max_rows = engine.options.max_batch_size
         self._workers: dict[ServedModel, RolloutWorker] = {}
 
     @property

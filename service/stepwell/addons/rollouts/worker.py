@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell.engine.packing import finite_rows
 from stepwell.addons.rollouts.feedback import FeedbackInputs
+from stepwell.engine.packing import finite_rows
 from stepwell.engine.stepping.model_runner import model_rejected_input, non_finite_state
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError

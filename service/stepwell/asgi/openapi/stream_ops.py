@@ -21,12 +21,10 @@ from stepwell.codec.response_bodies import (
     PackedStateResponse,
     PeekResponse,
     PositionResponse,
-    RolloutResponse,
     SnapshotResponse,
     SnapshotsResponse,
     StateResponse,
 )
-from stepwell.addons.rollouts.bodies import RolloutBody
 from stepwell.codec.step_bodies import PeekBody
 from stepwell.codec.stream_ops import ForkBody, SnapshotBody, StateBody
 
@@ -41,16 +39,6 @@ _snapshot = functools.partial(route, "copies", path=(*STREAM_PATH, "name"))
 _KEYED = (VERSION, IDEMPOTENCY_KEY)
 
 PEEK = route("rollouts", path=STREAM_PATH, parameters=[VERSION], body=PeekBody, answer=PeekResponse, problems=STEPPING)
-ROLLOUT = route(
-    "rollouts", path=STREAM_PATH, parameters=_KEYED, body=RolloutBody, answer=RolloutResponse, problems=STEPPING
-)
-ROLLOUT["responses"][200]["content"]["text/event-stream"] = {
-    "schema": {
-        "type": "string",
-        "description": "Server-sent events, by `Accept: text/event-stream`: a `timestep` with `outputs` and `next` for "
-        "each timestep, then `done` with all other members of the response; or a `problem`, which ends it.",
-    }
-}
 FORK = _copies(
     parameters=_KEYED,
     body=ForkBody,

@@ -92,9 +92,9 @@ class AdminRoutes:
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
-            *("max_snapshots", "max_horizon", "max_samples"),
+            "max_snapshots",
         )
-        limits = {name: getattr(settings, name) for name in names}
+        limits = {name: getattr(settings, name) for name in names} | settings.more_limits
         limits["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
         safety = self._context.safety
         document = ServiceResponse(

@@ -1,4 +1,4 @@
-"""Routes for peeks, rollouts, forks, states and snapshots of a stream."""
+"""Routes for peeks, forks, states and snapshots of a stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from stepwell.asgi.http import (
 )
 from stepwell.asgi.openapi import stream_ops as openapi
 from stepwell.asgi.query import flag_of, version_of
-from stepwell.addons.rollouts.events import RolloutEvents
 from stepwell.codec import JSON, Format
 from stepwell.codec.packed_states import read_packed_state
 from stepwell.codec.response_bodies import (
@@ -32,7 +31,6 @@ from stepwell.codec.response_bodies import (
     StateResponse,
 )
 from stepwell.codec.responses import position_response, rfc3339, step_response
-from stepwell.addons.rollouts.bodies import RolloutLimits, read_rollout, rollout_response
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
     read_fork,
@@ -43,8 +41,8 @@ from stepwell.codec.stream_ops import (
 from stepwell.engine.packed_states import states_in
 from stepwell.requests.bulk import to_timestep
 from stepwell.requests.context import AppContext
-from stepwell.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
-from stepwell_client.wire.formats import encode_tensors, format_of_answer, prefers_events
+from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamState
+from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.packed_state import encode_packed_state
 
@@ -56,7 +54,6 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     routes = StreamOpRoutes(context)
     add = app.add_api_route
     add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
-    add(f"{_STREAM}/rollout", routes.rollout, methods=["POST"], **openapi.ROLLOUT)
     add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
     add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
     add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
@@ -85,33 +82,6 @@ class StreamOpRoutes:
         if not result.state_id:
             del document["state_id"]  # the stream does not exist, so it has no history
         return respond(document, request, request_format)
-
-    async def rollout(self, request: Request) -> Response:
-        """Run a stream on its own predictions for `horizon` timesteps; with `commit` they are applied to the stream.
-
-        With `Accept: text/event-stream`, the response is an event for each timestep, and a last one.
-        """
-        context, settings = self._context, self._context.settings
-        key = authorized_stream(request, context, "step")
-        served, request_format, version = model_of(request, context), format_of(request), version_of(request)
-        limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
-        body, inputs = await decoded(
-            context,
-            await body_of(request, context),
-            lambda raw: read_rollout(raw, request_format, served.manifest, limits),
-        )
-        rollout = RolloutRequest(
-            key, inputs=inputs, idempotency_key=idempotency_key_of(request), version=version, **body.options()
-        )
-        if prefers_events(request.headers.get("accept")):
-            events = RolloutEvents(context.engine.rollouts, rollout, samples=body.samples is not UNSET)
-            await events.wait_for_first()
-            return events
-        result = await context.engine.rollouts.run(rollout)
-        response_format = format_of_answer(request.headers.get("accept"), request_format)
-        return respond(
-            rollout_response(result, response_format, samples=body.samples is not UNSET), request, request_format
-        )
 
     # ---------------------------------------------------------------- forks
 

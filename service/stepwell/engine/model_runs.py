@@ -1,0 +1,26 @@
+"""`ModelRuns`: what runs models besides the timesteps that are batched and committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stepwell.models.served import ServedModel
+
+
+class ModelRuns:
+    """Base class of what runs models besides steps."""
+
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """The model versions that it runs; a run that takes longer than `run_timeout_s` is ended."""
+        return ()
+
+    @property
+    def waiting(self) -> int:
+        """The number of its requests that wait to be run; they count towards `queue_limit`."""
+        return 0
+
+    def close(self) -> None:
+        """Fail what waits or runs, and end the threads."""
