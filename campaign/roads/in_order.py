@@ -144,8 +144,7 @@ async def _run(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: O
             expected = rules.series(load, late)
         silent = without_letter(load, late, arrived.letters)
         problems = arrived.problems + compare(load, late, expected, arrived, system.model)
-        if not road.may_lose_letters:
-            problems += [f"message {x} is late and has no dead letter" for x in silent]
+        problems += [f"message {x} is late and has no dead letter" for x in silent]
         if problems:
             problems.append(connector.log[-2000:])
         figures = {
@@ -156,7 +155,6 @@ async def _run(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: O
             "replica_kills": system.kills,
             "late": int(late.sum()),
             "dead_letters": len(arrived.letters),
-            "late_without_letter": len(silent),
             "doubles": arrived.doubles,
             "waited_less": goes_early,
         }

@@ -61,7 +61,6 @@ class Road(Protocol):
         needs_reader_first: Whether messages are kept only once a connector has subscribed.
         shares_work: Whether two connectors of a group read at the same time.
         accepts_large: Whether the broker accepts messages of 10 MB.
-        may_lose_letters: Whether a late message may have no dead letter after a kill: the broker keeps only an offset.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Road(Protocol):
     needs_reader_first: bool
     shares_work: bool
     accepts_large: bool
-    may_lose_letters: bool
 
     def flags(self, *, alone: bool) -> list[str]:
         """Return the connector's words: what it reads, and where it writes.

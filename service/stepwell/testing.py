@@ -94,6 +94,7 @@ class BrokerLaws:
             await reader.acknowledge_some([one for one in found if _number(one) in (1, 3, 4)])
             found += await _next(reader, 10 - len(found))
             await reader.acknowledge_some([one for one in found if _number(one) == 8])
+            await reader.settle(found)
             await reader.close()
             await _write(url, range(10, 12))
             await reader.open()

@@ -24,7 +24,6 @@ class KafkaRoad:
     needs_reader_first = False
     shares_work = True
     accepts_large = True
-    may_lose_letters = True  # Tansu keeps no metadata of commits
 
     def __init__(self, address: str) -> None:
         """Use `kafka_road`.

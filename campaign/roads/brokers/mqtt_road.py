@@ -25,7 +25,6 @@ class MqttRoad:
     needs_reader_first = True
     shares_work = False
     accepts_large = True
-    may_lose_letters = False
 
     def __init__(self, port: int) -> None:
         """Use `mqtt_road`.

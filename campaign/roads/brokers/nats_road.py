@@ -23,7 +23,6 @@ class NatsRoad:
     needs_reader_first = False
     shares_work = False
     accepts_large = False  # 1 MB, unless it is configured
-    may_lose_letters = False
 
     def __init__(self, port: int) -> None:
         """Use `nats_road`.

@@ -23,7 +23,6 @@ class RabbitRoad:
     needs_reader_first = False
     shares_work = False
     accepts_large = True
-    may_lose_letters = False
 
     def __init__(self, port: int) -> None:
         """Use `rabbitmq_road`.

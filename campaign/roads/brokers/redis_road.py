@@ -29,7 +29,6 @@ class RedisRoad:
     needs_reader_first = False
     shares_work = False
     accepts_large = True
-    may_lose_letters = False
 
     def __init__(self, port: int) -> None:
         """Connect.

@@ -76,6 +76,34 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
 
 
 @pytest.mark.timeout(300)
+def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    """What it is late for is before the committed offset, so it is not read again."""
+    with or_skip(kafka, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(_kafka_topic(address))
+        url, out, dead = f"kafka://{address}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
+        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
+        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+
+        def add(*messages: tuple[str, int]) -> None:
+            asyncio.run(_write(url, [{"stream": f"away.{one}", "x": t, "t": t} for one, t in messages]))
+
+        add(("a", 10), ("b", 18), ("a", 13), ("b", 25))
+        with connector(tmp_path, url, *words) as one:
+            wait_for(lambda: len(lines_of(out)) == 3, what=one.text)
+            one.kill()
+            add(("a", 12), ("a", 14), ("b", 40))
+            one.start()
+            wait_for(lambda: len(lines_of(out)) == 5, what=one.text)
+            wait_for(lambda: len(lines_of(dead)) == 1, what=one.text)
+        applied = [line["outputs"]["y"][0] for line in lines_of(out) if line["stream"] == "away.a"]
+        assert applied == fold_reference([10, 13, 14])
+        assert [json.loads(one["message"])["t"] for one in lines_of(dead)] == [12]
+
+
+@pytest.mark.timeout(300)
 def test_more_streams_than_the_broker_lets_wait_go_on_and_the_oldest_pause(
     service: ServiceProcess, tmp_path: Path
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stepwell.addons.connect.brokers.protocol import SelectiveReader
@@ -71,8 +71,6 @@ class TimedConnector(Connector):
         self._found_again: set[tuple[str, int]] = set()
         # Messages of newest operations that were read again, by stream and time, with their predictions
         self._again: defaultdict[str, dict[int, tuple[TimedMessage, OutMessage | None]]] = defaultdict(dict)
-        self._applied_before: set[int] = set()  # messages of this poll, by their `id`
-        self._times: defaultdict[str, list[int]] = defaultdict(list)
         self._overflow_reported = False
         self._pauses_reported = False
         self._shown_at = 0.0
@@ -88,18 +86,14 @@ class TimedConnector(Connector):
                 self._forget()
                 self._generation = self._selective.generation
             self._counters.set_lag(self._reader.lag())
-            work = TimeDecisions()
-            self._applied_before.clear()
+            items = list[TimedMessage]()
             if found:
                 messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
                 self._check_fields(messages)
-                items = await self._read(messages, work)
-                self._note_polled(items, started - began)
-            else:
-                self._note_polled((), started - began)
+                items = await self._read(messages)
+            self._note_polled(items, started - began)
             is_done = not found and self._reader.is_done
-            self._let_go(work, is_done=is_done)
-            if not await self._carry_out(work, acknowledges=bool(found)):
+            if not (await self._decide(items) and await self._let_go(is_done=is_done, is_quiet=not found)):
                 self._forget()
             elif is_done:
                 self._show_waiting(now=math.inf)
@@ -111,8 +105,40 @@ class TimedConnector(Connector):
             self._show_waiting(self._clock())
             yield
 
-    def _let_go(self, work: TimeDecisions, *, is_done: bool) -> None:
-        """Let what waits go on where nothing more arrives: at the end, in idle partitions, or as too much waits."""
+    async def _decide(self, items: Sequence[TimedMessage]) -> bool:
+        """Decide on the messages of a poll, and carry it out; return False if they belong to another connector.
+
+        Of what is not settled, at most one chunk of each stream is sent: after a crash, the service knows of the newest
+        operation alone which messages it had.
+        """
+        work, read = TimeDecisions(), dict[str, TimedMessage]()  # by partition, its last message
+        n_ready: Counter[str] = Counter()
+        for one in items:
+            new = TimeDecisions()
+            self._timeline.add(one, new)
+            n_ready.update(ready.stream for ready in new.ready)
+            if any(n_ready[ready.stream] > self._limits.steps for ready in new.ready):
+                if not await self._carry_out(work):
+                    return False
+                await self._settle(read)
+                work, n_ready = TimeDecisions(), Counter(ready.stream for ready in new.ready)
+            work += new
+            read[one.partition] = one
+        if not await self._carry_out(work):
+            return False
+        await self._settle(read)
+        return True
+
+    async def _settle(self, read: Mapping[str, TimedMessage]) -> None:
+        await self._selective.settle([one.message for one in read.values()])
+
+    async def _let_go(self, *, is_done: bool, is_quiet: bool) -> bool:
+        """Let what waits go on where nothing more arrives: at the end, in idle partitions, or as too much waits.
+
+        Returns:
+            False: it belongs to another connector.
+        """
+        work = TimeDecisions()
         if is_done:
             self._timeline.finish(work)
         for partition, seconds in self._idle.items():
@@ -125,6 +151,9 @@ class TimedConnector(Connector):
             self._report_pauses()
         elif self._timeline.overflowed:
             self._report_overflow("--order-messages")
+        if is_quiet:
+            await self._hand_over_again(list(self._again))
+        return await self._carry_out(work)
 
     def _report_overflow(self, limit: str) -> None:
         if not self._overflow_reported:
@@ -145,35 +174,19 @@ class TimedConnector(Connector):
         self._resumed.clear()
         self._found_again.clear()
         self._again.clear()
-        self._times.clear()
 
-    async def _read(self, messages: MessageColumns, work: TimeDecisions) -> list[TimedMessage]:
-        """Add messages to the timeline, and what is decided by them to `work`; return those that can be used."""
+    async def _read(self, messages: MessageColumns) -> list[TimedMessage]:
+        """Return the messages that can be used; the others become dead letters."""
         self._counters.add(messages=len(messages))
         items, letters = self._map(messages)
         good = {one.row for one in items}
-        bad = (TimedMessage(messages, row, "", "", "", 0) for row in range(len(messages)) if row not in good)
-        work.freed += bad
+        bad = [messages[row] for row in range(len(messages)) if row not in good]
         if letters:
             await self._write_dead_letters(letters)
+        if bad:
+            await self._selective.acknowledge_some(bad)
         await self._look_up({one.stream: one.source for one in items if not self._timeline.knows(one.stream)})
-        for one in items:
-            if one.time <= self._resumed.get(one.stream, -1):
-                self._note_unmarked(one)
-            self._timeline.add(one, work)
         return items
-
-    def _note_unmarked(self, item: TimedMessage) -> None:
-        """Note a message that was applied before unless, in the order of its partition, it came too late for it.
-
-        Only where a broker keeps no marks of what is done: so it is decided again by what is read again.
-        """
-        if not self._selective.may_have_been_read(item.message):
-            return
-        watermark, times = self._timeline.watermark(item.partition), self._times[item.stream]
-        if not any(item.time <= time <= watermark for time in times):
-            self._applied_before.add(id(item))
-        times.append(item.time)
 
     def _map(self, messages: MessageColumns) -> tuple[list[TimedMessage], list[OutMessage]]:
         """Return the messages that can be used, and the dead letters of the others."""
@@ -217,7 +230,7 @@ class TimedConnector(Connector):
         for partition in self._timeline.watermarks():
             self._idle[partition] = 0.0 if partition in came else self._idle.get(partition, 0.0) + seconds
 
-    async def _carry_out(self, work: TimeDecisions, *, acknowledges: bool) -> bool:
+    async def _carry_out(self, work: TimeDecisions) -> bool:
         """Do what was decided; return False if what was read belongs to another connector.
 
         Late messages become dead letters behind the timesteps that they are late for: otherwise a crash between them
@@ -226,11 +239,11 @@ class TimedConnector(Connector):
         done, late = list(work.freed), list[TimedMessage]()
         again = [one for one, _ in work.late if self._ticks is None and one.time <= self._resumed.get(one.stream, -1)]
         suspects = {id(one) for one in again}
-        if again and not await self._find_again(again, late):
+        if again and not await self._find_again(again, late, done):
             return False
         late += [one for one, _ in work.late if id(one) not in suspects]
-        await self._hand_over_again({one.stream for one in work.ready} if acknowledges else list(self._again))
-        if work.ready and not await self._step(work.ready, late):
+        await self._hand_over_again({one.stream for one in work.ready})
+        if work.ready and not await self._step(work.ready, late, done):
             return False
         letters = [letter_of_tick(items, "bad_input", reason, items[0].stream) for items, reason in work.unusable]
         letters += [
@@ -246,13 +259,16 @@ class TimedConnector(Connector):
         self._counters.add_late(one.source for one in late)
         if letters:
             await self._write_dead_letters(letters)
-        if done or late or acknowledges:
+        if done or late:
             await self._acknowledge([*done, *late])
         return True
 
-    async def _find_again(self, items: Sequence[TimedMessage], late: list[TimedMessage]) -> bool:
+    async def _find_again(
+        self, items: Sequence[TimedMessage], late: list[TimedMessage], done: list[TimedMessage]
+    ) -> bool:
         """Find messages that were applied before, by their streams' newest operations; add the others to `late`.
 
+        Those that were settled before are neither applied again nor late again: they are added to `done`.
         Each is asked for by itself: of several at once, the service knows the predictions behind the last unknown one.
         """
         of_stream: defaultdict[str, int] = defaultdict(int)
@@ -272,8 +288,10 @@ class TimedConnector(Connector):
                 for chunk in part.chunks:
                     one = own[chunk.timesteps[0]]
                     place = (one.stream, one.time)
-                    if (part.unknown and id(one) not in self._applied_before) or place in self._found_again:
-                        late.append(one)
+                    if part.unknown or place in self._found_again:
+                        is_settled = self._selective.may_have_been_read(one.message)
+                        (done if is_settled else late).append(one)
+                        self._counters.add(skipped=is_settled)
                     else:
                         self._found_again.add(place)
                         found.append(one)
@@ -299,8 +317,12 @@ class TimedConnector(Connector):
         if items:
             await self._acknowledge(items)
 
-    async def _step(self, ready: Sequence[Ready], late: list[TimedMessage]) -> bool:
-        """Step streams, write the predictions, and acknowledge the messages of each operation."""
+    async def _step(self, ready: Sequence[Ready], late: list[TimedMessage], done: list[TimedMessage]) -> bool:
+        """Step streams, write the predictions, and acknowledge the messages of each operation.
+
+        Those of ticks are added to `done`: what is late for a tick is told by its messages, so they are acknowledged
+        once it has its dead letter.
+        """
         poll = poll_of(ready, _NO_MESSAGES)
         rounds, _ = rounds_of(poll, self._limits)
         for chunks in rounds:
@@ -314,9 +336,11 @@ class TimedConnector(Connector):
             self._counters.add(timesteps=n_applied, skipped=n_passed - len(passed))
             self._count_gaps(poll, applied)
             await self._write([message for one in applied for message in self._predictions_of(poll, one)])
-            await self._acknowledge(
-                [item for one in chunks for i in one.timesteps if i not in passed for item in ready[i].freed]
-            )
+            freed = [item for one in chunks for i in one.timesteps if i not in passed for item in ready[i].freed]
+            if self._ticks is not None:
+                done += freed
+            else:
+                await self._acknowledge(freed)
         return True
 
     def _passed_unseen(self, applied: Sequence[AppliedChunks]) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -90,6 +90,13 @@ class TimeDecisions:
     unusable: list[tuple[list[TimedMessage], str]] = field(default_factory=list)
     freed: list[TimedMessage] = field(default_factory=list)
 
+    def __iadd__(self, later: TimeDecisions) -> Self:
+        self.ready += later.ready
+        self.late += later.late
+        self.unusable += later.unusable
+        self.freed += later.freed
+        return self
+
 
 class Timeline:
     """Keeps what waits. A message is decided after it was read, in the order of its partition."""
@@ -163,10 +170,6 @@ class Timeline:
     def waiting_by_partition(self) -> dict[str, int]:
         """Return how many messages of each partition wait."""
         return self._keeper.waiting_by_partition()
-
-    def watermark(self, partition: str) -> int:
-        """Return the watermark of a partition, in us; -1: nothing of it was read."""
-        return self._keeper.watermarks().get(partition, -1)
 
     def watermarks(self) -> dict[str, int]:
         """Return the watermark of each partition, in us."""

@@ -141,6 +141,9 @@ class AmqpReader:
         self._n_open -= len(messages)
         self._last_at = self._clock()  # only now the broker sends more than it may send ahead
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: each message is marked by itself."""
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
         """Return False: what is done is not returned again."""
         return False

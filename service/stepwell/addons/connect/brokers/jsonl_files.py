@@ -117,6 +117,9 @@ class FileReader:
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
         """Do nothing: after a restart all lines are read again, and decided as they were before."""
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: all lines are read again."""
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
         """Return False: all lines are read again and decided as before, so nobody needs to know."""
         return False

@@ -30,6 +30,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
+from stepwell.addons.connect.brokers.decided_offsets import DecidedOffsets
 from stepwell.addons.connect.brokers.done_offsets import MOST_CHARACTERS, DoneOffsets, is_marked
 from stepwell.addons.connect.brokers.protocol import ReaderOptions
 from stepwell.addons.connect.login import Login
@@ -134,7 +135,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._next: dict[TopicPartition, int] = {}  # offsets behind what was read
         self._open: dict[TopicPartition, int] = {}  # offsets behind the messages of the last poll
         self._done = False
-        self._unmarked: dict[TopicPartition, int] = {}
+        self._decided: DecidedOffsets | None = None  # of partitions whose commits have no text
         self._too_long: set[TopicPartition] = set()
         self._tracked: dict[TopicPartition, DoneOffsets] = {}  # with `most_open`
         self._heard_at = 0.0
@@ -142,9 +143,11 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     async def open(self) -> None:
         """Connect, and join the group."""
         preview = self._options.preview
+        connection, group = await _connection(self._url), self._url.options.get("group") or _GROUP
+        self._decided = DecidedOffsets(group, connection)
         self._consumer = AIOKafkaConsumer(
-            **await _connection(self._url),
-            group_id=None if preview else self._url.options.get("group") or _GROUP,
+            **connection,
+            group_id=None if preview else group,
             # A member with a name takes its partitions back at once after a kill; without one, the broker gives them to
             # nobody until the session of the killed connector has expired
             group_instance_id=None if preview else self._url.options.get("member") or None,
@@ -177,6 +180,8 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._generation += 1
         self._next.clear()
         self._tracked.clear()
+        if self._decided is not None:
+            self._decided.forget()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Do nothing: reading begins at the committed offsets."""
@@ -229,25 +234,22 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Commit the offsets before which all is done, and beside each the offsets above it that are done."""
         done: defaultdict[TopicPartition, list[int]] = defaultdict(list)
         for one in messages:
-            done[TopicPartition(self._topic, int(one.source.rpartition("/")[2]))].append(one.at or 0)
-        try:
-            commits = {}
-            for partition, offsets in done.items():
-                tracked = self._tracked.get(partition)
-                if tracked is None:  # given up meanwhile
-                    continue
-                tracked.finish(offsets)
-                text = tracked.text()
-                self._too_long = (
-                    {*self._too_long, partition} if len(text) > MOST_CHARACTERS else self._too_long - {partition}
-                )
-                if partition not in self._too_long:
-                    commits[partition] = OffsetAndMetadata(tracked.floor, text)
-            if commits:
-                with _kafka_errors(self._url):
-                    await self._consumer.commit(commits)
-        finally:
-            self._idle.set()
+            done[self._partition_of(one)].append(one.at or 0)
+        commits = {}
+        for partition, offsets in done.items():
+            tracked = self._tracked.get(partition)
+            if tracked is None:  # given up meanwhile
+                continue
+            tracked.finish(offsets)
+            text = tracked.text()
+            self._too_long = (
+                {*self._too_long, partition} if len(text) > MOST_CHARACTERS else self._too_long - {partition}
+            )
+            if partition not in self._too_long:
+                commits[partition] = OffsetAndMetadata(tracked.floor, text)
+        if commits:
+            with _kafka_errors(self._url):
+                await self._consumer.commit(commits)
 
     @property
     def generation(self) -> int:
@@ -259,22 +261,36 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Whether the offsets that are done do not fit beside those that are committed."""
         return bool(self._too_long)
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Commit how far all is decided, where the commits of `acknowledge_some` have no text."""
+        ends = {self._partition_of(one): (one.at or 0) + 1 for one in messages}
+        try:
+            if self._decided is not None:
+                with _kafka_errors(self._url):
+                    await self._decided.commit({one: end for one, end in ends.items() if one in self._decided})
+        finally:
+            self._idle.set()
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Whether a message may be done: some brokers of Kafka's protocol keep no text beside an offset."""
-        partition = TopicPartition(self._topic, int(message.source.rpartition("/")[2]))
-        return (message.at or 0) < self._unmarked.get(partition, 0)
+        """Whether a message was decided before: some brokers of Kafka's protocol keep no text beside an offset."""
+        return self._decided is not None and (message.at or 0) < self._decided.before(self._partition_of(message))
+
+    def _partition_of(self, message: BrokerMessage) -> TopicPartition:
+        return TopicPartition(self._topic, int(message.source.rpartition("/")[2]))
 
     async def _tracker(self, partition: TopicPartition, first: int) -> DoneOffsets:
         """Return what is done of a partition whose first message that is read has the offset `first`."""
         if partition not in self._tracked:
-            found = await self._consumer._coordinator.fetch_committed_offsets([partition])
-            kept = found.get(partition)
-            if kept is None or kept.offset < 0:
-                self._tracked[partition] = DoneOffsets(first)
-            else:
-                text = kept.metadata or ""
-                self._tracked[partition] = DoneOffsets(kept.offset, text)
-                self._unmarked[partition] = 0 if is_marked(text) else self._consumer.highwater(partition) or 0
+            coordinator = self._consumer._coordinator
+            found = (await coordinator.fetch_committed_offsets([partition])).get(partition)
+            is_new = found is None or found.offset < 0
+            tracked = DoneOffsets(first) if is_new else DoneOffsets(found.offset, found.metadata or "")
+            if is_new or not is_marked(found.metadata or ""):
+                await self._consumer.commit({partition: OffsetAndMetadata(tracked.floor, tracked.text())})
+                kept = (await coordinator.fetch_committed_offsets([partition])).get(partition)
+                if self._decided is not None and (kept is None or not is_marked(kept.metadata or "")):
+                    await self._decided.read(partition, tracked.floor, self._consumer.highwater(partition))
+            self._tracked[partition] = tracked
         return self._tracked[partition]
 
     async def is_current(self) -> bool:
@@ -305,6 +321,9 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
                 await asyncio.wait_for(self._consumer.stop(), _HAND_OVER_S)
             self._consumer = None
+        if self._decided is not None:
+            await self._decided.close()
+            self._decided = None
 
     async def _fetched(self, limit: int) -> dict[TopicPartition, list[Any]]:
         """Return what was fetched already, equally much of each partition: chunks then have few different lengths."""

@@ -144,6 +144,9 @@ class MqttReader:
         await self.acknowledge(messages)
         self._n_open -= sum(one.handle.qos > 0 for one in messages)
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: each message is marked by itself."""
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
         """Return False: what is done is not returned again."""
         return False

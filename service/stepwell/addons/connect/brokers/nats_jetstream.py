@@ -154,6 +154,9 @@ class NatsReader:
                 await one.handle.ack()
             await messages[-1].handle.ack_sync(timeout=TIMEOUT_S)
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: each message is marked by itself."""
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
         """Return False: what is done is not returned again."""
         return False

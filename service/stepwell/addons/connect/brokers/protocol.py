@@ -154,10 +154,20 @@ class SelectiveReader(MessageReader, Protocol):
         """Whether so many messages are open that the broker sends no more."""
 
     def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return whether a message may be done although it was returned, as the broker keeps no mark of each."""
+        """Return whether a message was settled before a restart although it was returned again.
+
+        Only where the broker keeps no mark of each message that is done.
+        """
+
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Note that all is decided of the logs of these messages, up to them; raises as `poll` does.
+
+        It was applied, became a dead letter, or is newer than what its stream has. At most one operation of each stream
+        has messages that were not settled before it.
+        """
 
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
-        """Mark messages of any polls as done, or none; called after each poll. Raises as `poll` does."""
+        """Mark messages of any polls as done; raises as `poll` does."""
 
 
 class MessageWriter(Protocol):

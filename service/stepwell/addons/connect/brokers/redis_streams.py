@@ -137,6 +137,9 @@ class RedisStreamReader:
         if messages:
             await self._acknowledge([one.handle for one in messages])
 
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing: each entry is marked by itself."""
+
     def may_have_been_read(self, message: BrokerMessage) -> bool:
         """Return False: what is done is not returned again."""
         return False
