@@ -53,6 +53,45 @@ def new_version() -> Built:
     return forecaster(rpm=60.0)
 
 
+AHEAD = 3
+NEAR, FAR = np.zeros((2, AHEAD, 2))
+"""Biases by timestep ahead and label: near is wrong about rpm 3 timesteps ahead, far about vibration 1 ahead."""
+NEAR[2, 1], FAR[0, 0] = 90.0, 0.5
+
+
+def ahead(bias: Array, *, feedback: bool = True) -> Built:
+    """A forecast of the next `AHEAD` rows, `(AHEAD, 2)`, each the newest one and a bias, `(AHEAD, 2)`."""
+    graph = graph_from_text(
+        f"""
+        ahead (float[B,2] sensors, float[B,1] n) => (float[B,{AHEAD},2] next, float[B,1] n_next) {{
+            one = Constant <value = float[1] {{1}}> ()
+            n_next = Add (n, one)
+            axis = Constant <value = int64[1] {{1}}> ()
+            newest = Unsqueeze (sensors, axis)
+            next = Add (newest, bias)
+        }}""",
+        {"bias": np.asarray(bias, np.float32)},
+    )
+    return graph, manifest_of(
+        name="ahead",
+        inputs=[{**_t("sensors", "float32", [2]), "labels": LABELS}],
+        states=[_s("n", "n_next", "float32", [1])],
+        outputs=[_t("next", "float32", [AHEAD, 2])],
+        feedback={"sensors": {"output": "next", "horizon": AHEAD}} if feedback else {},
+    )
+
+
+def errors_ahead(xs: Array, bias: Array) -> dict[str, tuple[int, float]]:
+    """Return how many truths there are and the mean absolute error by label, `rpm+3`, from the whole sequences."""
+    found = {}
+    for n in range(1, AHEAD + 1):
+        predicted = (xs[:, :-n] + np.asarray(bias[n - 1], np.float32)).astype(np.float64)
+        for i, label in enumerate(LABELS):
+            errors = np.abs(xs[:, n:, i].astype(np.float64) - predicted[..., i])
+            found[f"{label}+{n}"] = errors.size, float(errors.mean())
+    return found
+
+
 def walks(streams: int, timesteps: int, seed: int = 0) -> Array:
     """Return random walks around 3 mm/s and 3,000 rpm, `(streams, timesteps, 2)` float32."""
     rng = np.random.default_rng(seed)

@@ -75,10 +75,10 @@ def first_forecasts(
     if not all(spec.name in data and data[spec.name].shape[2:] == spec.row_shape for spec in old.manifest.inputs):
         return None
     truths = truths_of(new.manifest)
-    horizon = max((truth.horizon for truth in truths), default=0)
+    last = max((truth.last for truth in truths), default=0)
     data = {name: array[:_MOST_ROWS] for name, array in data.items()}
     rows, length = next(iter(data.values())).shape[:2]
-    cuts = [cut for k in range(1, _CUTS) if 0 < (cut := length * k // _CUTS) <= length - horizon - 2]
+    cuts = [cut for k in range(1, _CUTS) if 0 < (cut := length * k // _CUTS) <= length - last - 2]
     if not cuts:
         return None
     found = _Errors()
@@ -110,7 +110,8 @@ def _of_own(new: StepModel, outputs: Mapping[str, Array]) -> Sequence[Truth]:
     for spec in new.manifest.answered:
         if spec.kind == "value":
             names = tuple(labels[spec.name]) or tuple(map(str, range(spec.row_size)))
-            truths.append(Truth(spec.name, names, 0, partial(_values, _numbers(outputs[spec.name]))))
+            read = partial(_values, _numbers(outputs[spec.name]))
+            truths.append(Truth(spec.name, names, spec.row_size, 0, read))
     return truths
 
 
@@ -132,9 +133,16 @@ class _Errors:
     def add(self, truth: Truth, came: Array, predicted: Mapping[Take, Array]) -> None:
         """Add the predictions of a move, `(N, T, *row)` by take; `came` is `(N, T, numbers)`."""
         came = came[:, truth.horizon :]
-        errors = {take: np.abs(_numbers(array)[:, : came.shape[1]] - came) for take, array in predicted.items()}
+        before = np.full(
+            (len(came), truth.ahead - 1, truth.numbers), np.nan
+        )  # predictions before the move are not judged
+        errors = {
+            take: np.abs(truth.due(np.concatenate([before, _numbers(array)], axis=1)) - came)
+            for take, array in predicted.items()
+        }
+        size = truth.numbers // len(truth.labels)
         for i, label in enumerate(truth.labels):
-            numbers = slice(i, i + 1) if len(truth.labels) == came.shape[2] else slice(None)
+            numbers = slice(i * size, (i + 1) * size)
             key = truth.output, label
             self.by_number.setdefault(key, []).append({take: each[..., numbers] for take, each in errors.items()})
             self.values.setdefault(key, []).append(came[..., numbers])

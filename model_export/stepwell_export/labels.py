@@ -7,6 +7,7 @@ from typing import Any
 
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.feedback import rules_of
+from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec
 
 _OF_INPUTS = ("feature_names_in_", "feature_names")
@@ -85,11 +86,11 @@ def read_labels(model: Any, manifest: Manifest) -> dict[str, list[str]]:
 def labels_fed_back(manifest: Manifest) -> dict[str, list[str]]:
     """Return the labels of outputs that have none and are fed back to an input that has."""
     found = {}
+    labels = labels_of_outputs(manifest)
     for rule in rules_of(manifest.feedback, manifest):
-        labels = (rule.input.model_extra or {}).get("labels") or []
         own = (rule.output.model_extra or {}).get("labels")
-        if not own and len(labels) == rule.output.row_size:
-            found[rule.output.name] = list(labels)
+        if not own and (fed := labels[rule.output.name]):
+            found[rule.output.name] = list(fed)
     return found
 
 

@@ -26,6 +26,12 @@ def vectors() -> Any:
     return None, manifest_of(inputs=inputs, outputs=outputs)
 
 
+def several() -> Any:
+    """Two in, and two of each of five timesteps ahead out."""
+    inputs = [{"name": "pair", "dtype": "float32", "shape": [2]}]
+    return None, manifest_of(inputs=inputs, outputs=[{"name": "matrix", "dtype": "float32", "shape": [5, 2]}])
+
+
 def test_a_name_feeds_an_output_as_it_is() -> None:
     found = rule("y")
 
@@ -61,6 +67,10 @@ def test_an_integer_output_is_fed_to_an_integer_input() -> None:
 
 def test_a_wide_float_is_fed_to_a_narrow_one() -> None:
     assert rule("y", vectors, "half").makes == "value"
+
+
+def test_the_first_of_several_timesteps_ahead_is_fed() -> None:
+    assert rule({"output": "matrix", "horizon": 5}, several, "pair").horizon == 5
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,9 @@ def test_a_wide_float_is_fed_to_a_narrow_one() -> None:
         ({"output": "many", "one_hot": True}, vectors, "x", "needs 300 elements"),
         ({"output": "y", "one_hot": False}, vectors, "x", "needs one element"),
         ("n", vectors, "small", None),
+        ({"output": "matrix", "horizon": 0}, several, "pair", "`horizon` is 0; expected an integer from 1"),
+        ({"output": "matrix", "horizon": 4}, several, "pair", "that shape with 4 timesteps ahead"),
+        ({"output": "matrix", "horizon": 5, "top_k": 1}, several, "pair", "`horizon` and `top_k`; expected one"),
     ],
 )  # fmt: skip
 def test_a_rule_that_does_not_fit_is_told_with_what_was_found(

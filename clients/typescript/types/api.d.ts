@@ -415,12 +415,18 @@ export type RolloutBody = {
   /** By input, the rule that computes it; by default the rules of the model's manifest. */
   feedback?: { [name: string]: string | {
     output: string;
+    /** Timesteps ahead in the output, its first axis; the first is fed back. */
+    horizon?: number;
     /** Factor of the output: a number, or one for each element of the input. */
     scale?: Tensor;
     /** Term added to that: a number, or one for each element of the input. */
     offset?: Tensor;
     /** Standard deviation of normal noise: a number, or the name of an output. */
     std?: Tensor;
+    /** With `std`: degrees of freedom of Student's t: a number, or the name of an output. */
+    df?: Tensor;
+    /** Of a negative binomial count: a number, or the name of an output. */
+    dispersion?: Tensor;
     /** The output has probabilities: draw a class from them. */
     sample?: boolean;
     /** The output has logarithms of probabilities. */

@@ -4,6 +4,7 @@ A manifest, or a request, has one for each input that is fed back: `{"x": "y"}` 
 is an output's name, or an object:
 
     output                     the output's name
+    horizon                    y has so many timesteps ahead, its first axis: the first of them is fed back
     scale, offset              x = y * scale + offset; a number each, or one for each element of the input
     std                        x = y + std * z, z from the normal distribution: a number, or the name of an output
     df                         with `std`: z from Student's t distribution with so many degrees of freedom: a number
@@ -33,7 +34,7 @@ Makes = Literal["value", "index", "one_hot"]
 
 _SAMPLING = ("sample", "temperature", "top_k", "top_p", "logits", "one_hot")
 _NOISE = ("std", "df", "dispersion")
-_KEYS = ("output", "scale", "offset", *_NOISE, *_SAMPLING)
+_KEYS = ("output", "horizon", "scale", "offset", *_NOISE, *_SAMPLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Rule:
         std: The standard deviation of what is added by chance, or the output that is it; None: nothing is.
         df: Degrees of freedom of what is added, or the output that is it; None: it is normally distributed.
         dispersion: Of the count that is drawn with the value as its mean, or the output that is it; None: none is.
+        horizon: How many timesteps ahead the output has, `(horizon, *row)`; None: the next one, without an axis for it.
     """
 
     input: TensorSpec
@@ -78,6 +80,7 @@ class Rule:
     std: float | OutputSpec | None
     df: float | OutputSpec | None = None
     dispersion: float | OutputSpec | None = None
+    horizon: int | None = None
 
     @property
     def is_random(self) -> bool:
@@ -197,10 +200,13 @@ def _rule(spec: TensorSpec, said: Any, outputs: Mapping[str, OutputSpec]) -> Rul
         raise FeedbackError("it has `df` without `std`; expected both", fits_no_model=True)
     if "dispersion" in found and "std" in found:
         raise FeedbackError("it has `std` and `dispersion`; expected one of them", fits_no_model=True)
-    draw = check_draw(found) if _draws(spec, output, found) else None
+    if "horizon" in found and sampling:
+        raise FeedbackError(f"it has `horizon` and `{sampling}`; expected one of them", fits_no_model=True)
+    horizon = _horizon(found.get("horizon"))
+    draw = check_draw(found) if horizon is None and _draws(spec, output, found) else None
     makes: Makes = "value" if draw is None else _what_is_drawn(spec, output, found)
     if draw is None:
-        _demand_same_row(spec, output)
+        _demand_same_row(spec, output, horizon)
     if np.dtype(spec.dtype).kind != "f" and any(key in found for key in ("scale", "offset", *_NOISE)):
         raise FeedbackError(
             f"`scale`, `offset`, `std`, `df` and `dispersion` are for inputs of floats; it is {spec.dtype}"
@@ -212,8 +218,15 @@ def _rule(spec: TensorSpec, said: Any, outputs: Mapping[str, OutputSpec]) -> Rul
         draw,
         _numbers("scale", found.get("scale"), spec),
         _numbers("offset", found.get("offset"), spec),
-        *(_parameter(key, found.get(key), spec, outputs) for key in _NOISE),
+        **{key: _parameter(key, found.get(key), spec, outputs) for key in _NOISE},
+        horizon=horizon,
     )
+
+
+def _horizon(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise FeedbackError(f"`horizon` is {value!r:.60}; expected an integer from 1", fits_no_model=True)
+    return value
 
 
 def _output(name: str, outputs: Mapping[str, OutputSpec]) -> OutputSpec:
@@ -243,11 +256,12 @@ def _what_is_drawn(spec: TensorSpec, output: OutputSpec, found: Mapping[str, Any
     return "one_hot" if one_hot else "index"
 
 
-def _demand_same_row(spec: TensorSpec, output: OutputSpec) -> None:
-    if [dim for dim in spec.shape if dim != 1] != [dim for dim in output.shape if dim != 1]:
-        raise FeedbackError(
-            f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}; expected the same shape"
-        )
+def _demand_same_row(spec: TensorSpec, output: OutputSpec, horizon: int | None = None) -> None:
+    row = output.shape if horizon is None else output.shape[1:]
+    is_ahead = horizon is None or output.shape[:1] == [horizon]
+    if not is_ahead or [dim for dim in spec.shape if dim != 1] != [dim for dim in row if dim != 1]:
+        wanted = "the same shape" if horizon is None else f"that shape with {horizon} timesteps ahead as the first axis"
+        raise FeedbackError(f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}; expected {wanted}")
     if not np.can_cast(output.dtype, spec.dtype, "same_kind"):
         raise FeedbackError(
             f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}, which it cannot hold; "

@@ -14,6 +14,17 @@ def labels_of(spec: TensorSpec) -> tuple[str, ...]:
     return tuple(labels) if len(labels) == spec.row_size else ()
 
 
+def labels_ahead(labels: Sequence[str], first: int, last: int) -> tuple[str, ...]:
+    """Return the labels of numbers that are predicted several timesteps ahead, `rpm+1` to `rpm+12`.
+
+    Args:
+        labels: Those of one timestep.
+        first: How far ahead the first timestep is.
+        last: How far the last one.
+    """
+    return tuple(f"{label}+{ahead}" for ahead in range(first, last + 1) for label in labels)
+
+
 def labels_of_outputs(manifest: Manifest) -> dict[str, Sequence[str]]:
     """Return the labels of each output; one without labels has those of the input that it is fed back to."""
     labels = {spec.name: labels_of(spec) for spec in manifest.answered}
@@ -23,6 +34,8 @@ def labels_of_outputs(manifest: Manifest) -> dict[str, Sequence[str]]:
         rules = []  # the model is served without its rules
     for rule in rules:
         fed = labels_of(rule.input)
+        if rule.horizon is not None:
+            fed = labels_ahead(fed, 1, rule.horizon)
         if not labels[rule.output.name] and len(fed) == rule.output.row_size:
             labels[rule.output.name] = fed
     return dict(labels)

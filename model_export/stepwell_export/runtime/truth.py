@@ -1,6 +1,7 @@
 """The truth of predictions: what the inputs of a later timestep, or a column of recorded data, show of them.
 
-The truth of an output is the next input, as the model's feedback rule maps it, or the truth of a stage that learns.
+The truth of an output is the next input, as the model's feedback rule maps it, or the truth of a stage that learns. An
+output with several timesteps ahead, `(ahead, *row)`, has a truth for each of them, which come one after the other.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Final
 import numpy as np
 
 from stepwell_export.runtime.feedback import FeedbackError, Rule, rules_of
-from stepwell_export.runtime.labels import labels_of_outputs
+from stepwell_export.runtime.labels import labels_ahead, labels_of, labels_of_outputs
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 
 MOST_LABELS: Final = 100
-"""An output with more numbers has one figure, under its own name."""
+"""An output with more numbers has one figure for each timestep ahead, or one in all, under its own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,39 @@ class Truth:
 
     Attributes:
         output: The output.
-        labels: The names of its numbers, or its own name if it has too many.
-        horizon: After how many timesteps the truth of a prediction comes.
-        read: Returns what a timestep's inputs, `(rows, T, *row)` by name, show of the prediction `horizon` timesteps
-            before it, `(rows, T, numbers)` float64; NaN where nothing is known.
+        labels: The names of its figures: of its numbers in order, or of equally large groups of them.
+        numbers: How many numbers a prediction has.
+        horizon: After how many timesteps the truth of a prediction comes, or its first one.
+        read: Returns what a timestep's inputs, `(rows, T, *row)` by name, show of the predictions before it: of
+            each number what it should have been, `(rows, T, numbers)` float64; NaN where nothing is known.
+        ahead: How many timesteps ahead a prediction has; numbers are in their order.
     """
 
     output: str
     labels: tuple[str, ...]
+    numbers: int
     horizon: int
     read: Callable[[Mapping[str, Array]], Array]
+    ahead: int = 1
+
+    @property
+    def last(self) -> int:
+        """After how many timesteps the last truth of a prediction comes."""
+        return self.horizon + self.ahead - 1
+
+    def due(self, predicted: Array) -> Array:
+        """Return the predictions whose truths come in timesteps, `(rows, T, numbers, ..)`.
+
+        Args:
+            predicted: The predictions from `last` timesteps before the first one to the last one, `(rows, last + T,
+                numbers, ..)`.
+        """
+        length, row = predicted.shape[1] - self.last, self.numbers // self.ahead
+        parts = [
+            predicted[:, first : first + length, i * row : (i + 1) * row]
+            for i, first in enumerate(reversed(range(self.ahead)))
+        ]
+        return np.concatenate(parts, axis=2)
 
 
 def truths_of(*manifests: Manifest) -> list[Truth]:
@@ -55,20 +79,25 @@ def truths_of(*manifests: Manifest) -> list[Truth]:
     return list(found.values())
 
 
-def truth_of_column(spec: OutputSpec, labels: Sequence[str], name: str, horizon: int) -> Truth:
-    """Return the truth that a column, or an array, of recorded data is.
+def truth_of_columns(  # noqa: PLR0917  # an output, its columns, and how far ahead it is
+    spec: OutputSpec, labels: Sequence[str], name: str, columns: Sequence[str], horizon: int, ahead: int | None
+) -> Truth:
+    """Return the truth that columns of recorded data are.
 
     Args:
         spec: The output.
         labels: The names of its numbers; empty: it has none.
-        name: The name under which the data has it, as an input of the output's shape.
+        name: The name under which the data has the columns, as an input with a number for each.
+        columns: Their names.
         horizon: After how many timesteps the truth of a prediction comes; 0: in the same one.
+        ahead: How many timesteps ahead the output has, its first axis; the truth of the first comes after `horizon`.
+            None: one, without an axis.
     """
 
     def read(inputs: Mapping[str, Array]) -> Array:
-        return _numbers(inputs[name])
+        return np.tile(_numbers(inputs[name]), ahead or 1)
 
-    return Truth(spec.name, _labels(spec, labels), horizon, read)
+    return _truth(spec, labels, horizon, read, ahead=ahead, row=columns)
 
 
 def _of_rule(rule: Rule, labels: Sequence[str]) -> Truth | None:
@@ -80,7 +109,8 @@ def _of_rule(rule: Rule, labels: Sequence[str]) -> Truth | None:
         found = inputs[name].astype(np.float64)
         offset = 0.0 if rule.offset is None else rule.offset
         with np.errstate(divide="ignore", invalid="ignore"):
-            return _numbers((found - offset) / (1.0 if rule.scale is None else rule.scale))
+            shown = _numbers((found - offset) / (1.0 if rule.scale is None else rule.scale))
+        return np.tile(shown, rule.horizon or 1)
 
     def chosen(inputs: Mapping[str, Array]) -> Array:
         """Return 1 for the class that came, which had a probability."""
@@ -89,7 +119,9 @@ def _of_rule(rule: Rule, labels: Sequence[str]) -> Truth | None:
             return np.where(came == 1, 1.0, np.nan)
         return np.where(came == np.arange(numbers), 1.0, np.nan)
 
-    return Truth(rule.output.name, _labels(rule.output, labels), 1, value if rule.makes == "value" else chosen)
+    read = value if rule.makes == "value" else chosen
+    row = labels_of(rule.input) or tuple(str(n) if rule.input.row_size > 1 else "" for n in range(rule.input.row_size))
+    return _truth(rule.output, labels, 1, read, ahead=rule.horizon, row=row)
 
 
 def _of_stage(spec: OutputSpec, manifest: Manifest, labels: Mapping[str, Sequence[str]]) -> Truth | None:
@@ -107,13 +139,38 @@ def _of_stage(spec: OutputSpec, manifest: Manifest, labels: Mapping[str, Sequenc
         came = _numbers(inputs[name])
         return came if place is None else came[..., place : place + 1]
 
-    return Truth(output.name, _labels(output, labels[output.name]), stage.horizon, read)
+    return _truth(output, labels[output.name], stage.horizon, read)
 
 
-def _labels(spec: OutputSpec, labels: Sequence[str]) -> tuple[str, ...]:
-    if spec.row_size > MOST_LABELS:
-        return (spec.name,)
-    return tuple(labels) or tuple(str(n) for n in range(spec.row_size))
+def _truth(
+    spec: OutputSpec,
+    labels: Sequence[str],
+    horizon: int,
+    read: Callable[[Mapping[str, Array]], Array],
+    *,
+    ahead: int | None = None,
+    row: Sequence[str] = (),
+) -> Truth:
+    """Return the truth of an output.
+
+    Args:
+        spec: The output.
+        labels: The names of its numbers; empty: it has none.
+        horizon: After how many timesteps its truth comes, or its first one.
+        read: As in `Truth`.
+        ahead: How many timesteps ahead it has; None: one, without an axis.
+        row: The names of the numbers of one timestep ahead.
+    """
+    last = horizon + (ahead or 1) - 1
+    if ahead is None:
+        names = tuple(labels) or tuple(str(n) for n in range(spec.row_size))
+    else:
+        names = tuple(labels) or labels_ahead(row, horizon, last)
+        if len(names) > MOST_LABELS:
+            names = labels_ahead([""], horizon, last)
+    if len(names) > MOST_LABELS:
+        names = (spec.name,)
+    return Truth(spec.name, names, spec.row_size, horizon, read, ahead or 1)
 
 
 def _numbers(array: Array) -> Array:

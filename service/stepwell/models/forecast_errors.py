@@ -93,9 +93,8 @@ class StreamErrors:
 
     def __init__(self, truth: Truth, slots: int = 0) -> None:
         self.truth = truth
-        self._pending = np.zeros((0, truth.horizon, 0, 2))
+        self._pending = np.zeros((0, truth.last, truth.numbers, 2))
         self._sums = np.zeros((0, len(truth.labels), 3))
-        self._size = 0
         self._slots = slots
 
     def grow(self, slots: int) -> None:
@@ -121,15 +120,14 @@ class StreamErrors:
         rows, length = current.shape[:2]
         predicted = np.stack([current.reshape(rows, length, -1), candidate.reshape(rows, length, -1)], -1)
         predicted = predicted.astype(np.float64)
-        self._allocate(predicted.shape[2])
+        self._allocate()
         joined = np.concatenate([self._pending[slots], predicted], axis=1)
         self._pending[slots] = joined[:, length:]
-        errors = np.abs(joined[:, :length] - self.truth.read(inputs)[..., None])
+        errors = np.abs(self.truth.due(joined) - self.truth.read(inputs)[..., None])
         known = np.isfinite(errors).all(axis=-1)
         errors = np.where(known[..., None], errors, 0.0)
         added = np.concatenate([known.sum(axis=1)[..., None], errors.sum(axis=1)], axis=-1)
-        if len(self.truth.labels) != added.shape[1]:
-            added = added.sum(axis=1, keepdims=True)
+        added = added.reshape(rows, len(self.truth.labels), -1, 3).sum(axis=2)  # of a group, where it has one name
         before = self._sums[slots]
         after = before + added
         self._sums[slots] = after
@@ -139,12 +137,9 @@ class StreamErrors:
         ]
         return np.stack([column.sum(axis=0) for column in columns], axis=-1)
 
-    def _allocate(self, numbers: int) -> None:
-        if len(self._sums) >= self._slots and self._size == numbers:
+    def _allocate(self) -> None:
+        if len(self._sums) >= self._slots:
             return
         more = max(self._slots, 2 * len(self._sums)) - len(self._sums)
-        horizon = self.truth.horizon
-        pending = np.full((more, horizon, numbers, 2), np.nan)
-        self._pending = np.concatenate([self._pending, pending]) if self._size else pending
+        self._pending = np.concatenate([self._pending, np.full((more, *self._pending.shape[1:]), np.nan)])
         self._sums = np.concatenate([self._sums, np.zeros((more, *self._sums.shape[1:]))])
-        self._size = numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ import typer
 from stepwell.addons.backtest.command import backtest
 from tests.addons.recorded.files import write_csv, write_npz
 from tests.commands.program import invoke
-from tests.forecasters import expected_errors, forecaster, new_version, old_version, walks
+from tests.forecasters import (
+    FAR,
+    LABELS,
+    NEAR,
+    ahead,
+    errors_ahead,
+    expected_errors,
+    forecaster,
+    new_version,
+    old_version,
+    walks,
+)
 from tests.graphs import write_model
 
 app = typer.Typer()
@@ -67,6 +79,35 @@ def test_a_column_is_the_truth_of_a_prediction_so_many_rows_earlier(tmp_path: Pa
     assert found["1"]["current"] == found["1"]["candidate"] == pytest.approx(0, abs=1e-3)
 
 
+def test_a_forecast_of_several_timesteps_has_an_error_for_each_of_them(tmp_path: Path) -> None:
+    new, old = (write_model(tmp_path, f"{bias[2, 1]:g}", partial(ahead, bias)) for bias in (NEAR, FAR))
+    xs = walks(8, 60)
+    data = write_npz(tmp_path / "data.npz", x__sensors=xs)
+    found = report([str(new), str(data), "--against", str(old)])["error"]["next"]
+
+    candidate, current = errors_ahead(xs, NEAR), errors_ahead(xs, FAR)
+    assert list(found) == list(candidate)
+    for label, figures in found.items():
+        assert figures["n"] == candidate[label][0]
+        assert figures["candidate"] == pytest.approx(candidate[label][1], rel=1e-5)
+        assert figures["current"] == pytest.approx(current[label][1], rel=1e-5)
+    assert found["vibration+1"]["high"] < 1 < found["rpm+3"]["low"]
+
+
+def test_columns_are_the_truth_of_each_timestep_ahead(tmp_path: Path) -> None:
+    new, old = (write_model(tmp_path, f"{bias[2, 1]:g}", partial(ahead, bias, feedback=False)) for bias in (NEAR, FAR))
+    xs = walks(3, 20)
+    rows = [(f"d{n}", *x) for n, stream in enumerate(xs) for x in stream]
+    data = write_csv(tmp_path / "data.csv", ["device", *LABELS], rows)
+    words = [str(new), str(data), "--against", str(old), "--stream-column", "device", "--truth", "next=vibration,rpm"]
+    found = report([*words, "--horizon", "1-3"])["error"]["next"]
+
+    for label, (n, error) in errors_ahead(xs, NEAR).items():
+        assert (found[label]["n"], found[label]["candidate"]) == (n, pytest.approx(error, rel=1e-5))
+    refused = invoke(app, [*words, "--horizon", "1-4"])
+    assert "4 timesteps ahead; 'next' has shape [3, 2]" in str(refused.exception)
+
+
 def test_without_a_truth_the_error_is_null(tmp_path: Path) -> None:
     new = write_model(tmp_path, "new", lambda: forecaster(rpm=1.0, feedback=False))
     old = write_model(tmp_path, "old", lambda: forecaster(feedback=False))
@@ -81,6 +122,8 @@ def test_without_a_truth_the_error_is_null(tmp_path: Path) -> None:
         (["--truth", "nothing=a,b"], "outputs that can be compared are next"),
         (["--truth", "next=a"], "1 column; it has 2 numbers"),
         (["--horizon", "2"], "a feedback rule's truth is 1 later"),
+        (["--truth", "next=a,b", "--horizon", "3-2"], "neither a number of rows nor a range such as 1-12"),
+        (["--truth", "next=a,b", "--horizon", "-1"], "neither a number of rows nor a range"),
         (["--limit", "next[torque]=1"], "there is no output next[torque]"),
     ],
 )

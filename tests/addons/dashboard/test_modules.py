@@ -562,6 +562,15 @@ def test_the_next_inputs_are_what_came_after_a_prediction(evaluate: Evaluate) ->
     assert evaluate(script) == [[2, 2], [0, 0, 1]]  # (x - offset) / scale; the class that came
 
 
+def test_each_timestep_ahead_has_the_ground_truth_of_a_later_row(evaluate: Evaluate) -> None:
+    model = """{inputs: [{name: 'x', shape: [1], dtype: 'float32'}], outputs: [{name: 'y', shape: [2, 1]}],
+        feedback: {x: {output: 'y', horizon: 2}}}"""
+    shown = "[1, 2, 3].map((step) => ({step, inputs: {x: [10 * step]}}))"
+    script = f"(() => {{ const one = new truth.Truth(); one.setModel({model}); return one.of('s', {shown}); }})()"
+
+    assert evaluate(script) == [{"y": [20, 30]}, {"y": [30, None]}, None]  # JSON has null for NaN
+
+
 def test_a_rule_on_logits_gives_no_ground_truth(evaluate: Evaluate) -> None:
     model = """{inputs: [{name: 'c', shape: [], dtype: 'int64'}], outputs: [{name: 'p', shape: [3]}],
         feedback: {c: {output: 'p', logits: true}}}"""

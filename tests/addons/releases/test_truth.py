@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.addons.recorded.files import write_npz
 from tests.addons.releases.fleet import Fleet, wait_until
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
-from tests.forecasters import LABELS, forecaster, new_version, old_version, walks
+from tests.forecasters import FAR, LABELS, NEAR, ahead, forecaster, new_version, old_version, walks
 from tests.graphs import write_model
 from tests.servers import Server
 
@@ -39,6 +40,8 @@ def service(shared_redis: Server) -> Iterator[Service]:
             write_model(folder, model, new_version, version=2)
         write_model(folder, "plain", lambda: forecaster(feedback=False), version=1)
         write_model(folder, "plain", lambda: forecaster(rpm=1.0, feedback=False), version=2)
+        write_model(folder, "ahead", lambda: ahead(FAR), version=1)
+        write_model(folder, "ahead", lambda: ahead(NEAR), version=2)
         with running_service(shared_redis.url, folder) as one:
             yield one
 
@@ -103,6 +106,21 @@ def test_a_gate_on_the_truth_ends_the_worse_version_within_500_timesteps(pumps: 
     assert release["ended"]["how"] == "aborted"
     assert release["ended"]["why"].startswith("The error of 'next[rpm]' is ")
     assert release["current"] == 1
+
+
+def test_a_forecast_of_several_timesteps_is_judged_by_each_of_them(service: Service, tmp_path: Path) -> None:
+    xs, pumps = walks(STREAMS, TIMESTEPS), Fleet([service], "ahead")
+    put(pumps, gate={"min_compared": STREAMS * TIMESTEPS, "max_error_ratio": 1.05})
+    feed(pumps, xs)
+    found = counted(pumps, STREAMS * (TIMESTEPS - 3))
+    wait_until(lambda: pumps.release()["ended"] is not None)
+
+    new, old = (write_model(tmp_path, name, partial(ahead, bias)) for name, bias in (("n", NEAR), ("o", FAR)))
+    words = [str(new), str(write_npz(tmp_path / "d.npz", x__sensors=xs)), "--against", str(old), "--json"]
+    report = json.loads(invoke(backtest_app, words).stdout)
+    for label, figures in report["error"]["next"].items():
+        assert found["next"][label] == pytest.approx(figures, rel=1e-9)
+    assert pumps.release()["ended"]["why"].startswith("The error of 'next[rpm+3]' is ")
 
 
 def test_truths_that_are_not_of_the_prediction_before_are_not_counted(pumps: Fleet) -> None:

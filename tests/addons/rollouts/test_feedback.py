@@ -12,6 +12,7 @@ from stepwell.errors import ServiceError
 from stepwell_export.runtime.feedback import rules_of
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
+from tests.forecasters import NEAR, ahead
 from tests.graphs import wave
 
 
@@ -44,6 +45,14 @@ def test_counts_have_the_predicted_mean_and_dispersion() -> None:
     assert (found == np.round(found)).all()
     assert found.mean() == pytest.approx(4.0, rel=0.05)
     assert found.var() == pytest.approx(4.0 + 0.5 * 16, rel=0.15)
+
+
+def test_the_nearest_of_several_timesteps_ahead_is_fed_back() -> None:
+    _, manifest = ahead(NEAR)
+    outputs = {"next": np.arange(6, dtype=np.float32).reshape(1, 3, 2)}
+    inputs = FeedbackInputs(rules_of(manifest.feedback, manifest), seed=1, samples=1, horizon=1).next(outputs, 0, {})
+
+    assert inputs["sensors"].tolist() == [[0, 1]]
 
 
 def test_a_prediction_that_is_no_distribution_is_rejected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,12 @@ def backtest(
         typer.Option(metavar="NAME=C,C", help="The columns of the truth of an output's numbers, in order. Repeatable."),
     ] = None,
     horizon: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="With --truth: the truth of a prediction is N rows later. Default: 1."),
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="With --truth: the truth of a prediction is N rows later. A-B: the output has A to B timesteps ahead. "
+            "Default: 1.",
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the differences.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in one run.")] = 1,
@@ -93,7 +98,7 @@ def backtest(
         name: [column.strip() for column in text.split(",")]
         for name, text in named_values("--truth", truth or (), "NAME=COLUMN,COLUMN").items()
     }
-    truths, more = chosen_truths(newer, older, specs, columns, 1 if horizon is None else horizon)
+    truths, more = chosen_truths(newer, older, specs, columns, _horizons(horizon))
     choice = replace(choice, inputs={**choice.inputs, **{spec.name: columns[name] for name, spec in more.items()}})
     recorded = open_data(data, [*joint_inputs(newer, older), *more.values()], choice, rules)
     with data_progress() as progress:
@@ -120,6 +125,16 @@ def backtest(
             )
             + "."
         )
+
+
+def _horizons(text: str | None) -> tuple[int, int] | int:
+    """Return how many rows later a truth is, or the truths of the first and of the last timestep ahead."""
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", "1" if text is None else text)
+    if found is None or (found[2] is not None and int(found[2]) <= int(found[1])):
+        raise typer.BadParameter(
+            f"{text!r} is neither a number of rows nor a range such as 1-12.", param_hint="--horizon"
+        )
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
 def _limits(texts: Iterable[str] | None, outputs: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from stepwell_export.runtime.truth import Truth
 
 MOST_STREAMS: Final = 65_536
 """Streams whose newest predictions are kept; then the one that was added first is left."""
+MOST_BYTES: Final = 2**28
+"""Of these predictions; there are fewer streams if predictions have many timesteps ahead."""
 
 
 class TrialErrors:
@@ -28,6 +30,8 @@ class TrialErrors:
 
     def __init__(self, truths: Sequence[Truth]) -> None:
         self._errors = [StreamErrors(truth) for truth in truths]
+        bytes_each = sum(16 * truth.last * truth.numbers for truth in truths)
+        self._most = min(MOST_STREAMS, MOST_BYTES // max(1, bytes_each) + 1)
         self._slots: dict[str, int] = {}
         self._names: list[str] = []
         self._next = 0
@@ -63,7 +67,7 @@ class TrialErrors:
         if slot is not None:
             return slot
         slot = self._next
-        self._next = (slot + 1) % MOST_STREAMS
+        self._next = (slot + 1) % self._most
         if slot == len(self._names):
             self._names.append(name)
             if slot == len(self._after):

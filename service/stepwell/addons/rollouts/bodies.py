@@ -45,9 +45,18 @@ _RULE = {
             "required": ["output"],
             "properties": {
                 "output": {"type": "string"},
+                "horizon": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "description": "Timesteps ahead in the output, its first axis; the first is fed back.",
+                },
                 "scale": {"description": "Factor of the output: a number, or one for each element of the input."},
                 "offset": {"description": "Term added to that: a number, or one for each element of the input."},
                 "std": {"description": "Standard deviation of normal noise: a number, or the name of an output."},
+                "df": {
+                    "description": "With `std`: degrees of freedom of Student's t: a number, or the name of an output."
+                },
+                "dispersion": {"description": "Of a negative binomial count: a number, or the name of an output."},
                 "sample": {"type": "boolean", "description": "The output has probabilities: draw a class from them."},
                 "logits": {"type": "boolean", "description": "The output has logarithms of probabilities."},
                 "one_hot": {"type": "boolean", "description": "The input is the one-hot vector of the drawn class."},

@@ -62,6 +62,8 @@ def _uniform_numbers(rule: Rule, series: int, seed: int, samples: int, timesteps
 def _transform(rule: Rule, outputs: Mapping[str, Array], numbers: Array, t: int) -> Array:
     """Return an input, `(samples, *row)`."""
     value = outputs[rule.output.name]
+    if rule.horizon is not None:
+        value = value[:, 0]
     samples, row, dtype = len(value), rule.input.row_shape, np.dtype(rule.input.dtype)
     if rule.draw is not None:
         value = _draw(rule, value.reshape(samples, -1), numbers, t)

@@ -5,14 +5,14 @@ import { areProbabilities, elementNames, size } from "../shapes.js";
 
 const DRAWN = ["sample", "temperature", "top_k", "top_p", "one_hot"]; // of a rule that draws from probabilities
 
-/** How the outputs of a model return as inputs: [{input, output, isDrawn, scale, offset}]; rules on logits are left out. */
+/** How outputs return as inputs: [{input, output, horizon, isDrawn, scale, offset}]; rules on logits are left out. */
 export function pairsOf({ inputs, outputs, feedback }) {
   return Object.entries(feedback ?? {}).flatMap(([name, rule]) => {
-    const { output: from, logits, scale = 1, offset = 0, ...rest } = typeof rule === "string" ? { output: rule } : rule;
+    const { output: from, horizon, logits, scale = 1, offset = 0, ...rest } = typeof rule === "string" ? { output: rule } : rule;
     const [input, output] = [inputs.find((one) => one.name === name), outputs.find((one) => one.name === from)];
     if (!input || !output || logits) return [];
-    const isDrawn = DRAWN.some((key) => key in rest) || (input.dtype.includes("int") && size(output.shape) > 1);
-    return [{ input, output, isDrawn, scale: [scale].flat(), offset: [offset].flat() }];
+    const isDrawn = !horizon && (DRAWN.some((key) => key in rest) || (input.dtype.includes("int") && size(output.shape) > 1));
+    return [{ input, output, horizon: horizon ?? 1, isDrawn, scale: [scale].flat(), offset: [offset].flat() }];
   });
 }
 
@@ -102,16 +102,20 @@ export class Truth {
     return this.#pairs.length ? "the next timestep" : "";
   }
 
-  /** For each row of a stream what its prediction should have been: {output: values}, or null. */
+  /** For each row of a stream what its prediction should have been: {output: values}, or null; NaN has not come yet. */
   of(stream, rows) {
     const file = this.#files.get(stream);
     if (file) return rows.map(({ step }) => file.steps.get(step) ?? null);
     return rows.map(({ step }, i) => {
-      const next = rows[i + 1];
-      if (step === null || next?.step !== step + 1) return null;
+      if (step === null) return null;
       const came = this.#pairs.flatMap((pair) => {
-        const values = next.inputs[pair.input.name];
-        return values ? [[pair.output.name, fedBack(pair, values)]] : [];
+        const values = Array.from({ length: pair.horizon }, (_, h) => {
+          const later = rows[i + 1 + h];
+          return later?.step === step + 1 + h ? later.inputs[pair.input.name] : undefined;
+        });
+        if (!values.some(Boolean)) return [];
+        const unknown = Array(size(pair.output.shape) / pair.horizon).fill(NaN);
+        return [[pair.output.name, values.flatMap((shown) => (shown ? fedBack(pair, shown) : unknown))]];
       });
       return came.length ? Object.fromEntries(came) : null;
     });
