@@ -13,6 +13,8 @@ from tests.graphs import fold, two_inputs, write_models
 from tests.npm import NEEDS_NODE, node_command, npm_install
 from tests.processes import ServiceProcess, service_process
 
+CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
+
 
 @pytest.fixture(scope="session")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
@@ -35,5 +37,14 @@ def node() -> list[str]:
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `npm install` makes of the client's development packages, once for the whole run."""
     folder = tmp_path_factory.mktemp("npm")
-    shutil.copy(Path(__file__).parents[2] / "clients" / "typescript" / "package.json", folder)
+    shutil.copy(CLIENT / "package.json", folder)
     return npm_install(folder)
+
+
+@pytest.fixture(scope="session")
+def installed_runtime(node: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client and onnxruntime-web, which Node and browsers can run."""
+    folder = tmp_path_factory.mktemp("runtime")
+    modules = npm_install(folder, "onnxruntime-web@1")
+    shutil.copytree(CLIENT, modules / "@stepwell" / "client", ignore=shutil.ignore_patterns("node_modules"))
+    return folder

@@ -22,22 +22,12 @@ from stepwell_export.runtime.manifest import OutputSpec
 from tests.addons.dashboard.browser import browser, chromium
 from tests.addons.local.test_local_model import MODELS, rows
 from tests.clients.kit import FILE, KIT
-from tests.clients.test_typescript import CLIENT, LOCAL
+from tests.clients.test_typescript import LOCAL
 from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.graphs import Built, fold, fold_reference, write_models
-from tests.npm import npm_install
 from tests.processes import ServiceProcess, service_process
 
 MAX_COMPRESSED_BYTES = 10_500
-
-
-@pytest.fixture(scope="session")
-def installed_runtime(node: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the client and onnxruntime-web, which Node and browsers can run."""
-    folder = tmp_path_factory.mktemp("runtime")
-    modules = npm_install(folder, "onnxruntime-web@1")
-    shutil.copytree(CLIENT, modules / "@stepwell" / "client", ignore=shutil.ignore_patterns("node_modules"))
-    return folder
 
 
 @pytest.fixture(scope="module")
