@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
+from stepwell.addons.tracing.otel import SdkSpans
+from stepwell.addons.tracing.otlp import DirectSpanExporter
+from stepwell.addons.tracing.sampler import TraceSampler
+from stepwell.addons.tracing.tracer import Span, Tracer
 from stepwell.errors import ServiceError
-from stepwell.tracing.otel import SdkSpans
-from stepwell.tracing.otlp import DirectSpanExporter
-from stepwell.tracing.sampler import TraceSampler
-from stepwell.tracing.tracer import Span, Tracer
 
 REQUESTS = 4096
 BATCH = 512  # spans of one message, as the SDK's batch processor sends them

@@ -29,7 +29,7 @@ _WAITING = {
         "addons/drift/test_service.py",
         "store/transport/test_cluster.py",
     ),
-    *("test_drain.py", "tracing/test_traces.py"),
+    *("test_drain.py", "addons/tracing/test_traces.py"),
 }
 """Files that have no slow test, but wait for most of 15 to 60 seconds."""
 _TESTS_OF_COMPILED = 40  # tests after which what JAX has compiled is dropped

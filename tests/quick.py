@@ -26,7 +26,7 @@ LEFT_OUT = {
     *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_mutants.py")),
     "model_export/test_localize.py",
     *("asgi/test_openapi.py", "engine/watch/test_cluster.py", "model_export/stages/test_frameworks.py"),
-    *("addons/releases/test_ramp.py", "addons/releases/test_transitions.py", "tracing/test_grpc_traces.py"),
+    *("addons/releases/test_ramp.py", "addons/releases/test_transitions.py", "addons/tracing/test_grpc_traces.py"),
 }
 """Folders and files that need a training framework or a browser, start one program after the other, or repeat much.
 

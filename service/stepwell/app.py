@@ -19,6 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
+from stepwell.addons.tracing.observer import TracedMetrics
+from stepwell.addons.tracing.otel import make_tracer
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import admin, feed, sse, stream_ops, streams, watch
@@ -42,8 +44,6 @@ from stepwell.settings import Settings, SharedFolders
 from stepwell.store.artifacts import StoredArtifacts
 from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
-from stepwell.tracing.observer import TracedMetrics
-from stepwell.tracing.otel import make_tracer
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import load, registered
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import typer
 
 from stepwell import logs
+from stepwell.addons.tracing.otel import check_tracing
 from stepwell.commands.flags import with_setting_flags
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
@@ -27,7 +28,6 @@ from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_inf
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.state_store import StateStore
 from stepwell.temporary import temporary_folder
-from stepwell.tracing.otel import check_tracing
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OTHER_FILES = 512  # connections to the store, model files, log, libraries

@@ -13,11 +13,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.engine.observer import EngineObserver
 from stepwell.metrics.exemplars import Exemplars
 from stepwell.metrics.exposition import exposed
 from stepwell.metrics.process import ProcessMetrics
-from stepwell.metrics.releases import ReleaseMetrics
 from stepwell.metrics.shared_folder import remove_dead_workers, shared_folder
 from stepwell.models.changes import ModelChange
 

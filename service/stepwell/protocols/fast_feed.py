@@ -12,6 +12,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from stepwell.addons.tracing.feed import make_feed_session
 from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.protocols.ws_denials import DenyingWebSocketProtocol
@@ -19,7 +20,6 @@ from stepwell.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames,
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from stepwell.requests.feed_session import FeedSession
-from stepwell.requests.traced_feed import make_feed_session
 
 if TYPE_CHECKING:
     from websockets.frames import Frame

@@ -17,9 +17,9 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
+from stepwell.addons.tracing.tracer import Tracer
 from stepwell.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
 from stepwell.requests.request_ids import REQUEST_ID_VALUES, RESPONSE_HEADER, TRACEPARENT, identify, request_id_of
-from stepwell.tracing.tracer import Tracer
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from stepwell.addons.tracing.ids import TracedId
 from stepwell.errors import ServiceError
 from stepwell.protocols.hot_requests import CachedRequestLine, HotRequestMatcher, RequestHead
 from stepwell.requests.handlers import RequestHandler
@@ -20,7 +21,6 @@ from stepwell.requests.hot_routes import HOT_ROUTES, HotRoute
 from stepwell.requests.problems import internal_error
 from stepwell.requests.request_ids import log_fields
 from stepwell.requests.traced import submit_traced
-from stepwell.tracing.ids import TracedId
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState

@@ -20,9 +20,9 @@ from stepwell.settings import is_loopback
 from stepwell.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
+    from stepwell.addons.tracing.tracer import Tracer
     from stepwell.requests.hot_routes import HotRoute
     from stepwell.settings import Settings
-    from stepwell.tracing.tracer import Tracer
     from stepwell_export.runtime.manifest import Manifest
 
 Codec = TypeVar("Codec")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from stepwell.tracing.ids import TracedId
-from stepwell.tracing.tracer import Tracer
+from stepwell.addons.tracing.ids import TracedId
+from stepwell.addons.tracing.tracer import Tracer
 
 RESPONSE_HEADER: Final = b"x-request-id"
 """Name of the response header, and of the first of the two request headers."""

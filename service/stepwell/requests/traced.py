@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.tracing.tracer import StatusOf, Tracer
+from stepwell.addons.tracing.tracer import StatusOf, Tracer
 
 if TYPE_CHECKING:
     from stepwell.requests.handlers import RequestHandler

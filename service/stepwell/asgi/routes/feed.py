@@ -10,6 +10,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from stepwell.addons.tracing.feed import make_feed_session
 from stepwell.asgi.query import number_of
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.errors import ServiceError
@@ -17,7 +18,6 @@ from stepwell.ids import check_stream_id
 from stepwell.requests.close_codes import FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from stepwell.requests.context import AppContext
 from stepwell.requests.feed_session import FeedSession
-from stepwell.requests.traced_feed import make_feed_session
 
 _log = logging.getLogger(__name__)
 HIGHEST_VERSION: Final = 2**31 - 1

@@ -16,8 +16,8 @@ from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")
 
-from tests.tracing.receiver import Receiver, receiver
-from tests.tracing.test_traces import PHASES, Parent, children_of, root_of
+from tests.addons.tracing.receiver import Receiver, receiver
+from tests.addons.tracing.test_traces import PHASES, Parent, children_of, root_of
 
 METHOD = "/inference.GRPCInferenceService"
 

@@ -19,7 +19,7 @@ from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")
 
-from tests.tracing.receiver import receiver
+from tests.addons.tracing.receiver import receiver
 
 SAMPLED, NOT_SAMPLED = "5" * 32, "6" * 32
 OPENMETRICS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.3"}

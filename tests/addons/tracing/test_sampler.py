@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stepwell.tracing.sampler import TraceSampler
+from stepwell.addons.tracing.sampler import TraceSampler
 
 sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason="traces need: pip install 'stepwell[otel]'")
 NAMES = ["always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off"]

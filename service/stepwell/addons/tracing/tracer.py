@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from stepwell.addons.tracing.ids import TracedId, UntracedId, new_span_id, new_trace_id
+from stepwell.addons.tracing.sampler import TraceSampler
 from stepwell.errors import ServiceError
-from stepwell.tracing.ids import TracedId, UntracedId, new_span_id, new_trace_id
-from stepwell.tracing.sampler import TraceSampler
 from stepwell.types import BulkPrediction, Prediction
 from stepwell_client.wire.ids import encode_state_id
 

@@ -12,10 +12,10 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import SpanContext
 
-from stepwell.tracing.otel import SdkSpans
-from stepwell.tracing.otlp import DirectSpanExporter, EndedSpan
-from stepwell.tracing.tracer import Span
-from tests.tracing.receiver import Receiver, receiver
+from stepwell.addons.tracing.otel import SdkSpans
+from stepwell.addons.tracing.otlp import DirectSpanExporter, EndedSpan
+from stepwell.addons.tracing.tracer import Span
+from tests.addons.tracing.receiver import Receiver, receiver
 
 SPANS = [
     Span("POST /x", 2**127 + 5, 7, 2**63 + 1, 10.5, 11.25, is_server=True, attributes={"a": "text", "n": 3, "t": True}),

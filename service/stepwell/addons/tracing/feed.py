@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stepwell.addons.tracing.ids import TracedId
+from stepwell.addons.tracing.tracer import RequestTrace, Tracer
 from stepwell.codec import Format
 from stepwell.requests.context import AppContext
 from stepwell.requests.feed_session import FeedSession
 from stepwell.requests.problems import status_of
 from stepwell.requests.request_ids import TRACEPARENT, log_fields, request_id_of
-from stepwell.tracing.ids import TracedId
-from stepwell.tracing.tracer import RequestTrace, Tracer
 
 
 def make_feed_session(

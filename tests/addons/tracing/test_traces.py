@@ -24,7 +24,7 @@ from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")
 
-from tests.tracing.receiver import ReceivedSpan, Receiver, receiver
+from tests.addons.tracing.receiver import ReceivedSpan, Receiver, receiver
 
 STEP = "POST /v1/models/{model}/streams/{stream}/step"
 PHASES = ["receive", "queue", "load", "run", "commit"]

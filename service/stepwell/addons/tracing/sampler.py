@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from stepwell.tracing.ids import is_sampled, new_span_id
+from stepwell.addons.tracing.ids import is_sampled, new_span_id
 
 _log = logging.getLogger(__name__)
 _DEFAULT: Final = "parentbased_always_off"

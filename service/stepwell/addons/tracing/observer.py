@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stepwell.addons.tracing.tracer import Tracer
 from stepwell.metrics import Metrics
-from stepwell.tracing.tracer import Tracer
 
 
 class TracedMetrics(Metrics):

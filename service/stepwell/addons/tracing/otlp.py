@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import SpanContext
 
-from stepwell.tracing.tracer import Span
+from stepwell.addons.tracing.tracer import Span
 
 _INTERNAL: Final = trace_pb2.Span.SPAN_KIND_INTERNAL
 _SERVER: Final = trace_pb2.Span.SPAN_KIND_SERVER

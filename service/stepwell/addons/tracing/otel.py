@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.tracing.sampler import TraceSampler
-from stepwell.tracing.tracer import Span, Tracer
+from stepwell.addons.tracing.sampler import TraceSampler
+from stepwell.addons.tracing.tracer import Span, Tracer
 from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    from stepwell.tracing.otlp import DirectSpanExporter, EndedSpan
+    from stepwell.addons.tracing.otlp import DirectSpanExporter, EndedSpan
 
     exporter = DirectSpanExporter(SdkSpans(version))
     processor = BatchSpanProcessor(exporter)
