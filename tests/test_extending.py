@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 CONTRACT: tuple[Any, ...] = (
     *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
-    *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon, extend.ModelRuns),
+    *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon, extend.ModelRuns, extend.RequestTracer),
 )
 
 
@@ -53,7 +53,7 @@ def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def plain(code: str) -> str:
-    return "".join(code.split()).replace("'", '"')
+    return "".join(code.split()).replace("'", '"').replace(",)", ")")
 
 
 @pytest.mark.parametrize("hook", sorted(set(hooks())))

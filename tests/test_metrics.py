@@ -21,6 +21,7 @@ from prometheus_client.samples import Sample
 
 from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.addons.drift.report import FeatureReport
+from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.engine.engine import Engine
 from stepwell.metrics import Metrics
 from stepwell.models.changes import ModelChange
@@ -92,6 +93,22 @@ def read_drift(metrics: Metrics, read: Callable[[], Mapping[tuple[str, int], Seq
     metrics.on_refresh(lambda: drift.refresh(read()))
 
 
+def count_releases(metrics: Metrics, models: Sequence[str]) -> None:
+    """Add the metrics of releases, as their add-on does, and count one event of each kind."""
+    releases = ReleaseMetrics(metrics.registry)
+    metrics.on_refresh(lambda: releases.keep_models(models))
+    releases.add_gauges(metrics)
+    metrics.read_gauges(
+        streams=lambda: {("pump", "2"): 13},
+        release_ended_timestamp_seconds=lambda: {("pump", "gate"): 1.5e9},
+        release_gate_waits=lambda: {("pump",): 1.0},
+    )
+    releases.paired_steps("pump", 1, 2, 6)
+    releases.candidate_failed("pump", 2, responds=False)
+    releases.candidate_failed("pump", 3, responds=True)
+    releases.compared("pump", "y", {0.0: 4, 0.5: 2})
+
+
 def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
     """Metrics after one event of each kind.
 
@@ -105,9 +122,6 @@ def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
         websockets=lambda: 3,
         ready=lambda: True,
         cached_streams=lambda: {"pump": 11},
-        streams=lambda: {("pump", "2"): 13},
-        releases_ended=lambda: {("pump", "gate"): 1.5e9},
-        gates_waiting=lambda: {("pump",): 1.0},
         connections=lambda: 4,
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
@@ -121,10 +135,7 @@ def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
     metrics.conflicts(1)
     metrics.replays(2)
     metrics.regressions(1)
-    metrics.paired_steps("pump", 1, 2, 6)
-    metrics.candidate_failed("pump", 2, responds=False)
-    metrics.candidate_failed("pump", 3, responds=True)
-    metrics.compared("pump", "y", {0.0: 4, 0.5: 2})
+    count_releases(metrics, models)
     metrics.request("http", 200, "GET /v1/info")
     metrics.refusal("seq_gap")
     metrics.model_changed(ModelChange("loaded", "pump", 1, bytes(8)))

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.drift.metrics import DriftMetrics
+from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.metrics import Metrics
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
@@ -37,6 +38,8 @@ def definitions() -> dict[str, Definition]:
     """Return each metric by the name of each of its series."""
     metrics = Metrics("0")
     DriftMetrics(metrics.registry, is_shared=False)
+    ReleaseMetrics(metrics.registry)
+    ReleaseMetrics.add_gauges(metrics)
     registries = (AlertCounters().registry, ConnectCounters().registry)
     page = "".join([metrics.render()[0].decode(), *(generate_latest(one).decode() for one in registries)])
     found: dict[str, Definition] = {}

@@ -8,8 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
-from stepwell.addons.tracing.observer import TracedMetrics
-from stepwell.addons.tracing.otel import make_tracer
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import admin, feed, sse, stream_ops, streams, watch
@@ -28,6 +25,7 @@ from stepwell.asgi.websocket import rejecting_sockets
 from stepwell.background import cancel, run_forever
 from stepwell.engine.engine import Engine
 from stepwell.engine.model_reloads import ModelReloads
+from stepwell.engine.observer import all_of
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
 from stepwell.metrics import Metrics
@@ -69,18 +67,15 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
 
     Raises:
         KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
-        MissingExtraError, TracingError: As for `make_tracer`.
         AddonError: An installed package registers an add-on that cannot be used.
+        StepwellError: An add-on cannot be created.
     """
     version = importlib.metadata.version("stepwell")
-    traced = make_tracer(version, os.environ)
-    tracer, end_tracing = (None, None) if traced is None else traced
-    metrics = Metrics(version) if tracer is None else TracedMetrics(version, tracer)
-    context = AppContext(settings, load_api_keys(settings), metrics, tracer)
+    context = AppContext(settings, load_api_keys(settings), Metrics(version))
     app = FastAPI(
         title="Stepwell",
         version=version,
-        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders(), end_tracing),
+        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders()),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -90,6 +85,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     found = registered("stepwell.addons").values()
     addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
+    context.tracer = next((tracer for addon in addons if (tracer := addon.tracer()) is not None), None)
     context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
     app.router.route_class = raw_route_class(context)
@@ -152,7 +148,9 @@ def _build_engine(
         on_change=metrics.model_changed,
     )
     placing = next((found for addon in addons if (found := addon.placing(store, models)) is not None), None)
-    engine = Engine(store, models, options, metrics, placing=placing, samplers=addons)
+    observers = [seen for addon in addons if (seen := addon.observer()) is not None]
+    observer = all_of([metrics, *observers]) if observers else metrics
+    engine = Engine(store, models, options, observer, placing=placing, samplers=addons)
     engine.runs += [runs for addon in addons if (runs := addon.model_runs(engine)) is not None]
     return engine
 
@@ -167,13 +165,9 @@ def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend 
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(
-    app: FastAPI, context: AppContext, folders: SharedFolders, end_tracing: Callable[[], None] | None
-) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -> AsyncIterator[None]:
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        if end_tracing is not None:
-            stack.push_async_callback(asyncio.to_thread, end_tracing)
         addons: list[ServiceAddon] = app.state.addons
         engine = _build_engine(context.settings, context.metrics, folders, addons)
         stack.callback(engine.models.close)

@@ -67,11 +67,14 @@ from stepwell_export.runtime.registered import AddonError
 if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_runs import ModelRuns
+    from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placement, Placing
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
+    from stepwell.requests.request_ids import TracedId
+    from stepwell.requests.tracer import RequestTracer
     from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.settings import AddonSettings
     from stepwell_export.graph.builder import GraphBuilder
@@ -91,6 +94,7 @@ __all__ = [
     "ConnectError",
     "ConnectUsageError",
     "Engine",
+    "EngineObserver",
     "ErrorFormat",
     "GraphBuilder",
     "HotRoute",
@@ -104,10 +108,12 @@ __all__ = [
     "Placement",
     "Placing",
     "ReaderOptions",
+    "RequestTracer",
     "Sampler",
     "ServiceAddon",
     "Stage",
     "StepwellError",
+    "TracedId",
     "Undeliverable",
     "Url",
     "register_step_rule",
@@ -120,7 +126,10 @@ _LOADED_WHEN_USED: Final = {
     "HotRoute": "stepwell.requests.hot_routes",
     "GraphBuilder": "stepwell_export.graph.builder",
     "Engine": "stepwell.engine.engine",
+    "EngineObserver": "stepwell.engine.observer",
     "ModelRuns": "stepwell.engine.model_runs",
+    "RequestTracer": "stepwell.requests.tracer",
+    "TracedId": "stepwell.requests.request_ids",
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_runs import ModelRuns
+    from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placing
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.registry import ModelRegistry
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
+    from stepwell.requests.tracer import RequestTracer
     from stepwell.store.state_store import StateStore
 
 
@@ -44,6 +46,14 @@ class ServiceAddon:
     def error_formats(self) -> Mapping[str, ErrorFormat]:
         """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""
         return {}
+
+    def tracer(self) -> RequestTracer | None:
+        """Return what traces single requests; None: it traces none. At most one add-on does."""
+        return None
+
+    def observer(self) -> EngineObserver | None:
+        """Return what the engine notifies of its work, besides the metrics; None: nothing."""
+        return None
 
     def placing(self, store: StateStore, models: ModelRegistry) -> Placing | None:
         """Return what places streams on versions; None: it places none. At most one add-on does."""

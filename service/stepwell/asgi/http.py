@@ -27,8 +27,7 @@ from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.hot_routes import KEY_LIMIT
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
-from stepwell.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
-from stepwell.requests.traced import SCOPE_KEY
+from stepwell.requests.request_ids import RESPONSE_HEADER, SCOPE_KEY, log_fields, request_id_of
 from stepwell.types import StreamKey
 from stepwell_client.wire.formats import encode, format_of_answer, format_of_body
 

@@ -7,8 +7,7 @@ from fastapi import Request
 from stepwell.asgi.http import RawRoute
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import RequestHandler, run
-from stepwell.requests.request_ids import request_id_of
-from stepwell.requests.traced import SCOPE_KEY, submit_traced
+from stepwell.requests.request_ids import SCOPE_KEY, request_id_of
 
 
 async def run_handler(handler: RequestHandler, body: bytes, request: Request, context: AppContext) -> bytes:
@@ -24,8 +23,6 @@ async def run_handler(handler: RequestHandler, body: bytes, request: Request, co
     declared: RawRoute = request.scope["route"]
     route, status_of = declared.name_for_metrics, declared.error_format.status
     return await run(
-        lambda done: submit_traced(
-            tracer, handler, body, done, request_id=request_id, route=route, status_of=status_of
-        ),
+        lambda done: tracer.submit(handler, body, done, request_id=request_id, route=route, status_of=status_of),
         handler,
     )

@@ -15,7 +15,6 @@ from typing import Any, Final
 import typer
 
 from stepwell import logs
-from stepwell.addons.tracing.otel import check_tracing
 from stepwell.commands.flags import with_setting_flags
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
@@ -47,7 +46,7 @@ def run(settings: Settings) -> int:
     Raises:
         StartError: The configuration is unsafe, a models folder is not there, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
-        MissingExtraError, TracingError: As for `check_tracing`, and of add-ons.
+        StepwellError: As for `AddonSettings.check`.
         EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
@@ -170,11 +169,6 @@ def check_artifacts(settings: Settings) -> None:
         ) from exc
 
 
-def check_traces(_settings: Settings) -> None:
-    """Check that the traces that the environment requests can be sent; as `check_tracing`."""
-    check_tracing(os.environ)
-
-
 def check_addons(settings: Settings) -> None:
     """Check what add-ons need, as for `AddonSettings.check`."""
     for addon in addon_settings():
@@ -188,7 +182,6 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
         check_providers,
         check_artifacts,
         load_api_keys,
-        check_traces,
         check_addons,
     ),
 )

@@ -13,7 +13,6 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.engine.observer import EngineObserver
 from stepwell.metrics.exemplars import Exemplars
 from stepwell.metrics.exposition import exposed
@@ -150,21 +149,11 @@ class Metrics(EngineObserver):
         self._model_changes = counter(
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
-        self._releases = ReleaseMetrics(registry)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         labelled_gauges = {
             "queue_rows": gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"),
             "cached_streams": gauge(
                 "cached_streams", "Streams whose records the workers have cached.", "livesum", "model"
-            ),
-            "streams": gauge(
-                "streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version"
-            ),
-            "releases_ended": gauge(
-                "release_ended_timestamp_seconds", "When a release last ended in this way.", "livemax", "model", "how"
-            ),
-            "gates_waiting": gauge(
-                "release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model"
             ),
         }
         self._labelled_gauges = {name: Labelled(one) for name, one in labelled_gauges.items()}
@@ -220,7 +209,19 @@ class Metrics(EngineObserver):
         self._durability.labels(durability).set(1)
         self.refresh()
 
-    def add_gauges(self, **gauges: Callable[[], Any]) -> None:
+    def add_gauge(self, name: str, text: str, labels: Sequence[str]) -> None:
+        """Add a gauge of an add-on, `stepwell_{name}`; of several workers' values the largest counts.
+
+        Args:
+            name: Its name.
+            text: What it is.
+            labels: The names of its labels, `model` first: the series of models that are not served are removed.
+        """
+        gauge = Gauge(f"stepwell_{name}", text, labels, registry=self.registry, multiprocess_mode="livemax")
+        self._labelled_gauges[name] = Labelled(gauge)
+        self._by_model.append(self._labelled_gauges[name])
+
+    def read_gauges(self, **gauges: Callable[[], Any]) -> None:
         """Set more functions that `refresh` reads, by the gauge's name, as for `bind_gauges`."""
         self._read_gauges |= gauges
 
@@ -265,18 +266,6 @@ class Metrics(EngineObserver):
     def regressions(self, n: int) -> None:
         """Count streams whose confirmed commits the store had lost."""
         self._regressions.inc(n)
-
-    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
-        """Count timesteps of a release."""
-        self._releases.paired_steps(model, responding, other, timesteps)
-
-    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
-        """Count streams that left a release."""
-        self._releases.candidate_failed(model, n, responds=responds)
-
-    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
-        """Count compared numbers by their difference."""
-        self._releases.compared(model, output, numbers)
 
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""
@@ -326,7 +315,6 @@ class Metrics(EngineObserver):
         if served is not None and self._folder is None:  # with shared files, labels cannot be removed
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
-            self._releases.keep_models(served)
 
     def render(self, *, as_openmetrics: bool = False) -> tuple[bytes, str]:
         """Return the metrics of all workers as of their last `refresh`, and the media type of the text.

@@ -12,14 +12,13 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from stepwell.addons.tracing.feed import make_feed_session
 from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.protocols.ws_denials import DenyingWebSocketProtocol
 from stepwell.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, next_frame
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
-from stepwell.requests.feed_session import FeedSession
+from stepwell.requests.feed_session import FeedSession, session_type
 
 if TYPE_CHECKING:
     from websockets.frames import Frame
@@ -91,13 +90,12 @@ class FastFeedProtocol(DenyingWebSocketProtocol):
         self.conn.send_response(response)
         self._send_protocol()
         self._auth = auth
-        self._session = make_feed_session(
+        self._session = session_type(context, next(iter(headers.get_all("traceparent")), None))(
             context,
             auth.message_format,
             model,
             version,
             stream=stream,
-            traceparent=next(iter(headers.get_all("traceparent")), None),
             on_ready=self._schedule_flush,
         )
         auth.register()

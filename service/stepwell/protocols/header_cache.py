@@ -17,9 +17,9 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
-from stepwell.addons.tracing.tracer import Tracer
 from stepwell.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
 from stepwell.requests.request_ids import REQUEST_ID_VALUES, RESPONSE_HEADER, TRACEPARENT, identify, request_id_of
+from stepwell.requests.tracer import RequestTracer
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -107,7 +107,7 @@ class HeaderCache:
             send the same headers rarely send anything else of the same length.
     """
 
-    def __init__(self, max_body_bytes: int, tracer: Tracer | None = None) -> None:
+    def __init__(self, max_body_bytes: int, tracer: RequestTracer | None = None) -> None:
         """Start with empty caches.
 
         Args:

@@ -13,14 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stepwell.addons.tracing.ids import TracedId
 from stepwell.errors import ServiceError
 from stepwell.protocols.hot_requests import CachedRequestLine, HotRequestMatcher, RequestHead
 from stepwell.requests.handlers import RequestHandler
 from stepwell.requests.hot_routes import HOT_ROUTES, HotRoute
 from stepwell.requests.problems import internal_error
-from stepwell.requests.request_ids import log_fields
-from stepwell.requests.traced import submit_traced
+from stepwell.requests.request_ids import TracedId, log_fields
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -60,8 +58,8 @@ class InFlightRequest:
             else:
                 self._request_id = request_id
                 route = self._route
-                submit_traced(
-                    tracer, handler, body, self.on_result,
+                tracer.submit(
+                    handler, body, self.on_result,
                     request_id=request_id, route=route.name, status_of=route.error_format.status,
                 )  # fmt: skip
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
@@ -175,8 +173,8 @@ class ResponsePipeline:
             else:
                 self._request_id = request_id
                 route = self._route
-                submit_traced(
-                    tracer, handler, body, self._is_done,
+                tracer.submit(
+                    handler, body, self._is_done,
                     request_id=request_id, route=route.name, status_of=route.error_format.status,
                 )  # fmt: skip
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged

@@ -20,8 +20,8 @@ from stepwell.settings import is_loopback
 from stepwell.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
-    from stepwell.addons.tracing.tracer import Tracer
     from stepwell.requests.hot_routes import HotRoute
+    from stepwell.requests.tracer import RequestTracer
     from stepwell.settings import Settings
     from stepwell_export.runtime.manifest import Manifest
 
@@ -53,7 +53,7 @@ class AppContext:
         draining: This process is about to end: it is not ready, and responses close their connections.
     """
 
-    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics, tracer: Tracer | None = None) -> None:
+    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
         self.settings = settings
         self.api_keys = keys
         self.metrics = metrics
@@ -62,7 +62,7 @@ class AppContext:
         self.engine: Engine
         self.reloads: ModelReloads
         self.safety: SafetyMonitor
-        self.tracer = tracer
+        self.tracer: RequestTracer | None = None
         self.large_bodies = LargeBodies()
         self.connections: Collection[object] = ()
         self.websockets = 0

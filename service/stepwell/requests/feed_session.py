@@ -34,6 +34,17 @@ _MAX_PENDING_BYTES: Final = 4 * 2**20  # their total size; a single larger messa
 _NO_CORRELATION: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
+def session_type(context: AppContext, traceparent: str | None) -> Callable[..., FeedSession]:
+    """Return what creates the session of a feed, with the arguments of `FeedSession`; it may trace the messages.
+
+    Args:
+        context: The dependencies of every route.
+        traceparent: The header of the request that opened the feed, or None.
+    """
+    traced = None if context.tracer is None else context.tracer.feed_session(traceparent)
+    return FeedSession if traced is None else traced
+
+
 class FeedSession:
     """The messages of one feed, and their replies in the same order.
 

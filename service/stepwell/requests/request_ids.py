@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from stepwell.addons.tracing.ids import TracedId
-from stepwell.addons.tracing.tracer import Tracer
+if TYPE_CHECKING:
+    from stepwell.requests.tracer import RequestTracer
 
 RESPONSE_HEADER: Final = b"x-request-id"
 """Name of the response header, and of the first of the two request headers."""
@@ -25,7 +25,28 @@ REQUEST_ID_VALUES: Final = {
 _VALID: Final = {name: re.compile(pattern + rb"[ \t]*") for name, pattern in REQUEST_ID_VALUES.items()}
 
 
-def identify(own: bytes | None, traceparent: bytes | None, tracer: Tracer | None) -> bytes:
+SCOPE_KEY: Final = "stepwell.request_id"
+"""Where the scope of a declared route's request has its id, if a tracer has chosen it."""
+
+
+class TracedId(bytes):
+    """The id of a request that is traced, empty if it has none, with the place of its span in a trace.
+
+    Attributes:
+        trace_id: 128 bits.
+        parent_id: Id of the caller's span, 64 bits; 0: this request starts the trace.
+    """
+
+    trace_id: int
+    parent_id: int
+
+    @property
+    def trace_hex(self) -> str:
+        """The trace id as 32 hexadecimal digits."""
+        return f"{self.trace_id:032x}"
+
+
+def identify(own: bytes | None, traceparent: bytes | None, tracer: RequestTracer | None) -> bytes:
     """Return the id of a request, as a `TracedId` if it continues a trace; empty: it has none.
 
     Args:
@@ -39,7 +60,7 @@ def identify(own: bytes | None, traceparent: bytes | None, tracer: Tracer | None
     return request_id if tracer is None else tracer.identify(request_id, traceparent)
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]], tracer: Tracer | None = None) -> bytes:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]], tracer: RequestTracer | None = None) -> bytes:
     """Return the id of a request; empty: it has none.
 
     That is `X-Request-Id`, if it has 1 to 128 printable ASCII characters without spaces, or else the trace id of the

@@ -66,7 +66,7 @@ async def trial(
     running = Trial(old, new, 1, 0.0, mode, ((0.0, percent or 0.0),), 0.0, salt=SALT)  # type: ignore[arg-type]  # a mode
     releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
     store = StateStore(url)
-    engine = Engine(store, models, options, counts, placing=ReleasePlacing(store, models, counts, releases))
+    engine = Engine(store, models, options, counts, placing=ReleasePlacing(store, models, None, releases))
     try:
         yield engine
     finally:

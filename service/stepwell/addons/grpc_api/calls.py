@@ -21,7 +21,6 @@ from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import KEY_LIMIT
 from stepwell.requests.problems import internal_error
 from stepwell.requests.request_ids import log_fields, request_id_of
-from stepwell.requests.traced import submit_traced
 
 _log = logging.getLogger(__name__)
 _TEXT: Final = ("authorization", "idempotency-key", "x-request-id", "traceparent")
@@ -117,8 +116,7 @@ class InferCall:
         if tracer is None:
             self.submit(b"", done)
         else:
-            submit_traced(
-                tracer,
+            tracer.submit(
                 self,
                 b"",
                 done,

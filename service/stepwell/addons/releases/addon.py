@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.gate import Gates
+from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.addons.releases.routes import add_routes
 from stepwell.addons.releases.service import ReleaseService
@@ -26,6 +27,7 @@ from stepwell.store.pubsub import StorePubSub
 
 if TYPE_CHECKING:
     from stepwell.models.registry import ModelRegistry
+    from stepwell.requests.context import AppContext
     from stepwell.store.state_store import StateStore
 
 _FIRST_READ_S: Final = 2.0
@@ -43,13 +45,20 @@ class ReleasesAddon(ServiceAddon):
     _placing: ReleasePlacing
     _follower: ReleaseFollower
 
+    def __init__(self, context: AppContext, version: str) -> None:
+        super().__init__(context, version)
+        self._metrics = ReleaseMetrics(context.metrics.registry)
+        self._metrics.add_gauges(context.metrics)
+
     def add_routes(self, app: FastAPI) -> None:
         """Declare the routes."""
         add_routes(app, self)
 
     def placing(self, store: StateStore, models: ModelRegistry) -> ReleasePlacing:
         """Return what places the streams of the engine."""
-        self._placing = ReleasePlacing(store, models, self.context.metrics)
+        if not self.context.metrics.is_shared:  # series cannot be removed from shared files
+            self.context.metrics.on_refresh(lambda: self._metrics.keep_models(models.names()))
+        self._placing = ReleasePlacing(store, models, self._metrics)
         return self._placing
 
     async def start(self) -> None:
@@ -76,10 +85,10 @@ class ReleasesAddon(ServiceAddon):
             await placing.comparison.flush()
             await gates.judge()
 
-        self.context.metrics.add_gauges(
+        self.context.metrics.read_gauges(
             streams=lambda: streams_by_version(documents, models, counter.counts),
-            releases_ended=lambda: ended_by_model(documents),
-            gates_waiting=gates.waiting,
+            release_ended_timestamp_seconds=lambda: ended_by_model(documents),
+            release_gate_waits=gates.waiting,
         )
         yield self._follower.follow()
         yield run_forever(counter.refresh, every_s=_EVERY_S, name="Counting streams by version")

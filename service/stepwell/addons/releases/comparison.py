@@ -23,9 +23,9 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import truths_of
 
 if TYPE_CHECKING:
+    from stepwell.addons.releases.metrics import ReleaseMetrics
     from stepwell.addons.releases.placing import ReleasePlacing
     from stepwell.addons.releases.plan import Move
-    from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Followed
     from stepwell.models.served import ServedModel
     from stepwell.store.state_store import StateStore
@@ -62,13 +62,13 @@ class TrialComparison:
     Args:
         store: The store.
         placing: The release plans of this worker.
-        observer: Counts the work.
+        metrics: Counts the work.
     """
 
-    def __init__(self, store: StateStore, placing: ReleasePlacing, observer: EngineObserver) -> None:
+    def __init__(self, store: StateStore, placing: ReleasePlacing, metrics: ReleaseMetrics) -> None:
         self._store = store
         self._placing = placing
-        self._observer = observer
+        self._metrics = metrics
         self._collected: dict[tuple[str, int], _Collected] = {}
         self._sending: dict[tuple[str, int], tuple[TrialCounts, int]] = {}
         self._errors: dict[tuple[str, int], tuple[TrialErrors, Mapping[str, Sequence[str]]]] = {}
@@ -137,7 +137,7 @@ class TrialComparison:
             counts.fell_back += n_failed
         counts.non_finite += int(np.count_nonzero(failed == 2))
         counts.steps += n_failed * length
-        self._observer.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
+        self._metrics.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
 
     def takeover_failed(self, model: str, move: Move) -> None:
         """Count a stream that was to take part, but whose state cannot be made; it stays out of the trial."""
@@ -149,7 +149,7 @@ class TrialComparison:
             counts.lost += 1
         else:
             counts.fell_back += 1
-        self._observer.candidate_failed(model, 1, responds=trial.mode != "shadow")
+        self._metrics.candidate_failed(model, 1, responds=trial.mode != "shadow")
 
     def _count_roles(self, served: ServedModel, model: PairedModel, n_steps: int, n_comparable: int) -> None:
         """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""
@@ -157,9 +157,9 @@ class TrialComparison:
         old, new = (half.version for half in served.halves)
         by_new = n_comparable if model.mode == "ramp" else 0
         if by_new:
-            self._observer.paired_steps(served.name, new, old, by_new)
+            self._metrics.paired_steps(served.name, new, old, by_new)
         if by_old := n_steps - by_new:
-            self._observer.paired_steps(served.name, old, new, by_old)
+            self._metrics.paired_steps(served.name, old, new, by_old)
 
     def _count_run_s(self, model: PairedModel, counts: TrialCounts) -> None:
         old, new = model.run_s
@@ -174,7 +174,7 @@ class TrialComparison:
                 continue
             collected.compare()
             for name, output in collected.counts.outputs.items():
-                self._observer.compared(key[0], name, output.differences())
+                self._metrics.compared(key[0], name, output.differences())
             self._n_additions += 1
             self._sending[key] = collected.counts, self._n_additions
             del self._collected[key]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+if TYPE_CHECKING:
+    from stepwell.metrics import Metrics
 
 _BOUNDS: Final = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e6)
 
@@ -45,6 +48,16 @@ class ReleaseMetrics:
             "fell_back": fell_back,
         }
         self._used: set[tuple[str, ...]] = set()  # name and labels; the model is the first label of each
+
+    @staticmethod
+    def add_gauges(metrics: Metrics) -> None:
+        """Add the gauges to the service's metrics; `metrics.read_gauges` sets what returns their values."""
+        of_streams = "Streams by the version that responds, of all replicas."
+        metrics.add_gauge("streams", of_streams, ("model", "version"))
+        of_ended = "When a release last ended in this way."
+        metrics.add_gauge("release_ended_timestamp_seconds", of_ended, ("model", "how"))
+        of_gates = "1 while the gate of a release is not judged yet."
+        metrics.add_gauge("release_gate_waits", of_gates, ("model",))
 
     def keep_models(self, served: Collection[str]) -> None:
         """Remove the series of all other models."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry
+
 from stepwell.addons.releases.comparison import TrialComparison
 from stepwell.addons.releases.lookup import Releases
+from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.addons.releases.plan import Move, ReleasePlan
 from stepwell.addons.releases.takeover import NoTranslationError, TakeOver, TakeOverError, VersionNotLoadedError
-from stepwell.engine.observer import EngineObserver
 from stepwell.engine.placing import ChangedError, HandOver, PlacedRow, Placement, Placing, Standing
 from stepwell.types import STARTS
 
@@ -40,7 +42,7 @@ class ReleasePlacing(Placing):
         self,
         store: StateStore,
         models: ModelRegistry,
-        observer: EngineObserver | None = None,
+        metrics: ReleaseMetrics | None = None,
         documents: Releases | None = None,
     ) -> None:
         """Create it.
@@ -48,13 +50,14 @@ class ReleasePlacing(Placing):
         Args:
             store: For the counts of trials.
             models: The loaded models.
-            observer: Counts the work; None: nothing does.
+            metrics: Counts what trials show; None: nothing does.
             documents: The release documents; None: there is none yet.
         """
         super().__init__(models)
         self.documents = Releases() if documents is None else documents
         self.takeover = TakeOver(models)
-        self.comparison = TrialComparison(store, self, EngineObserver() if observer is None else observer)
+        metrics = ReleaseMetrics(CollectorRegistry()) if metrics is None else metrics
+        self.comparison = TrialComparison(store, self, metrics)
         self._plans: dict[str, ReleasePlan] = {}
         self._logged: set[tuple[str, str]] = set()
 

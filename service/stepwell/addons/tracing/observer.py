@@ -1,24 +1,20 @@
-"""`TracedMetrics`: the service's metrics, which also pass the times of batches to the tracer."""
+"""`BatchTimes`: passes the times of batches, loads, runs and commits to the tracer."""
 
 from __future__ import annotations
 
 from stepwell.addons.tracing.tracer import Tracer
-from stepwell.metrics import Metrics
+from stepwell.engine.observer import EngineObserver
 
 
-class TracedMetrics(Metrics):
-    """Counts as `Metrics`, and notes when batches, loads, runs and commits started and ended."""
+class BatchTimes(EngineObserver):
+    """Notes when batches, loads, runs and commits started and ended.
 
-    def __init__(self, version: str, tracer: Tracer) -> None:
-        """Create the metrics.
+    Args:
+        tracer: Makes spans of the times.
+    """
 
-        Args:
-            version: As for `Metrics`.
-            tracer: Makes spans of the times.
-        """
-        super().__init__(version)
+    def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        tracer.on_request = self.exemplars.add
 
     def batch_started(self, model: str, rows: int) -> None:
         """Note that the current task runs a batch."""
@@ -29,11 +25,9 @@ class TracedMetrics(Metrics):
         self._tracer.batch_ended()
 
     def batch_run(self, model: str, rows: int, seconds: float) -> None:
-        """Count a model run, and note its time."""
-        super().batch_run(model, rows, seconds)
+        """Note a model run."""
         self._tracer.phase_ended("run", seconds)
 
     def store_latency(self, op: str, seconds: float) -> None:
-        """Count a round trip to the store, and note its time."""
-        super().store_latency(op, seconds)
+        """Note a round trip to the store."""
         self._tracer.phase_ended(op, seconds)

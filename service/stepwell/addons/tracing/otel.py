@@ -5,27 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.addons.tracing.sampler import TraceSampler
+from stepwell.addons.tracing.settings import check_tracing
 from stepwell.addons.tracing.tracer import Span, Tracer
-from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
 
-_SWITCHES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 _END_S: Final = 3.0  # at the service's end, for what is not sent yet
-_PROTOCOL: Final = "http/protobuf"
-_PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-
-
-class TracingError(StepwellError):
-    """The `OTEL_*` variables request what is not supported; the service does not start."""
-
-    code = "bad_setting"
 
 
 def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, Callable[[], None]] | None:
@@ -60,55 +50,6 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
         give_up.cancel()
 
     return tracer, end
-
-
-def check_tracing(environment: Mapping[str, str]) -> bool:
-    """Return whether the variables switch traces on, after checking that they can be sent.
-
-    Raises:
-        MissingExtraError: Traces are on, and OpenTelemetry's SDK is not installed.
-        TracingError: Another exporter or protocol is configured.
-    """
-    if not _is_on(environment):
-        return False
-    protocol = next((value for name in _PROTOCOLS if (value := environment.get(name))), _PROTOCOL)
-    if protocol != _PROTOCOL:
-        raise TracingError(
-            f"The OTLP protocol is {protocol!r}; expected {_PROTOCOL!r}.",
-            fix=f"Set OTEL_EXPORTER_OTLP_PROTOCOL={_PROTOCOL} and the receiver's HTTP port, which is usually 4318.",
-        )
-    if not _is_installed():
-        raise MissingExtraError(
-            "OTEL_* variables switch traces on, and OpenTelemetry's SDK is not installed.",
-            fix="Install it: pip install 'stepwell[otel]'. Or set OTEL_SDK_DISABLED=true.",
-        )
-    return True
-
-
-def _is_installed() -> bool:
-    try:
-        return all(find_spec(name) for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"))
-    except ModuleNotFoundError:  # a package above them is missing
-        return False
-
-
-def _is_on(environment: Mapping[str, str]) -> bool:
-    """Return whether the variables switch traces on.
-
-    Raises:
-        TracingError: They name an exporter other than `otlp`.
-    """
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return False
-    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    if exporter == "none" or not any(environment.get(name) for name in _SWITCHES):
-        return False
-    if exporter not in ("", "otlp"):
-        raise TracingError(
-            f"OTEL_TRACES_EXPORTER is {exporter!r}; expected 'otlp' or 'none'.",
-            fix="Send traces to a collector by OTLP; it can pass them on in any other format.",
-        )
-    return True
 
 
 class SdkSpans:

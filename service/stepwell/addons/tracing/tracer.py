@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from stepwell.addons.tracing.ids import TracedId, UntracedId, new_span_id, new_trace_id
+from stepwell.addons.tracing.feed import TracedFeedSession
+from stepwell.addons.tracing.ids import UntracedId, id_of_child, id_of_root, new_span_id, new_trace_id
 from stepwell.addons.tracing.sampler import TraceSampler
 from stepwell.errors import ServiceError
+from stepwell.requests.request_ids import TRACEPARENT, TracedId, request_id_of
+from stepwell.requests.tracer import RequestTracer, Submits
 from stepwell.types import BulkPrediction, Prediction
 from stepwell_client.wire.ids import encode_state_id
+
+if TYPE_CHECKING:
+    from stepwell.requests.feed_session import FeedSession
 
 StatusOf = Callable[[ServiceError], int]
 _CACHED: Final = {True: {"stepwell.cached": True}, False: {"stepwell.cached": False}}
@@ -79,7 +86,7 @@ class BatchTrace:
 _batch: ContextVar[BatchTrace | None] = ContextVar("batch", default=None)
 
 
-class Tracer:
+class Tracer(RequestTracer):
     """Traces requests.
 
     Attributes:
@@ -104,13 +111,13 @@ class Tracer:
             traceparent: The valid header.
         """
         if self._sampler.continues(traceparent):
-            return TracedId.of_parent(request_id, traceparent)
+            return id_of_child(request_id, traceparent)
         return UntracedId(request_id) if self.samples_roots else request_id
 
     def sample(self, request_id: bytes) -> bytes:
         """Return a request's id, as a `TracedId` if the request is traced; it may start a trace."""
         if self.samples_roots and type(request_id) is bytes and (trace_id := self._sampler.sample_root()):
-            return TracedId.of_root(request_id, trace_id)
+            return id_of_root(request_id, trace_id)
         return request_id
 
     def start(
@@ -141,6 +148,47 @@ class Tracer:
         )
         received_s = time.monotonic() if received_s is None else received_s
         return RequestTrace(self, request_id, route, status_of=status_of, attributes=attributes, received_s=received_s)
+
+    def submit(
+        self,
+        request: Submits,
+        body: bytes,
+        done: Callable[[Any], None],
+        *,
+        request_id: bytes,
+        route: str,
+        status_of: StatusOf,
+        stream: str | None = None,
+        received_s: float | None = None,
+    ) -> None:
+        """Submit a request, and trace it if `request_id` is a `TracedId`."""
+        if stream is None:
+            stream = getattr(getattr(request, "key", None), "stream", None)  # a bulk request has several
+        trace = self.start(
+            request_id, route, status_of, model=request.served.name, stream=stream, received_s=received_s
+        )
+        if trace is None:
+            request.submit(body, done)
+            return
+
+        def on_result(result: Any) -> None:
+            done(result)
+            trace.end(result)
+
+        try:
+            request.submit(body, on_result)
+        except Exception as exc:
+            trace.end(exc)
+            raise
+        trace.submitted()
+
+    def feed_session(self, traceparent: str | None) -> Callable[..., FeedSession] | None:
+        """Return what creates a session whose messages may be traced: all of them if the header is sampled."""
+        headers = [] if traceparent is None else [(TRACEPARENT, traceparent.encode("latin-1"))]
+        request_id = request_id_of(headers, self)
+        if type(request_id) is not TracedId and not self.samples_roots:
+            return None
+        return functools.partial(TracedFeedSession, self, request_id)
 
     # ---------------------------------------------------------------- called for batches
 

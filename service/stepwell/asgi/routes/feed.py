@@ -10,14 +10,13 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stepwell.addons.tracing.feed import make_feed_session
 from stepwell.asgi.query import number_of
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.close_codes import FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from stepwell.requests.context import AppContext
-from stepwell.requests.feed_session import FeedSession
+from stepwell.requests.feed_session import FeedSession, session_type
 
 _log = logging.getLogger(__name__)
 HIGHEST_VERSION: Final = 2**31 - 1
@@ -62,13 +61,12 @@ class FeedConnection:
         self._limit = context.settings.max_body_bytes
         self._wake = asyncio.Event()  # the next reply is ready, or the feed is to be closed
         self._has_room = asyncio.Event()
-        self._session = make_feed_session(
+        self._session = session_type(context, traceparent)(
             context,
             socket.message_format,
             model,
             version,
             stream=stream,
-            traceparent=traceparent,
             on_ready=self._wake.set,
         )
 
