@@ -234,6 +234,7 @@ async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_
         row = QueuedStep(step("a", 1), answers.append, 0.0, "a", served, 1, bytes(16))
         row.reservation = Reservation(quota, "default")
         row.reservation.take()
+        batcher.queue.reserve("a")
         batcher.wait_for_version(b"version2", [row])
         await batcher.stop()
 

@@ -179,32 +179,41 @@ class PairedModel:
         new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
         started = time.thread_time()
         old_outputs, old_next = call(self.old, inputs, old_states)
-        self.run_s[0] += time.thread_time() - started
-        outputs, new_next, packed = self._run_beside(call, inputs, new_states, states[PAIR], old_outputs)
+        between = time.thread_time()
+        candidate = self._run_candidate(call, inputs, new_states, old_outputs)
+        self.run_s[0] += between - started
+        self.run_s[1] += time.thread_time() - between
+        length = next(iter(inputs.values())).shape[1]
+        outputs, new_next, packed = self._compared(candidate, new_states, states[PAIR], old_outputs, length)
         next_states = {OLD + name: array for name, array in old_next.items()}
         next_states |= {NEW + name: array for name, array in new_next.items()}
         next_states[PAIR] = packed
         return outputs, next_states
 
-    def _run_beside(
+    def _compared(
         self,
-        call: _Call,
-        inputs: Mapping[str, Array],
+        candidate: tuple[dict[str, Array], dict[str, Array], Array],
         new_states: Mapping[str, Array],
         pair_state: Array,
         old_outputs: Mapping[str, Array],
+        length: int,
     ) -> tuple[dict[str, Array], dict[str, Array], Array]:
-        """Run the candidate on rows of which the old version has run.
+        """Join the runs of both halves.
+
+        Args:
+            candidate: What `_run_candidate` returns.
+            new_states: The candidate's states before its run.
+            pair_state: The states that describe the pairs, before it.
+            old_outputs: What the old version has computed.
+            length: T.
 
         Returns:
             The outputs of `step`, the candidate's states, and the states that describe the pairs.
         """
+        new_outputs, new_next, failure = candidate
         packed = pair_state.copy()  # as bytes: of a structured array, NumPy copies field by field
         pair = packed.view(PAIR_DTYPE)[:, 0]
-        started = time.thread_time()
-        new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
-        self.run_s[1] += time.thread_time() - started
-        rows, length = next(iter(inputs.values())).shape[:2]
+        rows = len(packed)
         outputs, others = dict(old_outputs), new_outputs
         compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)
         if failure.any() or pair["failed"].any() or pair["warm_steps"].any():
@@ -258,9 +267,8 @@ class PairedModel:
     def _non_finite(self, outputs: Mapping[str, Array], states: Mapping[str, Array], rows: int) -> Array:
         """Return 2 for each row with NaN or infinity in an output or state, as it is stored, else 0."""
         arrays = list(outputs.values())
-        for field in self.new.fields:
-            with np.errstate(over="ignore"):
-                arrays.append(states[field.name].astype(field.store_dtype, copy=False))
+        with np.errstate(over="ignore"):
+            arrays += [states[field.name].astype(field.store_dtype, copy=False) for field in self.new.fields]
         failure = np.zeros(rows, np.uint8)
         for array in arrays:
             if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():

@@ -21,13 +21,14 @@ from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.models.pair_state import PAIR_BYTES, pair_state_of
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, decode
 from stepwell.store.state_store import StateStore
-from stepwell.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
+from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.releases.builds import adder, hanging, raising_at
@@ -81,6 +82,14 @@ def placing_of(engine: Engine) -> ReleasePlacing:
 async def columns(
     engine: Engine, names: Sequence[str], xs: Array, seq: int, *, sources: Sequence[Source] = (), **more: Any
 ) -> list[Prediction | ServiceError]:
+    """Send one row of each stream in columns, and return the results one by one."""
+    found = await send_columns(engine, names, xs, seq, sources=sources, **more)
+    return found if isinstance(found, list) else [Prediction(found.batch, i) for i in range(len(names))]
+
+
+async def send_columns(
+    engine: Engine, names: Sequence[str], xs: Array, seq: int, *, sources: Sequence[Source] = (), **more: Any
+) -> BulkOutcomes:
     """Send one row of each stream in columns; `xs` is `(streams, T, *row)`."""
     keys = [StreamKey("default", FOLD, name) for name in names]
     bulk = BulkTimesteps(
@@ -88,10 +97,9 @@ async def columns(
         length=xs.shape[1], seqs=[seq] * len(keys), afters=[None] * len(keys),
         sources=BatchSources.of(sources) if sources else None, **more,
     )  # fmt: skip
-    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()
     engine.steps.submit_bulk(bulk, done.set_result, engine.models.get(FOLD, 1))
-    found = await done
-    return found if isinstance(found, list) else [Prediction(found.batch, i) for i in range(len(names))]
+    return await done
 
 
 async def singles(engine: Engine, names: Sequence[str], xs: Sequence[int], seq: int, **more: Any) -> list[Prediction]:
@@ -147,6 +155,15 @@ async def test_each_answer_has_the_version_that_responded(folder: Path, redis_se
     assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
         name: 2 if name in PAIRED else 1 for name in MANY
     }
+
+
+async def test_the_rows_of_both_versions_stay_columns(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder) as engine:
+        seq = await begin(engine)
+        found = await send_columns(engine, MANY, numbers([5] * len(MANY)), seq + 1)
+
+    assert isinstance(found, BulkPrediction)
+    assert found.batch.arrays["y"].ravel().tolist() == [fold_reference([1, 2, 3, 5], factor=OLD_FACTOR)[-1]] * len(MANY)
 
 
 @pytest.mark.parametrize("length", [1, 3])

@@ -111,6 +111,10 @@ class Batch(Sequence[QueuedStep]):
     def unanswered(self) -> list[QueuedStep]:
         """Return the rows that have no response yet."""
 
+    @abstractmethod
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Return some of the rows as a batch that replies to them; before any has a response."""
+
     def certainly_apply(self, headers: Array) -> Array:
         """Return for each row whether it certainly applies to a record: see `decide.applies_without_store`.
 
@@ -256,6 +260,10 @@ class RowBatch(Batch):
         """Return the rows that have no response yet."""
         return [row for row in self.rows.values() if not row.answered]
 
+    def part(self, rows: Sequence[int]) -> RowBatch:
+        """Return a batch of the same objects."""
+        return RowBatch([self.rows[i] for i in rows])
+
 
 class ColumnBatch(Batch):
     """Timesteps in columns: an object is created only for a row that needs one.
@@ -373,6 +381,12 @@ class BulkBatch(ColumnBatch):
         except Exception:  # noqa: BLE001 - as in `reply_all`
             _log.exception("The callback of a bulk request failed (model=%s)", self._bulk.keys[0].model)
 
+    def part(self, rows: Sequence[int]) -> BulkBatch:
+        """Return a batch of some of the columns' rows; its results are kept until all parts have theirs."""
+        done = partial(self._gather().receive_part, rows)
+        op_ids = [self.op_ids[i] for i in rows]
+        return BulkBatch(self.decoded_by, self._bulk.select(rows), op_ids, self.oldest_received, done)
+
     def _gather(self) -> BulkResults:
         if self._results is None:
             self._results = BulkResults(len(self), self._done)
@@ -405,13 +419,24 @@ class CoalescedBatch(ColumnBatch):
 
     def close(self, op_id_hasher: OpIdHasher) -> None:
         """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
+        self._build_columns()
+        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
+
+    def part(self, rows: Sequence[int]) -> CoalescedBatch:
+        """Return a closed batch of some of the timesteps."""
+        part = CoalescedBatch(self.decoded_by, 0, has_source=self.has_source)
+        part._added += [self._added[i] for i in rows]
+        part._build_columns()
+        part.op_ids = [self.op_ids[i] for i in rows]
+        return part
+
+    def _build_columns(self) -> None:
         columns = zip(*self._added, strict=True)
         self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = (
             columns
         )
         if self.has_source:
             self.sources = BatchSources.of(sources)
-        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
         self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
 
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:

@@ -361,30 +361,19 @@ class Batcher:
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = items if isinstance(items, Batch) else RowBatch(items)
         own = self.versions[batch.decoded_by]
-        plan, later = self._placing.plan(self._name), dict[bytes, list[QueuedStep]]()
+        plan = self._placing.plan(self._name)
         if plan is not self._plan:
             self._plan = plan
             for version in self.versions.values():
                 version.cache.clear()  # by this plan, the streams may have to move
         try:
-            if len(self.versions) > 1:
-                later = await self._run(self._parts(batch))
-            else:
-                try:
-                    await own.pipeline.process(batch)
-                except asyncio.CancelledError:
-                    self._reject_rows(self._handed_over([(own, batch)]), service_ended())
-                    raise
-                if batch.rows:  # else all of them were of this version
-                    later = await self._run(*self._placed(self._handed_over([(own, batch)])))
+            await self._run(self._parts(batch), plan)
         finally:
-            is_outdated = self._placing.plan(self._name) is not plan
-            if is_outdated or plan is not None:
-                self._drop_stale(batch, is_outdated=is_outdated)
             self._processed += len(batch)
             own.in_use -= len(batch)
             del self._tasks[number]
-            self._release(batch.names, later)
+            if not self._is_due_now:
+                self._reschedule()
 
     def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
@@ -404,92 +393,74 @@ class Batcher:
         another one when their records are loaded.
         """
         own = self.versions[batch.decoded_by]
-        if batch.lifecycle in STARTS:  # a stream that begins again stays nowhere
+        if len(self.versions) == 1 or batch.lifecycle in STARTS:  # a stream that begins again stays nowhere
             return [own.with_part(batch)]
-        named = frozenset(batch.names_with_version())
-        left = [i for i, name in enumerate(batch.names) if name not in named]
-        place: dict[int, BatchedVersion] = {}
-        most, n_most = own, 0
-        for other in self.versions.values():
-            if other is not own and other.inputs == own.inputs and (rows := other.cache.indices_of(batch.names, left)):
-                if len(rows) == len(batch) <= other.max_batch:
-                    return [other.with_part(batch)]
-                place |= dict.fromkeys(rows, other)
-                left = [i for i in left if i not in place]
-                if len(rows) > n_most and len(batch) <= other.max_batch:
-                    most, n_most = other, len(rows)
-        if not place:
-            return [own.with_part(batch)]
-        # The version of most rows runs the batch itself; objects are created for the others only.
-        most = most if 2 * n_most > len(batch) else own
-        others: dict[BatchedVersion, list[QueuedStep]] = {}
-        for i in range(len(batch)):
-            if (version := place.get(i, own)) is not most:
-                others.setdefault(version, []).append(batch.row(i).for_version(version.served.fingerprint))
-        return [most.with_part(batch), *itertools.chain.from_iterable(itertools.starmap(self._cut, others.items()))]
+        named, others = frozenset(batch.names_with_version()), [v for v in self.versions.values() if v is not own]
+        left: Sequence[int] = range(len(batch))
+        if named:
+            left = [i for i, name in enumerate(batch.names) if name not in named]
+        parts: list[tuple[BatchedVersion, Batch]] = []
+        placed = set[int]()
+        for other in others:
+            if other.inputs == own.inputs and (rows := other.cache.indices_of(batch.names, left)):
+                parts += self._cut(other, batch, rows)
+                placed.update(rows)
+                left = [i for i in left if i not in placed]
+        return parts + self._cut(own, batch, [i for i in range(len(batch)) if i not in placed])
 
-    def _placed(
-        self, rows: Iterable[QueuedStep]
-    ) -> tuple[list[tuple[BatchedVersion, Batch]], dict[bytes, list[QueuedStep]]]:
-        """Return what runs rows that were handed over, and the rows of each version that has to be loaded first."""
+    def _placed(self, handed_over: Iterable[QueuedStep]) -> list[tuple[BatchedVersion, Batch]]:
+        """Return what runs rows that were handed over; those whose version has to be loaded first wait for it."""
         by_fingerprint: dict[bytes, list[QueuedStep]] = {}
-        for row in rows:
+        for row in handed_over:
             by_fingerprint.setdefault(row.stepped_by, []).append(row)
         parts: list[tuple[BatchedVersion, Batch]] = []
-        for fingerprint in list(by_fingerprint):
+        for fingerprint, rows in by_fingerprint.items():
             if (served := self._models.by_fingerprint(self._name, fingerprint)) is not None:
-                parts += self._cut(self._version_of(served), by_fingerprint.pop(fingerprint))
-        return parts, by_fingerprint
+                parts += self._cut(self._version_of(served), RowBatch(rows), range(len(rows)))
+            else:
+                self.wait_for_version(fingerprint, rows)
+        return parts
 
     @staticmethod
-    def _cut(version: BatchedVersion, rows: Sequence[QueuedStep]) -> list[tuple[BatchedVersion, Batch]]:
+    def _cut(version: BatchedVersion, batch: Batch, rows: Sequence[int]) -> list[tuple[BatchedVersion, Batch]]:
+        """Return what runs some rows of a batch, in parts of at most `max_batch` rows."""
         size = version.max_batch
-        return [version.with_part(RowBatch(rows[at : at + size])) for at in range(0, len(rows), size)]
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        return [version.with_part(batch if len(part) == len(batch) else batch.part(part)) for part in parts]
 
-    async def _run(
-        self, parts: list[tuple[BatchedVersion, Batch]], later: dict[bytes, list[QueuedStep]] | None = None
-    ) -> dict[bytes, list[QueuedStep]]:
-        """Run a batch, and the rows that are handed over meanwhile.
+    async def _run(self, parts: Sequence[tuple[BatchedVersion, Batch]], plan: object | None) -> None:
+        """Run the parts of a batch, and the rows that are handed over meanwhile.
 
         Args:
             parts: What runs which rows.
-            later: Rows whose version has to be loaded first, by its fingerprint; None: there are none yet.
-
-        Returns:
-            These, with those that have come to them.
+            plan: What placed the streams when they began.
         """
-        later = {} if later is None else later
         while parts:
             try:
                 if len(parts) == 1:
-                    await parts[0][0].process(parts[0][1])
+                    await self._run_part(*parts[0], plan)
                 else:
-                    await asyncio.gather(*(version.process(part) for version, part in parts))
+                    await asyncio.gather(*(self._run_part(version, part, plan) for version, part in parts))
             except asyncio.CancelledError:
                 unanswered = [row for _, part in parts for row in part.unanswered()]  # of parts that had not begun
-                self._reject_rows(
-                    [*unanswered, *self._handed_over(parts), *itertools.chain(*later.values())], service_ended()
-                )
+                self._reject_rows([*unanswered, *self._handed_over(parts)], service_ended())
                 raise
-            parts, more = self._placed(self._handed_over(parts))
-            for fingerprint, rows in more.items():
-                later.setdefault(fingerprint, []).extend(rows)
-        return later
+            parts = self._placed(self._handed_over(parts))
+
+    async def _run_part(self, version: BatchedVersion, part: Batch, plan: object | None) -> None:
+        """Run a part of a batch, and release the streams of all rows that were not handed over."""
+        try:
+            await version.process(part)
+        finally:
+            is_outdated = self._placing.plan(self._name) is not plan
+            if is_outdated or plan is not None:
+                self._drop_stale(part, is_outdated=is_outdated)
+            names, moved = part.names, frozenset([i for i, row in part.rows.items() if row.handed_over is not None])
+            self.queue.release(names if not moved else [name for i, name in enumerate(names) if i not in moved])
 
     @staticmethod
     def _handed_over(parts: Iterable[tuple[BatchedVersion, Batch]]) -> list[QueuedStep]:
         return [row.handed_over for _, part in parts for row in part.rows.values() if row.handed_over is not None]
-
-    def _release(self, names: Sequence[str], later: dict[bytes, list[QueuedStep]]) -> None:
-        """Make the next timesteps of streams ready, without those of which a row waits for its version."""
-        if later:
-            waiting = {row.name for rows in later.values() for row in rows}
-            names = [name for name in names if name not in waiting]
-            for fingerprint, rows in later.items():
-                self.wait_for_version(fingerprint, rows)
-        self.queue.release(names)
-        if not self._is_due_now:
-            self._reschedule()
 
     def wait_for_version(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
         """Run rows, whose streams are reserved, by a version that has to be loaded first."""
@@ -499,8 +470,7 @@ class Batcher:
 
     async def _run_later(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
         """Load a version, and run the rows that wait for it; those whose deadline passes meanwhile are rejected."""
-        names, finding = [row.name for row in rows], asyncio.ensure_future(self._models.find(self._name, fingerprint))
-        later: dict[bytes, list[QueuedStep]] = {}
+        finding = asyncio.ensure_future(self._models.find(self._name, fingerprint))
         try:
             while not finding.done():
                 deadline = min([row.received for row in rows]) + self._timeout if rows else math.inf
@@ -510,7 +480,7 @@ class Batcher:
             for row in rows:
                 row.invalidate()
             parts, rows = self._parts_when_loaded(served, rows) if rows else [], ()
-            later = await self._run(parts)
+            await self._run(parts, self._placing.plan(self._name))
         except ServiceError as exc:
             self._reject_rows(rows, exc)
         except asyncio.CancelledError:
@@ -521,16 +491,16 @@ class Batcher:
             _log.exception("A version could not be loaded (model=%s, rows=%d)", self._name, len(rows))
             self._reject_rows(rows, failed("no"))
         finally:
-            self._release(names, later)
+            if not self._is_due_now:
+                self._reschedule()
 
     def _parts_when_loaded(
         self, served: ServedModel | None, rows: Sequence[QueuedStep]
     ) -> list[tuple[BatchedVersion, Batch]]:
         """Return what runs rows whose version is loaded; if it cannot run them, the requested one gives the reason."""
-        inputs = self._version_of(rows[0].decoded_by).inputs
-        if served is not None and (version := self._version_of(served)).inputs == inputs:
-            return self._cut(version, rows)
-        return self._cut(self._version_of(rows[0].decoded_by), rows)
+        decoding = self._version_of(rows[0].decoded_by)
+        version = decoding if served is None else self._version_of(served)
+        return self._cut(version if version.inputs == decoding.inputs else decoding, RowBatch(rows), range(len(rows)))
 
     def _without_expired(self, rows: Sequence[QueuedStep], fingerprint: bytes) -> Sequence[QueuedStep]:
         latest = time.monotonic() - self._timeout
@@ -544,7 +514,8 @@ class Batcher:
         return [row for row in rows if row.received > latest]
 
     def _reject_rows(self, rows: Iterable[QueuedStep], error: ServiceError) -> None:
-        """Reply with an error to rows that were handed over, and are not run."""
+        """Reply with an error to rows that were handed over, and are not run; release their streams."""
         for row in rows:
             row.reject(error)
+            self.queue.release([row.name])
             self._on_answered(1, row.timestep.length * row.decoded_by.timestep_bytes)
