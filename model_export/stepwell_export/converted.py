@@ -166,7 +166,7 @@ def verify_model(
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
         UnclearModelError: A tolerance is no number of at least 0.
     """
-    from stepwell_export.structure.rows_verdict import with_rows_judged
+    from stepwell_export.structure.rows import with_rows_judged
 
     check_type("candidate", candidate, ConvertedModel, "what `convert_onnx` returns")
     check_tolerance(atol)

@@ -28,7 +28,7 @@ from stepwell_export.adoption.pairing import Pairing, pair_states
 from stepwell_export.adoption.row_search import Shapes, ask_for_length, find_rows, try_rows
 from stepwell_export.adoption.time_axis import find_chunks
 from stepwell_export.adoption.verify_adopted import verify_adopted
-from stepwell_export.graph.dataflow import read_flow
+from stepwell_export.graph.nodes import read_flow
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.files import write_atomically

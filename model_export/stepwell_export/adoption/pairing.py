@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stepwell_export.adoption.axes import ShapedTensor
-from stepwell_export.graph.dataflow import Flow
+from stepwell_export.graph.nodes import Flow
 from stepwell_export.runtime.errors import UnclearModelError
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")

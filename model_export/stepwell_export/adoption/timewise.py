@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell_export.graph.dataflow import in_order
-from stepwell_export.graph.nodes import attributes, captures, constants, uses
+from stepwell_export.graph.nodes import attributes, captures, constants, in_order, uses
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.graph.operators import RNN
 

@@ -23,7 +23,7 @@ from onnx import helper
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
 from stepwell_export.chunk.branch import LENGTHS, tensors
-from stepwell_export.chunk.fused_rnn import is_of_operators
+from stepwell_export.chunk.loops import is_of_operators
 from stepwell_export.chunk.vectorize import Vectorizer, whole
 from stepwell_export.graph.builder import element_type
 from stepwell_export.graph.decompose_rnn import RnnSteps, decompose_rnn

@@ -4,7 +4,7 @@ Before and after:
 
     x (B, 4)  a (B, 5)  b (B, 5)           x (B T, 4)
        | f                                    | f, for all timesteps at once
-       | loop of a                    ->      | loop of a over T: see `stepwell_export.chunk.recurrences`
+       | loop of a                    ->      | loop of a over T: see `stepwell_export.chunk.loops`
        | g                                    | g, for all timesteps at once
        | loop of b                            | loop of b over T
     y (B, 5)                               y (B T, 5)
@@ -19,8 +19,7 @@ import onnx
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
 from stepwell_export.chunk.branch import PREFIX, ChunkBuilder
-from stepwell_export.chunk.recurrences import emit_loop
-from stepwell_export.chunk.ring_buffers import Window, pick
+from stepwell_export.chunk.loops import Window, emit_loop, pick
 from stepwell_export.graph.nodes import renamed, uses
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from stepwell_export.graph.dataflow import in_order
-from stepwell_export.graph.nodes import needed_nodes, replace_items, uses
+from stepwell_export.graph.nodes import in_order, needed_nodes, replace_items, uses
 from stepwell_export.runtime.manifest import Array, InputSpec, OutputSpec, PackedTensor, StateSpec
 
 OPSET = 20  # the first one with Gelu; onnxruntime runs it since 1.17

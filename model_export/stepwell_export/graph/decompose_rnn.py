@@ -23,10 +23,10 @@ import onnx
 from onnx import numpy_helper
 
 from stepwell_export.graph.builder import NodeBuilder
-from stepwell_export.graph.dataflow import in_order
 from stepwell_export.graph.nodes import (
     attributes,
     constants,
+    in_order,
     needed_nodes,
     read_opset,
     renamed,

@@ -15,8 +15,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 import onnx
 
-from stepwell_export.graph.dataflow import in_order
-from stepwell_export.graph.nodes import needed_nodes, renamed, replace_items, subgraphs, uses
+from stepwell_export.graph.nodes import in_order, needed_nodes, renamed, replace_items, subgraphs, uses
 from stepwell_export.runtime.manifest import StateSpec
 
 

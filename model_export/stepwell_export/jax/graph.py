@@ -14,9 +14,7 @@ from onnx import helper
 
 from stepwell_export.graph.builder import BATCH, NodeBuilder, element_type
 from stepwell_export.graph.described import numbered, set_layer
-from stepwell_export.jax.folding import folded
-from stepwell_export.jax.sizes import emit_size
-from stepwell_export.jax.values import Dim, JaxValue, constant
+from stepwell_export.jax.values import Dim, JaxValue, constant, emit_size, folded
 from stepwell_export.runtime.errors import RefusedModelError
 
 TIME = "timesteps"

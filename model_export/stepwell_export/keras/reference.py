@@ -19,8 +19,7 @@ from stepwell_export.localize import Activation
 from stepwell_export.runtime.errors import TensorError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.step import SequenceStep
-from stepwell_export.verify.decisions.module_code import note_constants_of
-from stepwell_export.verify.decisions.record import Observed, Observer
+from stepwell_export.verify.decisions.record import Observed, Observer, note_constants_of
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
 from stepwell_export.verify.samplers import Sampler, random_sampler
 

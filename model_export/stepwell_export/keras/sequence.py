@@ -27,10 +27,9 @@ from stepwell_export.keras.subclassed import functional, walkable
 from stepwell_export.keras.trace import UntracedError, trace
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Manifest
-from stepwell_export.streaming.axes.vocabulary import vocabularies
-from stepwell_export.streaming.rules.attention import LENGTH_FIX
+from stepwell_export.streaming.axes.inputs import vocabularies
+from stepwell_export.streaming.rules.attention import CAUSAL_FIX, LENGTH_FIX
 from stepwell_export.streaming.rules.slicing import EARLY_FIX
-from stepwell_export.streaming.rules.squares import CAUSAL_FIX
 from stepwell_export.streaming.step import SequenceStep, make_step
 
 assert rules

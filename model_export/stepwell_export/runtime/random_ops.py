@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from stepwell_export.graph.dataflow import propagate_labels
+from stepwell_export.graph.nodes import propagate_labels
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.operator_scan import Contents

@@ -71,7 +71,7 @@ def convert(
     require_onnx()
     _check_source(source)
 
-    from stepwell_export.streaming.axes.vocabulary import vocabularies
+    from stepwell_export.streaming.axes.inputs import vocabularies
     from stepwell_export.streaming.step import make_step
     from stepwell_export.verify.onnx_original import OnnxOriginal
 

@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from stepwell_export.graph.dataflow import Flow, laid_out_from, read_flow
 from stepwell_export.graph.described import described
-from stepwell_export.graph.nodes import uses
+from stepwell_export.graph.nodes import Flow, laid_out_from, read_flow, uses
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import OutputSpec, TensorSpec
 from stepwell_export.streaming.axes.inputs import SequenceInputs

@@ -42,8 +42,7 @@ from stepwell_export.streaming.rules.loops import turns_with_time
 from stepwell_export.streaming.rules.table import RULES, takes_refused
 from stepwell_export.streaming.tensor import StepTensor
 from stepwell_export.streaming.walk import StreamingWalk
-from stepwell_export.structure.rows import RowsVerdict, read_rows
-from stepwell_export.structure.rows_verdict import mixed_rows
+from stepwell_export.structure.rows import RowsVerdict, mixed_rows, read_rows
 from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
 
 _MANY = 2_000_000

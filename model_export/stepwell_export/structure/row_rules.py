@@ -21,8 +21,8 @@ from stepwell_export.structure.facts import (
     UndecidedError,
     common_axis,
     folded,
+    slices,
 )
-from stepwell_export.structure.sizes import slices
 
 _ENDLESS = 2**31 - 1  # what exporters write for "to the end"
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -25,10 +25,10 @@ import onnx.defs
 import onnx.shape_inference
 from onnx import numpy_helper
 
-from stepwell_export.graph.dataflow import in_order
 from stepwell_export.graph.described import described
-from stepwell_export.graph.nodes import attributes, needed_nodes, read_opset
+from stepwell_export.graph.nodes import attributes, in_order, needed_nodes, read_opset
 from stepwell_export.graph.onnx_file import without_functions
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.operator_scan import DOMAINS
 from stepwell_export.runtime.random_ops import RANDOM
@@ -44,10 +44,13 @@ from stepwell_export.structure.facts import (
     Rows,
     Shape,
     UndecidedError,
+    computed,
     constant_fact,
 )
 from stepwell_export.structure.row_rules import RULES, SIZES, RowCall, filled, made_shapes
-from stepwell_export.structure.sizes import computed
+
+if TYPE_CHECKING:
+    import onnx
 
 _ROUNDS = 4  # of a loop's body, until the facts of what it carries stay as they are
 _TIMESTEPS = 11  # of a chunk: any number that is not 1
@@ -623,3 +626,31 @@ def _stacked(fact: RowFact, axis: int, steps: int | None = None) -> RowFact:
         first, other = ((*shape[:axis], steps, *shape[axis:]) for shape in fact.shapes)
         shapes = first, other
     return RowFact(fact.kind, shapes, rows, is_count=fact.is_count)
+
+
+# ---------------------------------------------------------------- what becomes of a graph
+
+ROWS_DEPEND = "The rows of a batch depend on each other"
+ROWS_FIX = (
+    "What one stream is answered would depend on who is served with it. Let each row follow from itself alone: reduce, "
+    "normalise and sort over other axes than that of the batch."
+)
+
+
+def mixed_rows(verdict: RowsVerdict) -> RefusedModelError:
+    """Return the error for a graph whose rows depend on each other."""
+    return RefusedModelError(f"{ROWS_DEPEND}: {verdict.why}.", fix=ROWS_FIX, layer=verdict.node)
+
+
+def with_rows_judged(model: onnx.ModelProto, manifest: Manifest) -> Manifest:
+    """Return a step graph's manifest, with one row a run where the operators do not show that rows are independent.
+
+    Raises:
+        RefusedModelError: They show that a row depends on others, of a graph that would run several; names the node.
+    """
+    verdict = rows_of_step(model, manifest).verdict
+    if verdict.outcome == "independent":
+        return manifest
+    if verdict.outcome == "mixed" and manifest.batch.mode == "stack":
+        raise mixed_rows(verdict)
+    return manifest.model_copy(update={"batch": manifest.batch.single(verdict.why)})

@@ -15,7 +15,7 @@ from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.spec import StepSpec
-from stepwell_export.structure.rows_verdict import ROWS_DEPEND, ROWS_FIX
+from stepwell_export.structure.rows import ROWS_DEPEND, ROWS_FIX
 from stepwell_export.torch.autostep import AutoStep
 from stepwell_export.torch.axis_inference import ROWS, Sequences
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared

@@ -36,8 +36,15 @@ from stepwell_export.runtime.manifest import Array, DataReference, Manifest, Par
 from stepwell_export.runtime.step_model import StepModel, stacked
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer
-from stepwell_export.verify.driven_check import Driven, answered, beyond_rounding
-from stepwell_export.verify.driven_inputs import ALWAYS, TIERS, driven_batches, integer_batches
+from stepwell_export.verify.driven import (
+    ALWAYS,
+    TIERS,
+    Driven,
+    answered,
+    beyond_rounding,
+    driven_batches,
+    integer_batches,
+)
 from stepwell_export.verify.error_growth import long_run
 from stepwell_export.verify.evidence import Coverage, Evidence
 from stepwell_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference

@@ -6,7 +6,7 @@ import pytest
 
 from stepwell_export.adoption.axes import ShapedTensor
 from stepwell_export.adoption.pairing import pair_states, related
-from stepwell_export.graph.dataflow import Flow
+from stepwell_export.graph.nodes import Flow
 from stepwell_export.runtime.errors import UnclearModelError
 
 

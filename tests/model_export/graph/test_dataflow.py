@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.graph.dataflow import Flow, read_flow
+from stepwell_export.graph.nodes import Flow, read_flow
 from stepwell_export.runtime.manifest import Array
 from tests import graphs
 

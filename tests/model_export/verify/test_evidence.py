@@ -326,7 +326,7 @@ def test_an_operator_that_is_not_what_its_single_step_is_is_not_taken_for_chunks
 ) -> None:
     """A GRU whose reset gate works before the product is another GRU; its answers are as small as the model's."""
     keras = pytest.importorskip("keras", reason="Keras is not installed")
-    from stepwell_export.chunk import fused_rnn
+    from stepwell_export.chunk import loops
     from stepwell_export.keras import convert
 
     gru = keras.layers.GRU(6, return_sequences=True)
@@ -335,7 +335,7 @@ def test_an_operator_that_is_not_what_its_single_step_is_is_not_taken_for_chunks
     made = convert(model, name="m")
 
     right = verify_model(made, long_steps=100)[1].chunk
-    monkeypatch.setattr(fused_rnn, "attributes", lambda node: {**attributes(node), "linear_before_reset": 0})
+    monkeypatch.setattr(loops, "attributes", lambda node: {**attributes(node), "linear_before_reset": 0})
     wrong = verify_model(made, long_steps=100)[1].chunk
 
     assert right is not None

@@ -99,7 +99,7 @@ def _verified(
     name: str | None,
     hints: Overrides,
 ) -> tuple[bytes, Adoption]:
-    from stepwell_export.streaming.axes.vocabulary import vocabularies
+    from stepwell_export.streaming.axes.inputs import vocabularies
 
     content, growing = graph.SerializeToString(), original.growing
     gone = {cache.past for cache in growing.caches}

@@ -1,8 +1,12 @@
-"""`SequenceInputs`: what a sequence graph takes, where its inputs have their axes, and the sizes it is run with."""
+"""`SequenceInputs`: what a sequence graph takes, where its inputs have their axes, and the sizes it is run with.
+
+An input may be what a recurrence starts from, how long its sequences are, or ids of a vocabulary.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from stepwell_export.graph.nodes import subgraphs
+from stepwell_export.graph.nodes import attributes, captures, constants, subgraphs
+from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.normal_form.plain_form import Declared
@@ -164,3 +169,96 @@ def _changed(tensor: onnx.TensorProto, changes: dict[int, int]) -> Array | None:
         return None
     changed: Array = np.vectorize(lambda size: changes.get(int(size), int(size)), otypes=[value.dtype])(value)
     return changed
+
+
+# ---------------------------------------------------------------- what goes nowhere but into recurrences
+
+_ROUTES = RESHAPING | PICKING | {"Cast"}
+
+
+def find_slot(graph: Any, name: str) -> str:
+    """Return what an input is that goes nowhere but into recurrences: a `length`, or a state by where its batch is."""
+    slots = _slots_of(graph, name, depth=0)
+    if not slots or None in slots:
+        return ""
+    if slots == {"length"}:
+        return "length"
+    return slots.pop() or "" if len(slots) == 1 and "length" not in slots else "" if "length" in slots else "routed"
+
+
+def _slots_of(graph: Any, name: str, depth: int) -> set[str | None]:
+    """Return the slots that a tensor reaches; None among them where it is used in any other way."""
+    slots: set[str | None] = {None} if any(output.name == name for output in graph.output) else set()
+    for node in graph.node:
+        if name in captures(node):
+            slots.add(None)
+        for place in (i for i, given in enumerate(node.input) if given == name):
+            slots |= _slot_at(graph, node, place, depth)
+    return slots
+
+
+def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:
+    operator = STATEFUL.get(node.op_type)
+    if operator is not None and operator.time_axis is not None:
+        if place == operator.lengths:
+            return {"length"}
+        if place in operator.states:
+            return {"first" if node.op_type not in RNN else "gated"} if not depth else {"routed"}
+    if node.op_type == "Scan":
+        states = len(node.input) - int(attributes(node)["num_scan_inputs"])
+        return {"state"} if place < states else {None}
+    if node.op_type == "Loop" and place >= 2:
+        body = next(subgraphs(node))
+        return {"state"} if _is_float(body.input[place]) else {None}
+    if node.op_type in _ROUTES and place == 0:
+        reached: set[str | None] = set()
+        for output in node.output:
+            reached |= _slots_of(graph, output, depth + 1)
+        if reached == {"length"} and node.op_type in {"Cast", "Identity"}:
+            return reached
+        return {"routed" if slot not in {None, "length"} else None for slot in reached}
+    return {None}
+
+
+def _is_float(value: Any) -> bool:
+    kind = value.type.tensor_type.elem_type
+    return bool(kind) and np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind == "f"
+
+
+# ---------------------------------------------------------------- how many ids an input has
+
+_SAME_NUMBERS = RESHAPING | {"Cast", "Clip"}
+_LOOKUPS = {"Gather": (1, 0), "OneHot": (0, 1)}
+"""By operator: the places of the ids and of their number."""
+
+
+def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the number of ids by input, for those inputs that are looked up in a table as they are.
+
+    An input that is looked up in several tables has the ids of the smallest.
+    """
+    weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(graph).items()}
+    origin = {value.name: value.name for value in graph.input}
+    sizes: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in _SAME_NUMBERS and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        size = _size_of_table(node, origin, weights)
+        if size:
+            name = origin[node.input[_LOOKUPS[node.op_type][0]]]
+            sizes[name] = min(size, sizes.get(name, size))
+    return sizes
+
+
+def _size_of_table(node: onnx.NodeProto, origin: Mapping[str, str], weights: Mapping[str, Array]) -> int:
+    """Return how many ids a node looks up among; 0 where it looks up nothing that an input gives."""
+    ids, table = _LOOKUPS.get(node.op_type, (0, 0))
+    if ids == table or len(node.input) <= max(ids, table):
+        return 0
+    table_weights = weights.get(node.input[table])
+    if node.input[ids] not in origin or table_weights is None:
+        return 0
+    if node.op_type == "OneHot":
+        return int(np.reshape(table_weights, -1)[0]) if table_weights.size == 1 else 0
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    return int(table_weights.shape[axis]) if -table_weights.ndim <= axis < table_weights.ndim else 0

@@ -9,8 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.normal_form.scan_body import ScanBody
-from stepwell_export.streaming.normal_form.time_slices import TimeSlice
+from stepwell_export.streaming.normal_form.scan_body import ScanBody, TimeSlice
 
 _OF_ZERO = {
     "Abs", "Ceil", "Erf", "Floor", "Gelu", "Identity", "LeakyRelu", "Neg", "Relu", "Reshape", "Sin", "Squeeze", "Sqrt",

@@ -22,15 +22,15 @@ from stepwell_export.streaming.rules.pooling.factors import (
     exponential,
     masked,
     product,
+    quotient_of_sums,
     softmax,
 )
-from stepwell_export.streaming.rules.pooling.layouts import joint, permuted, picked, refolded, repeated
-from stepwell_export.streaming.rules.pooling.parts import expanded
+from stepwell_export.streaming.rules.pooling.parts import expanded, joint, permuted, picked, refolded, repeated
 from stepwell_export.streaming.rules.pooling.products import einsum, matmul
-from stepwell_export.streaming.rules.pooling.quotients import quotient_of_sums
 from stepwell_export.streaming.rules.pooling.sums import log_sum_exp, summed_so_far
 from stepwell_export.streaming.rules.recurrent import running, stateful_op
 from stepwell_export.streaming.rules.reductions import (
+    DEVIATING,
     GLOBAL_POOLS,
     PLACES,
     REDUCTIONS,
@@ -39,9 +39,9 @@ from stepwell_export.streaming.rules.reductions import (
     read_axes,
     reduction,
     top_k,
+    with_deviations,
 )
 from stepwell_export.streaming.rules.slicing import concat, gather, pad, slice_, split
-from stepwell_export.streaming.rules.variances import DEVIATING, with_deviations
 from stepwell_export.streaming.rules.window import WINDOW_POOLS, convolution, transposed
 from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.tensor import StepTensor

@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.verify.decisions.module_code import note_constants_of
-from stepwell_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard
+from stepwell_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard, note_constants_of
 
 _COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
 _RELUS = {"relu", "relu_", "leaky_relu", "elu", "prelu", "_prelu_kernel", "rrelu", "celu", "selu", "threshold"}
