@@ -61,6 +61,10 @@ class Authority:
         found.key.chmod(0o644)  # a broker may run as another user
         return found
 
+    def ending(self) -> EndingAuthority:
+        """Return the same authority, by which the certificates of brokers have ended."""
+        return EndingAuthority(self)
+
     def _builder(self, subject: x509.Name, *, days: int) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         return (
@@ -72,6 +76,18 @@ class Authority:
             .not_valid_after(now + dt.timedelta(days=days))
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
+
+
+class EndingAuthority(Authority):
+    """The same authority; all its certificates but the client's have ended."""
+
+    def __init__(self, whole: Authority) -> None:
+        self.__dict__.update(whole.__dict__)
+
+    def issue(self, name: str, *, expired: bool = False) -> Certificate:
+        if name == "client":
+            return super().issue(name)
+        return super().issue(f"ended-{name}", expired=True)
 
 
 def _named(name: str) -> x509.Name:

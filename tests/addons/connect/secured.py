@@ -35,7 +35,7 @@ class Secured:
     Attributes:
         url: The URL of a place by its name, without a login.
         login: The keys of a login besides user and password: the trusted authority and the client's certificate.
-        extra: What only some brokers have: `ended`, a port with a certificate that has ended; `replace_password`.
+        extra: What only some brokers have, such as `replace_password`.
     """
 
     broker: BrokerProcess
@@ -72,7 +72,7 @@ def redis(folder: Path, authority: Authority) -> Iterator[Secured]:
 
 @contextlib.contextmanager
 def mosquitto(folder: Path, authority: Authority) -> Iterator[Secured]:
-    """Run Mosquitto with a list of passwords and permissions; another port has a certificate that has ended."""
+    """Run Mosquitto with a list of passwords and permissions."""
     passwd = shutil.which("mosquitto_passwd")
     if passwd is None:
         raise BrokerMissingError("mosquitto is not installed: apt-get install mosquitto")
@@ -84,14 +84,12 @@ def mosquitto(folder: Path, authority: Authority) -> Iterator[Secured]:
 
     make_users(SECRET)
     acl.write_text("user alice\ntopic readwrite #\nuser mallory\ntopic readwrite stepwell/#\ntopic readwrite other/#\n")
-    own, ended, port, other = authority.issue("mqtt"), authority.issue("ended", expired=True), free_port(), free_port()
-    lines = [f"password_file {users}", f"acl_file {acl}"]
-    for one, at in ((own, port), (ended, other)):
-        lines += [f"listener {at} 127.0.0.1", f"cafile {authority.ca}", f"certfile {one.cert}", f"keyfile {one.key}"]
-        lines += ["require_certificate true"]
+    own, port = authority.issue("mqtt"), free_port()
+    lines = [f"password_file {users}", f"acl_file {acl}", f"listener {port} 127.0.0.1", f"cafile {authority.ca}"]
+    lines += [f"certfile {own.cert}", f"keyfile {own.key}", "require_certificate true"]
     with brokers.mosquitto(folder, lines) as broker:
         broker.port = port
-        extra = {"ended": other, "replace_password": make_users}
+        extra = {"replace_password": make_users}
         yield Secured(broker, "mqtts://127.0.0.1:{port}/{name}/{{stream}}", _login(authority), extra)
 
 

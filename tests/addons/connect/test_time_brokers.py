@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import kafka, nats
 from tests.addons.connect.connectors import connector, wait_for
+from tests.addons.connect.kafka_metadata import KafkaMetadata
 from tests.addons.connect.skipping import or_skip
 from tests.graphs import fold_reference
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, free_port
 
 
 async def _nats_stream(address: str) -> None:
@@ -101,6 +103,33 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
         applied = [line["outputs"]["y"][0] for line in lines_of(out) if line["stream"] == "away.a"]
         assert applied == fold_reference([10, 13, 14])
         assert [json.loads(one["message"])["t"] for one in lines_of(dead)] == [12]
+
+
+@pytest.mark.timeout(300)
+def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    port = free_port()
+    with KafkaMetadata(port) as relay, or_skip(partial(kafka, advertised=port), tmp_path) as process:
+        relay.target = process.port
+        asyncio.run(_kafka_topic(f"127.0.0.1:{port}"))
+        url, out, dead = f"kafka://127.0.0.1:{port}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
+        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
+        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+
+        def add(*times: int) -> None:
+            asyncio.run(_write(url, [{"stream": "beside", "x": t, "t": t} for t in times]))
+
+        add(10, 21, 16, 11)
+        with connector(tmp_path, url, *words) as one:
+            wait_for(lambda: (len(lines_of(out)), len(lines_of(dead))) == (2, 1), what=one.text)
+            one.kill()
+            add(15, 26)
+            one.start()
+            wait_for(lambda: (len(lines_of(out)), len(lines_of(dead))) == (3, 2), what=one.text)
+        assert [one["outputs"]["y"][0] for one in lines_of(out)] == fold_reference([10, 16, 21])
+        assert [json.loads(one["message"])["t"] for one in lines_of(dead)] == [11, 15]
+        assert {group for group, _, _ in relay.texts} == {"stepwell"}
 
 
 @pytest.mark.timeout(300)

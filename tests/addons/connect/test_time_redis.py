@@ -25,7 +25,7 @@ def broker(short_path: Path) -> Iterator[RedisBroker]:
 
 
 def add(broker: RedisBroker, documents: list[dict[str, Any]]) -> None:
-    pipe = broker.client.pipeline(transaction=False)
+    pipe = broker.client.pipeline(transaction=True)  # one poll
     for document in documents:
         pipe.xadd("in", {"data": json.dumps(document)})
     pipe.execute()
@@ -91,6 +91,22 @@ def test_a_fill_holds_the_value_of_a_tick_before_a_kill(
         one.start()
         wait_for(lambda: len(outs(broker, "hold")) == 4, what=one.text)
     assert [y for _, y in outs(broker, "hold")] == fold_reference([3] * 4)
+
+
+def test_a_message_that_is_late_for_a_tick_is_a_dead_letter_also_when_that_could_not_be_written_at_first(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
+    add(broker, [{"stream": "tick", "x": 1, "t": 9.5}, {"stream": "other", "x": 1, "t": 12}])
+    with connector(tmp_path, *flags(service, broker, "--every", "1s")) as one:
+        wait_for(lambda: len(outs(broker, "tick")) == 1, what=one.text)
+        broker.client.set("dead", "is no stream")
+        times = [("tick", 8.5), ("tick", 19.5), ("other", 23)]
+        add(broker, [{"stream": stream, "x": 1, "t": at} for stream, at in times])
+        wait_for(lambda: one.process.poll() is not None, what=one.text)
+        broker.client.delete("dead")
+        one.start()
+        wait_for(lambda: broker.client.xlen("dead") == 1, what=one.text)
+    assert [message["t"] for message in dead(broker)] == [8.5]
 
 
 def test_the_gap_before_a_tick_is_counted_from_the_position_in_the_record(
