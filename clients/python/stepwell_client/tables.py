@@ -7,8 +7,8 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from stepwell_client.columns import ColumnsError, input_columns
 from stepwell_client.errors import ClientError
+from stepwell_client.input_columns import ColumnsError, input_columns
 from stepwell_client.protocol.decoding import TensorInfo
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.codec.response_bodies import BulkResponse, Document, Problem, StepResponse, Tensors
+from stepwell.codec.response_schemas import BulkResponse, Document, Problem, StepResponse, Tensors
 from stepwell.codec.step_bodies import StateId, StreamId
 from stepwell_client.wire.ids import SEQ_LIMIT
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.engine.admission import RequestAdmission
+from stepwell.engine.given_states import non_finite_rows, row_in
 from stepwell.engine.model_runs import ModelRuns
-from stepwell.engine.packed_states import non_finite_rows, row_in
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stepwell.codec import Format
-from stepwell.codec.packed_states import read_packed_state, run_columns_response, run_response
+from stepwell.codec.state_runs import read_packed_state, run_columns_response, run_response
 from stepwell.codec.step_bodies import DecodedRun
 from stepwell.engine.state_runs import GivenState, StateRunResult
 from stepwell.errors import ServiceError

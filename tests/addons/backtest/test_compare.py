@@ -15,7 +15,7 @@ from stepwell.addons.backtest.histogram import OverTime
 from stepwell.addons.backtest.picture import picture
 from stepwell.addons.backtest.run import BacktestError, Comparison, compare, joint_inputs
 from stepwell.addons.recorded import RecordedData, open_data
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.recorded.files import write_npz

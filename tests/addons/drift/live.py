@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepwell_export.runtime.distribution import data_reference
 from stepwell_export.runtime.manifest import Manifest
+from stepwell_export.runtime.psi import data_reference
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.runners import stepped
 from tests.addons.releases.fleet import wait_until

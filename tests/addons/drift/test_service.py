@@ -16,7 +16,7 @@ import pytest
 from stepwell.addons.drift.addon import Drift
 from stepwell.addons.drift.monitor import DriftMonitor
 from stepwell.addons.drift.sketch import ERROR
-from stepwell_export.runtime.distribution import FLOOR, MIN_VALUES, quantile_keys
+from stepwell_export.runtime.psi import FLOOR, MIN_VALUES, quantile_keys
 from tests.addons.drift.live import (
     WITHIN_S,
     counted,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from stepwell.addons.drift.sketch import ERROR, RANGE, FeatureSketch
-from stepwell_export.runtime.distribution import BINS, quantile_keys
+from stepwell_export.runtime.psi import BINS, quantile_keys
 
 Array = npt.NDArray[Any]
 SHARES = [*quantile_keys().values()]

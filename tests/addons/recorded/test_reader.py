@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from stepwell.addons.recorded import RecordedData, RecordedDataError, gathered, open_data
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.tables import PIECE_ROWS, CsvFile
-from stepwell_client.columns import ColumnsError
+from stepwell_client.input_columns import ColumnsError
 from stepwell_export.runtime.errors import MissingExtraError
 from stepwell_export.runtime.manifest import Array, InputSpec
 from tests.addons.recorded.files import an_input, write_csv, write_npz
@@ -285,7 +285,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
         program = (
             "import resource, sys; from pathlib import Path; from tests.addons.recorded.files import an_input\n"
             "from stepwell.addons.recorded import gathered, open_data\n"
-            "from stepwell.addons.recorded.columns import ColumnChoice\n"
+            "from stepwell.addons.recorded.column_choice import ColumnChoice\n"
             "from stepwell.addons.recorded import data; data.KEPT_BYTES = 1 << 20\n"
             "data = open_data([Path(sys.argv[1])], [an_input()], ColumnChoice('s', None, {'x': ['p', 'q']}))\n"
             "data.check(); n = sum(b.size for r in gathered(data.read(), 1 << 20) for g in r.groups(8) "

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from stepwell.addons.recorded import RecordedDataError, open_data
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.row_rules import RowRules
-from stepwell_client.columns import ColumnsError
+from stepwell_client.input_columns import ColumnsError
 from stepwell_export.runtime.manifest import InputSpec
 
 X = InputSpec.model_validate({"name": "x", "dtype": "float32", "shape": [1]})

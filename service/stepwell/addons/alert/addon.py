@@ -13,7 +13,7 @@ from stepwell.addons.alert.store import list_raised
 from stepwell.asgi.http import authorize, respond
 from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, query, route
 from stepwell.asgi.query import number_of
-from stepwell.codec.response_bodies import Document
+from stepwell.codec.response_schemas import Document
 from stepwell.codec.step_bodies import StreamId
 from stepwell.service_addon import ServiceAddon
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell_client.columns import prediction_columns
+from stepwell_client.input_columns import prediction_columns
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, OutputSpec
 

@@ -36,7 +36,7 @@ from stepwell.addons.connect.time_rules import TimeRules, follows_grid
 from stepwell.addons.connect.timed_connector import TimedConnector
 from stepwell.addons.connect.timeline import Timeline
 from stepwell.addons.connect.urls import BrokerUrl, stream_segment
-from stepwell_client.columns import input_columns
+from stepwell_client.input_columns import input_columns
 from stepwell_export.runtime.durations import duration_of
 
 

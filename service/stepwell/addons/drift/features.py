@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stepwell_export.runtime.distribution import BINS, bin_moments, feature_names, padded_edges
 from stepwell_export.runtime.labels import labels_of, labels_of_outputs
 from stepwell_export.runtime.manifest import Array, FeatureReference, Manifest, TensorSpec
+from stepwell_export.runtime.psi import BINS, bin_moments, feature_names, padded_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

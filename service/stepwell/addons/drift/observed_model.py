@@ -13,8 +13,8 @@ from stepwell.addons.drift.sampler import BatchSampler
 from stepwell.addons.drift.sketch import FeatureSketch
 from stepwell.addons.drift.tracked_streams import TrackedStreams
 from stepwell.addons.drift.windows import SketchName, SketchWindows
-from stepwell_export.runtime.distribution import bins_of
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.psi import bins_of
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel

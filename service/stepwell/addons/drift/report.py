@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from stepwell.addons.drift.responses import FeatureDrift
-from stepwell_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
+from stepwell_export.runtime.psi import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

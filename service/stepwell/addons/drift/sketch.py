@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from stepwell_export.runtime.distribution import BINS
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.psi import BINS
 
 ERROR: Final = 0.02
 """The greatest relative error of a quantile's distance from the origin, for distances within `RANGE`."""

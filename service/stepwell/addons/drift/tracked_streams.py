@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from stepwell_export.runtime.distribution import deviating_tenth
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.psi import deviating_tenth
 
 MAX_STREAMS: Final = 256
 """Streams of a model version that a worker tracks."""

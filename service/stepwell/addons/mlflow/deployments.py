@@ -154,7 +154,7 @@ class StepwellDeployments(BaseDeploymentClient):
         """
         import pandas as pd
 
-        from stepwell_client.columns import prediction_columns
+        from stepwell_client.input_columns import prediction_columns
 
         _check(deployment_name, None, endpoint)
         if _STREAM not in getattr(inputs, "columns", ()):

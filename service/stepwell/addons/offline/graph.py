@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.values import cast, integers, numbers
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 from stepwell_export.runtime.step_model import StepModel

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from stepwell.addons.recorded.blocks import Rows
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.npz import NpzRecording
 from stepwell.addons.recorded.row_rules import RowRules, missing_name
 from stepwell.addons.recorded.rows_hash import RowsHash
 from stepwell.addons.recorded.tables import CsvFile, Kind, ParquetFile
 from stepwell.addons.recorded.values import Categories, cast, integers, numbers, present, times
-from stepwell_client.columns import check_named
+from stepwell_client.input_columns import check_named
 from stepwell_client.wire.ids import is_stream_id
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, InputSpec

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stepwell.addons.event_time.times import TimeUnit
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.row_rules import RowRules, RowRulesError
 from stepwell.commands.flags import named_values
 from stepwell.commands.tables import progress_bar

@@ -12,11 +12,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.column_choice import ColumnChoice
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell.addons.recorded.tables import PIECE_ROWS
 from stepwell.addons.recorded.values import cast, times
-from stepwell_client.columns import ColumnsError, input_columns
+from stepwell_client.input_columns import ColumnsError, input_columns
 from stepwell_client.wire.texts import listed
 from stepwell_export.runtime.manifest import Array, InputSpec
 from stepwell_export.runtime.npz import NPZ_ERRORS

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from stepwell.addons.charts import line_chart, lines_of, stacked
-from stepwell_client.columns import prediction_columns
+from stepwell_client.input_columns import prediction_columns
 from stepwell_client.protocol.decoding import TensorInfo
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array

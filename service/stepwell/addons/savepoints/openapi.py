@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from stepwell.addons.savepoints.file import MEDIA_TYPE
 from stepwell.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, query, route
-from stepwell.codec.response_bodies import Document
+from stepwell.codec.response_schemas import Document
 from stepwell.codec.step_bodies import StreamId
 
 

@@ -15,7 +15,7 @@ from stepwell.asgi.openapi.schemas import (
     ref,
     route,
 )
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     ForkResponse,
     NewSnapshotResponse,
     PackedStateResponse,

@@ -21,7 +21,7 @@ from stepwell.asgi.openapi.schemas import (
     query,
     route,
 )
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     AliveResponse,
     BulkResponse,
     ModelDescription,

@@ -14,7 +14,7 @@ from stepwell.asgi.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
 from stepwell.asgi.openapi import asyncapi
 from stepwell.asgi.openapi import streams as openapi
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     ModelDescription,
     ModelsResponse,
     ReadyResponse,

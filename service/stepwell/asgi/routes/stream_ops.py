@@ -22,8 +22,7 @@ from stepwell.asgi.http import (
 from stepwell.asgi.openapi import stream_ops as openapi
 from stepwell.asgi.query import flag_of, version_of
 from stepwell.codec import JSON, Format
-from stepwell.codec.packed_states import read_packed_state
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     PackedStateResponse,
     SnapshotEntry,
     SnapshotResponse,
@@ -31,6 +30,7 @@ from stepwell.codec.response_bodies import (
     StateResponse,
 )
 from stepwell.codec.responses import position_response, rfc3339, step_response
+from stepwell.codec.state_runs import read_packed_state
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
     read_fork,
@@ -38,7 +38,7 @@ from stepwell.codec.stream_ops import (
     read_state,
     states_of,
 )
-from stepwell.engine.packed_states import states_in
+from stepwell.engine.given_states import states_in
 from stepwell.requests.bulk import to_timestep
 from stepwell.requests.context import AppContext
 from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamState

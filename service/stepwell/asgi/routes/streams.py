@@ -23,7 +23,7 @@ from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.query import flag_of, number_of, version_of
 from stepwell.asgi.run_handler import run_handler
 from stepwell.codec import JSON, Format
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     LastSource,
     ResetAllResponse,
     SourceEntry,

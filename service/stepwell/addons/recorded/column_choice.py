@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stepwell.addons.event_time.times import TimeUnit
-from stepwell_client.columns import ColumnsError, input_columns
+from stepwell_client.input_columns import ColumnsError, input_columns
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
 from stepwell_client.wire.texts import listed, nearest
 from stepwell_export.runtime.manifest import InputSpec

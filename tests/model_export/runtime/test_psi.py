@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stepwell_export.runtime.distribution import (
+from stepwell_export.runtime.errors import ManifestError
+from stepwell_export.runtime.manifest import FeatureReference, Manifest
+from stepwell_export.runtime.psi import (
     BINS,
     FLOOR,
     MAX_FEATURES,
@@ -22,8 +24,6 @@ from stepwell_export.runtime.distribution import (
     padded_edges,
     psi,
 )
-from stepwell_export.runtime.errors import ManifestError
-from stepwell_export.runtime.manifest import FeatureReference, Manifest
 from tests.graphs import manifest_of
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from msgspec import Struct
 from stepwell.addons.rollouts.bodies import RolloutBody, RolloutResponse, rollout_response
 from stepwell.addons.rollouts.requests import RolloutResult
 from stepwell.codec import JSON
-from stepwell.codec.response_bodies import (
+from stepwell.codec.response_schemas import (
     BulkResponse,
     PeekResponse,
     PositionResponse,

@@ -1,4 +1,4 @@
-"""How the values of one feature are distributed: its bins, and the population stability index of two distributions.
+"""The population stability index (PSI) of two distributions of a feature, and the bins that it compares.
 
 A feature is one number of a row of an input or output. The bins of a feature are those between the deciles of its
 reference; with ties there are fewer. The population stability index (PSI) of shares `e` (expected) and `f` (found) is

@@ -1,7 +1,6 @@
 """The documents of responses: a struct each, from which the OpenAPI schemas are derived.
 
-Those of steps and rollouts, the frequent ones, are built as plain values of the same fields, in `responses` and
-`rollout`; tests compare both.
+Those of steps, the frequent ones, are built as plain values of the same fields, in `responses`; tests compare both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Packed states in requests, and the response to timesteps whose states are in the request."""
+"""Timesteps whose state is in the request: reading packed states, and the responses."""
 
 from __future__ import annotations
 
