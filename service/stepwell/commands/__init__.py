@@ -37,9 +37,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "inspect": _own("Show the inputs, outputs and states of a model file.", "inspect:inspect"),
     "check": _own("Report everything that `serve` would refuse.", "check:check"),
     "streams": _own("List, show, reset, copy and delete live streams.", "streams:streams_app"),
-    "release": _own("Move live streams to another version of their model.", "release:release_app"),
-    "backup": _own("Write all data of a store to a file, while it is used.", "backup:backup"),
-    "restore": _own("Make a backup the data of the embedded store.", "backup:restore"),
     "keys": _own("Make, list and revoke API keys.", "keys:keys_app"),
     "test": _own("Run all tests of a clone, or a part with --quick.", "test:test", reads_options=True),
 }

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from stepwell.addons.backtest.command import backtest
-from stepwell.commands.release import release_app
+from stepwell.addons.releases.command import release_app
 from stepwell_export.runtime.manifest import Array
 from tests.addons.recorded.files import write_npz
 from tests.addons.releases.fleet import Fleet, wait_until

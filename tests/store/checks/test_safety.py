@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from stepwell import app
+from stepwell.addons.backup.rdb import write_backup
 from stepwell.errors import ServiceError
-from stepwell.store.backup import write_backup
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
 from stepwell.store.state_store import StateStore

@@ -9,3 +9,13 @@
 
 A document is written by compare-and-set and read by every worker within two seconds.
 """
+
+from __future__ import annotations
+
+from stepwell.commands import Command
+
+COMMANDS = {
+    "release": Command(
+        "Move live streams to another version of their model.", "stepwell.addons.releases.command:release_app"
+    )
+}

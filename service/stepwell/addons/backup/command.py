@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from stepwell.addons.backup.rdb import BackupError, write_backup
+from stepwell.addons.backup.rdb import restore as restore_store
 from stepwell.commands.tables import Json, format_bytes
 from stepwell.settings import Settings
-from stepwell.store.backup import BackupError, write_backup
-from stepwell.store.backup import restore as restore_store
 from stepwell.store.embedded_server import EmbeddedStore
 from stepwell_client.wire.texts import counted
 

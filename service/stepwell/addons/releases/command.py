@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from stepwell.commands.release_tables import release_view
+from stepwell.addons.releases.tables import release_view
 from stepwell.commands.tables import Json, print_json
 from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from typer.testing import Result
 
-from stepwell.commands.release import release_app
+from stepwell.addons.releases.command import release_app
 from stepwell.service_calls import StreamsError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model

@@ -18,8 +18,8 @@ import redis
 import typer
 from typer.testing import Result
 
-from stepwell.commands import backup as commands
-from stepwell.store.backup import BackupError, restore, write_backup
+from stepwell.addons.backup import command as commands
+from stepwell.addons.backup.rdb import BackupError, restore, write_backup
 from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
@@ -208,7 +208,7 @@ def test_a_server_may_send_its_data_from_memory_or_from_a_file(short_path: Path,
 
 
 def test_the_user_of_the_page_can_make_a_backup(short_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs/backup.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/backup.md").read_text()
     [rule] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
     with server(short_path / "store", *AOF, "--repl-diskless-sync-delay", "0") as store:
         with store.client() as client:
