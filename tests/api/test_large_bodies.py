@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from stepwell.codec.request_decoder import RequestDecoder
+from stepwell.errors import ServiceError
+from stepwell_client.wire.formats import JSON, MSGPACK, Format, encode
 from tests.api.running import Service, running_service
 from tests.graphs import fold, lstm, write_models
 from tests.servers import Server
@@ -98,6 +101,30 @@ def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, 
 
     assert [one.status_code for one in found] == [status] * 3, found[0].text
     assert min(turns) < min(at_once) / 2, (turns, at_once)
+
+
+@pytest.mark.parametrize("kind", [JSON, MSGPACK])
+def test_the_errors_of_many_rows_are_not_worded_on_the_event_loop(wide: Service, kind: Format) -> None:
+    """A body of 90 or 120 kB, of which each row is too short; the time is compared as above."""
+    body = encode({"streams": [f"s{n}" for n in range(8000)], "inputs": {"x": [[1]] * 8000}}, kind)
+    decoder = RequestDecoder(wide.app.state.context.engine.models.get("wide").manifest)
+    found, turns, at_once = list[Any](), list[float](), list[float]()
+
+    def post_columns() -> None:
+        headers = {"content-type": kind.value}
+        found.append(wide.http.post("/v1/models/wide/step", content=body, headers=headers))
+
+    for _ in range(3):
+        turns.append(longest_turn(wide, post_columns))
+        gc.disable()
+        started = time.thread_time()
+        with pytest.raises(ServiceError):
+            decoder.bulk(body, kind, chunk=False)
+        at_once.append(time.thread_time() - started)
+        gc.enable()
+
+    assert [one.status_code for one in found] == [422] * 3, found[0].text
+    assert min(turns) < min(at_once) / 4, (turns, at_once)
 
 
 def test_a_key_that_occurs_twice_by_an_escape_is_refused(wide: Service) -> None:

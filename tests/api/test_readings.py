@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from stepwell.codec.request_decoder import STRICT_BYTES
 from stepwell.codec.strict import parse as strict_parse
-from stepwell.codec.typed_decoder import LARGE_BYTES
 from stepwell.store.keys import record_key
 from tests.api.running import Service
 from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_REQUEST, body_of, bulk_document
@@ -57,7 +57,7 @@ BAD = {
 }
 
 
-ON_THE_LOOP = [name for name, body in BAD.items() if len(body) <= LARGE_BYTES]  # others are read in a thread
+ON_THE_LOOP = [name for name, body in BAD.items() if len(body) <= STRICT_BYTES]  # others are read in a thread
 
 
 @pytest.mark.parametrize("name", ON_THE_LOOP)

@@ -596,6 +596,44 @@ def test_a_bulk_row_that_does_not_fit_fails_alone(row: Any, code: str, form: For
     assert read.inputs["x"][1].tolist() == [[5, 6, 7, 8]]
 
 
+_ROWS: dict[str, list[Any]] = {
+    "float32": [
+        [0.1, 2],
+        [1e39, 0],
+        [2**70, -0.0],
+        [10**400, 0],
+        [True, 0],
+        ["1", 0],
+        [1, 2, 3],
+        None,
+        {"d": 1},
+        [math.nan, 1],
+    ],
+    "int8": [[1, 2], [128, 0], [1.0, 0], [True, 0], [None, 0], [2**70, 0]],
+    "bool": [[True, False], [1, 0], [None, True], []],
+}
+
+
+@pytest.mark.parametrize("chunk", [False, True])
+@pytest.mark.parametrize("dtype", _ROWS)
+def test_a_row_among_many_is_decoded_as_it_is_alone(dtype: str, chunk: bool) -> None:
+    rng, of, kinds = random.Random(3), _WIRES[dtype], [_ROWS[dtype][0]] * 60 + _ROWS[dtype]
+    rows = [[one, _ROWS[dtype][0]] if chunk else one for one in rng.choices(kinds, k=300)]
+    alone = [
+        bulk({"streams": ["a", "b"], "inputs": {"x": [row, rows[0]]}}, chunk=chunk, of=of) for row in (rows[0], *rows)
+    ][1:]
+    streams = [f"s{i}" for i in range(len(rows))]
+
+    read = bulk({"streams": streams, "inputs": {"x": rows}}, chunk=chunk, of=of)
+
+    assert read.faults
+    assert {i: one.problem for i, one in read.faults.items()} == {
+        i: one.faults[0].problem.replace("of stream 0", f"of stream {i}") for i, one in enumerate(alone) if one.faults
+    }
+    for i, one in enumerate(alone):
+        assert read.inputs["x"][i].tobytes() == one.inputs["x"][0].tobytes()
+
+
 def test_a_packed_bulk_row_that_is_not_finite_fails_alone() -> None:
     array = np.array([[1, 2, 3, 4], [1, 2, math.inf, 4]], np.float32)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from copy import copy
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -51,6 +52,9 @@ from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, Manifest
 
 B = TypeVar("B", bound=msgspec.Struct)
+STRICT_BYTES: Final = 4096
+"""At most so many bytes are decoded strictly on the event loop: a microsecond for each, if each row has an error."""
+
 ReadStep = Callable[[bytes], TypedStep]
 
 
@@ -61,6 +65,8 @@ class RequestDecoder:
         manifest: The model's manifest.
         stream_lists: The lists of streams of earlier bulk bodies.
         strict: The strict path, for bodies that one of the following has rejected.
+        on_loop: The same for the event loop: instead of decoding more than `STRICT_BYTES` strictly, it raises
+            `SlowBodyError`.
         read_step: Decodes valid JSON bodies of a step to packed bytes, without arrays; None if the model has no such
             decoder. It raises one of `DECODE_ERRORS` for all others.
         read_message: The same for messages of the feed of one stream without `chunk`.
@@ -84,10 +90,13 @@ class RequestDecoder:
         self._max_steps = max_chunk_steps
         self._max_streams = max_streams
         self._typed_inputs = TypedInputsDecoder(manifest.inputs)
+        self.on_loop = self
         with contextlib.suppress(ValueError):  # an input's name cannot be the name of a decoder's field
             self.read_step = TypedStepDecoder(manifest.inputs, StepBody).read
             self.read_message = TypedStepDecoder(manifest.inputs, FeedMessage).read
             self.read_stream_message = TypedStepDecoder(manifest.inputs, StreamMessage).read
+        self.on_loop = copy(self)
+        self.on_loop.strict = StrictDecoder(manifest.inputs, max_bytes=STRICT_BYTES)
 
     def step(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a step: one timestep of one stream.

@@ -19,7 +19,7 @@ from msgspec.structs import astuple as _astuple
 from stepwell.codec.msgpack_maps import has_unique_keys, n_entries
 from stepwell.codec.step_bodies import FeedMessage, PeekBody, StepBody, StreamMessage
 from stepwell.codec.strict.parse import parse
-from stepwell.codec.strict.tensors import is_finite
+from stepwell.codec.strict.tensors import is_finite, nested_type
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import JSON, Format
 from stepwell_export.runtime.manifest import Array, InputSpec
@@ -35,7 +35,6 @@ LARGE_BYTES: Final = 256 * 1024
 """A larger body is decoded in a thread. No call in it holds the interpreter lock for long: the event loop needs it."""
 
 _PIECE_BYTES: Final = 64 * 1024
-_LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
     "float16": "e", "float32": "f", "float64": "d", "bool": "?",
     "int8": "b", "int16": "h", "int32": "i", "int64": "q",
@@ -128,7 +127,7 @@ class TypedInputsDecoder:
         return _inputs_by_name(self._names, [Raw] * len(self._names))
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
-        types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, _, row in self._specs]
+        types = [nested_type(dtype, lead + len(row)) for _, dtype, _, row in self._specs]
         module = msgspec.json if body_format is JSON else msgspec.msgpack
         lists = [module.Decoder(one).decode for one in types]
         by_name = _inputs_by_name(self._names, types if body_format is JSON else [Raw] * len(types))
@@ -161,7 +160,7 @@ class TypedStepDecoder:
             ValueError: An input's name cannot be the name of a decoder's field.
         """
         specs = sorted(specs, key=lambda spec: spec.name)
-        types = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
+        types = [nested_type(np.dtype(spec.dtype), len(spec.row_shape)) for spec in specs]
         self._named = _step_decoder(body_type, _inputs_by_name([spec.name for spec in specs], types))
         self._alone = _step_decoder(body_type, types[0]) if len(specs) == 1 else None
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
@@ -342,10 +341,6 @@ def _checked(array: Array, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _nested(leaf: Any, depth: int) -> Any:
-    return leaf if depth == 0 else list[_nested(leaf, depth - 1)]  # type: ignore[misc] # built at run time
-
-
 def _unpack(packed: _PackedArray, dtype: np.dtype[Any], dtype_name: str) -> Array:
     if packed.d != dtype_name or min(packed.s, default=0) < 0 or len(packed.b) != math.prod(packed.s) * dtype.itemsize:
         raise NotTypedError
@@ -356,10 +351,9 @@ def _unpack(packed: _PackedArray, dtype: np.dtype[Any], dtype_name: str) -> Arra
 
 def _array_in_pieces(raw: Raw, dtype: np.dtype[Any], depth: int) -> Array:
     """Return nested lists in JSON as an array, decoded a piece at a time."""
-    kind = _LEAF[dtype.kind]
     if len(raw) <= _PIECE_BYTES or depth < 2:
-        return _array(msgspec.json.decode(raw, type=_nested(kind, depth)), dtype)
-    decode, arrays, piece, size = msgspec.json.Decoder(_nested(kind, depth)).decode, list[Array](), list[Raw](), 0
+        return _array(msgspec.json.decode(raw, type=nested_type(dtype, depth)), dtype)
+    decode, arrays, piece, size = msgspec.json.Decoder(nested_type(dtype, depth)).decode, list[Array](), list[Raw](), 0
     rows = msgspec.json.decode(raw, type=list[Raw])
     for i, row in enumerate(rows):
         if len(row) > _PIECE_BYTES:

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from stepwell.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
 from stepwell.codec.responses import encode_json_step, step_response
 from stepwell.codec.step_bodies import StreamMessage, guess_correlation
+from stepwell.codec.strict.decoder import SlowBodyError
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
@@ -149,22 +150,26 @@ class FeedSession:
         Raises:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
-        decoder, many = self._decoder, self._stream is None
+        decoder, many = self._decoder.on_loop, self._stream is None
         if LargeBodies.is_large(message):
             self._decode_in_thread(message, tenant, correlation)
             return
         read = decoder.read_stream_message if many else decoder.read_message
         is_other = b'"chunk"' in message or (many and b'"streams"' in message)
-        if read is None or is_other or self.message_format is not JSON:
-            decoded = decoder.feed(message, self.message_format, correlation, many=many)
-        else:  # most messages have a single timestep
-            try:
-                typed = read(message)
-            except DECODE_ERRORS:
-                decoded = decoder.feed_strictly(message, JSON, correlation, many=many)
-            else:
-                self._submit_typed(typed, tenant, correlation)
-                return
+        try:
+            if read is None or is_other or self.message_format is not JSON:
+                decoded = decoder.feed(message, self.message_format, correlation, many=many)
+            else:  # most messages have a single timestep
+                try:
+                    typed = read(message)
+                except DECODE_ERRORS:
+                    decoded = decoder.feed_strictly(message, JSON, correlation, many=many)
+                else:
+                    self._submit_typed(typed, tenant, correlation)
+                    return
+        except SlowBodyError:
+            self._decode_in_thread(message, tenant, correlation)
+            return
         self._submit_decoded(decoded, tenant, correlation)
 
     def _decode_in_thread(self, message: bytes, tenant: str, correlation: dict[str, Any]) -> None:

@@ -113,11 +113,6 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
-        if LargeBodies.is_large(body):
-            self.context.large_bodies.submit(
-                lambda: self._decode(body), lambda step: self._submit_decoded(step, done), partial(self._fail, done)
-            )
-            return
         try:
             self._submit(body, done)
         except ServiceError as exc:
@@ -129,22 +124,30 @@ class StepHandler:
         done(error)
 
     def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
-        if self._read is not None:  # the most frequent kind
+        def decode(decoder: RequestDecoder) -> DecodedStep:
+            return (decoder.steps if self.chunk else decoder.step)(body, self.request_format)
+
+        def decode_strictly(decoder: RequestDecoder) -> DecodedStep:
+            return decoder.strict.step(body, self.request_format, StepBody)
+
+        is_rejected = False
+        if self._read is not None and not LargeBodies.is_large(body):  # the most frequent kind
             try:
                 typed = self._read(body)
             except DECODE_ERRORS:
-                step = self._decoder.strict.step(body, self.request_format, StepBody)
+                is_rejected = True
             else:
                 submit_typed(
                     self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
                 )
                 return
-        else:
-            step = self._decode(body)
-        self._submit_decoded(step, done)
-
-    def _decode(self, body: bytes) -> DecodedStep:
-        return (self._decoder.steps if self.chunk else self._decoder.step)(body, self.request_format)
+        self.context.large_bodies.run(
+            body,
+            self._decoder,
+            decode_strictly if is_rejected else decode,
+            lambda step: self._submit_decoded(step, done),
+            partial(self._fail, done),
+        )
 
     def _submit_decoded(self, step: DecodedStep, done: Callable[[StepOutcome], None]) -> None:
         if self.chunk:
@@ -189,14 +192,13 @@ class BulkHandler:
     def submit(self, body: bytes, done: Callable[[BulkOutcomes | ServiceError], None]) -> None:
         """Submit all timesteps, or raise what is wrong with the body."""
         decoder = self.context.decoder(self.served)
-        if LargeBodies.is_large(body):
-            self.context.large_bodies.submit(
-                lambda: decoder.bulk(body, self.request_format, chunk=self.chunk),
-                lambda bulk: self._submit_decoded(bulk, decoder, done),
-                done,
-            )
-        else:
-            self._submit_decoded(decoder.bulk(body, self.request_format, chunk=self.chunk), decoder, done)
+        self.context.large_bodies.run(
+            body,
+            decoder,
+            lambda decoder: decoder.bulk(body, self.request_format, chunk=self.chunk),
+            lambda bulk: self._submit_decoded(bulk, decoder, done),
+            done,
+        )
 
     def _submit_decoded(
         self, bulk: DecodedBulk, decoder: RequestDecoder, done: Callable[[BulkOutcomes | ServiceError], None]

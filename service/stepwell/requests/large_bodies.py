@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import traceback
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from stepwell.codec.request_decoder import RequestDecoder
+from stepwell.codec.strict.decoder import SlowBodyError
 from stepwell.codec.typed_decoder import LARGE_BYTES
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error
@@ -29,6 +32,43 @@ class LargeBodies:
     def is_large(body: bytes) -> bool:
         """Whether decoding a body would block the event loop for milliseconds."""
         return len(body) > LARGE_BYTES
+
+    def run(
+        self,
+        body: bytes,
+        decoder: RequestDecoder,
+        decode: Callable[[RequestDecoder], T],
+        submit: Callable[[T], None],
+        failed: Callable[[ServiceError], None],
+    ) -> None:
+        """Decode a body and submit it: at once, or by the thread if that takes long.
+
+        Args:
+            body: The body.
+            decoder: That of its model.
+            decode: Decodes it by that, or by what is for the event loop.
+            submit: Called with what it returns.
+            failed: Called with the error that one of both raises, if the thread is used.
+
+        Raises:
+            ServiceError: What is wrong with the body, if the thread is not used.
+        """
+        if not self.is_large(body):
+            try:
+                decoded = decode(decoder.on_loop)
+            except SlowBodyError:
+                pass
+            else:
+                submit(decoded)
+                return
+        self.submit(lambda: decode(decoder), submit, failed)
+
+    async def decode_by(self, body: bytes, decoder: RequestDecoder, decode: Callable[[RequestDecoder], T]) -> T:
+        """Return what `decode` returns, called at once or in the thread; raises what it raises; otherwise as `run`."""
+        if not self.is_large(body):
+            with contextlib.suppress(SlowBodyError):
+                return decode(decoder.on_loop)
+        return await self.decode(lambda: decode(decoder))
 
     async def decode(self, decode: Callable[[], T]) -> T:
         """Return what a function returns that decodes a body; raises what it raises."""

@@ -11,11 +11,11 @@ from stepwell.codec.state_runs import read_packed_state, run_columns_response, r
 from stepwell.codec.step_bodies import DecodedRun
 from stepwell.engine.state_runs import GivenState, StateRunResult
 from stepwell.errors import ServiceError
-from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import problem_document
 from stepwell_client.wire.formats import encode
 
 if TYPE_CHECKING:
+    from stepwell.codec.request_decoder import RequestDecoder
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
 
@@ -43,20 +43,21 @@ class RunHandler:
 
     def submit(self, body: bytes, done: Callable[[StateRunResult | ServiceError], None]) -> None:
         """Run the timesteps, or raise what is wrong with the body."""
-        if LargeBodies.is_large(body):
-            self.context.large_bodies.submit(
-                lambda: self._decode(body), lambda decoded: self._start(*decoded, done), done
-            )
-        else:
-            self._start(*self._decode(body), done)
+        self.context.large_bodies.run(
+            body,
+            self.context.decoder(self.served),
+            lambda decoder: self._decode(decoder, body),
+            lambda decoded: self._start(*decoded, done),
+            done,
+        )
 
-    def _decode(self, body: bytes) -> tuple[DecodedRun, list[GivenState]]:
+    def _decode(self, decoder: RequestDecoder, body: bytes) -> tuple[DecodedRun, list[GivenState]]:
         """Return the decoded body, and its states.
 
         Raises:
             ServiceError: The body is rejected. In columns, an unreadable state is the error of its row alone.
         """
-        run = self.context.decoder(self.served).run(body, self.request_format)
+        run = decoder.run(body, self.request_format)
         if not run.body.is_columns:
             return run, [None if text is None else read_packed_state(text) for text in run.states]
         return run, [run.faults.get(row) or _given(text) for row, text in enumerate(run.states)]

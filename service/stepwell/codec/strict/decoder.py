@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -33,11 +34,21 @@ from stepwell_export.runtime.manifest import Array, InputSpec
 B = TypeVar("B", bound=msgspec.Struct)
 
 
+class SlowBodyError(Exception):
+    """A body is too long to be decoded strictly on the event loop; nothing is known of it yet."""
+
+
 class StrictDecoder:
     """Decodes request bodies for one model, from plain values."""
 
-    def __init__(self, specs: Sequence[InputSpec]) -> None:
-        """Create it for the declared inputs."""
+    def __init__(self, specs: Sequence[InputSpec], *, max_bytes: float = math.inf) -> None:
+        """Create it for the declared inputs.
+
+        Args:
+            specs: The inputs.
+            max_bytes: For a longer body, each method raises `SlowBodyError`.
+        """
+        self._max_bytes = max_bytes
         self._specs = {spec.name: spec for spec in specs}
         self._required = {spec.name for spec in specs if not may_be_missing(spec)}
 
@@ -47,7 +58,7 @@ class StrictDecoder:
         Raises:
             ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
         """
-        document = check_envelope(parse(body, body_format), body_type)
+        document = check_envelope(self._parse(body, body_format), body_type)
         if issubclass(body_type, PeekBody):
             chunk = _chunk(document)
         return self._step(document, body_type, body_format, chunk=chunk)
@@ -58,7 +69,8 @@ class StrictDecoder:
         Raises:
             ServiceError: As for `step`.
         """
-        return self._bulk(check_envelope(parse(body, body_format), body_type), body_type, body_format, chunk=chunk)
+        document = check_envelope(self._parse(body, body_format), body_type)
+        return self._bulk(document, body_type, body_format, chunk=chunk)
 
     def run(self, body: bytes, body_format: Format) -> DecodedRun:
         """Decode timesteps whose states are in the body; an error of a single row of columns is not raised.
@@ -66,7 +78,7 @@ class StrictDecoder:
         Raises:
             ServiceError: As for `step`.
         """
-        document = check_envelope(parse(body, body_format), RunBody)
+        document = check_envelope(self._parse(body, body_format), RunBody)
         given = _body(document, RunBody, body_format)
         if isinstance(given.state, list):
             inputs, faults = self._columns(document["inputs"], len(given.state), chunk=False)
@@ -82,7 +94,7 @@ class StrictDecoder:
         Raises:
             ServiceError: As for `step`.
         """
-        document = parse(message, message_format)
+        document = self._parse(message, message_format)
         correlation |= correlation_in(document, message_format)
         if many and isinstance(document, dict) and "streams" in document:
             check_envelope(document, BulkMessage)
@@ -92,6 +104,11 @@ class StrictDecoder:
         return self._step(document, message_type, message_format, chunk=_chunk(document))
 
     # ---------------------------------------------------------------- helpers
+
+    def _parse(self, body: bytes, body_format: Format) -> Any:
+        if len(body) > self._max_bytes:
+            raise SlowBodyError
+        return parse(body, body_format)
 
     def _step(
         self, document: dict[str, Any], body_type: type[StepBody], body_format: Format, *, chunk: bool

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 
 from stepwell.codec.strict.parse import json_type, preview
@@ -20,6 +21,10 @@ from stepwell_export.runtime.manifest import Array, InputSpec, TensorSpec
 Dims = tuple[int | None, ...]
 
 _EXPECTED = {"b": "true or false", "i": "an integer", "u": "an integer", "f": "a number"}
+_LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
+_TOGETHER = 32
+"""Fewer rows than these are decoded one by one, so that each that is not valid has its error."""
+
 _LARGEST = int(np.finfo(np.float64).max)
 _MISSING = math.nan
 _FIX = "Send the input as GET /v1/models/{model} describes it."
@@ -125,15 +130,21 @@ def read_column(
         _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
     if len(value) != rows:
         _reject(f"{what} has {counted(len(value), 'row')} for {counted(rows, 'stream')}; expected one for each.")
+    absent = [i for i, item in enumerate(value) if item is None] if may_be_missing(spec) else []
     parts: dict[int, Array] = {}
-    absent = [i for i, item in enumerate(value) if item is None and may_be_missing(spec)]
-    for i, item in enumerate(value):
-        if item is None and may_be_missing(spec):
-            continue
-        try:
-            parts[i] = read_tensor(item, spec, lead, f"{what} of stream {i}")
-        except ServiceError as error:
-            faults[i] = error
+    pending = [range(rows)]
+    while pending:
+        some = pending.pop()
+        if len(some) >= _TOGETHER and (block := _valid_rows(value[some.start : some.stop], spec, lead)) is not None:
+            parts |= zip(some, block, strict=True)
+        elif len(some) >= _TOGETHER:
+            pending += [some[len(some) // 2 :], some[: len(some) // 2]]
+        else:
+            for i in [i for i in some if value[i] is not None or not absent]:
+                try:
+                    parts[i] = read_tensor(value[i], spec, lead, f"{what} of stream {i}")
+                except ServiceError as error:
+                    faults[i] = error
     shape = spec.row_shape
     if chunk:
         # The chunk's length is that of most rows; a row of another length is an error.
@@ -150,6 +161,23 @@ def read_column(
                 f"{what} of stream {i} has {counted(len(part), 'timestep')}; the other rows have {shape[0]}."
             )
     return column, faults
+
+
+def _valid_rows(items: Sequence[Any], spec: TensorSpec, lead: Dims) -> Array | None:
+    """Return rows that are valid, and equally long, as one array; None: they may not be, or may have missing values."""
+    depth = 1 + len(lead) + len(spec.row_shape)
+    try:
+        with np.errstate(over="ignore"):
+            block = np.array(msgspec.convert(items, nested_type(np.dtype(spec.dtype), depth)), spec.dtype)
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    is_shaped = block.ndim == depth and block.shape[1 + len(lead) :] == spec.row_shape and len(block) == len(items)
+    return block if is_shaped and 0 not in block.shape[: 1 + len(lead)] and is_finite(block) else None
+
+
+def nested_type(dtype: np.dtype[Any], depth: int) -> Any:
+    """Return the type of nested lists of numbers, as msgspec decodes it."""
+    return _LEAF[dtype.kind] if depth == 0 else list[nested_type(dtype, depth - 1)]  # type: ignore[misc] # built at run time
 
 
 def unpack(packed: dict[Any, Any], spec: TensorSpec, dims: Dims, what: str) -> Array:
