@@ -44,8 +44,9 @@ def main() -> None:
         stages.Impute("last", of="flow", to="filled"),  # a gauge may fail to send
         Part(model, of={"rain": "inputs.rain", "flow": "filled"}),
         stages.Conformal("next_flow", truth="flow", coverage=0.9),
+        stages.IntervalCoverage(truth="flow"),
     ]
-    with live(Pipeline(pipeline, outputs=["next_flow", "low", "high"]), "river") as http:
+    with live(Pipeline(pipeline, outputs=["next_flow", "low", "high", "coverage"]), "river") as http:
         answers = [
             http.post(
                 "/v1/models/river/streams/gauge-7/steps",
@@ -69,6 +70,8 @@ def main() -> None:
             f"{name}: {inside[part].mean():.1%} within the learned interval, {wide:.3f} wide; "
             f"{fixed[part].mean():.1%} within the fixed one, {2 * width:.3f} wide"
         )
+    short = FIRST + np.flatnonzero(found["coverage"][FIRST:] < 0.8)
+    print(f"coverage below 0.8 in {len(short)} hours, from hour {short[0]} to {short[-1]}")
     if len(sys.argv) > 1:
         lines = {"flow": came, "high": found["high"], "low": found["low"]}
         shown = {name: values[SHOWN].tolist() for name, values in lines.items()}

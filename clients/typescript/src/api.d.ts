@@ -319,6 +319,8 @@ export type RaisedAlarm = {
   kind: string;
   /** Of refused timesteps: the error's code. */
   code?: string;
+  /** `critical`, `warning` or `info`, if the rule has one. */
+  severity?: string;
 };
 
 /** A stream that was not imported, and the code of the error. */

@@ -179,7 +179,7 @@ class StageSpec(ManifestPart):
     """The stage that learns, and of which an output is a value.
 
     Attributes:
-        kind: The stage: `AdaptiveThreshold`, `Conformal` or `Readout`.
+        kind: The stage: `AdaptiveThreshold`, `Conformal`, `IntervalCoverage` or `Readout`.
         value: Which value it is, by its documented name, such as `low`.
         of: The value that the stage reads: the output or input that a threshold or an interval belongs to.
         truth: The input that the truth is in, `x`, or one of its numbers, `x[0]`; None: the stage has no truth.

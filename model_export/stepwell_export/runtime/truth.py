@@ -129,7 +129,7 @@ def _of_stage(spec: OutputSpec, manifest: Manifest, labels: Mapping[str, Sequenc
     stage = spec.stage
     if stage is None or stage.truth is None:
         return None
-    judged = spec.name if stage.kind == "Readout" else stage.of
+    judged = {"Readout": spec.name, "Conformal": stage.of}.get(stage.kind)
     output = next((one for one in manifest.answered if one.name == judged), None)
     name, place = stage.truth_place
     if output is None or name not in {one.name for one in manifest.inputs}:

@@ -13,7 +13,7 @@ from stepwell_export.stages.arithmetic import Add, Multiply
 from stepwell_export.stages.audio import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.columns import OneHot, Select
 from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
-from stepwell_export.stages.learning import AdaptiveThreshold, Conformal, Readout
+from stepwell_export.stages.learning import AdaptiveThreshold, Conformal, IntervalCoverage, Readout
 from stepwell_export.stages.pipeline import Part, Pipeline
 from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
 from stepwell_export.stages.sklearn import from_sklearn
@@ -22,9 +22,9 @@ from stepwell_export.stages.stage import Stage
 
 __all__ = [
     "EWMA", "PCM16", "RFFT", "STFT", "AdaptiveThreshold", "Add", "Clip", "Conformal", "Context", "Diff", "Frames",
-    "Impute", "InverseRFFT", "InverseSTFT", "Lag", "Log", "Log1p", "Magnitude", "Mel", "MinMax", "Multiply", "OneHot",
-    "OverlapAdd", "Part", "Pipeline", "Power", "Readout", "RollingMean", "RollingStd", "Select", "Stage",
-    "Standardize", "from_sklearn",
+    "Impute", "IntervalCoverage", "InverseRFFT", "InverseSTFT", "Lag", "Log", "Log1p", "Magnitude", "Mel", "MinMax",
+    "Multiply", "OneHot", "OverlapAdd", "Part", "Pipeline", "Power", "Readout", "RollingMean", "RollingStd", "Select",
+    "Stage", "Standardize", "from_sklearn",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Stages that learn from a stream: `AdaptiveThreshold`, `Conformal` and `Readout`.
+"""Stages that learn from a stream: `AdaptiveThreshold`, `Conformal`, `IntervalCoverage` and `Readout`.
 
 What they have learned is a state in float64, with the model's own: a retry, a peek or a rollout learns nothing, a fork
 copies it, and a reset to a snapshot takes it back. The input `learn` of the graph says in which timesteps they learn.
@@ -40,7 +40,7 @@ class LearningStage(ManyValued):
 
     learns: ClassVar[bool] = True
     reads_truth: ClassVar[bool] = False
-    """Whether its second value is the truth, for which NaN means that there is none."""
+    """Whether its last value is the truth, for which NaN means that there is none."""
     takes_missing: ClassVar[bool] = False
     """Whether NaN in its first value is a value that is not there."""
     no_drift: ClassVar[tuple[str, ...]] = ()
@@ -373,6 +373,88 @@ class Conformal(JudgedStage, _Tracking):
             radius = np.maximum(quantile.q, 0)
             low[:, t], high[:, t] = prediction[:, t] - radius, prediction[:, t] + radius
         return [low, high]
+
+
+@dataclass(frozen=True, eq=False)
+class IntervalCoverage(JudgedStage, _Tracking):
+    """The share of truths that were within an interval, for an alarm when an interval does not hold.
+
+    Value `coverage`, which begins with `initial`: each truth changes it by `rate` towards 1 if it is within the
+    interval of `horizon` timesteps ago, else towards 0.
+
+    Attributes:
+        low: The lower end of the interval.
+        high: The upper end.
+        truth: The input as it was sent, `x`, or one of its numbers, `x[0]`; NaN: none in this timestep.
+        rate: How fast old truths are forgotten, in parts of 1 for each truth.
+        horizon: After how many timesteps the truth of a prediction comes.
+        initial: The share before the first truth.
+    """
+
+    low: str = "low"
+    high: str = "high"
+    truth: str = "x[0]"
+    rate: float = 0.01
+    horizon: int = 1
+    initial: float = 0.9
+
+    gives: ClassVar[tuple[str, ...]] = ("coverage",)
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: A share is not between 0 and 1, `horizon` is below 1, or `truth` names no input.
+        """
+        self.check_parameters("initial", self.initial)
+        count("horizon", self.horizon)
+        self._truth()
+
+    @property
+    def sources(self) -> list[str | None]:
+        return [self.low, self.high, f"inputs.{self.truth_input}"]
+
+    def rows_after(self, rows: Sequence[Row]) -> list[Row]:
+        low, high, truth = rows
+        sizes = int(np.prod(low)), int(np.prod(high)), self.truth_size(truth)
+        if len({*sizes}) != 1:
+            raise UnclearModelError(
+                f"{self.title} has an interval from {sizes[0]} to {sizes[1]} numbers and the truth {self.truth!r} with "
+                f"{sizes[2]}.",
+                fix="Give `low`, `high` and a truth with as many numbers.",
+            )
+        return [low]
+
+    def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        *ends, truth, learn = xs
+        row = rows[0]
+        truths = graph.reshape(self.emit_truth(graph, truth, rows[-1]), row)
+        (low, is_there), (high, _) = (
+            _emit_past(graph, f"{self.title}.{name}", graph.reshape(end, row), row, self.horizon)
+            for name, end in zip(("low", "high"), ends, strict=True)
+        )
+        ones = [1] * len(row)
+        learned = graph.op("And", graph.op("Not", graph.op("IsNaN", truths)), graph.reshape(learn, ones))
+        learned = graph.op("And", learned, graph.reshape(is_there, ones))
+        inside = graph.op("And", graph.op("GreaterOrEqual", truths, low), graph.op("LessOrEqual", truths, high))
+        share = _learned(graph, f"{self.title}.share", row, np.full(row, self.initial))
+        change = graph.op("Sub", graph.cast(inside, "float64"), share.input)
+        fresh = graph.op("Add", share.input, graph.op("Mul", graph.constant(self.rate, "float64"), change))
+        after = graph.op("Where", learned, fresh, share.input)
+        graph.next_state(share, after)
+        return [after]
+
+    def follow(self, values: Sequence[Array], learn: Array) -> list[Array]:
+        low, high, truths = values[0], values[1].reshape(values[0].shape), self.truths(values[2])
+        truths = truths.reshape(low.shape)
+        share, found = np.full(low[:, 0].shape, self.initial), np.full(low.shape, self.initial)
+        for t in range(self.horizon, low.shape[1]):
+            came, before = truths[:, t], t - self.horizon
+            there = ~np.isnan(came) & _wide(learn[:, t], came)
+            inside = (came >= low[:, before]) & (came <= high[:, before])
+            share = np.where(there, share + self.rate * (inside - share), share)
+            found[:, t] = share
+        return [found]
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,9 @@ class Node:
 
 def is_truth(node: Node, into: str) -> bool:
     """Whether an input of a part is the truth that a stage learns from."""
-    return isinstance(node.stage, LearningStage) and node.stage.reads_truth and into != "in0"
+    return (
+        isinstance(node.stage, LearningStage) and node.stage.reads_truth and into == f"in{len(node.stage.sources) - 1}"
+    )
 
 
 @dataclass(slots=True)

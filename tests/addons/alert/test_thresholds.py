@@ -47,7 +47,8 @@ def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_pa
             'name = "high"\nmodel = "lstm"\nprefix = "t."\nwhen = "outputs.y[0] > 0.1"\nfor_steps = 2\nclear = 0.0\n'
             "clear_for_steps = 2",
             'name = "odd"\nmodel = "lstm"\nprefix = "t."\n'
-            'when = "abs(outputs.y[1] - outputs.y[0]) > 0.3 and not inputs.x[0] < 0"\nclear = "inputs.x[2] > 0.5"',
+            'when = "abs(outputs.y[1] - outputs.y[0]) > 0.3 and not inputs.x[0] < 0"\n'
+            'clear = "inputs.x[2] > 0.5"\nseverity = "critical"',
         )
         with alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process]:
             wait_for(lambda: process.leads, what=process.text)
@@ -70,4 +71,6 @@ def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_pa
     assert sum(map(len, high.values())) > 20
     assert receiver.by_stream(rule="high") == {stream: alarms for stream, alarms in high.items() if alarms}
     assert receiver.by_stream(rule="odd") == {stream: alarms for stream, alarms in odd.items() if alarms}
+    severities = {(alarm["rule"], alarm.get("severity")) for alarm in receiver.alarms()}
+    assert severities == {("high", None), ("odd", "critical")}
     assert receiver.unsigned == 0

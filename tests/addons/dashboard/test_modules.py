@@ -383,6 +383,10 @@ def test_alarms_are_sorted_by_severity_and_then_by_their_time(evaluate: Evaluate
 
     assert evaluate(f"alerts.mostUrgent([{alarms}]).map(({{at}}) => at)") == [2, 1, 3, 5, 9]
 
+    rules = "[['info', 9], [undefined, 1], ['critical', 5], ['critical', 6], ['warning', 2]]"
+    given = f"{rules}.map(([severity, at]) => ({{kind: 'when', severity, at}}))"
+    assert evaluate(f"alerts.mostUrgent({given}).map(({{at}}) => at)") == [6, 5, 2, 1, 9]
+
 
 def test_an_alarm_about_refused_timesteps_has_the_code_of_the_error(evaluate: Evaluate) -> None:
     alarm = "{kind: 'refused', step: 4, code: 'non_finite'}"

@@ -23,6 +23,7 @@ from stepwell_export.stages import (
     AdaptiveThreshold,
     Conformal,
     Impute,
+    IntervalCoverage,
     Part,
     Pipeline,
     Readout,
@@ -59,12 +60,12 @@ def rowwise(path: Path, *stages: Any) -> StepModel:
     return step_model(Part(model_of(path), of="inputs.x", to="z"), *stages)
 
 
-def candidate(*parts: Any) -> ConvertedModel:
-    return convert_source(Pipeline(parts), name="m")
+def candidate(*parts: Any, **options: Any) -> ConvertedModel:
+    return convert_source(Pipeline(parts, **options), name="m")
 
 
-def step_model(*parts: Any) -> StepModel:
-    made = candidate(*parts)
+def step_model(*parts: Any, **options: Any) -> StepModel:
+    made = candidate(*parts, **options)
     return StepModel(made.proto.SerializeToString(), made.manifest)
 
 
@@ -124,6 +125,7 @@ def test_a_pipeline_that_learns_is_verified_against_its_twins(tmp_path: Path) ->
         Part(lstm(tmp_path), of="filled", to="h"),
         Readout("h", "x[0]", forgetting=0.98, horizon=2),
         Conformal("y", "x[0]", horizon=2),
+        IntervalCoverage(truth="x[0]", horizon=2),
         AdaptiveThreshold("h", warm=10),
     )
     content, report = verify_model(whole, long_steps=128)
@@ -133,7 +135,7 @@ def test_a_pipeline_that_learns_is_verified_against_its_twins(tmp_path: Path) ->
     assert report.front is not None
     assert manifest.learn == "learn"
     assert [(spec.name, spec.missing) for spec in manifest.inputs] == [("x", "nan")]
-    assert [spec.name for spec in manifest.answered] == ["low", "high", "threshold", "exceeds"]
+    assert [spec.name for spec in manifest.answered] == ["coverage", "threshold", "exceeds"]
     assert {state.dtype for state in manifest.states if state.is_learned and state.input[-2] == "."} == {"float64"}
     assert report.parity.steps == 2000
 
@@ -180,6 +182,20 @@ def test_an_interval_is_the_quantile_of_residuals_so_far(rows: Path) -> None:
     radius = np.maximum(radius, 0)
     np.testing.assert_allclose(found["low"][1, :, 2], prediction[1, :, 2] - radius, atol=1e-6)
     np.testing.assert_allclose(found["high"][1, :, 2], prediction[1, :, 2] + radius, atol=1e-6)
+
+
+def test_the_coverage_is_the_share_of_truths_within_the_interval_lately(rows: Path) -> None:
+    x, truth = RNG.standard_normal((2, 200, 3)), with_holes(2 * RNG.standard_normal((2, 200, 3)))
+    stages = Conformal("z", "t", horizon=3, initial=0.7), IntervalCoverage(truth="t", rate=0.05, horizon=3, initial=0.8)
+    model = step_model(Part(model_of(rows), of="inputs.x", to="z"), *stages, outputs=["low", "high", "coverage"])
+    found = {name: array[1, :, 2] for name, array in answers(model, x=x, t=truth).items()}
+
+    share, expected = 0.8, []
+    for t, came in enumerate(truth[1, :, 2]):
+        if t >= 3 and not np.isnan(came):
+            share += 0.05 * ((found["low"][t - 3] <= came <= found["high"][t - 3]) - share)
+        expected.append(share)
+    np.testing.assert_allclose(found["coverage"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("horizon", "forgetting", "ridge"), [(1, 0.97, 1.0), (4, 0.999, 0.1)])

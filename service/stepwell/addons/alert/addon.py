@@ -37,6 +37,9 @@ class RaisedAlarm(Document, kw_only=True):
         str, Meta(description="`when`, `silent`, `expired` or `refused`: the key of the rule that raised it.")
     ]
     code: Annotated[str, Meta(description="Of refused timesteps: the error's code.")] | UnsetType = UNSET
+    severity: Annotated[str, Meta(description="`critical`, `warning` or `info`, if the rule has one.")] | UnsetType = (
+        UNSET
+    )
 
 
 class AlertsResponse(Document, kw_only=True):

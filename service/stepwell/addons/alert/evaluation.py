@@ -208,6 +208,7 @@ class _AlarmMaker:
             kind=kind,
             clears=clears,
             code=code,
+            severity=rule.severity,
         )
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -23,6 +23,7 @@ from stepwell_export.runtime.manifest import NAME
 
 _LONGEST_NAME: Final = 64
 _LONGEST_SILENCE_S: Final = 1e9
+Severity = Literal["critical", "warning", "info"]
 
 
 class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +39,7 @@ class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     silent_s: Annotated[float, Meta(gt=0, le=_LONGEST_SILENCE_S)] | None = None
     expired: bool = False
     refused: Annotated[int, Meta(ge=1)] | None = None
+    severity: Severity | None = None
 
 
 class TargetTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +93,7 @@ class AlarmRule:
         silent_s: Seconds without a timestep that raise an alarm; None: any silence is allowed.
         expired: Whether the expiry of a stream raises an alarm.
         refused: Refused timesteps since the last one that was applied that raise an alarm; None: none do.
+        severity: How severe its alarms are; None: the file has none.
     """
 
     name: str
@@ -103,6 +106,7 @@ class AlarmRule:
     silent_s: float | None
     expired: bool
     refused: int | None = None
+    severity: Severity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +243,7 @@ def _rule(table: RuleTable, index: int, document: TomlDocument) -> AlarmRule:
         table.silent_s,
         table.expired,
         table.refused,
+        table.severity,
     )
 
 

@@ -31,6 +31,7 @@ class Alarm(Struct, frozen=True, kw_only=True, omit_defaults=True):
         kind: The key of the rule that raised it: `when`, `silent` (`silent_s`), `expired` or `refused`.
         clears: Only of an alarm that is cleared: the id with which it was raised.
         code: Only of an alarm that refusals have raised: the error's code of the newest one.
+        severity: Only of a rule that has one: `critical`, `warning` or `info`.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Alarm(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: AlarmKind
     clears: str | None = None
     code: str | None = None
+    severity: str | None = None
 
     def encode(self) -> bytes:
         """Return it as JSON; numbers that are not finite are null."""

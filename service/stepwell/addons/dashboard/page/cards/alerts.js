@@ -6,12 +6,15 @@ import { ago, number } from "../shapes.js";
 
 const READ = 1000; // alarms, which the service has by their ids
 const SHOWN = 20;
-const SEVERITY = ["when", "refused", "expired", "silent"]; // what the values show is more urgent than what is missing
+const SEVERITIES = ["critical", "warning", "info"];
+const KINDS = ["when", "refused", "expired", "silent"]; // what the values show is more urgent than what is missing
 
-/** Alarms by severity, and of the same one the newest first. */
+/** Alarms by severity (none is a warning), then by kind, and of the same one the newest first. */
 export function mostUrgent(alerts) {
-  const rank = ({ kind }) => (SEVERITY.includes(kind) ? SEVERITY.indexOf(kind) : SEVERITY.length);
-  return [...alerts].sort((a, b) => rank(a) - rank(b) || b.at - a.at);
+  const place = (list, one) => (list.includes(one) ? list.indexOf(one) : list.length);
+  const severity = (alarm) => place(SEVERITIES, alarm.severity ?? "warning");
+  const kind = (alarm) => place(KINDS, alarm.kind);
+  return [...alerts].sort((a, b) => severity(a) - severity(b) || kind(a) - kind(b) || b.at - a.at);
 }
 
 /** What an alarm is about, in words: `silent since step 12`. */
@@ -88,7 +91,7 @@ export class AlertCard {
     stream.addEventListener("click", () => this.choose(alarm.stream));
     note.className = "note";
     const raised = ago(now - alarm.at);
-    note.textContent = `${sentence(alarm)}, raised ${raised === "now" ? raised : `${raised} ago`}`;
+    note.textContent = `${alarm.severity ? `${alarm.severity}: ` : ""}${sentence(alarm)}, raised ${raised === "now" ? raised : `${raised} ago`}`;
     item.append(rule, stream, note);
     if (silence !== null) {
       const bar = Object.assign(document.createElement("span"), { className: "silence", title: `silent for ${raised}` });
