@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from threading import Timer
+from typing import Any, Final
 
 import onnx
 from onnx import numpy_helper
 
-from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.runtime.shared_weights import with_weights_outside
+
+MOST_SECONDS: Final = 60.0
+"""Seconds of a run; the sequences are short, so that only a loop without an end takes longer."""
 
 
 class GraphSession:
@@ -65,10 +69,23 @@ class GraphSession:
 
         Raises:
             ModelLoadError: onnxruntime failed on these inputs.
+            RefusedModelError: It runs for more than `MOST_SECONDS`; it is ended between two of its nodes.
         """
+        options = run_options()
+        limit = Timer(MOST_SECONDS, setattr, (options, "terminate", True))
+        limit.daemon = True
+        limit.start()
         try:
-            values = self.session.run(self.outputs, dict(feeds), run_options())
+            values = self.session.run(self.outputs, dict(feeds), options)
         except Exception as exc:
             given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            if options.terminate:
+                raise RefusedModelError(
+                    f"The graph was still running after {MOST_SECONDS:g} seconds on {given}, and was ended: a Loop in "
+                    "it may be one that never ends.",
+                    fix="Run the file on such inputs in onnxruntime; it has to end there.",
+                ) from exc
             raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc
+        finally:
+            limit.cancel()
         return {**feeds, **dict(zip(self.outputs, values, strict=True))}

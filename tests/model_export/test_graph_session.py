@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from stepwell_export.graph_session import GraphSession
-from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.shared_weights import with_weights_outside
 from tests.model_export.streaming.zoo_parts import graph
 
@@ -63,3 +63,20 @@ def test_every_tensor_can_be_an_output() -> None:
 def test_inputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(ModelLoadError, match=r"onnxruntime failed on x \[2, 3\]"):
         GraphSession(model()).run({"x": X[:, :3]})
+
+
+def test_a_loop_that_never_ends_is_ended_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwell_export.graph_session.MOST_SECONDS", 0.2)
+    endless = graph(
+        """(float[b, t, 4] x) => (float[b, t, 4] y) {
+            turns = Constant <value_int = 9223372036854775807> ()
+            goes_on = Constant <value = bool {1}> ()
+            y = Loop <body = turn (int64 i, bool c, float[b, t, 4] v) => (bool c_out, float[b, t, 4] v_out) {
+                c_out = Identity (c)
+                v_out = Neg (v)
+            }> (turns, goes_on, x)
+        }"""
+    )
+
+    with pytest.raises(RefusedModelError, match=r"still running after 0.2 seconds on x \[1, 3, 4\].*never ends"):
+        GraphSession(endless).run({"x": np.ones((1, 3, 4), np.float32)})
