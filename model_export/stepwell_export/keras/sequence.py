@@ -28,6 +28,7 @@ from stepwell_export.keras.trace import UntracedError, trace
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Manifest
 from stepwell_export.streaming.axes.inputs import vocabularies
+from stepwell_export.streaming.causality import SORTED_FIX
 from stepwell_export.streaming.rules.attention import CAUSAL_FIX, LENGTH_FIX
 from stepwell_export.streaming.rules.slicing import EARLY_FIX
 from stepwell_export.streaming.step import SequenceStep, make_step
@@ -45,6 +46,8 @@ _FIXES = {
     EARLY_FIX: "Send such values as an input of their own, without time axis.",
 }
 """The fixes of the streaming pass in Keras' terms."""
+
+_SOFTMAX_MASKED = "Use Activation('softmax') for each timestep; over time, Softmax(axis=1) of (batch, timesteps)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,20 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             except RefusedModelError as exc:
                 own = LayerNames(model).own_class(exc.layer)
                 advice = f" Or write a step rule for {own}: stepwell.register_step_rule." if own else ""
-                exc.fix = _FIXES.get(exc.fix, exc.fix) + advice
+                exc.fix = _fix(exc) + advice
                 refused.append(exc)
             except UnclearModelError as exc:
                 refused.append(_of_one_length(exc, LayerNames(model)))
     raise next((exc for exc in refused if not isinstance(exc, UntracedError)), refused[0])
+
+
+def _fix(exc: RefusedModelError) -> str:
+    """Return what to do about a refusal in Keras' terms, also where its trace has only the parts of an operation."""
+    if exc.layer.endswith(("(Median)", "(Quantile)")):
+        return SORTED_FIX
+    if isinstance(exc, UntracedError) and exc.layer.endswith("(Softmax)") and "mask" in exc.problem:
+        return _SOFTMAX_MASKED
+    return _FIXES.get(exc.fix, exc.fix)
 
 
 def _of_one_length(exc: UnclearModelError, names: LayerNames) -> RefusedModelError:

@@ -301,6 +301,24 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
     "endless attention": (lambda: of(lambda x: L.Attention()([x, x], use_causal_mask=True)), "keras.Input((T, ...))"),
     "convolution": (lambda: sequence(L.Conv1D(3, 3)), "padding='causal' (Conv1D)"),
     "a layer of one's own": (lambda: of(Mixing()), "Or write a step rule for Mixing"),
+    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras"),
+    "differences from the median": (
+        lambda: of(lambda x: x - ops.median(x, axis=1, keepdims=True)),
+        "ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras",
+    ),
+    "quantile": (
+        lambda: of(lambda x: ops.quantile(x, 0.25, axis=1)),
+        "ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras",
+    ),
+    "absolute deviation": (
+        lambda: of(lambda x: ops.mean(ops.abs(x - ops.mean(x, axis=1, keepdims=True)), axis=1)),
+        "use the variance or the standard deviation over time",
+    ),
+    "skewness": (
+        lambda: of(lambda x: ops.mean((x - ops.mean(x, axis=1, keepdims=True)) ** 3, axis=1)),
+        "For skewness and other moments, take the last n timesteps",
+    ),
+    "softmax behind a mask": (lambda: sequence(L.Masking(), L.Softmax()), "Activation('softmax')"),
 }
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.measured_shapes import Dim
@@ -283,13 +284,14 @@ def with_deviations(otherwise: Rule) -> Rule:
 def _difference_or(otherwise: Rule, walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Sub: what may be the difference from a mean over time is refused only if something else is made of it."""
     deviation = _difference(walk, node) if node.op_type == "Sub" else None
+    is_from_mean = deviation is not None or _subtracts_its_mean(walk, node)
     try:
         otherwise(walk, node)
     except RefusedModelError as exc:
-        if deviation is None:
+        if not is_from_mean:
             raise
         walk.tensors[node.output[0]] = StepTensor("refused", error=exc)
-    if deviation is not None:
+    if is_from_mean:
         tensor = walk.tensors[node.output[0]]
         if isinstance(tensor.error, RefusedModelError):
             tensor.error.fix = _DEVIATION_FIX
@@ -308,6 +310,16 @@ def _difference(walk: StreamingWalk, node: onnx.NodeProto) -> Deviation | None:
         return None
     is_timed = walk.tensors[name].kind == "per_step" and begins_with_the_sequence(walk, name)
     return Deviation(name, mean, tuple(axes)) if is_timed else None
+
+
+def _subtracts_its_mean(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether a node subtracts from a tensor its sum over time, divided by how many timesteps there are."""
+    if node.op_type != "Sub":
+        return False
+    name, mean = node.input
+    while (maker := walk.makers.get(mean)) is not None and maker.op_type in RESHAPING | {"Div"}:
+        mean = maker.input[0]
+    return maker is not None and maker.op_type == "ReduceSum" and maker.input[0] == name
 
 
 def _square(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
