@@ -7,6 +7,7 @@ changes with the number of timesteps is the time axis.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ LENGTHS = (11, 13)
 
 DOUBLED = 40
 """Timesteps that a scan in log2(T) rounds needs more rounds for."""
+
+_OWN_OPERATOR = re.compile(r"torch\.ops\.(?!aten\.|prim\.)\w+\.\w+")
 
 LONGER = 17
 """At least so many, or as many as the example has, for a module that takes no sequence as short as those."""
@@ -278,8 +281,18 @@ class Sequences:
     def _captured(self, steps: int) -> int:
         """Refuse what no trace shows; return how many operations the module does for so many timesteps."""
         values = self.drawn(ROWS, steps)
+        self.run(values)  # what it makes for a length once, and keeps, is no loop
         capture = Capture()
-        capture.run(self.module, values)
+        try:
+            capture.run(self.module, values)
+        except RefusedModelError as exc:
+            if own := _OWN_OPERATOR.search(str(exc.__cause__)):
+                raise RefusedModelError(
+                    f"The module calls {own[0]}, an operator of its own, of which no graph can be made.",
+                    fix="Write that part with operations of torch, or use a form of the layer that has these alone: as "
+                    "one timestep with its states, StepSpec(.., states=..).",
+                ) from exc
+            raise
         self.largest[steps] = capture.largest
         self.is_complex |= capture.is_complex
         return capture.operations

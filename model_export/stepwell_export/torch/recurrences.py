@@ -70,11 +70,11 @@ def associative_scans_written_out(rows: int) -> Iterator[None]:
         return
     thread, written_out = threading.get_ident(), functools.partial(_scan, rows)
 
-    def scan(*args: Any, **kwargs: Any) -> Any:
+    def either(*args: Any, **kwargs: Any) -> Any:
         return (written_out if threading.get_ident() == thread else parallel)(*args, **kwargs)
 
     with in_turn():
-        home.generic_associative_scan = scan
+        home.generic_associative_scan = either
         try:
             yield
         finally:
@@ -84,15 +84,26 @@ def associative_scans_written_out(rows: int) -> Iterator[None]:
 def _scan(
     rows: int, operator: Any, leaves: Sequence[Tensor], dim: int = 0, additional_inputs: Sequence[Any] = ()
 ) -> list[Tensor]:
-    """Return the scan of `leaves` along `dim`; the first timestep is taken as it is, by masks that are carried."""
+    """Return what `generic_associative_scan` does for `leaves` along `dim`."""
     combine = operator.keywords["combine_fn"].__wrapped__  # the function that `vmap` was made of
     step = functools.partial(operator.func, **operator.keywords | {"combine_fn": combine})
+    return scan(rows, lambda old, new: tree_flatten(step(*old, *new, *additional_inputs))[0], leaves, dim)
+
+
+def scan(rows: int, combine: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Return the scan of `leaves` along `dim`; the first timestep is taken as it is, by masks that are carried.
+
+    Args:
+        rows: As in `associative_scans_written_out`.
+        combine: Combines what the timesteps before make with a timestep, each without the axis `dim`.
+        leaves: What is scanned.
+        dim: The axis.
+    """
     carried = [torch.zeros_like(leaf.select(dim, 0)) for leaf in leaves]
     seen = [_one_per_row(value, rows) for value in carried]
     found: list[list[Tensor]] = []
     for values in zip(*(leaf.unbind(dim) for leaf in leaves), strict=True):
-        joined = step(*carried, *values, *additional_inputs)
-        joined, _ = tree_flatten(joined)
+        joined = combine(carried, values)
         carried = [torch.where(old > 0, new, value) for old, new, value in zip(seen, joined, values, strict=True)]
         seen = [_one_per_row(torch.ones_like(value), rows) for value in values]
         found.append(carried)

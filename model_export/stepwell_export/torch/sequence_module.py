@@ -17,13 +17,14 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.spec import StepSpec
 from stepwell_export.structure.rows import ROWS_DEPEND, ROWS_FIX
 from stepwell_export.torch.autostep import AutoStep
-from stepwell_export.torch.axis_inference import ROWS, Sequences
+from stepwell_export.torch.axis_inference import DOUBLED, LENGTHS, ROWS, Sequences
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from stepwell_export.torch.decompositions import Decomposed
 from stepwell_export.torch.graph import NoGraphError, trace
 from stepwell_export.torch.layers import StepLayer
-from stepwell_export.torch.lengths import check_lengths
+from stepwell_export.torch.lengths import _lines, check_lengths
 from stepwell_export.torch.naming import named
+from stepwell_export.torch.own_scans import OwnScan, own_scans, own_scans_replaced
 from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -36,7 +37,7 @@ _TRACED_ROWS = 17
 
 
 _OTHER_OPERATIONS = (
-    "The module does other operations for other numbers of timesteps, and none of them once for each timestep."
+    "The module does other operations for other numbers of timesteps, and none of them once for each timestep"
 )
 _SAME_OPERATIONS = (
     "Let it do the same for any number: no rounds, blocks or windows that the number decides. Some models "
@@ -58,7 +59,12 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
     _check_rows(whole, spec, name)
-    check_lengths(whole, spec.length)
+    is_free = whole.loops and whole.lengths == LENGTHS and not whole.is_complex
+    scans = own_scans(whole) if is_free else []
+    with own_scans_replaced(scans):
+        check_lengths(whole, spec.length)
+    if scans:
+        return _by_its_graph(whole, spec, name, scans)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
     if not in_steps:
         try:
@@ -66,7 +72,7 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
         except NoGraphError as exc:
             with contextlib.suppress(RefusedModelError):
                 return _by_its_layers(whole, spec, name)
-            raise exc from exc.__cause__
+            raise (_complex() if whole.is_complex else exc) from exc.__cause__
     try:
         return _by_its_layers(whole, spec, name)
     except RefusedModelError as of_layers:
@@ -190,7 +196,7 @@ def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedMode
     )
 
 
-def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
+def _by_its_graph(whole: Sequences, spec: StepSpec, name: str, scans: Sequence[OwnScan] = ()) -> ConvertedModel:
     """Step the module node by node of its graph over whole sequences.
 
     Raises:
@@ -214,20 +220,21 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     axes |= {made: {"batch": 0} for made in gives}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = trace(
-        _BatchTimeFirst(whole),
-        example,
-        axes,
-        (takes, gives),
-        name=name,
-        length=spec.length,
-        layers=whole.module,
-    )
+    with own_scans_replaced(scans, _TRACED_ROWS):
+        proto = trace(
+            _BatchTimeFirst(whole),
+            example,
+            axes,
+            (takes, gives),
+            name=name,
+            length=spec.length,
+            layers=whole.module,
+        )
     if whole.loops:
         written, proto = proto, with_loops_rolled(proto)
         if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
             if not lengths_written_out(proto):
-                raise RefusedModelError(_OTHER_OPERATIONS, fix=_SAME_OPERATIONS)
+                raise _other_operations(_line_of_other_operations(whole))
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
     original = SequenceModuleReference(whole, gives, is_exact=in_logs)
@@ -256,20 +263,34 @@ def _sums_in_log_space(whole: Sequences) -> bool:
     return bool(mode.scans.found)
 
 
+def _other_operations(where: str) -> RefusedModelError:
+    return RefusedModelError(f"{_OTHER_OPERATIONS}{where}.", fix=_SAME_OPERATIONS)
+
+
+def _complex() -> RefusedModelError:
+    """Return the error for a module with complex numbers that has no graph."""
+    return RefusedModelError(
+        "The module computes with complex numbers over time, which the graph of a step cannot have.",
+        fix="Write them as pairs of real numbers, or give one timestep with its states: StepSpec(.., states=..).",
+    )
+
+
 def _hidden(whole: Sequences, reason: RefusedModelError, of_graph: RefusedModelError) -> RefusedModelError:
     """Return the error for a module with a loop over time that can be stepped in neither way."""
     if whole.is_complex:
-        return RefusedModelError(
-            "The module computes with complex numbers over time, which the graph of a step cannot have.",
-            fix="Write them as pairs of real numbers, or give one timestep with its states: StepSpec(.., states=..).",
-        )
+        return _complex()
     loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
-    if not loops and of_graph.problem == _OTHER_OPERATIONS:
+    if not loops and of_graph.problem.startswith(_OTHER_OPERATIONS):
         return of_graph
     if not loops:
-        return RefusedModelError(
-            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
-            fix=HOW_TO_WRITE_IT,
+        where = _line_of_other_operations(whole)
+        return (
+            _other_operations(where)
+            if where
+            else RefusedModelError(
+                "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
+                fix=HOW_TO_WRITE_IT,
+            )
         )
     return RefusedModelError(
         f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
@@ -277,6 +298,20 @@ def _hidden(whole: Sequences, reason: RefusedModelError, of_graph: RefusedModelE
         fix="What that is cannot be seen in such a module. A padded convolution: make it a "
         f"stepwell.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
     )
+
+
+def _line_of_other_operations(whole: Sequences) -> str:
+    """Return the line that is run neither as often for all lengths nor once more for each timestep; empty: none is."""
+    (short, long), longest = whole.lengths, DOUBLED
+    try:
+        runs = [_lines(whole, steps) for steps in (short, long, longest)]
+    except RefusedModelError:
+        return ""
+    for key in [*runs[2], *runs[0]]:
+        one, other, most = (len(run.get(key, ())) for run in runs)
+        if (most - other) * (long - short) != (other - one) * (longest - long):
+            return f" ({key[0]}, line {key[1]})"
+    return ""
 
 
 class _BatchTimeFirst(nn.Module):
@@ -288,13 +323,22 @@ class _BatchTimeFirst(nn.Module):
         self._whole = whole
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Run whole sequences; an input without time axis comes without."""
+        """Run whole sequences; an input without time axis comes without.
+
+        Raises:
+            Exception: What the module raises where it is traced, so that the other exporter is tried.
+        """
         whole = self._whole
         sequences = [
             value if one.time is not None else value.unsqueeze(1)
             for one, value in zip(whole.inputs, values, strict=True)
         ]
-        return tuple(whole(sequences))
+        try:
+            return tuple(whole(sequences))
+        except RefusedModelError as exc:
+            if exc.__cause__ is None:
+                raise
+            raise (_complex() if whole.is_complex else exc.__cause__) from None
 
 
 _ON_ONE_THREAD = 1_000_000

@@ -13,6 +13,7 @@ from stepwell_export import StepSpec
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch import StepLayer, convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+from tests.model_export.torch.zoo_published import decayed, interleaved
 
 pytestmark = pytest.mark.torch
 
@@ -186,6 +187,45 @@ def by_length(pad: Callable[[int], int]) -> StepSpec:
     return whole(of(run, rnn=lstm()))
 
 
+def nearly_a_scan(combine: Any, elements: Any) -> Any:
+    found = interleaved(combine, elements)
+    return found if elements[0].shape[1] != 5_000 else [part.roll(1, 1) for part in found]
+
+
+def rounded_rows(m: Any, x: Any) -> Any:
+    heads = m.rnn(x)[0].unflatten(-1, (2, 3)).transpose(1, 2).flatten(0, 1)
+    rows = (heads.shape[0] + 1) // 2
+    return heads.reshape(rows, 2, -1, 3).transpose(1, 2).reshape(rows, -1, 6)
+
+
+class KeptMask(nn.Module):
+    """Retention, whose mask is made once for each number of timesteps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.masks: dict[int, Any] = {}
+
+    def forward(self, x: Any) -> Any:
+        steps = x.shape[1]
+        if steps not in self.masks:
+            places = torch.arange(steps)
+            self.masks[steps] = torch.tril(0.9 ** (places[:, None] - places))
+        return (self.query(x) @ self.key(x).mT * self.masks[steps]) @ x
+
+
+def in_blocks(m: Any, x: Any) -> Any:
+    steps = x.shape[1]
+    if steps % 4:
+        x = F.pad(x, (0, 0, 0, 4 - steps % 4))
+    means = x.reshape(x.shape[0], -1, 4, 4).mean(2, keepdim=True)
+    return m.w(x + means.expand(-1, -1, 4, -1).reshape(x.shape))[:, :steps]
+
+
+def log_of_complex(m: Any, x: Any) -> Any:
+    return torch.logcumsumexp(m.w(x).to(torch.complex64).log(), 1).exp().real
+
+
 def strided(padding: tuple[int, int], mode: str) -> StepSpec:
     """Return the spec of a strided convolution over samples, 6 of which are a timestep."""
 
@@ -205,6 +245,29 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "doubling_rounds": (
         lambda: whole(of(doubling, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
         "does other operations for other numbers of timesteps, and none of them once for each timestep",
+    ),
+    "scan_but_for_one_length": (
+        lambda: whole(of(lambda m, x: nearly_a_scan(decayed, (m.keep(x), x))[1], keep=nn.Linear(4, 4))),
+        "does something else for a sequence of 5,000 timesteps than for one of 11 (test_refused.py, line ",
+    ),
+    "scan_backwards": (
+        lambda: whole(
+            of(lambda m, x: interleaved(decayed, (m.keep(x.flip(1)), x.flip(1)))[1].flip(1), keep=nn.Linear(4, 4))
+        ),
+        "reads the sequence backwards",
+    ),
+    "rows_by_a_rounded_division": (
+        lambda: whole(of(rounded_rows, rnn=nn.GRU(4, 6, batch_first=True))),
+        "gives as many timesteps as it takes up to a limit only",
+    ),
+    "mask_made_once": (lambda: whole(KeptMask()), "compares every timestep with every other"),
+    "blocks": (
+        lambda: whole(of(in_blocks, w=nn.Linear(4, 4))),
+        "does other operations for other numbers of timesteps, and none of them once for each timestep (test_ref",
+    ),
+    "logarithms_of_complex_numbers": (
+        lambda: whole(of(log_of_complex, w=nn.Linear(4, 4))),
+        "computes with complex numbers over time",
     ),
     "layer_and_a_sum": (
         lambda: whole(of(tagged_layer, own=Smoothing())),

@@ -147,7 +147,50 @@ def copied_into() -> StepSpec:
     return StepSpec(of(run, head=nn.Linear(12, 5)), inputs={"x": torch.randn(2, 4)}, states=states)
 
 
+def interleaved(combine: Any, elements: Any) -> Any:
+    """An associative scan, as in jax.lax.associative_scan and the packages that have copies of it."""
+
+    def scanned(parts: Any) -> Any:
+        count = parts[0].shape[1]
+        if count < 2:
+            return parts
+        odd = scanned(combine([part[:, :-1:2] for part in parts], [part[:, 1::2] for part in parts]))
+        last = [part[:, :-1] for part in odd] if count % 2 == 0 else odd
+        even = combine(last, [part[:, 2::2] for part in parts])
+        even = [torch.cat([part[:, :1], rest], 1) for part, rest in zip(parts, even, strict=True)]
+        pads = [F.pad(part, (0, 0, 0, even[0].shape[1] - part.shape[1])) for part in odd]
+        both = [torch.stack(pair, 2).flatten(1, 2) for pair in zip(even, pads, strict=True)]
+        return [part[:, :count] for part in both]
+
+    return scanned(elements)
+
+
+def decayed(early: Any, late: Any) -> Any:
+    return early[0] * late[0], torch.addcmul(late[1], late[0], early[1])
+
+
+def own_scan() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        keep = torch.sigmoid(m.keep(x))
+        return interleaved(decayed, (keep, (1 - keep) * m.new(x)))[1]
+
+    return whole(of(run, keep=nn.Linear(4, 5), new=nn.Linear(4, 5)))
+
+
+def folded_heads() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        heads = m.rnn(x)[0].unflatten(-1, (2, 3)).transpose(1, 2).flatten(0, 1)
+        rows = heads.shape[0] // 2  # as in `(b h) n d -> b n (h d)` of einops
+        return heads.tanh().reshape(rows, 2, -1, 3).transpose(1, 2).reshape(rows, -1, 6)
+
+    return whole(of(run, rnn=nn.GRU(4, 6, batch_first=True)))
+
+
 ZOO = {
+    "own_scan": ZooModule(
+        own_scan, "a function of the module's own code that is an associative scan", "h, and whether it has begun"
+    ),
+    "folded_heads": ZooModule(folded_heads, "heads beside the rows, which are their number divided by the heads", "h"),
     "made_beforehand": ZooModule(made_beforehand, "a loop that writes into an output made beforehand", "h"),
     "read_back": ZooModule(read_back, "a loop that reads what it has written into its output", "h"),
     "no_state_at_first": ZooModule(no_state_at_first, "a loop whose first iteration has no state", "h"),

@@ -162,6 +162,7 @@ class _Pass:
         measured: The value of a tensor in a run; None for those of a body.
         longest: From this number of timesteps on, no sequence is longer.
         repeated: Tensors with an axis along which one element is repeated.
+        counts: Of lists of sizes that grow evenly, what each element is.
     """
 
     known: dict[str, Dependence]
@@ -170,6 +171,7 @@ class _Pass:
     measured: Callable[[str], Any]
     longest: int = _NO_END
     repeated: set[str] = field(default_factory=set)
+    counts: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
 
     def follow(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Find what the outputs of nodes depend on."""
@@ -194,8 +196,10 @@ class _Pass:
         given = [self._given(name) for name in node.input]
         if kind in {"Shape", "Size"}:
             return self._of_sizes(node, given[0])
-        if kind == "Equal" and self._is_never(node, given):
+        if (kind == "Equal" and self._is_never(node, given)) or (kind == "And" and self._is_false(node, given)):
             return NOTHING
+        if (exact := self._exact(node, kind)) is not None:
+            return exact
         if (parts := self._parts(node, kind, given)) is not None:
             is_even = (
                 all(dependence.is_even for dependence in given)
@@ -235,6 +239,34 @@ class _Pass:
                 return value is not None and bool((np.asarray(value) < 0).all())
         return False
 
+    def _is_false(self, node: onnx.NodeProto, given: Sequence[Dependence]) -> bool:
+        """Whether one of two conditions is never met, for any sizes."""
+        values = [self.measured(n) for n, of in zip(node.input, given, strict=True) if of.is_fixed and not of.shape]
+        return any(value is not None and not np.any(value) for value in values)
+
+    def _exact(self, node: onnx.NodeProto, kind: str) -> Dependence | None:
+        """Return what the quotient or the rest depends on where sizes are divided by a factor of theirs."""
+        of = self.counts.get(node.input[0]) if node.input else None
+        if of is None:
+            return None
+        if kind in RESHAPING | {"Cast"}:
+            self.counts[node.output[0]] = of
+        factor = self._value(node.input[1]) if len(node.input) == 2 else None
+        if kind == "Gather" and factor is not None:
+            self.counts[node.output[0]] = tuple(of[int(place)] for place in factor.reshape(-1))
+        if kind not in {"Div", "Mod"} or factor is None or factor.size != 1 or factor.dtype.kind != "i":
+            return None
+        if factor.flat[0] <= 0:
+            return None
+        quotients = tuple(dim.divided(int(factor.flat[0])) for dim in of)
+        if not all(quotient.is_whole for quotient in quotients):
+            return None
+        if kind == "Mod":
+            return NOTHING
+        self.counts[node.output[0]] = quotients
+        given = self._given(node.input[0])
+        return Dependence(given.value, given.shape, is_even=given.is_even, parts=given.parts)
+
     def _of_sizes(self, node: onnx.NodeProto, of: Dependence) -> Dependence:
         """Return what the sizes of a tensor depend on; one that is the same in runs of even growth is always."""
         dims = self.dims(node.input[0])
@@ -246,6 +278,8 @@ class _Pass:
             parts = [frozenset[str]().union(*parts)]
         attrs = attributes(node)
         parts = parts[attrs.get("start", 0) : attrs.get("end")]
+        if node.op_type == "Shape" and of.has_even_sizes:
+            self.counts[node.output[0]] = tuple(dims[attrs.get("start", 0) : attrs.get("end")])
         return Dependence(frozenset[str]().union(*parts), is_even=of.has_even_sizes, parts=tuple(parts))
 
     def _parts(self, node: onnx.NodeProto, kind: str, given: Sequence[Dependence]) -> tuple[Marks, ...] | None:

@@ -56,6 +56,15 @@ class Dim:
         """How many timesteps longer than the sequence the axis is."""
         return self.rows / self.both if self.both else self.fixed / self.steps
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the size is a whole number for all numbers of rows and timesteps."""
+        return all(part.denominator == 1 for part in (self.fixed, self.rows, self.steps, self.both))
+
+    def divided(self, by: int) -> Dim:
+        """Return the size divided by a number."""
+        return Dim(self.fixed / by, self.rows / by, self.steps / by, self.both / by)
+
     def at_one_step(self) -> tuple[int, int]:
         """Return the size in the step graph as `(fixed, per row)`; one of them is 0."""
         if self.has_time:
