@@ -58,11 +58,11 @@ class End(Protocol):
 def end(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> End:
     monkeypatch.setattr(server, "freeze_startup_objects", lambda: None)  # it is the tests' process, too
     folder = write_model(tmp_path / "models", "fold", fold).parent
-    settings = Settings.load(redis=redis_server.url, models=[folder], port=0, model_probe_s=0, fast_lane=request.param)
+    settings = Settings.load(redis=redis_server.url, models=[folder], port=0, model_probe_s=0)
 
     def run(at_the_end: Act, *, before: Act = nothing, parent: int | None = None) -> float:
         listening = server.listen(settings)
-        config = server.config(settings, create_app(settings))
+        config = server.config(settings, create_app(settings), fast_lane=request.param)
         one = Ending(config, lambda: at_the_end(listening), parent)
 
         async def serve() -> float:

@@ -31,7 +31,6 @@ PROMISED: dict[str, Any] = {
     "max_batch_size": 256,
     "max_wait_ms": 0,
     "queue_limit": 10_000,
-    "queue_bytes": 268_435_456,
     "cache_bytes": 268_435_456,
     "api_keys_file": None,
     "allowed_origins": [],
@@ -48,7 +47,6 @@ PROMISED: dict[str, Any] = {
     "execution_providers": ["CPUExecutionProvider"],
     "log_format": "text",
     "watch_models": False,
-    "fast_lane": True,
     "require_preconditions": False,
     "insecure": False,
 }
@@ -70,17 +68,14 @@ OTHER: dict[str, Any] = {
     "execution_providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "log_format": "json",
     "watch_models": True,
-    "fast_lane": False,
     "tenant_rate": 12.5,
     "tenant_max_websockets": 3,
     "tenant_max_streams": 1000,
     "jwt_keys": "https://id.example/keys",
     "jwt_issuer": "https://id.example",
     "jwt_audience": "stepwell",
-    "jwt_algorithms": ["ES256", "EdDSA"],
     "jwt_tenant_claim": "org",
     "model_probe_s": 5,
-    "model_memory_bytes": 2**30,
     "production": True,
     "insecure": True,
 }
@@ -301,7 +296,6 @@ def test_a_flag_sets_its_setting(name: str) -> None:
     assert getattr(Settings.load(**{name: OTHER[name]}), name) == OTHER[name]
 
 
-def test_the_fast_path_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_FAST_LANE", "off")
-
-    assert not Settings.load().fast_lane
+def test_four_of_the_largest_bodies_may_wait() -> None:
+    assert Settings.load(max_body_bytes=2**30).queue_bytes == 4 * 2**30
+    assert Settings.load().queue_bytes == 256 * 2**20

@@ -130,6 +130,7 @@ def _build_engine(
     options = EngineOptions(
         **{name: getattr(settings, name) for name in same},
         max_wait_s=settings.max_wait_ms / 1000,
+        queue_bytes=settings.queue_bytes,
         history=settings.kept_history,
     )
     vetting = ModelVetting(settings, folders.verdicts)

@@ -31,6 +31,7 @@ OTHER_VARIABLES = frozenset(
         *("EXTRAS", "VENV", "ROOT"),  # of ./stepwell
         *("URL", "KEY"),  # of the commands that send requests
         "REDIS_SERVER",  # the embedded store's program
+        "FAST_LANE",  # off: no fast path, for comparison
         *("TEST_SERVERS", "OPENAPI", "CAMPAIGN", "MACHINE", "PERF_STEPS", "REPLACED"),  # of the tests
     )
 )
@@ -48,9 +49,6 @@ _HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
 Seconds = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
-
-
-JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
 class SettingsGroup(BaseModel):
@@ -143,8 +141,6 @@ class Settings(SettingsGroup):
     """Milliseconds that a timestep may wait for others to fill its batch; 0: no wait."""
     queue_limit: Count = 10_000
     """Timesteps that may wait in one worker; more are rejected with 503 `overloaded`."""
-    queue_bytes: Bytes = 256 * 2**20
-    """Bytes of inputs that may wait or run in one worker; more are rejected with 503 `overloaded`."""
     cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
     """Size of one worker's record cache."""
     api_keys_file: Path | None = None
@@ -155,8 +151,6 @@ class Settings(SettingsGroup):
     """Required issuer of tokens: their claim iss."""
     jwt_audience: str | None = None
     """Whom a token has to be for: its claim aud."""
-    jwt_algorithms: list[JwtAlgorithm] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
-    """How a token may be signed; comma-separated in the environment."""
     jwt_tenant_claim: str = "tenant"
     """The claim that names the tenant; scopes are in `scope`, `scp` or `scopes`."""
     allowed_origins: list[str] = Field(default_factory=list)
@@ -199,8 +193,6 @@ class Settings(SettingsGroup):
     """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
     model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
-    model_memory_bytes: Bytes = 4 * 2**30
-    """Maximum memory of that process; a larger file, or one that needs more, is refused."""
     artifacts: Annotated[str, Field(min_length=1)] = "store"
     """Where model files are kept by fingerprint for streams that need them: store, a folder that all replicas share, or
     off."""
@@ -208,8 +200,6 @@ class Settings(SettingsGroup):
     """Maximum size of a model file with its weights that is kept; streams of a larger one need its file."""
     watch_models: bool = False
     """Check for changed model files every second, and reload them."""
-    fast_lane: bool = True
-    """Handle frequent requests on the fast path; off: all on the declared routes, for comparison."""
     require_preconditions: bool = False
     """Reject (428) requests that reset, replace or delete without `after` or an Idempotency-Key."""
     production: bool = False
@@ -233,7 +223,7 @@ class Settings(SettingsGroup):
     def _folders(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("allowed_origins", "execution_providers", "jwt_algorithms", "history", mode="before")
+    @field_validator("allowed_origins", "execution_providers", "history", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -265,6 +255,11 @@ class Settings(SettingsGroup):
         """Number of predictions that are kept of each stream, by model; `*`: for all other models."""
         parts = [part.rpartition("=") for part in self.history]
         return {model or "*": int(number) for model, _, number in parts}
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes of inputs that may wait or run in one worker: 256 MiB, or four of the largest bodies."""
+        return max(256 * 2**20, 4 * self.max_body_bytes)
 
     @property
     def longest_ttl_s(self) -> float:

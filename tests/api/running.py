@@ -99,11 +99,11 @@ def running_service(redis: str, models: Path, *, lane: bool | None = None, **set
 
     `lane=None`: the fast path is on unless the environment switches it off.
     """
-    defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, "fast_lane": lane, **_LIMITS}
+    defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, **_LIMITS}
     chosen = Settings.load(redis=redis, models=[models], **(defaults | settings))
     app = create_app(chosen)
     listening = server.listen(chosen)
-    uvicorn_server = uvicorn.Server(server.config(chosen, app))
+    uvicorn_server = uvicorn.Server(server.config(chosen, app, fast_lane=lane))
     service = Service(app, uvicorn_server, listening.getsockname()[1], lane=lane)
     started = threading.Event()
 

@@ -76,14 +76,7 @@ def test_a_model_that_exceeds_the_memory_limit_is_refused_and_this_process_survi
     file = write_model(tmp_path, "greedy", greedy)
 
     with pytest.raises(ModelLoadError, match="greedy"):
-        admission(model_memory_bytes=2**30).load(file)
-
-
-def test_a_model_larger_than_the_memory_limit_is_refused_before_it_is_run(tmp_path: Path) -> None:
-    file = write_model(tmp_path, "fold", fold)
-
-    with pytest.raises(ModelLoadError, match="model_memory_bytes"):
-        admission(model_memory_bytes=100).load(file)
+        admission().load(file)
 
 
 def test_an_error_in_the_vetting_process_is_reported_unchanged(tmp_path: Path) -> None:
@@ -130,7 +123,7 @@ def test_vetting_works_without_a_writable_cache_folder(tmp_path: Path) -> None:
 
 def test_the_service_reports_a_model_that_it_does_not_accept(shared_redis: Server, tmp_path: Path) -> None:
     folder = write_models(tmp_path, fold)
-    with running_service(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
+    with running_service(shared_redis.url, folder, model_probe_s=20) as one:
         write_model(folder, "greedy", greedy)
         report = one.http.post("/v1/models/reload").json()
 

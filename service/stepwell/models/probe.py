@@ -40,7 +40,7 @@ def main(path: str, seconds: str, memory: str, threads: str, *providers: str) ->
     except StepwellError as exc:
         found = {"problem": exc.problem, "fix": exc.fix}
     except MemoryError:
-        found = {"problem": "It takes more memory than it may.", "fix": "Raise `model_memory_bytes`."}
+        found = {"problem": "It takes more memory than it may.", "fix": "Make the model smaller."}
     except Exception as exc:  # noqa: BLE001 - whatever it is, the file is not served
         found = {"problem": f"Loading it failed: {type(exc).__name__}.", "fix": "Export the model again."}
     print(json.dumps(found), flush=True)  # noqa: T201 - read by the parent process

@@ -24,8 +24,10 @@ from stepwell_export.runtime.step_model import StepModel
 if TYPE_CHECKING:
     from stepwell.settings import Settings
 
-_FORMAT: Final = "2"  # of a verdict; another one when more is looked at
+_FORMAT: Final = "3"  # of a verdict; another one when more is looked at
 _CPU: Final = ["CPUExecutionProvider"]
+_MEMORY_BYTES: Final = 4 * 2**30
+_MEMORY_FACTOR: Final = 4  # of the bytes of the file with its weights, if that is more
 
 
 class ModelVetting:
@@ -39,13 +41,12 @@ class ModelVetting:
         """Create a vetting.
 
         Args:
-            settings: Threads, providers, and the limits on time and memory.
+            settings: Threads, providers, and the limit on time.
             folder: Folder in which the verdicts of accepted files are stored; None: they are not stored.
         """
         self._threads = settings.ort_threads
         self._providers = settings.execution_providers
         self._seconds = settings.model_probe_s
-        self._memory = settings.model_memory_bytes
         self._folder = folder
         self._rejected: dict[str, StepwellError] = {}  # verdicts of refused files, in this process only
 
@@ -67,11 +68,6 @@ class ModelVetting:
         files = [path, *weight_files(path, check_operators(path))]
         if sidecar_of(path).is_file():
             files.append(sidecar_of(path))
-        if (size := sum(file.stat().st_size for file in files)) > self._memory:
-            raise ModelLoadError(
-                f"{path.name} has {size} bytes with its weights; at most {self._memory} are accepted.",
-                fix="Raise `model_memory_bytes`.",
-            )
         verdict = self._verdict_name(files)
         if verdict in self._rejected:
             raise self._rejected[verdict]
@@ -79,7 +75,7 @@ class ModelVetting:
             if folder is not None and (folder / verdict).exists():
                 return
             try:
-                self._probe(path)
+                self._probe(path, max(_MEMORY_BYTES, _MEMORY_FACTOR * sum(file.stat().st_size for file in files)))
             except StepwellError as exc:
                 self._rejected[verdict] = exc
                 raise
@@ -88,7 +84,7 @@ class ModelVetting:
 
     def _verdict_name(self, files: list[Path]) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        terms = [_FORMAT, onnxruntime.__version__, str(self._threads), str(self._memory), *self._providers]
+        terms = [_FORMAT, onnxruntime.__version__, str(self._threads), *self._providers]
         digest.update(json.dumps(terms).encode())
         for file in files:
             with file.open("rb") as content:
@@ -110,13 +106,14 @@ class ModelVetting:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._folder
 
-    def _probe(self, path: Path) -> None:
-        """Load and probe a model in a separate process.
+    def _probe(self, path: Path, memory: int) -> None:
+        """Load and probe a model in a separate process, which may use so many bytes of memory.
 
         Raises:
             ModelLoadError: The model was refused, loading failed, or it exceeded the limits.
         """
-        memory = self._memory if self._providers == _CPU else 0  # drivers of devices map more address space than memory
+        if self._providers != _CPU:
+            memory = 0  # no limit: drivers of devices map more address space than memory
         command = [sys.executable, "-P", "-m", "stepwell.models.probe", str(path), str(self._seconds), str(memory)]
         command += [str(self._threads), *self._providers]
         env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
@@ -141,7 +138,7 @@ class ModelVetting:
         except (ValueError, IndexError):
             raise ModelLoadError(
                 f"{path.name} crashed the process that loaded it: {_exit_reason(process.returncode)}.",
-                fix="Export the model again, or raise `model_memory_bytes` if the model needs more memory.",
+                fix="Export the model again. It may take 4 GiB of memory, or four times its size with its weights.",
             ) from None
         if problem:
             raise ModelLoadError(problem["problem"], fix=problem["fix"])

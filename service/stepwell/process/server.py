@@ -166,16 +166,24 @@ class Server(uvicorn.Server):
         self._start_drain()
 
 
-def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
-    """Return uvicorn's configuration for an application."""
+def config(settings: Settings, app: FastAPI, *, fast_lane: bool | None = None) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application.
+
+    Args:
+        settings: The settings.
+        app: The application.
+        fast_lane: Whether frequent requests take the fast path; None: unless `STEPWELL_FAST_LANE` is off.
+    """
     from stepwell.protocols import fast_feed_class, fast_http_class
     from stepwell.protocols.http_limits import limited_http_class
     from stepwell.protocols.ws_denials import DenyingWebSocketProtocol
 
+    if fast_lane is None:
+        fast_lane = os.environ.get("STEPWELL_FAST_LANE") != "off"
     return uvicorn.Config(
         app,
-        http=(fast_http_class if settings.fast_lane else limited_http_class)(app.state.context),
-        ws=fast_feed_class(app.state.context) if settings.fast_lane else DenyingWebSocketProtocol,
+        http=(fast_http_class if fast_lane else limited_http_class)(app.state.context),
+        ws=fast_feed_class(app.state.context) if fast_lane else DenyingWebSocketProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # it needs 300 kB per socket, and numbers hardly compress
         lifespan="on",

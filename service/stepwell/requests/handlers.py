@@ -124,18 +124,12 @@ class StepHandler:
         done(error)
 
     def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
-        def decode(decoder: RequestDecoder) -> DecodedStep:
-            return (decoder.steps if self.chunk else decoder.step)(body, self.request_format)
-
-        def decode_strictly(decoder: RequestDecoder) -> DecodedStep:
-            return decoder.strict.step(body, self.request_format, StepBody)
-
-        is_rejected = False
+        decode = self._decode
         if self._read is not None and not LargeBodies.is_large(body):  # the most frequent kind
             try:
                 typed = self._read(body)
             except DECODE_ERRORS:
-                is_rejected = True
+                decode = self._decode_strictly
             else:
                 submit_typed(
                     self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
@@ -144,10 +138,16 @@ class StepHandler:
         self.context.large_bodies.run(
             body,
             self._decoder,
-            decode_strictly if is_rejected else decode,
+            partial(decode, body),
             lambda step: self._submit_decoded(step, done),
             partial(self._fail, done),
         )
+
+    def _decode(self, body: bytes, decoder: RequestDecoder) -> DecodedStep:
+        return (decoder.steps if self.chunk else decoder.step)(body, self.request_format)
+
+    def _decode_strictly(self, body: bytes, decoder: RequestDecoder) -> DecodedStep:
+        return decoder.strict.step(body, self.request_format, StepBody)
 
     def _submit_decoded(self, step: DecodedStep, done: Callable[[StepOutcome], None]) -> None:
         if self.chunk:

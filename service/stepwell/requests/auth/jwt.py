@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,7 @@ LEEWAY_S: Final = 60.0
 _REFRESH_S: Final = 300.0  # seconds that keys from a URL are used before they are fetched again
 _MIN_FETCH_INTERVAL_S: Final = 10.0  # minimum seconds between two fetches
 _FETCH_TIMEOUT_S: Final = 5.0
+_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _MAX_TOKEN_CHARS: Final = 2**14  # longer tokens do not fit into a header
 _MAX_CACHED: Final = 10_000  # valid tokens
 
@@ -66,10 +66,9 @@ class JwtVerifier:
             )
         self._jwt = jwt
         self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
-        self._algorithms = [str(name) for name in settings.jwt_algorithms]
         self._tenant_claim = settings.jwt_tenant_claim
         self._clock = clock
-        self._keys = _jwk_set(str(settings.jwt_keys), self._algorithms)
+        self._keys = _jwk_set(str(settings.jwt_keys))
         self._cache: dict[bytes, tuple[Caller, float, int]] = {}  # caller, expiry and generation of the keys, by hash
 
     def caller(self, token: str) -> Caller:
@@ -100,12 +99,12 @@ class JwtVerifier:
         jwt = self._jwt
         try:
             header = jwt.get_unverified_header(token)
-            if header.get("alg") not in self._algorithms:
-                raise unauthenticated(f"The token is signed with another algorithm than {', '.join(self._algorithms)}.")
+            if header.get("alg") not in _ALGORITHMS:
+                raise unauthenticated(f"The token is signed with another algorithm than {', '.join(_ALGORITHMS)}.")
             claims = jwt.decode(
                 token,
                 self._key(header, keys),
-                algorithms=self._algorithms,
+                algorithms=_ALGORITHMS,
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=LEEWAY_S,
@@ -151,11 +150,11 @@ def load_api_keys(settings: Settings) -> ApiKeys:
 class _FileJwkSet:
     """The provider's keys, from a file."""
 
-    def __init__(self, file: Path, algorithms: Sequence[str]) -> None:
-        self._file = ReloadedFile(file, partial(_read_keys, algorithms))
+    def __init__(self, file: Path) -> None:
+        self._file = ReloadedFile(file, _read_keys)
 
     def current(self) -> tuple[list[PyJWK], int]:
-        """Return the keys, once for each algorithm that they may be used with, and their generation."""
+        """Return the keys, each with its algorithm, and their generation."""
         self._file.refresh()
         return self._file.content, self._file.generation
 
@@ -166,11 +165,10 @@ class _FileJwkSet:
 class _RemoteJwkSet:
     """The provider's keys, from a URL: fetched at the start and then by a thread, so that no request waits."""
 
-    def __init__(self, url: str, algorithms: Sequence[str]) -> None:
+    def __init__(self, url: str) -> None:
         import httpx2  # here and below: it would add a tenth to each start, and few services use a URL
         from jwt import PyJWKClient
 
-        self._algorithms = algorithms
         self._current: tuple[list[PyJWK], int] = ([], 0)
         self._client = PyJWKClient(
             url,
@@ -203,36 +201,36 @@ class _RemoteJwkSet:
 
     def _fetch(self) -> None:
         try:
-            self._current = _keys_in(self._client.fetch_data(), self._algorithms), self._current[1] + 1
+            self._current = _keys_in(self._client.fetch_data()), self._current[1] + 1
         except Exception as exc:  # noqa: BLE001 - the thread continues after any error; it is logged
             _log.error("The keys of tokens cannot be fetched; the last ones are still used: %s", type(exc).__name__)
 
 
-def _jwk_set(location: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
+def _jwk_set(location: str) -> _FileJwkSet | _RemoteJwkSet:
     if "://" not in location:
-        return _FileJwkSet(Path(location), algorithms)
+        return _FileJwkSet(Path(location))
     import httpx2
 
     url = httpx2.URL(location)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
-        return _RemoteJwkSet(location, algorithms)
+        return _RemoteJwkSet(location)
     raise KeysFileError(
         f"`jwt_keys` is a URL of scheme {url.scheme!r}; expected https: without TLS, others could replace the keys.",
         fix="Give an https URL, or a file.",
     )
 
 
-def _read_keys(algorithms: Sequence[str], file: Path) -> list[PyJWK]:
+def _read_keys(file: Path) -> list[PyJWK]:
     try:
-        return _keys_in(json.loads(file.read_bytes()), algorithms)
+        return _keys_in(json.loads(file.read_bytes()))
     except (OSError, ValueError, RecursionError) as exc:
         raise KeysFileError(
             f"The file {file.name} has no keys of tokens: {exc}.", fix="Give a JWK set in `jwt_keys`."
         ) from exc
 
 
-def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
-    """Return the public keys of a JWK set, once for each algorithm; others, such as shared secrets, are left out.
+def _keys_in(document: object) -> list[PyJWK]:
+    """Return the public keys of a JWK set; others, such as shared secrets, are left out.
 
     Raises:
         ValueError: The document is not a JWK set, or is too large.
@@ -240,20 +238,18 @@ def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
     found = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(found, list):
         raise ValueError('expected {"keys": [..]}')
-    return [key for raw in found for name in algorithms if (key := _key_for(raw, name)) is not None]
+    return [key for raw in found if (key := _public_key(raw)) is not None]
 
 
-def _key_for(raw: object, algorithm: str) -> PyJWK | None:
-    """Return a key of a JWK set for an algorithm; None: it is no public key, or not for this algorithm."""
+def _public_key(raw: object) -> PyJWK | None:
+    """Return a key of a JWK set for its algorithm: `alg`, else the usual one of its type; None: it is no public key."""
     from jwt import PyJWK
 
-    if not isinstance(raw, dict) or "d" in raw:
-        return None
-    if raw.get("use", "sig") != "sig" or raw.get("alg", algorithm) != algorithm:
+    if not isinstance(raw, dict) or "d" in raw or raw.get("use", "sig") != "sig":
         return None
     try:
-        key = PyJWK(raw, algorithm)
+        key = PyJWK(raw)
         key.Algorithm.prepare_key(key.key)  # checks that its curve is the algorithm's
     except Exception:  # noqa: BLE001 - a key that the library cannot parse is left out
         return None
-    return key
+    return key if key.algorithm_name in _ALGORITHMS else None
