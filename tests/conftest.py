@@ -27,7 +27,7 @@ _WAITING = {
         "client/test_client.py",
         "client/test_limits.py",
         "addons/drift/test_service.py",
-        "store/transport/test_cluster.py",
+        "addons/cluster/test_transport.py",
     ),
     *("test_drain.py", "addons/tracing/test_traces.py"),
 }

@@ -20,7 +20,7 @@ from stepwell.engine.watch.log_reader import LogReader
 from stepwell.engine.watch.stream_channels import StreamChannels
 from stepwell.engine.watch.subscriber import CatchUpBuffer, Subscriber
 from stepwell.errors import ServiceError
-from stepwell.store.transport.cluster import ClusterTransport
+from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.types import StreamKey
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from stepwell.engine.watch.event_order import EventOrder
 from stepwell.engine.watch.log_reader import MARK_BYTES, LogReader
 from stepwell.errors import ServiceError
 from stepwell.store import keys
-from stepwell.store.transport.cluster import ClusterTransport
-from stepwell.store.transport.shard_subscriptions import ShardSubscriptions
+from stepwell.addons.cluster.transport import ClusterTransport
+from stepwell.addons.cluster.shard_subscriptions import ShardSubscriptions
 from stepwell.types import StreamKey
 
 _log = logging.getLogger(__name__)

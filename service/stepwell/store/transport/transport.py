@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from stepwell.store.transport.cluster import ClusterTransport
+from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.store.transport.connection import Argument
 from stepwell.store.transport.server import ServerTransport
 from stepwell.store.transport.urls import ClusterUrl, scheme_of, sentinel_pool, server_pool

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Final, Protocol
 
 from stepwell.background import cancel, run_forever
-from stepwell.store.transport.cluster import ClusterTransport
+from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.store.transport.connection import CommandError, NotSentError
 from stepwell.store.transport.server import ServerTransport
 from stepwell.store.transport.subscriber import SubscriberConnection
