@@ -27,6 +27,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 CONTRACT: tuple[Any, ...] = (
     *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
     *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon, extend.ModelRuns, extend.RequestTracer),
+    extend.RedisTransport,
 )
 
 
@@ -76,7 +77,7 @@ def test_an_example_of_the_page_is_code_of_the_example_package() -> None:
 
     assert [name for name, code in shown if code not in (package / name).read_text()] == []
     assert [lines for lines in entry_points if lines not in (package / "pyproject.toml").read_text()] == []
-    assert (len(shown), len(entry_points)) == (8, len(GROUPS))
+    assert (len(shown), len(entry_points)) == (9, len(GROUPS))
 
 
 @pytest.mark.parametrize("name", extend.__all__)

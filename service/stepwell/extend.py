@@ -39,6 +39,12 @@ configure. Stepwell registers its own brokers and gRPC in the same way.
         A subclass of `ServiceAddon`. Each worker of the service creates one at its start, and calls its methods; the
         entry point's name has no meaning.
 
+    [project.entry-points."stepwell.stores"]
+    "redis+file" = "stepwell_fleet.store:open_transport"
+
+        A function (url, *, timeout) -> RedisTransport; the entry point's name is the scheme of its URLs. Used
+        wherever a store is opened by a URL with that scheme.
+
 A package that cannot be used is an `AddonError`, which names the package and what to do. Two packages that register one
 name in a group are one, too. `stepwell.testing` has the tests that every broker has to pass.
 """
@@ -77,6 +83,7 @@ if TYPE_CHECKING:
     from stepwell.requests.tracer import RequestTracer
     from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.settings import AddonSettings
+    from stepwell.store.transport.transport import RedisTransport, open_transport
     from stepwell_export.graph.builder import GraphBuilder
     from stepwell_export.stages.stage import Stage
 
@@ -108,6 +115,7 @@ __all__ = [
     "Placement",
     "Placing",
     "ReaderOptions",
+    "RedisTransport",
     "RequestTracer",
     "Sampler",
     "ServiceAddon",
@@ -116,6 +124,7 @@ __all__ = [
     "TracedId",
     "Undeliverable",
     "Url",
+    "open_transport",
     "register_step_rule",
 ]
 
@@ -129,6 +138,7 @@ _LOADED_WHEN_USED: Final = {
     "EngineObserver": "stepwell.engine.observer",
     "ModelRuns": "stepwell.engine.model_runs",
     "RequestTracer": "stepwell.requests.tracer",
+    **dict.fromkeys(("RedisTransport", "open_transport"), "stepwell.store.transport.transport"),
     "TracedId": "stepwell.requests.request_ids",
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",

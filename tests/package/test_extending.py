@@ -12,6 +12,7 @@ import pytest
 from tests.graphs import fold_reference
 from tests.package.environment import ROOT, SOURCES, Environment, build, install, serve
 from tests.processes import ServiceProcess
+from tests.servers import Server
 
 EXAMPLE = ROOT / "examples" / "addon"
 MAKE_LEAKY = "import keras, stepwell_fleet.leaky as own; x = keras.Input((None, 2)); "
@@ -81,3 +82,11 @@ def test_its_command_lists_what_stands_behind(extended: Environment, serving: Se
     assert (listed.returncode, listed.stdout) == (1, "late is at step 1, 2 behind\n"), listed.stderr
     assert "List streams that stand behind the others." in extended.run("stepwell", "--help").stdout
     assert "--behind" in extended.run("stepwell", "fleet", "--help").stdout
+
+
+def test_a_store_is_opened_by_its_scheme(extended: Environment, shared_redis: Server) -> None:
+    (extended.folder / "redis-url").write_text(f"{shared_redis.url}\n")
+    done = extended.run("stepwell", "backup", "all.rdb", "--redis", f"redis+file://{extended.folder}/redis-url")
+
+    assert done.returncode == 0, done.stderr
+    assert (extended.folder / "all.rdb").read_bytes()[:5] in (b"REDIS", b"VALKE")

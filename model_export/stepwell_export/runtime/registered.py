@@ -13,7 +13,7 @@ from typing import Any, Final
 from stepwell_export.runtime.errors import MissingExtraError, StepwellError
 
 GROUPS: Final = tuple(
-    f"stepwell.{name}" for name in ("addons", "brokers", "commands", "settings", "stages", "step_rules")
+    f"stepwell.{name}" for name in ("addons", "brokers", "commands", "settings", "stages", "step_rules", "stores")
 )
 """The groups that are read."""
 

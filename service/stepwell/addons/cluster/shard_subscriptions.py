@@ -10,34 +10,21 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.background import cancel, run_forever
-from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.store.transport.connection import CommandError, NotSentError
 from stepwell.store.transport.server import ServerTransport
+from stepwell.store.transport.shard_channels import ShardListener
 from stepwell.store.transport.subscriber import SubscriberConnection
+
+if TYPE_CHECKING:
+    from stepwell.addons.cluster.transport import ClusterTransport
 
 _log = logging.getLogger(__name__)
 _RETRY_S: Final = 0.2
 _IDLE_TIMEOUT_S: Final = 5.0  # as for topics
 _MAY_PASS: Final = frozenset(("MOVED", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "MASTERDOWN"))
-
-
-class ShardListener(Protocol):
-    """Receives the messages of shard channels. No method may raise or block."""
-
-    def on_shard_message(self, channel: str, message: bytes) -> None:
-        """Handle a message; those of one channel arrive in order, as long as its slot stays on its node."""
-
-    def on_shard_subscribed(self, channel: str) -> None:
-        """Handle that a channel is subscribed to: all further messages on its present node arrive."""
-
-    def on_shard_moved(self, channel: str) -> None:
-        """Handle that a channel's slot has moved, after its last message on the former node."""
-
-    def on_shard_lost(self, channels: Collection[str]) -> None:
-        """Handle that the connection for these channels was lost: messages on them may have been lost with it."""
 
 
 class ShardSubscriptions:

@@ -15,9 +15,12 @@ from typing import Any, Final
 
 from redis.crc import key_slot
 
+from stepwell.addons.cluster.shard_subscriptions import ShardSubscriptions
+from stepwell.addons.cluster.url import ClusterUrl
 from stepwell.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError
 from stepwell.store.transport.server import ServerTransport
-from stepwell.store.transport.urls import Address, ClusterUrl
+from stepwell.store.transport.shard_channels import ShardChannels, ShardListener
+from stepwell.store.transport.urls import Address
 
 _log = logging.getLogger(__name__)
 _SLOTS: Final = 16384
@@ -28,6 +31,15 @@ _KEYLESS: Final = frozenset(("PING", "PUBLISH"))
 
 Target = tuple[ServerTransport, bool]
 """A node, and whether `ASKING` has to be sent before the command."""
+
+
+def open_transport(url: str, *, timeout: float) -> ClusterTransport:
+    """Return the transport for `redis+cluster://host:port,host:port`, with `rediss+cluster` over TLS.
+
+    Raises:
+        BadStoreUrlError: The URL cannot be parsed.
+    """
+    return ClusterTransport(ClusterUrl.read(url), timeout=timeout)
 
 
 class ClusterTransport:
@@ -91,6 +103,10 @@ class ClusterTransport:
             await self._refresh_now(self.timeout)
         self._n_dedicated += 1
         return await self._transport_to(self._primaries[self._n_dedicated % len(self._primaries)]).open_dedicated()
+
+    def shard_channels(self, listener: ShardListener) -> ShardChannels:
+        """Return subscriptions to channels on the nodes that own their slots."""
+        return ShardSubscriptions(self, listener)
 
     async def owner(self, key: str) -> ServerTransport:
         """Return the primary that owns a key, as far as known.

@@ -20,7 +20,6 @@ from stepwell.engine.watch.log_reader import LogReader
 from stepwell.engine.watch.stream_channels import StreamChannels
 from stepwell.engine.watch.subscriber import CatchUpBuffer, Subscriber
 from stepwell.errors import ServiceError
-from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.types import StreamKey
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class WatchHub:
         self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
         self._reader = LogReader(store, self._gossip.own_topic)
         self._channels: StreamChannels | None = None
-        if isinstance(store.transport, ClusterTransport):
+        if store.transport.is_cluster:
             self._channels = StreamChannels(store.transport, self._reader, self._deliver, self)
         self._subscribers: set[Subscriber] = set()
         self._by_stream: dict[StreamKey, set[Subscriber]] = {}

@@ -18,8 +18,7 @@ from stepwell.engine.watch.event_order import EventOrder
 from stepwell.engine.watch.log_reader import MARK_BYTES, LogReader
 from stepwell.errors import ServiceError
 from stepwell.store import keys
-from stepwell.addons.cluster.transport import ClusterTransport
-from stepwell.addons.cluster.shard_subscriptions import ShardSubscriptions
+from stepwell.store.transport.transport import RedisTransport
 from stepwell.types import StreamKey
 
 _log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class StreamChannels:
 
     def __init__(
         self,
-        transport: ClusterTransport,
+        transport: RedisTransport,
         reader: LogReader,
         deliver: Callable[[CommitEvent], None],
         listener: LossListener,
@@ -56,7 +55,9 @@ class StreamChannels:
             deliver: Called with each event in order.
             listener: Is called when events may have been lost.
         """
-        self._shards = ShardSubscriptions(transport, self)
+        shards = transport.shard_channels(self)
+        assert shards is not None, "there is one server"
+        self._shards = shards
         self._order = EventOrder(deliver)
         self._reader = reader
         self._listener = listener
@@ -105,7 +106,7 @@ class StreamChannels:
         self._order.settle(key)
         self._order.flush(key)
 
-    # ---------------------------------------------------------------- called by `ShardSubscriptions`
+    # ---------------------------------------------------------------- called by `ShardChannels`
 
     def on_shard_message(self, channel: str, message: bytes) -> None:
         """Handle an event, or a mark of this or another worker."""

@@ -1,1 +1,1 @@
-"""Store transports: connections, retries, Redis Cluster and Sentinel."""
+"""Store transports: connections, retries, Sentinel."""

@@ -18,6 +18,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stepwell.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError, PipelinedConnection
+from stepwell.store.transport.shard_channels import ShardListener
 
 _log = logging.getLogger(__name__)
 _LATE_TO_TRIP = 3  # timeouts in a row that open the circuit breaker
@@ -163,6 +164,9 @@ class ServerTransport:
 
     async def _open_connection(self) -> PipelinedConnection:
         return PipelinedConnection(await self.open_dedicated(), self.timeout, on_overdue=self._record_timeout)
+
+    def shard_channels(self, listener: ShardListener) -> None:
+        """Return None: one server's topics suffice."""
 
     async def open_dedicated(self) -> asyncio.StreamWriter:
         """Return a connection of the caller's own; see `RedisTransport`."""

@@ -1,15 +1,19 @@
-"""`RedisTransport`: how commands reach the store, be it one server, a primary behind Sentinels, or a Cluster."""
+"""`RedisTransport`: how commands reach the store, be it one server, a primary behind Sentinels, or an add-on's."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Protocol
+from types import FunctionType
+from typing import Any, Final, Protocol
 
-from stepwell.addons.cluster.transport import ClusterTransport
 from stepwell.store.transport.connection import Argument
 from stepwell.store.transport.server import ServerTransport
-from stepwell.store.transport.urls import ClusterUrl, scheme_of, sentinel_pool, server_pool
+from stepwell.store.transport.shard_channels import ShardChannels, ShardListener
+from stepwell.store.transport.urls import BadStoreUrlError, sentinel_pool, server_pool
+from stepwell_export.runtime.registered import load, registered
+
+_OWN: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
 class RedisTransport(Protocol):
@@ -61,6 +65,9 @@ class RedisTransport(Protocol):
             NotSentError: No server returned them.
         """
 
+    def shard_channels(self, listener: ShardListener) -> ShardChannels | None:
+        """Return subscriptions to channels of single streams; None: there is one server, whose topics suffice."""
+
     async def close(self) -> None:
         """Close every connection; none is opened any more, and what is sent from then on is surely not sent."""
 
@@ -69,15 +76,23 @@ def open_transport(url: str, *, timeout: float) -> RedisTransport:
     """Return the transport for a store; nothing is connected yet.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; `redis+sentinel://host:port,host:port/service/db`;
-            `redis+cluster://host:port,host:port`; the last two with `rediss` over TLS.
+        url: `redis://`, `rediss://` or `unix://`; `redis+sentinel://host:port,host:port/service/db`, with
+            `rediss+sentinel` over TLS; or with a scheme that an add-on registers, such as `redis+cluster`.
         timeout: Seconds for connecting, and for one exchange.
 
     Raises:
         BadStoreUrlError: The URL has another scheme or cannot be parsed.
+        AddonError: As for `load`.
     """
-    scheme = scheme_of(url)
-    if scheme.endswith("+cluster"):
-        return ClusterTransport(ClusterUrl.read(url), timeout=timeout)
-    pool = sentinel_pool(url, timeout) if scheme.endswith("+sentinel") else server_pool(url, timeout)
-    return ServerTransport(pool, timeout=timeout)
+    scheme = url.split("://", 1)[0]
+    if scheme in _OWN:
+        pool = sentinel_pool(url, timeout) if scheme.endswith("+sentinel") else server_pool(url, timeout)
+        return ServerTransport(pool, timeout=timeout)
+    others = registered("stepwell.stores")
+    if scheme not in others:
+        raise BadStoreUrlError(
+            f"The store's URL starts with {scheme!r}; expected one of {', '.join((*_OWN, *others))}.",
+            fix="Use for example redis://localhost:6379/0.",
+        )
+    transport: RedisTransport = load(others[scheme], FunctionType)(url, timeout=timeout)
+    return transport

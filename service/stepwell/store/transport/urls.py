@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -18,7 +17,6 @@ from stepwell_export.runtime.errors import StepwellError
 Address = tuple[str, int]
 """Host and port."""
 
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _SENTINEL = "redis+sentinel://host:26379,host:26379/mymaster/0"
 _SENTINEL_TIMEOUT_S = 0.5  # a dead Sentinel must leave time to query the others
 
@@ -27,21 +25,6 @@ class BadStoreUrlError(StepwellError):
     """The store's URL cannot be used."""
 
     code = "bad_store_url"
-
-
-def scheme_of(url: str) -> str:
-    """Return a URL's scheme.
-
-    Raises:
-        BadStoreUrlError: It is not one of `SCHEMES`.
-    """
-    scheme = url.split("://", 1)[0]
-    if scheme not in SCHEMES:
-        raise BadStoreUrlError(
-            f"The store's URL starts with {scheme!r}; expected one of {', '.join(SCHEMES)}.",
-            fix="Use for example redis://localhost:6379/0.",
-        )
-    return scheme
 
 
 def server_pool(url: str, timeout: float) -> ConnectionPool:
@@ -68,7 +51,7 @@ def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
     Raises:
         BadStoreUrlError: It cannot be parsed.
     """
-    parsed = _parse(url, _SENTINEL, 26379)
+    parsed = parse_hosts(url, _SENTINEL, 26379)
     service, _, db = parsed.path.partition("/")
     if not service or not (db or "0").isdecimal():
         raise BadStoreUrlError(
@@ -99,46 +82,17 @@ def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterUrl:
-    """A parsed `redis+cluster://user:password@host:port,host:port`; with `rediss+cluster` over TLS.
+class MultiHostUrl:
+    """A parsed URL with several hosts.
 
     Attributes:
-        nodes: Some of the nodes; each returns the others.
+        tls: Whether connections are encrypted.
+        nodes: The hosts and their ports.
+        user: The account's name, or None.
+        password: Its password, or None.
+        path: The path, without slashes around it.
+        options: The options behind `?`, as redis-py has them.
     """
-
-    nodes: Sequence[Address]
-    _scheme: str
-    _account: str
-    _query: str
-
-    @classmethod
-    def read(cls, url: str) -> ClusterUrl:
-        """Parse a URL.
-
-        Raises:
-            BadStoreUrlError: It cannot be parsed.
-        """
-        parsed = _parse(url, "redis+cluster://host:6379,host:6379", 6379)
-        if parsed.path not in ("", "0"):
-            raise BadStoreUrlError(
-                f"The URL has the database {parsed.path!r}; a Cluster has database 0 only.", fix="Leave it out."
-            )
-        parts = urlsplit(url)
-        cluster = cls(parsed.nodes, "rediss" if parsed.tls else "redis", parts.netloc.rpartition("@")[0], parts.query)
-        cluster.pool(parsed.nodes[0], 1.0)  # raises on an unknown option
-        return cluster
-
-    def pool(self, node: Address, timeout: float) -> ConnectionPool:
-        """Return the pool of one node."""
-        host, port = node
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        account = f"{self._account}@" if self._account else ""
-        return server_pool(f"{self._scheme}://{account}{address}/0?{self._query}", timeout)
-
-
-@dataclass(frozen=True, slots=True)
-class _MultiHostUrl:
-    """A parsed URL with several hosts."""
 
     tls: bool
     nodes: list[Address]
@@ -148,7 +102,17 @@ class _MultiHostUrl:
     options: dict[str, Any]
 
 
-def _parse(url: str, example: str, port: int) -> _MultiHostUrl:
+def parse_hosts(url: str, example: str, port: int) -> MultiHostUrl:
+    """Parse a URL with several hosts.
+
+    Args:
+        url: The URL.
+        example: One that is valid, for messages.
+        port: The port of a host without one.
+
+    Raises:
+        BadStoreUrlError: It cannot be parsed.
+    """
     tls = url.startswith("rediss")
     try:
         parts = urlsplit(url)
@@ -161,7 +125,7 @@ def _parse(url: str, example: str, port: int) -> _MultiHostUrl:
     if not nodes:
         raise BadStoreUrlError("The store's URL has no host.", fix=f"Use {example}.")
     given = dict(parse_qsl(parts.query))
-    return _MultiHostUrl(
+    return MultiHostUrl(
         tls,
         nodes,
         unquote(user) or None,
