@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.memory import with_weights_outside
 from stepwell_export.runtime.session import open_session, run_options
-from stepwell_export.runtime.shared_weights import with_weights_outside
 
 MOST_SECONDS: Final = 60.0
 """Seconds of a run; the sequences are short, so that only a loop without an end takes longer."""

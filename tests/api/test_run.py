@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.packed_state import decode_packed_state, encode_packed_state
+from stepwell_export.runtime.state_packing import decode_packed_state, encode_packed_state
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import scaled, write_model, write_models

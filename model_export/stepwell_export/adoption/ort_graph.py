@@ -13,7 +13,7 @@ from stepwell_export.runtime.describe import check_onnx_file
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
 from stepwell_export.runtime.session import open_session, run_options
-from stepwell_export.runtime.signature import ORT_TYPES
+from stepwell_export.runtime.step_model import ORT_TYPES
 
 
 class OrtGraph:

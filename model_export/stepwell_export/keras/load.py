@@ -1,20 +1,58 @@
-"""Reads Keras models from files: `.keras`, and the legacy `.h5`."""
+"""Reads Keras models from files, `.keras` and legacy `.h5`, without drawing the random values that these replace."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+import threading
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import h5py
 import keras
+import numpy as np
 
-from stepwell_export.keras.initial_values import zeros_for_random_values
 from stepwell_export.keras.own_layers import load_step_rules
 from stepwell_export.runtime.errors import ModelLoadError
+
+_DRAWN: Final = (
+    keras.initializers.Orthogonal,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.VarianceScaling,
+)
+_LOADING: Final = threading.Lock()
+
+
+@contextmanager
+def zeros_for_random_values() -> Iterator[None]:
+    """Let initializers without a seed give zeros in this thread.
+
+    Each shape of an initializer is compiled by JAX, and an orthogonal matrix of a large layer takes seconds. With a
+    seed the values can be the same each time, so a layer may use them without saving them: these are drawn.
+    """
+    with _LOADING, ExitStack() as restored:
+        for kind in _DRAWN:
+            restored.callback(setattr, kind, "__call__", kind.__call__)
+            kind.__call__ = _zeros(kind.__call__, threading.get_ident())
+        yield
+
+
+def _zeros(draw: Callable[..., Any], thread: int) -> Callable[..., Any]:
+    """Return a method that gives zeros to calls of a thread, and is `draw` to others."""
+
+    def call(initializer: Any, shape: Any, dtype: Any = None) -> Any:
+        if threading.get_ident() != thread or initializer.get_config().get("seed", "unknown") is not None:
+            return draw(initializer, shape, dtype)
+        return keras.ops.convert_to_tensor(np.zeros(shape, np.float32), dtype)  # compiles nothing
+
+    return call
+
 
 _BUILD_IT = (
     "Write a function that builds the model and calls `load_weights`, and export `package.module:function` instead."

@@ -19,8 +19,7 @@ from stepwell_export.graph.builder import element_type
 from stepwell_export.jax import rules
 from stepwell_export.jax.graph import JaxGraph
 from stepwell_export.jax.values import JaxValue
-from stepwell_export.keras.facts import InputFacts, facts_of_inputs
-from stepwell_export.keras.input_axes import only_looked_up, possible_axes
+from stepwell_export.keras.inputs import InputFacts, facts_of_inputs, only_looked_up, possible_axes
 from stepwell_export.keras.layer_names import LayerNames
 from stepwell_export.keras.recurrent import state_names
 from stepwell_export.keras.subclassed import functional, walkable

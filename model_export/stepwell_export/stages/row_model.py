@@ -15,7 +15,7 @@ from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from stepwell_export.runtime.signature import ORT_TYPES
+from stepwell_export.runtime.step_model import ORT_TYPES
 from stepwell_export.stages.pipeline import RowModel, Rows
 from stepwell_export.verify.decisions.onnx import OnnxObserver
 from stepwell_export.verify.decisions.record import Observed

@@ -20,9 +20,8 @@ from stepwell_export.graph_session import GraphSession
 from stepwell_export.localize import Activation
 from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
-from stepwell_export.runtime.memory import release
+from stepwell_export.runtime.memory import release, with_weights_outside
 from stepwell_export.runtime.random_ops import random_outputs
-from stepwell_export.runtime.shared_weights import with_weights_outside
 from stepwell_export.streaming.answers import declare_outputs, in_layout, row_spec
 from stepwell_export.streaming.axes.axis_search import find_inputs
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs

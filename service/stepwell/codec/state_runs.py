@@ -8,7 +8,7 @@ from typing import Any
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import JSON, Format, encode_tensor
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import DecodedState, decode_packed_state, encode_packed_state
+from stepwell_export.runtime.state_packing import DecodedState, decode_packed_state, encode_packed_state
 
 
 def read_packed_state(text: str) -> DecodedState:

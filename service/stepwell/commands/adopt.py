@@ -19,7 +19,7 @@ from stepwell_export.adoption.overrides import Kind
 from stepwell_export.adoption.rewrite import Change
 from stepwell_export.precision import StoreDType
 from stepwell_export.runtime.errors import TensorError
-from stepwell_export.runtime.npz import read_npz
+from stepwell_export.runtime.files import read_npz
 
 
 @reported_interrupt()

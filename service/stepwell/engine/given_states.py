@@ -11,7 +11,7 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import DecodedState
+from stepwell_export.runtime.state_packing import DecodedState
 
 
 def row_in(packed: DecodedState, served: ServedModel, models: ModelRegistry) -> bytes:

@@ -18,7 +18,7 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.packed_state import DecodedState
+from stepwell_export.runtime.state_packing import DecodedState
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver

@@ -20,7 +20,7 @@ from stepwell_client.results import StepResult
 from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec
-from stepwell_export.runtime.packed_state import encode_packed_state
+from stepwell_export.runtime.state_packing import encode_packed_state
 from stepwell_export.runtime.step_model import StepModel
 
 T_co = TypeVar("T_co", covariant=True)

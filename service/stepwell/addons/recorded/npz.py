@@ -18,8 +18,8 @@ from stepwell.addons.recorded.tables import PIECE_ROWS
 from stepwell.addons.recorded.values import cast, times
 from stepwell_client.input_columns import ColumnsError, input_columns
 from stepwell_client.wire.texts import listed
+from stepwell_export.runtime.files import NPZ_ERRORS
 from stepwell_export.runtime.manifest import Array, InputSpec
-from stepwell_export.runtime.npz import NPZ_ERRORS
 
 _STREAMS = "streams"
 

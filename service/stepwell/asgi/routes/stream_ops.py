@@ -44,7 +44,7 @@ from stepwell.requests.context import AppContext
 from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamState
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id
-from stepwell_export.runtime.packed_state import encode_packed_state
+from stepwell_export.runtime.state_packing import encode_packed_state
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 

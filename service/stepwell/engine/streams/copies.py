@@ -19,7 +19,7 @@ from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
 from stepwell.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
-from stepwell_export.runtime.packed_state import DecodedState
+from stepwell_export.runtime.state_packing import DecodedState
 
 
 class StreamCopies:
