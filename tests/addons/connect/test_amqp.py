@@ -230,6 +230,18 @@ def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQue
     wait_for(lambda: queues.count("in") == 1)
 
 
+def test_check_tells_how_many_messages_the_broker_lets_wait(
+    service: ServiceProcess, queues: RabbitQueues, tmp_path: Path
+) -> None:
+    words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
+    words += ["--check", "--once"]
+
+    one = ConnectorProcess(tmp_path, queues.url("in"), *words).start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert "at most 65,535 messages wait: amqp lets no more be open at a time" in one.text()
+
+
 async def test_a_stream_whose_queue_is_not_there_is_refused_alone(queues: RabbitQueues) -> None:
     messages = [out_message(one, n) for n, one in enumerate(["out", "nosuch", "out"])]
 

@@ -441,32 +441,62 @@ def test_predictions_in_protobuf_have_the_published_fields() -> None:
     assert declared == {(n, name) for n, name in declared if f" {name} = {n};" in text}
 
 
-def test_avro_of_two_versions_goes_through_a_redis_stream(
-    service: ServiceProcess, registry: Registry, short_path: Path
-) -> None:
+def avro_of_two_versions(registry: Registry) -> list[bytes]:
+    """Return three messages, of which the last two have a field more, and one that is broken."""
     old = {"type": "record", "name": "S", "fields": [{"name": "pump", "type": "string"}, {"name": "x", "type": "int"}]}
     new = {**old, "fields": [*old["fields"], {"name": "note", "type": "string", "default": ""}]}
-    numbers = registry.add(old), registry.add(new)
-    port, dead = free_port(), short_path / "dead.jsonl"
-    with server(short_path / "r", "--port", str(port)) as broker:
-        client: Any = broker.client()
-        for body in (
-            framed(numbers[0], avro({"pump": "v", "x": 1}, old)),
-            framed(numbers[1], avro({"pump": "v", "x": 2, "note": "n"}, new)),
-            framed(numbers[1], b""),
-            framed(numbers[1], avro({"pump": "v", "x": 3, "note": "n"}, new)),
-        ):
-            client.xadd("in", {"data": body})
-        config = short_path / "c.toml"
-        config.write_text(
-            f'[from]\nurl = "redis://127.0.0.1:{port}/0?stream=in"\nformat = "avro"\nstream = "pump"\n'
-            f'registry = "{registry.url}"\n[inputs]\nx = ["x", 0.5]\n'
-            f'[service]\nmodel = "total"\n[dead_letter]\nurl = "file://{dead}"\n'
-            f'[to]\nurl = "file://{short_path}/out.jsonl"\n'
-        )
-        counts = run_once(short_path, config, "--url", service.url, code=1)
+    first, second = registry.add(old), registry.add(new)
+    return [
+        framed(first, avro({"pump": "v", "x": 1}, old)),
+        framed(second, avro({"pump": "v", "x": 2, "note": "n"}, new)),
+        framed(second, b""),
+        framed(second, avro({"pump": "v", "x": 3, "note": "n"}, new)),
+    ]
 
-    assert (counts["timesteps"], counts["dead_letter_codes"]) == (3, {"bad_message": 1})
+
+def protobuf_of_two_versions(registry: Registry) -> list[bytes]:
+    """Return the same in Protobuf."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    found = []
+    for fields in (["pump", "x"], ["pump", "x", "note"]):
+        file = descriptor_pb2.FileDescriptorProto(name="s.proto", package="plant", syntax="proto3")
+        message = file.message_type.add(name="S")
+        for number, name in enumerate(fields, 1):
+            message.field.add(name=name, number=number, type=5 if name == "x" else 9, label=1)
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(file)
+        kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("plant.S"))
+        found.append((registry.add("syntax", "PROTOBUF", serialized=file.SerializeToString()), kind))
+    (first, old), (second, new) = found
+    return [
+        framed(first, b"\0" + old(pump="v", x=1).SerializeToString()),
+        framed(second, b"\0" + new(pump="v", x=2, note="n").SerializeToString()),
+        framed(second, b"\0\xff"),
+        framed(second, b"\0" + new(pump="v", x=3, note="n").SerializeToString()),
+    ]
+
+
+@pytest.mark.parametrize("body_format", ["avro", "protobuf"])
+def test_two_versions_of_a_schema_go_through_a_topic_and_a_broken_message_is_alone(
+    service: ServiceProcess, registry: Registry, tmp_path: Path, body_format: str
+) -> None:
+    make = avro_of_two_versions if body_format == "avro" else protobuf_of_two_versions
+    out, dead, config = tmp_path / "out.jsonl", tmp_path / "dead.jsonl", tmp_path / "c.toml"
+    with or_skip(kafka, tmp_path) as broker:
+        address = f"127.0.0.1:{broker.port}"
+        asyncio.run(created(address))
+        asyncio.run(written_to(address, make(registry)))
+        config.write_text(
+            f'[from]\nurl = "kafka://{address}/out"\nformat = "{body_format}"\nstream = "{body_format}-{{pump}}"\n'
+            f'registry = "{registry.url}"\n[inputs]\nx = ["x", 0.5]\n'
+            f'[service]\nmodel = "total"\n[dead_letter]\nurl = "file://{dead}"\n[to]\nurl = "file://{out}"\n'
+        )
+        run_once(tmp_path, config, "--url", service.url, code=1)
+
+    predictions_of = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["outputs"]["y"] for one in predictions_of] == [[1, 0.5], [3, 1], [6, 1.5]]
+    assert [json.loads(line)["code"] for line in dead.read_text().splitlines()] == ["bad_message"]
 
 
 def test_predictions_go_to_kafka_with_the_id_of_their_schema(
@@ -546,6 +576,16 @@ async def created(address: str) -> None:
     await admin.start()
     await admin.create_topics([NewTopic("out", 1, 1)])
     await admin.close()
+
+
+async def written_to(address: str, bodies_: list[bytes]) -> None:
+    from aiokafka import AIOKafkaProducer
+
+    producer = AIOKafkaProducer(bootstrap_servers=address)
+    await producer.start()
+    for body in bodies_:
+        await producer.send_and_wait("out", body)
+    await producer.stop()
 
 
 async def read(address: str) -> list[bytes]:

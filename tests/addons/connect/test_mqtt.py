@@ -120,6 +120,17 @@ def start(one: ConnectorProcess) -> None:
     wait_for(lambda: '"messages"' in one.text(), what=one.text)
 
 
+def test_check_tells_how_many_messages_the_broker_lets_wait(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
+    words = [topics.url("in/{stream}", "?client=window"), *flags(service, topics), "--time", "t", "--order", "5s"]
+
+    one = ConnectorProcess(tmp_path, *words, "--check", "--once").start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert "at most 4,096 messages wait: mqtt lets no more be open at a time" in one.text()
+
+
 def test_messages_of_topics_are_streams_by_a_segment(
     service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:

@@ -77,6 +77,38 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
         assert {json.loads(one["message"])["t"] for one in lines_of(dead)} == {15, 12.5}
 
 
+@pytest.mark.parametrize("broker", ["nats", "kafka"])
+def test_check_says_when_the_oldest_messages_of_a_broker_would_be_applied(
+    service: ServiceProcess, tmp_path: Path, broker: str
+) -> None:
+    start, prepare = (nats, _nats_stream) if broker == "nats" else (kafka, _kafka_topic)
+    with or_skip(start, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(prepare(address))
+        url = f"{broker}://{address}/in"
+        asyncio.run(_write(url, [{"stream": "check", "x": t, "t": t} for t in (10, 16, 9)]))
+        words = [
+            "--model",
+            "fold",
+            "--stream",
+            "stream",
+            "--url",
+            service.url,
+            "--time",
+            "t",
+            "--order",
+            "5s",
+            "--once",
+        ]
+        with connector(tmp_path, url, *words, "--check") as one:
+            assert one.process.wait(60) == 0, one.text()
+    assert [one.text().count(said) for said in ("after message 2", "once the newest time is", "it is late")] == [
+        1,
+        1,
+        1,
+    ]
+
+
 @pytest.mark.timeout(300)
 def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
     service: ServiceProcess, tmp_path: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -112,16 +112,21 @@ class TimedConnector(Connector):
         operation alone which messages it had.
         """
         work, read = TimeDecisions(), dict[str, TimedMessage]()  # by partition, its last message
-        n_ready: Counter[str] = Counter()
+        n_ready: defaultdict[str, int] = defaultdict(int)
         for one in items:
-            new = TimeDecisions()
+            new, is_long = TimeDecisions(), False
             self._timeline.add(one, new)
-            n_ready.update(ready.stream for ready in new.ready)
-            if any(n_ready[ready.stream] > self._limits.steps for ready in new.ready):
+            for ready in new.ready:
+                n_ready[ready.stream] += 1
+                is_long |= n_ready[ready.stream] > self._limits.steps
+            if is_long:
                 if not await self._carry_out(work):
                     return False
                 await self._settle(read)
-                work, n_ready = TimeDecisions(), Counter(ready.stream for ready in new.ready)
+                work = TimeDecisions()
+                n_ready.clear()
+                for ready in new.ready:
+                    n_ready[ready.stream] += 1
             work += new
             read[one.partition] = one
         if not await self._carry_out(work):

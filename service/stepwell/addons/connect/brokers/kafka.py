@@ -208,7 +208,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._next[partition] = records[-1].offset + 1
             if end is not None and records[-1].offset >= end:
                 records = [one for one in records if one.offset < end]  # noqa: PLW2901 - those behind it are not read
-            if self._options.most_open is not None and records:
+            if self._options.most_open is not None and not self._options.preview and records:
                 with _kafka_errors(self._url):
                     tracked = await self._tracker(partition, records[0].offset)
                 parts.append((partition, [one for one in records if tracked.deliver(one.offset)]))
@@ -241,7 +241,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             if tracked is None:  # given up meanwhile
                 continue
             tracked.finish(offsets)
-            text = tracked.text()
+            text = "" if self._decided is not None and partition in self._decided else tracked.text()
             self._too_long = (
                 {*self._too_long, partition} if len(text) > MOST_CHARACTERS else self._too_long - {partition}
             )
