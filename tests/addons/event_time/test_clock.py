@@ -88,9 +88,27 @@ def test_a_message_is_kept_while_it_has_the_newest_value_of_an_input() -> None:
 def test_ticks_that_are_read_again_after_a_crash_are_made_again_and_their_messages_are_not_late() -> None:
     clock = Clock[int](10, 10, gap=1)
     clock.resume("a", 4)
-    assert add(clock, 15, 55, 45) == ["a 2 [15]", "a 3 []", "a 4 []"]  # as the record has them
+    assert add(clock, 15, 55, 45) == ["a 2 [15]", "a 3 []", "a 4| []"]
     assert add(clock, 35) == ["35!"]
     assert add(clock, 61) == ["a 5 [45]"]
+
+
+def test_a_gap_before_a_tick_of_the_record_is_a_gap_again() -> None:
+    clock = Clock[int](10, 0, gap=2)
+    clock.resume("a", 1_000_000)
+    assert add(clock, 5, 15, 9_999_995) == ["a 1 [5]", "a 2 [15]", "a 3 []", "a 4 []", "a 5| []"]
+    assert add(clock, 10_000_005) == ["a 1000000 [9999995] +999995"]
+
+
+def test_ticks_of_the_record_of_which_nothing_is_left_are_not_made_again() -> None:
+    """Of messages with one input each, those of the ticks between may be acknowledged."""
+    clock = Clock[Any](10, 0, gap=1, parts=parts_of)
+    clock.resume("a", 50)
+    x, y = {"x": np.array(1.0), "y": None}, {"x": None, "y": np.array(1.0)}
+    made = [one for time, item in ((5, x), (15, y), (485, y), (525, y)) for one in clock.add("p", "a", time, item)]
+    assert [(one.number, one.pauses) for one in made if isinstance(one, Tick)] == [
+        (1, False), (2, False), (3, False), (49, False), (50, False), (51, True),
+    ]  # fmt: skip
 
 
 def test_what_another_stream_has_read_makes_no_message_late_that_is_read_again() -> None:

@@ -211,10 +211,19 @@ class Clock(Generic[T]):
         """Return the watermark of each partition, in us."""
         return {name: place.watermark(self._wait) for name, place in self._partitions.items()}
 
+    def _next_number(self, known: _Stream[T]) -> int | None:
+        """Return the stream's next tick; None: it pauses."""
+        if not known.kept:  # behind a pause and at the beginning, it is the first one with messages
+            return min(known.open, default=None)
+        number = known.done + 1
+        if known.newest + self._gap < number <= known.record and len(known.kept) > 1:
+            # The record has these ticks, and their messages are acknowledged: there is nothing to make them of
+            return min([*known.open, known.record + 1])
+        return number
+
     def _queue(self, stream: str, known: _Stream[T]) -> None:
         """Put the stream's next tick into the queue of its partition; what the queue has of it before is void."""
-        # Behind a pause and at the beginning, the next tick is the first one with messages
-        number = known.done + 1 if known.kept else min(known.open, default=None)
+        number = self._next_number(known)
         if number is not None and number != known.queued:
             heapq.heappush(self._due.setdefault(known.partition, []), (number, stream))
         known.queued = number
@@ -233,13 +242,13 @@ class Clock(Generic[T]):
 
     def _next(self, stream: str, known: _Stream[T]) -> Tick[T]:
         """Return the stream's next tick, or its pause, and put the one behind it into the queue."""
-        number = known.done + 1 if known.kept else min(known.open)
+        number = self._next_number(known)
+        assert number is not None
         messages = known.open.pop(number, None)
-        # What the record has was not left out, although some of its messages are acknowledged and not read again
-        if messages is None and number > known.newest + self._gap and number > known.record:
+        if messages is None and number > known.newest + self._gap:
             return self._pause(stream, known, number)
+        before = known.done if number <= known.record and not known.kept else max(known.done, known.record)
         tick = Tick[T](stream, number)
-        before = max(known.done, known.record)
         known.done = number
         if messages is not None:
             known.newest = number
