@@ -109,6 +109,7 @@ def test_the_first_of_several_timesteps_ahead_is_fed() -> None:
         ({"output": "many", "one_hot": True}, vectors, "x", "needs 300 elements"),
         ({"output": "y", "one_hot": False}, vectors, "x", "needs one element"),
         ("n", vectors, "small", None),
+        ("matrix", several, "pair", "expected the same shape; for 5 timesteps ahead, set `horizon`: 5"),
         ({"output": "matrix", "horizon": 0}, several, "pair", "`horizon` is 0; expected an integer from 1"),
         ({"output": "matrix", "horizon": 4}, several, "pair", "that shape with 4 timesteps ahead"),
         ({"output": "matrix", "horizon": 5, "top_k": 1}, several, "pair", "`horizon` and `top_k`; expected one"),

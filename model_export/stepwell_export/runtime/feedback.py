@@ -257,11 +257,16 @@ def _what_is_drawn(spec: TensorSpec, output: OutputSpec, found: Mapping[str, Any
 
 
 def _demand_same_row(spec: TensorSpec, output: OutputSpec, horizon: int | None = None) -> None:
-    row = output.shape if horizon is None else output.shape[1:]
-    is_ahead = horizon is None or output.shape[:1] == [horizon]
-    if not is_ahead or [dim for dim in spec.shape if dim != 1] != [dim for dim in row if dim != 1]:
+    row = [dim for dim in spec.shape if dim != 1]
+    ahead, *rest = output.shape or [1]
+    has_ahead = [dim for dim in rest if dim != 1] == row
+    has_same = [dim for dim in output.shape if dim != 1] == row
+    if not (has_same if horizon is None else has_ahead and ahead == horizon):
         wanted = "the same shape" if horizon is None else f"that shape with {horizon} timesteps ahead as the first axis"
-        raise FeedbackError(f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}; expected {wanted}")
+        hint = f"; for {ahead} timesteps ahead, set `horizon`: {ahead}" if horizon is None and has_ahead and row else ""
+        raise FeedbackError(
+            f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}; expected {wanted}{hint}"
+        )
     if not np.can_cast(output.dtype, spec.dtype, "same_kind"):
         raise FeedbackError(
             f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}, which it cannot hold; "

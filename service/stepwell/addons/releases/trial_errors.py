@@ -50,6 +50,7 @@ class TrialErrors:
         """
         if not self._errors:
             return
+        self._most = max(self._most, len(rows.names))  # each row has a slot of its own
         slots = np.array([self._slot(name) for name in rows.names], np.intp)
         interrupted = slots[self._after[slots] != rows.before]
         self._after[slots] = rows.after
