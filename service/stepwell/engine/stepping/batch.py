@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from stepwell.engine.protocol.decide import applies_without_store
-from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.queued import QueuedStep
@@ -417,27 +416,27 @@ class CoalescedBatch(ColumnBatch):
         self.add = self._added.append
         """Add a timestep: stream, its record's key, `seq`, `after`, source, packed inputs, callback, receipt time."""
 
-    def close(self, op_id_hasher: OpIdHasher) -> None:
-        """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
-        self._build_columns()
-        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
+    def close(self, op_ids_of: Callable[..., Sequence[bytes]]) -> None:
+        """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows.
 
-    def part(self, rows: Sequence[int]) -> CoalescedBatch:
-        """Return a closed batch of some of the timesteps."""
-        part = CoalescedBatch(self.decoded_by, 0, has_source=self.has_source)
-        part._added += [self._added[i] for i in rows]
-        part._build_columns()
-        part.op_ids = [self.op_ids[i] for i in rows]
-        return part
-
-    def _build_columns(self) -> None:
+        Args:
+            op_ids_of: Returns the op ids of the rows; see `OpIdHasher.for_rows`.
+        """
         columns = zip(*self._added, strict=True)
         self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = (
             columns
         )
         if self.has_source:
             self.sources = BatchSources.of(sources)
+        self.op_ids = op_ids_of(1, self._seqs, self._afters, self._packed, self.sources)
         self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
+
+    def part(self, rows: Sequence[int]) -> CoalescedBatch:
+        """Return a closed batch of some of the timesteps."""
+        part = CoalescedBatch(self.decoded_by, 0, has_source=self.has_source)
+        part._added += [self._added[i] for i in rows]
+        part.close(lambda *_: [self.op_ids[i] for i in rows])
+        return part
 
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""

@@ -69,16 +69,9 @@ class BatchedVersion:
         self.in_use = 0
 
     def with_part(self, batch: Batch) -> tuple[BatchedVersion, Batch]:
-        """Return a part of a batch with what runs it, which stays in use until `process` has run it."""
+        """Return a part of a batch with what runs it, which stays in use until its batch has been run."""
         self.in_use += len(batch)
         return self, batch
-
-    async def process(self, batch: Batch) -> None:
-        """Run a batch; see `StepPipeline.process`."""
-        try:
-            await self.pipeline.process(batch)
-        finally:
-            self.in_use -= len(batch)
 
 
 class Batcher:
@@ -335,7 +328,7 @@ class Batcher:
     def _close_or_reject(self, batch: CoalescedBatch) -> bool:
         """Compute the op ids of a batch to which no timestep is added any more; return whether it succeeded."""
         try:
-            batch.close(self.versions[batch.decoded_by].op_ids)
+            batch.close(self.versions[batch.decoded_by].op_ids.for_rows)
         except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
             _log.exception("A batch could not be built (model=%s, rows=%d)", self._name, len(batch))
             self._reject(batch, failed("no"))
@@ -367,7 +360,16 @@ class Batcher:
             for version in self.versions.values():
                 version.cache.clear()  # by this plan, the streams may have to move
         try:
-            await self._run(self._parts(batch), plan)
+            if len(self.versions) > 1:
+                await self._run(self._parts(batch), plan)
+            else:
+                try:
+                    await self._run_part(own, batch, plan)
+                except asyncio.CancelledError:
+                    self._reject_rows(self._handed_over([(own, batch)]), service_ended())
+                    raise
+                if batch.rows:  # else all of them were of this version
+                    await self._run(self._placed(self._handed_over([(own, batch)])), plan)
         finally:
             self._processed += len(batch)
             own.in_use -= len(batch)
@@ -393,7 +395,7 @@ class Batcher:
         another one when their records are loaded.
         """
         own = self.versions[batch.decoded_by]
-        if len(self.versions) == 1 or batch.lifecycle in STARTS:  # a stream that begins again stays nowhere
+        if batch.lifecycle in STARTS:  # a stream that begins again stays nowhere
             return [own.with_part(batch)]
         named, others = frozenset(batch.names_with_version()), [v for v in self.versions.values() if v is not own]
         left: Sequence[int] = range(len(batch))
@@ -445,18 +447,24 @@ class Batcher:
                 unanswered = [row for _, part in parts for row in part.unanswered()]  # of parts that had not begun
                 self._reject_rows([*unanswered, *self._handed_over(parts)], service_ended())
                 raise
+            finally:
+                for version, part in parts:
+                    version.in_use -= len(part)
             parts = self._placed(self._handed_over(parts))
 
     async def _run_part(self, version: BatchedVersion, part: Batch, plan: object | None) -> None:
         """Run a part of a batch, and release the streams of all rows that were not handed over."""
         try:
-            await version.process(part)
+            await version.pipeline.process(part)
         finally:
             is_outdated = self._placing.plan(self._name) is not plan
             if is_outdated or plan is not None:
                 self._drop_stale(part, is_outdated=is_outdated)
-            names, moved = part.names, frozenset([i for i, row in part.rows.items() if row.handed_over is not None])
-            self.queue.release(names if not moved else [name for i, name in enumerate(names) if i not in moved])
+            names = part.names
+            if part.rows:
+                moved = frozenset([i for i, row in part.rows.items() if row.handed_over is not None])
+                names = [name for i, name in enumerate(names) if i not in moved]
+            self.queue.release(names)
 
     @staticmethod
     def _handed_over(parts: Iterable[tuple[BatchedVersion, Batch]]) -> list[QueuedStep]:
