@@ -1,4 +1,4 @@
-"""`InferCodec`: infer requests to arrays, and predictions to responses; tensors as JSON, or as raw bytes after it.
+"""`InferCodec`: infer requests to packed rows, and predictions to responses; tensors as JSON, or as raw bytes after it.
 
 A header gives the length of the JSON document in a body. The first axis of tensors is the batch: `[1, *row]`.
 """
@@ -42,8 +42,7 @@ class InferRequest(NamedTuple):
     """A decoded infer request.
 
     Attributes:
-        inputs: `(rows, *row)` per model input, its declared dtype, checked and finite.
-        rows: Size of the batch; 1 if there is a sequence.
+        rows: Each row's bytes of each input, sorted by input name, checked and finite; one row if there is a sequence.
         name: The client's id of the request, or None.
         sequence: The sequence's id as given, or None.
         start: Reset the sequence before the timestep.
@@ -55,8 +54,7 @@ class InferRequest(NamedTuple):
         peek: Return what the timestep would return, and apply nothing.
     """
 
-    inputs: dict[str, Array]
-    rows: int
+    rows: Sequence[tuple[bytes, ...]]
     name: str | None
     sequence: int | str | None
     start: bool
@@ -97,6 +95,7 @@ class InferCodec:
         self._model = model
         self._stateful = stateful
         self._max_rows = max_rows
+        self._names = sorted([spec.name for spec in manifest.inputs])
         self._inputs = {spec.name: DeclaredTensor(spec, model) for spec in manifest.inputs}
         self._outputs = {spec.name: DeclaredTensor(spec, model) for spec in manifest.answered}
         outputs = self._outputs.values()
@@ -140,9 +139,8 @@ class InferCodec:
                 )
         sequence = self._sequence(parameters.get("sequence_id", 0))
         start, end = read_flag(parameters, "sequence_start"), read_flag(parameters, "sequence_end")
-        inputs, rows = self._tensors(request.inputs, body, offset, one_row=sequence is not None)
+        rows = self._rows(request.inputs, body, offset, one_row=sequence is not None)
         return InferRequest(
-            inputs,
             rows,
             request.id,
             sequence,
@@ -164,8 +162,8 @@ class InferCodec:
             )
         [one] = self._inputs.values()
         rows = self._check_rows(one.rows_of_bytes(len(body)), one_row=False)
-        inputs = {one.name: one.from_bytes(body, 0, len(body), rows)}
-        return InferRequest(inputs, rows, None, None, False, False, None, None, self._all_outputs[True])
+        columns = {one.name: one.from_bytes(body, 0, len(body), rows)}
+        return InferRequest(self._joined(columns), None, None, False, False, None, None, self._all_outputs[True])
 
     def _sequence(self, sequence: Any) -> int | str | None:
         if type(sequence) is str:
@@ -183,10 +181,10 @@ class InferCodec:
             )
         return None
 
-    def _tensors(
+    def _rows(
         self, tensors: Sequence[InferInput], body: bytes, offset: int, *, one_row: bool
-    ) -> tuple[dict[str, Array], int]:
-        arrays: dict[str, Array] = {}
+    ) -> Sequence[tuple[bytes, ...]]:
+        columns: dict[str, Sequence[bytes]] = {}
         rows = 0
         for tensor in tensors:
             name = tensor.name
@@ -205,27 +203,31 @@ class InferCodec:
             rows = tensor_rows
             size = None if tensor.parameters is None else read_binary_size(tensor, tensor.parameters)
             if size is not None:
-                arrays[name] = declared.from_bytes(body, offset, size, rows)
+                columns[name] = declared.from_bytes(body, offset, size, rows)
                 offset += size
             elif isinstance(tensor.data, Raw):
-                arrays[name] = declared.from_json(tensor.data, rows)
+                columns[name] = declared.from_json(tensor.data, rows)
             else:
                 bad_request(f"Unable to parse 'data': input '{name}' has neither 'data' nor 'binary_data_size'")
-        n_given = len(arrays)
+        n_given = len(columns)
         rows = rows or int(one_row)  # also if every input is left out
         if rows and n_given < len(self._inputs):
-            left_out = (declared for name, declared in self._inputs.items() if name not in arrays)
-            arrays |= {declared.name: declared.missing(rows) for declared in left_out if declared.may_be_missing}
-        if len(arrays) != len(self._inputs) or len(tensors) != n_given:
+            left_out = (declared for name, declared in self._inputs.items() if name not in columns)
+            columns |= {declared.name: declared.missing(rows) for declared in left_out if declared.may_be_missing}
+        if len(columns) != len(self._inputs) or len(tensors) != n_given:
             bad_request(
                 f"expected {len(self._inputs)} inputs but got {len(tensors)} inputs for model '{self._model}'. Got "
                 f"input(s) {listed(tensor.name for tensor in tensors)}, but missing required input(s) "
-                f"{listed(name for name in self._inputs if name not in arrays)}. Please provide all required input(s).",
+                f"{listed(name for name in self._inputs if name not in columns)}. Please provide all required "
+                "input(s).",
                 code="bad_input",
             )
         if offset < len(body):
             bad_request(f"unexpected additional input data for model '{self._model}': {len(body) - offset} bytes")
-        return arrays, rows
+        return self._joined(columns)
+
+    def _joined(self, columns: Mapping[str, Sequence[bytes]]) -> Sequence[tuple[bytes, ...]]:
+        return [*zip(*[columns[name] for name in self._names], strict=True)]
 
     def _check_rows(self, rows: int, *, one_row: bool) -> int:
         """Check the size of a batch, and return it."""

@@ -12,7 +12,6 @@ import numpy as np
 from stepwell.addons.oip.errors import TritonError, missing_start_flag, unknown_model
 from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
 from stepwell.codec import Format
-from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.engine.stepping.outcomes import StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.requests.bulk import submit_rows
@@ -124,7 +123,7 @@ class InferHandler:
             return
         timestep = Timestep(
             StreamKey(self.tenant, served.name, request.stream),
-            pack_inputs(request.inputs),
+            request.rows[0],
             seq=request.step,
             create="auto" if request.start else "never",
             idempotency_key=None if request.peek else idempotency_key,
@@ -177,7 +176,7 @@ class InferHandler:
                 transport=self.transport,
                 lifecycle="none",
             )
-            for inputs in pack_rows(request.inputs)
+            for inputs in request.rows
         ]
 
     def _as_triton_error(self, result: StepOutcome) -> StepOutcome:

@@ -1,4 +1,4 @@
-"""`DeclaredTensor`: decodes and checks a tensor of the Open Inference Protocol, from JSON or from raw bytes."""
+"""`DeclaredTensor`: decodes and checks a tensor of the Open Inference Protocol, from JSON or raw bytes, to rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stepwell.codec.strict.tensors import (
     is_finite,
     may_be_missing,
     missing_values,
+    packed_rows,
     read_tensor,
     unpack,
 )
@@ -79,9 +80,9 @@ class DeclaredTensor:
         """Whether the tensor may be left out of a request."""
         return may_be_missing(self._spec)
 
-    def missing(self, rows: int) -> Array:
-        """Return the tensor of a request that leaves it out, `(rows, *row)`."""
-        return missing_values(self._spec, (rows,))
+    def missing(self, rows: int) -> Sequence[bytes]:
+        """Return the rows of a request that leaves the tensor out."""
+        return [missing_values(self._spec, ()).tobytes()] * rows
 
     def rows(self, shape: Sequence[int]) -> int:
         """Return the batch size in a shape, its first dimension.
@@ -110,8 +111,8 @@ class DeclaredTensor:
             self._reject_size(max(rows, 1), size)
         return rows
 
-    def from_bytes(self, body: bytes, offset: int, size: int, rows: int) -> Array:
-        """Decode `size` bytes at an offset of the body to `(rows, *row)`.
+    def from_bytes(self, body: bytes, offset: int, size: int, rows: int) -> Sequence[bytes]:
+        """Return the rows that are `size` bytes at an offset of the body.
 
         Raises:
             ServiceError: They are too few or too many, not booleans, or not finite.
@@ -127,15 +128,15 @@ class DeclaredTensor:
         shape = (rows, *self._row)
         if self._dtype.kind == "b":
             packed = {"d": "bool", "s": list(shape), "b": body[offset : offset + size]}
-            return unpack(packed, self._spec, shape, self._what)
+            return packed_rows(unpack(packed, self._spec, shape, self._what))
         dtype = self._dtype.newbyteorder("<")
         array: Array = np.ndarray(shape, dtype, body, offset)
         if array.dtype != self._dtype:
             array = array.astype(self._dtype)
-        return check_finite(array, self._spec, self._what)
+        return packed_rows(check_finite(array, self._spec, self._what))
 
-    def from_json(self, data: msgspec.Raw, rows: int) -> Array:
-        """Decode values, flat or nested, to `(rows, *row)`.
+    def from_json(self, data: msgspec.Raw, rows: int) -> Sequence[bytes]:
+        """Return the rows whose values are these, flat or nested.
 
         Raises:
             ServiceError: Their number, shape or type is not the declared one, or one is not finite.
@@ -144,18 +145,18 @@ class DeclaredTensor:
         try:
             values = self._flat(data)
             if rows == 1:
-                return np.ndarray(shape, self._dtype, self._pack(values))
+                return [self._pack(values)]
             with np.errstate(over="ignore"):  # values that overflow are found by `is_finite`, without a warning
                 array = np.array(values, self._dtype).reshape(shape)
             if is_finite(array):
-                return array
+                return packed_rows(array)
         except DECODE_ERRORS:
             pass
         value = parse(bytes(data), JSON)  # the strict parser accepts it, or gives the exact error
         if isinstance(value, list) and not (value and isinstance(value[0], list)):
             flat = self._spec.model_copy(update={"shape": [rows * self._spec.row_size], "graph_shape": None})
-            return read_tensor(value, flat, (), self._what).reshape(shape)
-        return read_tensor(value, self._spec, (rows,), self._what)
+            return packed_rows(read_tensor(value, flat, (), self._what).reshape(shape))
+        return packed_rows(read_tensor(value, self._spec, (rows,), self._what))
 
     def _reject_size(self, rows: int, found: int) -> None:
         bad_request(

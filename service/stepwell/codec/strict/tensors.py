@@ -90,12 +90,17 @@ def pack_rows(inputs: Mapping[str, Array]) -> Iterator[tuple[bytes, ...]]:
     Args:
         inputs: Arrays with the same number of rows, at least one.
     """
-    columns = []
-    for name in sorted(inputs):
-        array = np.ascontiguousarray(inputs[name])
-        size = array.nbytes // len(array)
-        columns.append(array.reshape(-1).view(f"V{size}").tolist() if size else [b""] * len(array))
-    return zip(*columns, strict=True)
+    return zip(*[packed_rows(inputs[name]) for name in sorted(inputs)], strict=True)
+
+
+def packed_rows(array: Array) -> list[bytes]:
+    """Return the bytes of each row of an array; it has at least one."""
+    if len(array) == 1:
+        return [array.tobytes()]
+    array = np.ascontiguousarray(array)
+    size = array.nbytes // len(array)
+    rows: list[bytes] = array.reshape(-1).view(f"V{size}").tolist() if size else [b""] * len(array)
+    return rows
 
 
 def read_column(
