@@ -33,7 +33,7 @@ from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
-from stepwell.requests.auth.jwt import load_api_keys
+from stepwell.addons.jwt.verifier import load_api_keys
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error

@@ -20,7 +20,7 @@ from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.process.supervisor import Supervisor
-from stepwell.requests.auth.jwt import load_api_keys
+from stepwell.addons.jwt.verifier import load_api_keys
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info

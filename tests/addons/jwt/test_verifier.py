@@ -19,10 +19,10 @@ import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-import stepwell.requests.auth.jwt
+import stepwell.addons.jwt.verifier
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.api_keys import KeysFileError
-from stepwell.requests.auth.jwt import LEEWAY_S, JwtVerifier, load_api_keys
+from stepwell.addons.jwt.verifier import LEEWAY_S, JwtVerifier, load_api_keys
 from stepwell.settings import Settings
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_models
@@ -347,8 +347,8 @@ def test_keys_are_not_fetched_from_where_an_address_leads_to(address: str, caplo
 def test_whatever_an_address_answers_the_keys_stay_and_are_fetched_again(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepwell.requests.auth.jwt, "_MIN_FETCH_INTERVAL_S", 0.01)
-    monkeypatch.setattr(stepwell.requests.auth.jwt, "_REFRESH_S", 0.01)
+    monkeypatch.setattr(stepwell.addons.jwt.verifier, "_MIN_FETCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(stepwell.addons.jwt.verifier, "_REFRESH_S", 0.01)
     good = _Provider.document
     tokens = JwtVerifier(settings(address))
     for answer in (b"[" * 200_000, b"", b"{}", b"[]", b'{"keys": 1}', b"\xff", b"<html>"):
@@ -365,7 +365,7 @@ def test_whatever_an_address_answers_the_keys_stay_and_are_fetched_again(
 def test_no_request_waits_for_keys_and_a_name_that_is_not_known_brings_them(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepwell.requests.auth.jwt, "_MIN_FETCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(stepwell.addons.jwt.verifier, "_MIN_FETCH_INTERVAL_S", 0.01)
     tokens = JwtVerifier(settings(address))
     _Provider.document = _Provider.document.replace(b'"rsa"', b'"new"')
     _Provider.may_answer.clear()
