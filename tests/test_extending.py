@@ -17,6 +17,7 @@ from stepwell import cli, extend
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.app import create_app
 from stepwell.settings import Settings, setting_groups
+from stepwell.store.transport.transport import open_transport
 from stepwell_export import stages
 from stepwell_export.keras.own_layers import load_step_rules
 from stepwell_export.runtime.errors import MissingExtraError
@@ -124,6 +125,7 @@ USES: dict[str, Callable[[], Any]] = {
     "stepwell.settings": setting_groups,
     "stepwell.stages": lambda: stages.other,
     "stepwell.step_rules": load_step_rules,
+    "stepwell.stores": lambda: open_transport("other://x", timeout=1.0),
 }
 """What loads the entry points of each group, but that of commands."""
 
@@ -190,3 +192,12 @@ def test_a_setting_whose_name_is_taken_is_named(install: Installer) -> None:
 
     with pytest.raises(AddonError, match=r"stepwell_other has the setting 'drift', which stepwell\.addons\.drift"):
         setting_groups()
+
+
+def test_a_service_whose_settings_accept_tokens_that_nothing_verifies_does_not_start(install: Installer) -> None:
+    source = "from stepwell.extend import AddonSettings\n"
+    source += "class thing(AddonSettings):\n    accepts_tokens = property(lambda self: True)"
+    install("stepwell-other", "stepwell.settings", source)
+
+    with pytest.raises(AddonError, match="no add-on verifies them"):
+        create_app(Settings())

@@ -33,7 +33,7 @@ from stepwell.models.artifacts.folder import ArtifactFolder
 from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
-from stepwell.addons.jwt.verifier import load_api_keys
+from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error
@@ -43,7 +43,7 @@ from stepwell.store.artifacts import StoredArtifacts
 from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.registered import load, registered
+from stepwell_export.runtime.registered import AddonError, load, registered
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -66,12 +66,12 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
         folders: What the workers of this service share; None: nothing.
 
     Raises:
-        KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
+        KeysFileError: `api_keys_file` cannot be used.
         AddonError: An installed package registers an add-on that cannot be used.
         StepwellError: An add-on cannot be created.
     """
     version = importlib.metadata.version("stepwell")
-    context = AppContext(settings, load_api_keys(settings), Metrics(version))
+    context = AppContext(settings, ApiKeys(settings.api_keys_file), Metrics(version))
     app = FastAPI(
         title="Stepwell",
         version=version,
@@ -85,6 +85,13 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     found = registered("stepwell.addons").values()
     addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
+    readers = (reader for addon in addons if (reader := addon.caller_of_token()) is not None)
+    context.api_keys.caller_of_token = next(readers, None)
+    if settings.has_keys and not context.api_keys.required:
+        raise AddonError(
+            "The settings accept tokens, and no add-on verifies them: everybody could send requests.",
+            fix="Install the add-on as a whole, or unset what makes it accept tokens.",
+        )
     context.tracer = next((tracer for addon in addons if (tracer := addon.tracer()) is not None), None)
     context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}

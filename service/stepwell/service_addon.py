@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
+    from stepwell.requests.auth.api_keys import Caller
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
@@ -46,6 +47,13 @@ class ServiceAddon:
     def error_formats(self) -> Mapping[str, ErrorFormat]:
         """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""
         return {}
+
+    def caller_of_token(self) -> Callable[[str], Caller] | None:
+        """Return what returns the caller of a bearer token that is no API key, or refuses it; None: nothing does.
+
+        At most one add-on does; its settings have `accepts_tokens`.
+        """
+        return None
 
     def tracer(self) -> RequestTracer | None:
         """Return what traces single requests; None: it traces none. At most one add-on does."""

@@ -99,6 +99,11 @@ class AddonSettings(SettingsGroup):
         """Return the addresses on which the add-on listens, by what is spoken there."""
         return {}
 
+    @property
+    def accepts_tokens(self) -> bool:
+        """Whether bearer tokens that are no API keys are accepted: by `ServiceAddon.caller_of_token`."""
+        return False
+
     def limits(self) -> Mapping[str, float]:
         """Return those of its settings that `GET /v1/info` shows among the limits, by name."""
         return {}
@@ -145,14 +150,6 @@ class Settings(SettingsGroup):
     """Size of one worker's record cache."""
     api_keys_file: Path | None = None
     """JSON file with the keys' hashes, tenants and scopes; reloaded when it changes. Unset: no API keys."""
-    jwt_keys: str | None = None
-    """JWK set of an identity provider, a file or an https URL; its tokens are accepted as keys. Needs the extra jwt."""
-    jwt_issuer: str | None = None
-    """Required issuer of tokens: their claim iss."""
-    jwt_audience: str | None = None
-    """Whom a token has to be for: its claim aud."""
-    jwt_tenant_claim: str = "tenant"
-    """The claim that names the tenant; scopes are in `scope`, `scp` or `scopes`."""
     allowed_origins: list[str] = Field(default_factory=list)
     """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
     request_timeout_s: Seconds = 10
@@ -274,7 +271,7 @@ class Settings(SettingsGroup):
     @property
     def has_keys(self) -> bool:
         """Whether requests need a key or a token."""
-        return self.api_keys_file is not None or self.jwt_keys is not None
+        return self.api_keys_file is not None or any(self.of(addon).accepts_tokens for addon in addon_settings())
 
     @property
     def open_address(self) -> str | None:

@@ -18,7 +18,6 @@ _METAVARS = {
     "data_dir": "FOLDER",
     "api_keys_file": "FILE",
     "redis": "URL",
-    "jwt_keys": "FILE|URL",
 }
 
 Grid = Annotated[

@@ -20,7 +20,7 @@ from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.process.supervisor import Supervisor
-from stepwell.addons.jwt.verifier import load_api_keys
+from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
@@ -169,6 +169,11 @@ def check_artifacts(settings: Settings) -> None:
         ) from exc
 
 
+def check_keys(settings: Settings) -> None:
+    """Check that the file of API keys can be used, as for `ApiKeys`."""
+    ApiKeys(settings.api_keys_file)
+
+
 def check_addons(settings: Settings) -> None:
     """Check what add-ons need, as for `AddonSettings.check`."""
     for addon in addon_settings():
@@ -181,7 +186,7 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
         check_model_folders,
         check_providers,
         check_artifacts,
-        load_api_keys,
+        check_keys,
         check_addons,
     ),
 )

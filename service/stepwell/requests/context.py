@@ -72,7 +72,7 @@ class AppContext:
         self.hot_routes: Sequence[HotRoute] = ()
         self.error_formats: Mapping[str, ErrorFormat] = {}
         self._codecs: dict[tuple[Callable[..., Any], str, int], tuple[Manifest, Any]] = {}
-        self._loopback_only = not keys.required and is_loopback(settings.host)  # the address is the only protection
+        self._loopback_only = not settings.has_keys and is_loopback(settings.host)  # the address is the only protection
         self._counts_requests = settings.tenant_rate is not None
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 

@@ -20,9 +20,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import stepwell.addons.jwt.verifier
+from stepwell.addons.jwt.settings import JwtSettings
+from stepwell.addons.jwt.verifier import LEEWAY_S, JwtVerifier
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.api_keys import KeysFileError
-from stepwell.addons.jwt.verifier import LEEWAY_S, JwtVerifier, load_api_keys
 from stepwell.settings import Settings
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_models
@@ -81,8 +82,8 @@ def handmade_token(header: dict[str, Any], signature: bytes | None = None, secre
     return (signed + b"." + base64.urlsafe_b64encode(made).rstrip(b"=")).decode()
 
 
-def settings(keys: Path | str, **more: Any) -> Settings:
-    return Settings.load(jwt_keys=str(keys), **{"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, **more})
+def settings(keys: Path | str, **more: Any) -> JwtSettings:
+    return JwtSettings(jwt_keys=str(keys), **{"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, **more})
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ def test_an_unsafe_configuration_is_refused_at_start(
     chosen = settings(place, **more)
 
     with pytest.raises(KeysFileError, match=said):
-        load_api_keys(chosen)
+        chosen.check(Settings())
 
 
 class _Provider(http.server.BaseHTTPRequestHandler):

@@ -16,13 +16,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.requests.auth.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, ReloadedFile, unauthenticated
+from stepwell.requests.auth.api_keys import SCOPES, Caller, KeysFileError, ReloadedFile, unauthenticated
 from stepwell_export.runtime.manifest import NAME
 
 if TYPE_CHECKING:
     from jwt import PyJWK
 
-    from stepwell.settings import Settings
+    from stepwell.addons.jwt.settings import JwtSettings
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _MAX_CACHED: Final = 10_000  # valid tokens
 class JwtVerifier:
     """Verifies tokens and resolves them to callers; valid tokens are cached until they expire or the keys change."""
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: JwtSettings, *, clock: Callable[[], float] = time.time) -> None:
         """Load the provider's keys.
 
         Args:
@@ -136,15 +136,6 @@ class JwtVerifier:
         return Caller(
             tenant, frozenset(scope for scope in SCOPES if scope in scopes), subject if isinstance(subject, str) else ""
         )
-
-
-def load_api_keys(settings: Settings) -> ApiKeys:
-    """Return the API keys and the token verifier that the settings configure.
-
-    Raises:
-        KeysFileError: One of them cannot be loaded.
-    """
-    return ApiKeys(settings.api_keys_file, JwtVerifier(settings).caller if settings.jwt_keys else None)
 
 
 class _FileJwkSet:

@@ -141,7 +141,11 @@ _Callers = ReloadedFile[Mapping[bytes, Caller]]
 
 
 class ApiKeys:
-    """The API keys in force."""
+    """The API keys in force.
+
+    Attributes:
+        caller_of_token: Returns the caller of a token; None: tokens are not accepted.
+    """
 
     def __init__(self, file: Path | None, caller_of_token: Callable[[str], Caller] | None = None) -> None:
         """Read the file.
@@ -155,13 +159,13 @@ class ApiKeys:
             KeysFileError: The file cannot be read, or its content is not valid.
         """
         self._file: _Callers | None = None if file is None else ReloadedFile(file, read_keys)
-        self._caller_of_token = caller_of_token
+        self.caller_of_token = caller_of_token
         self._checked_this_tick = False  # in this turn of the loop
 
     @property
     def required(self) -> bool:
         """Whether requests need a key or a token."""
-        return self._file is not None or self._caller_of_token is not None
+        return self._file is not None or self.caller_of_token is not None
 
     def call_on_change(self, callback: Callable[[Mapping[bytes, Caller], Mapping[bytes, Caller]], None]) -> None:
         """Set what is called with the callers before and after a change of the file, by the SHA-256 of their keys."""
@@ -171,7 +175,7 @@ class ApiKeys:
     @property
     def is_cacheable(self) -> bool:
         """Whether a positive authorization may be cached until `generation` changes; not with tokens, which expire."""
-        return self._caller_of_token is None
+        return self.caller_of_token is None
 
     def generation(self) -> int:
         """Return a number that grows when other keys come into force."""
@@ -183,7 +187,7 @@ class ApiKeys:
         Raises:
             ServiceError: `unauthenticated`: the header is missing or malformed, or the key is not valid.
         """
-        if self._file is None and self._caller_of_token is None:
+        if self._file is None and self.caller_of_token is None:
             return ANYONE
         match = _BEARER.fullmatch(authorization) if authorization is not None else None
         if match is None:
@@ -197,7 +201,7 @@ class ApiKeys:
         Raises:
             ServiceError: `unauthenticated`: the key or token is not valid.
         """
-        if self._file is None and self._caller_of_token is None:
+        if self._file is None and self.caller_of_token is None:
             return ANYONE
         if self._file is not None:
             callers = self._looked_at(self._file).content
@@ -205,8 +209,8 @@ class ApiKeys:
             caller = callers.get(sha256(key.encode("utf-8", "surrogatepass")).digest())
             if caller is not None:
                 return caller
-        if self._caller_of_token is not None and key.count(".") == 2:
-            return self._caller_of_token(key)
+        if self.caller_of_token is not None and key.count(".") == 2:
+            return self.caller_of_token(key)
         raise unauthenticated("The key is not valid; expected a key of `api_keys_file`.")
 
     def _looked_at(self, file: _Callers) -> _Callers:
