@@ -87,22 +87,21 @@ class Followed(NamedTuple):
 
     Attributes:
         names: The keys of their records.
-        before: The history hashes before their timesteps, `(rows,)` V16.
-        after: Those after them.
+        epochs: The epochs of the records, `(rows,)` uint64: each create, reset and fork begins another one.
+        steps: The steps before the timesteps, `(rows,)` int64.
         inputs: `(rows, T, *row)` by name.
     """
 
     names: Sequence[str]
-    before: Array
-    after: Array
+    epochs: Array
+    steps: Array
     inputs: Mapping[str, Array]
 
     def select(self, rows: Sequence[int]) -> Followed:
         """Return some of the rows."""
         at = list(rows)
-        return Followed(
-            [self.names[i] for i in at], self.before[at], self.after[at], {n: a[at] for n, a in self.inputs.items()}
-        )
+        inputs = {name: array[at] for name, array in self.inputs.items()}
+        return Followed([self.names[i] for i in at], self.epochs[at], self.steps[at], inputs)
 
 
 class PlacedRow(Protocol):

@@ -101,12 +101,25 @@ class StreamErrors:
         """Have at least so many slots."""
         self._slots = max(self._slots, slots)
 
-    def forget(self, slots: Array, *, sums: bool = False) -> None:
-        """Drop the predictions of streams whose truth has not come, and with `sums` all that was counted of them."""
+    def forget(self, slots: Array) -> None:
+        """Drop all that is known of streams."""
         slots = slots[slots < len(self._sums)]
-        self._pending[slots] = np.nan
-        if sums:
-            self._sums[slots] = 0
+        self._pending[slots], self._sums[slots] = np.nan, 0
+
+    def skip(self, slots: Array, timesteps: Array) -> None:
+        """Go on after timesteps that were not given: their predictions, and what they show, are not judged.
+
+        Args:
+            slots: The streams, `(rows,)`, each once.
+            timesteps: How many, `(rows,)`; below 0: what comes does not belong to any prediction before.
+        """
+        known = slots < len(self._sums)
+        slots, timesteps = slots[known], timesteps[known]
+        last = self.truth.last
+        at = np.arange(last) + np.where(timesteps < 0, last, timesteps)[:, None]
+        kept = self._pending[slots[:, None], np.minimum(at, max(last - 1, 0))] if last else self._pending[slots]
+        kept[at >= last] = np.nan
+        self._pending[slots] = kept
 
     def add(self, slots: Array, inputs: Mapping[str, Array], current: Array, candidate: Array) -> Array:
         """Consume timesteps that follow those before, and return what they add to the sums, `(labels, SUMS)`.

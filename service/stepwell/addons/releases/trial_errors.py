@@ -21,8 +21,9 @@ MOST_BYTES: Final = 2**28
 class TrialErrors:
     """The streams of one trial.
 
-    A prediction is judged if this worker commits both its timestep and the one that shows its truth, and nothing was
-    between them: the history hash is the one that the stream had after the prediction.
+    A prediction is judged if this worker commits both its timestep and the one that shows its truth. Timesteps between
+    them, of rollouts or of other workers, are counted by the stream's step; a reset or a new state begins another
+    epoch.
 
     Args:
         truths: Where the truths of outputs are from.
@@ -35,7 +36,8 @@ class TrialErrors:
         self._slots: dict[str, int] = {}
         self._names: list[str] = []
         self._next = 0
-        self._after = np.zeros(0, "V16")
+        self._epochs = np.zeros(0, np.uint64)
+        self._steps = np.zeros(0, np.int64)
 
     def add(
         self, rows: Followed, current: Mapping[str, Array], candidate: Mapping[str, Array], compared: Array
@@ -52,11 +54,12 @@ class TrialErrors:
             return
         self._most = max(self._most, len(rows.names))  # each row has a slot of its own
         slots = np.array([self._slot(name) for name in rows.names], np.intp)
-        interrupted = slots[self._after[slots] != rows.before]
-        self._after[slots] = rows.after
+        missed = np.where(self._epochs[slots] == rows.epochs, rows.steps - self._steps[slots], -1)
+        at = np.flatnonzero(missed)
+        self._epochs[slots], self._steps[slots] = rows.epochs, rows.steps + compared.shape[1]
         for errors in self._errors:
             errors.grow(len(self._names))
-            errors.forget(interrupted)
+            errors.skip(slots[at], missed[at])
             name = errors.truth.output
             yield (
                 errors.truth,
@@ -71,13 +74,17 @@ class TrialErrors:
         self._next = (slot + 1) % self._most
         if slot == len(self._names):
             self._names.append(name)
-            if slot == len(self._after):
-                self._after = np.concatenate([self._after, np.zeros(max(64, slot), "V16")])
+            if slot == len(self._steps):
+                self._epochs, self._steps = (
+                    np.concatenate([known, np.zeros(max(64, slot), known.dtype)])
+                    for known in (self._epochs, self._steps)
+                )
         else:
             del self._slots[self._names[slot]]
-            self._names[slot], self._after[slot] = name, np.zeros((), "V16")
+            self._names[slot] = name
+            self._epochs[slot] = self._steps[slot] = 0
             for errors in self._errors:
-                errors.forget(np.array([slot]), sums=True)
+                errors.forget(np.array([slot]))
         self._slots[name] = slot
         return slot
 

@@ -215,9 +215,10 @@ class Committer:
             )
         ]
         parts[0].guards[:] = guard[part]
-        before = headers["history_hash"].copy() if run.beside is not None and batch.lifecycle not in STARTS else None
+        followed = None
+        if run.beside is not None and batch.lifecycle not in STARTS:
+            followed = Followed(names, headers["epoch"].copy(), headers["step"].astype(np.int64), inputs)
         history_hashes = self._advance_headers(records, op_ids, own, responding)
-        followed = None if before is None else Followed(names, before, headers["history_hash"].copy(), inputs)
         if section is not None:
             headers["flags"][part] |= np.uint32(version_flags(self._served.version))
         if usual:
