@@ -96,7 +96,8 @@ class AutoStep(nn.Module):
             long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
             names = [f"input_{at}" for at in range(len(long))]
             whole = Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis)
-            check_lengths(whole, None)
+            if (numbers := check_lengths(whole, None)) is not None:
+                numbers.check()
             self.learn(whole)
         states: dict[str, Tensor] = {}
         for at, call in enumerate(self._calls):

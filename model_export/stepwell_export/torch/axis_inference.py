@@ -86,6 +86,7 @@ class Sequences:
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
         largest: By a number of timesteps, how many numbers the largest tensor has in a run over so many.
         is_complex: Whether the module computes with complex numbers.
+        read_of_sizes: The first line that reads, in Python, a tensor made of the number of timesteps; None: none does.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
     """
 
@@ -101,6 +102,8 @@ class Sequences:
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
         self.loops = self.is_complex = False
+        self.read_of_sizes: str | None = None
+        self._reads: Mapping[Any, str] | None = None
         self.largest: dict[int, int] = {}
         runs = self._settle(given, readings, ids)
         shapes = zip(*(shapes for shapes, _ in runs), strict=True)
@@ -295,6 +298,9 @@ class Sequences:
             raise
         self.largest[steps] = capture.largest
         self.is_complex |= capture.is_complex
+        reads, self._reads = self._reads, capture.reads
+        other = (line for made, line in capture.reads.items() if reads is not None and made not in reads)
+        self.read_of_sizes = self.read_of_sizes or next(other, None)
         return capture.operations
 
     def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:

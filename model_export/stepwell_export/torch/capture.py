@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.torch.checks import first_line, place, run
+from stepwell_export.torch.checks import first_line, place, run, user_frame
 
 _BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """What torch calls an operation whose answer, or its shape, Python may decide by."""
@@ -36,6 +37,20 @@ FILLS = {
     "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like",
 }  # fmt: skip
 """Operations that give the same number everywhere, whatever is in the tensor that they are called with."""
+
+MOVES = {
+    "_reshape_alias", "_unsafe_view", "alias", "cat", "clone", "constant_pad_nd", "contiguous", "copy", "detach",
+    "diagonal", "expand", "flip", "gather", "index", "index_select", "lift_fresh", "permute", "repeat", "reshape",
+    "roll", "select", "select_scatter", "slice", "slice_scatter", "split", "split_with_sizes", "squeeze", "stack", "t",
+    "transpose", "tril", "triu", "unbind", "unfold", "unsafe_split", "unsqueeze", "view",
+}  # fmt: skip
+"""Operations that give numbers of their operands, or zeros."""
+
+_NUMBERS = torch.ops.aten.lift_fresh.default
+"""What `torch.tensor(..)` of Python numbers is."""
+
+_FEW = 1000
+"""Numbers of a tensor that are looked at one by one."""
 
 _TENSORS = ("Tensor", "List[Tensor]", "NoneType", "Optional[Tensor]")
 
@@ -103,12 +118,15 @@ class Capture(TorchDispatchMode):
         operations: How many operations were done, a recurrent layer of torch's own as one.
         is_complex: Whether there were complex numbers.
         largest: How many numbers the largest tensor has, scores of attention that has none of them in memory included.
+        reads: By what was made of sizes and numbers alone, and then read by Python: the line that reads it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = self.largest = 0
         self.is_complex = False
+        self.reads: dict[frozenset[Any], str] = {}
+        self._of_sizes: dict[int, tuple[Any, frozenset[Any]]] = {}
         self._from_inputs: dict[int, Any] = {}
         self._shared: dict[int, Any] = {}
         self._refusal: RefusedModelError | None = None
@@ -166,7 +184,14 @@ class Capture(TorchDispatchMode):
                 fix="Use torch.where(condition, a, b), or torch.clamp, instead of `if`, `float()`, `.item()`; and "
                 "masks of the full size instead of nonzero() and x[mask].",
             )
+        if (made := self._made_of(value)) and made not in self.reads and _is_read_by_module(sys._getframe(1)):
+            self.reads[made] = place(traceback.extract_stack()).strip(" ()")
         return value.inner
+
+    def _made_of(self, value: Tensor) -> frozenset[Any]:
+        """Return what makes a tensor of sizes and numbers alone; nothing: it is of another kind."""
+        inner = value.inner if isinstance(value, CapturedTensor) else value
+        return self._of_sizes.get(inner.untyped_storage()._cdata, (None, frozenset()))[1]
 
     def share(self, value: CapturedTensor) -> Tensor:
         """Return the numbers to Python, which may keep their memory.
@@ -201,17 +226,24 @@ class Capture(TorchDispatchMode):
         self.operations += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         depends = any(map(self.depends, _operands(func, args, given)))
-        if func is not torch.ops.aten.lift_fresh.default:  # of `torch.tensor`: nothing else holds what it is given
+        if func is not _NUMBERS:  # nothing else holds what it is given
             for value in given:
                 if not isinstance(value, CapturedTensor):
                     self._keep(self._shared, value)
-        if depends:
+        if _decides(func):
             self._check(func, args, given)
         found = func(*plain(args), **plain(kwargs))
         self.is_complex |= any(value.is_complex() for value in _tensors_in(found))
         self.largest = max([self.largest, _scores(func, given), *(v.numel() for v in _tensors_in(found))])
         if depends:
             self._mark_all(func, args, kwargs, found)
+        else:
+            made_of = frozenset[Any]().union(*map(self._made_of, given))
+            if named(func) in FILLS or not given or func is _NUMBERS:
+                made_of |= {(func, str([_number(leaf) for leaf in tree_leaves((args, kwargs))]))}
+            for value in _tensors_in(found) if made_of else []:
+                memory = value.untyped_storage()
+                self._of_sizes[memory._cdata] = memory, made_of | self._made_of(value)
         made = tree_map_only(Tensor, lambda value: CapturedTensor(value, self), found)
         made = _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
         self.follow(func, args, kwargs, made)
@@ -235,12 +267,6 @@ class Capture(TorchDispatchMode):
     # ---------------------------------------------------------------- within
 
     def _check(self, func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> None:
-        decides = not _BY_VALUE.isdisjoint(func.tags) or (
-            any(str(one.type) not in _TENSORS for one in func._schema.returns)
-            and func.overloadpacket.__name__ not in _ABOUT_FORM
-        )
-        if not decides:
-            return
         deciding = tree_leaves(args[_SHAPED_BY[func]]) if func in _SHAPED_BY else given
         if func is torch.ops.aten.index.Tensor:
             deciding = [one for one in deciding if isinstance(one, Tensor) and not _counts(one)]
@@ -304,6 +330,27 @@ class Capture(TorchDispatchMode):
         with self.aside():
             found = type(layer).forward(layer, *plain(args), **plain(kwargs))
         return tree_map_only(Tensor, partial(self.made, depends=any(map(self.depends, given))), found)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.tolist() if value.numel() < _FEW and not isinstance(value, CapturedTensor) else value.shape
+
+
+def _is_read_by_module(frame: Any) -> bool:
+    """Whether the module's own code reads a tensor, and not a layer of torch's that it calls."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return user_frame(frame, within=("_tensor.py", "_jit_internal.py")) is not None
+
+
+def _decides(func: Any) -> bool:
+    """Whether Python may decide by what an operation gives, or by its shape."""
+    return not _BY_VALUE.isdisjoint(func.tags) or (
+        any(str(one.type) not in _TENSORS for one in func._schema.returns)
+        and func.overloadpacket.__name__ not in _ABOUT_FORM
+    )
 
 
 def _tensors_in(found: Any) -> list[Tensor]:

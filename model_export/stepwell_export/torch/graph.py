@@ -31,6 +31,7 @@ from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
 from stepwell_export.torch.optimizing import exact
+from stepwell_export.torch.python_numbers import PythonNumbers
 from stepwell_export.torch.recurrences import associative_scans_written_out
 
 OPSET = 18
@@ -56,12 +57,13 @@ def trace(
     name: str,
     length: int | None = None,
     layers: Any = None,
+    numbers: PythonNumbers | None = None,
 ) -> onnx.ModelProto:
     """Trace a module, with rows and timesteps of any number.
 
     The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, writes more
     nodes for these, and takes longer. The newer one has operations that the older one lacks, and follows what Python
-    computes of sizes.
+    computes of sizes, where the older one writes what became of them in its run.
 
     Args:
         module: It takes tensors and returns a tuple of tensors. Its recurrent layers run by `decomposed` where they are
@@ -72,6 +74,7 @@ def trace(
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
         layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
+        numbers: What the module's code does with numbers of timesteps; None: nothing that a trace might fix.
 
     Returns:
         The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
@@ -80,10 +83,12 @@ def trace(
         RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
             within the module, for which the other exporter is not tried.
     """
-    errors: list[NoGraphError] = []
+    errors: list[RefusedModelError] = []
     not_run: list[onnx.ModelProto] = []
     for export in (_older, _newer):
         try:
+            if export is _older and numbers is not None:
+                numbers.check(NoGraphError)
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
             with _tracing(), patch_recurrent_layers(own, decomposed):
                 proto = _plain(export(own, values, axes, names, length), name, layers)
@@ -92,6 +97,8 @@ def trace(
             not_run.append(proto)
         except NoGraphError as exc:
             errors.append(exc)
+        except RefusedModelError as exc:
+            raise (errors[0] if errors and numbers is not None and numbers.place else exc) from exc
     if not_run:
         return not_run[0]
     raise errors[0]
@@ -129,10 +136,11 @@ def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
     lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
     with Stable(), attention_written_out(), exact():
+        # by itself: what it refuses, torch.onnx.export tries again in ways that fix numbers as they are in the example
+        program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
         return torch.onnx.export(
-            module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
-            input_names=names[0], output_names=names[1], verbose=False,
-        )  # fmt: skip
+            program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
+        )
 
 
 def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> bool:

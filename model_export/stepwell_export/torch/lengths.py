@@ -9,12 +9,11 @@ or numbers that grow with the timesteps.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import hooked, user_frame
+from stepwell_export.torch.python_numbers import PythonNumbers, profiled
 
 END = 12
 BEYOND = END + 4
@@ -47,22 +47,28 @@ _Lines = Mapping[tuple[str, int, str], list[tuple[tuple[Any, ...], tuple[int, ..
 """By file, line and operation: the numbers that it was called with, and the shape of its answer, for each call."""
 
 
-def check_lengths(whole: Sequences, length: int | None) -> None:
+def check_lengths(whole: Sequences, length: int | None) -> PythonNumbers | None:
     """Check that a module does the same for sequences of every length.
 
     Args:
         whole: The module.
         length: The number of timesteps that it is declared for; nothing is checked then.
 
+    Returns:
+        What its code does with numbers of timesteps; None: nothing was checked.
+
     Raises:
         RefusedModelError: It does not; the message has the length and the line.
     """
-    if length is not None or whole.only_length is not None or whole.lengths != LENGTHS:
-        return
-    short, long = LENGTHS
-    numbers = _numbers_in_code(whole, short)
+    if length is not None or whole.only_length is not None:
+        return None
+    followed = PythonNumbers(whole)
+    if whole.loops:
+        followed.check()
+    short, long = whole.lengths
+    numbers = _numbers_in_code(whole, short) | followed.lengths
     runs = {steps: _lines(whole, steps) for steps in (short, long)}
-    expected = _Expected(runs[short], runs[long])
+    expected = _Expected(whole.lengths, runs[short], runs[long])
     calls = work = 0.0
     weights = sum(weight.numel() for weight in whole.module.parameters())
     shorter = {at for one in numbers for at in (one - 1, one, one + 1) if 1 < at < short}
@@ -72,13 +78,14 @@ def check_lengths(whole: Sequences, length: int | None) -> None:
         if calls > CALLS or work > WORK or _largest(whole, steps) > LARGEST:
             break
         try:
-            lines = _lines(whole, steps)
+            place = expected.differs(_lines(whole, steps), steps)
         except RefusedModelError:  # fewer than its kernel, more than its table: the module itself takes none of these
             continue
-        if place := expected.differs(lines, steps):
+        if place and (place := expected.differs(_lines(whole, steps), steps)):  # what it makes once is made by now
             if expected.differs(_lines(whole, 2 * long), 2 * long) is None:  # else it follows no rule at all
-                raise _refused(steps, *place)
-            return
+                raise _refused(steps, short, *place)
+            break
+    return followed
 
 
 def check_one_timestep(whole: Sequences) -> None:
@@ -89,14 +96,14 @@ def check_one_timestep(whole: Sequences) -> None:
     """
     if whole.lengths == LENGTHS:
         runs = [_lines(whole, steps) for steps in LENGTHS]
-        if place := _Expected(*runs).differs(_lines(whole, 1), 1):
-            raise _refused(1, *place)
+        if place := _Expected(LENGTHS, *runs).differs(_lines(whole, 1), 1):
+            raise _refused(1, LENGTHS[0], *place)
 
 
-def _refused(steps: int, file: str, line: int) -> RefusedModelError:
+def _refused(steps: int, short: int, file: str, line: int) -> RefusedModelError:
     return RefusedModelError(
         f"The module does something else for a sequence of {steps:,} timestep{'s'[: steps != 1]} than for one of "
-        f"{LENGTHS[0]} ({file}, line {line}); a stream has no length.",
+        f"{short} ({file}, line {line}); a stream has no length.",
         fix="Let `forward` do the same for any number of timesteps. If it never has so many, declare how many it has "
         "at most: StepSpec(.., length=N).",
     )
@@ -105,13 +112,13 @@ def _refused(steps: int, file: str, line: int) -> RefusedModelError:
 class _Expected:
     """What each line does for any number of timesteps, by two runs."""
 
-    def __init__(self, short: _Lines, long: _Lines) -> None:
-        self._short, self._long = short, long
+    def __init__(self, lengths: tuple[int, int], short: _Lines, long: _Lines) -> None:
+        self._lengths, self._short, self._long = lengths, short, long
 
     def calls(self, steps: int) -> float:
         """Return how many calls of torch a run does."""
         short, long = (sum(map(len, run.values())) for run in (self._short, self._long))
-        return _grown(short, long, steps)
+        return self._grown(short, long, steps)
 
     def differs(self, lines: _Lines, steps: int) -> tuple[str, int] | None:
         """Return the file and the line that does something else; None: none does."""
@@ -122,41 +129,42 @@ class _Expected:
         return None
 
     def _is_same(self, short: Any, long: Any, found: Any, steps: int) -> bool:
-        if len(found) != _grown(len(short), len(long), steps):
+        if len(found) != self._grown(len(short), len(long), steps):
             return False
         if len(short) == len(long):
-            return all(_is_call(one, other, call, steps) for one, other, call in zip(short, long, found, strict=True))
-        each = (len(long) - len(short)) // (LENGTHS[1] - LENGTHS[0])
+            return all(
+                self._is_call(one, other, call, steps) for one, other, call in zip(short, long, found, strict=True)
+            )
+        each = (len(long) - len(short)) // (self._lengths[1] - self._lengths[0])
         return _is_steady([numbers for numbers, _ in found], each, first=len(short), last=END * each)
+
+    def _is_call(self, short: Any, long: Any, found: Any, steps: int) -> bool:
+        parts = [(one, other, now) for one, other, now in zip(short, long, found, strict=True)]
+        for at, (one, other, now) in enumerate(parts):
+            if at == 1 and steps <= MEASURED:
+                continue
+            if not len(one) == len(other) == len(now):
+                return False
+            for a, b, c in zip(one, other, now, strict=True):
+                if isinstance(a, int) and isinstance(b, int):
+                    if c != self._grown(a, b, steps):
+                        return False
+                elif a == b != c:
+                    return False
+        return True
+
+    def _grown(self, short: float, long: float, steps: int) -> float:
+        """Return what a number that grows with the timesteps is for so many."""
+        first, second = self._lengths
+        return short + (long - short) / (second - first) * (steps - first)
 
 
 def _largest(whole: Sequences, steps: int) -> float:
     """Return about how many numbers the largest tensor of a run has."""
-    short, long = (max(whole.largest[length], 1) for length in LENGTHS)
-    power = math.log(long / short) / math.log(LENGTHS[1] / LENGTHS[0])
-    return float(long * (steps / LENGTHS[1]) ** max(power, 0.0))
-
-
-def _grown(short: float, long: float, steps: int) -> float:
-    """Return what a number that grows with the timesteps is for so many."""
-    first, second = LENGTHS
-    return short + (long - short) / (second - first) * (steps - first)
-
-
-def _is_call(short: Any, long: Any, found: Any, steps: int) -> bool:
-    parts = [(one, other, now) for one, other, now in zip(short, long, found, strict=True)]
-    for at, (one, other, now) in enumerate(parts):
-        if at == 1 and steps <= MEASURED:
-            continue
-        if not len(one) == len(other) == len(now):
-            return False
-        for a, b, c in zip(one, other, now, strict=True):
-            if isinstance(a, int) and isinstance(b, int):
-                if c != _grown(a, b, steps):
-                    return False
-            elif a == b != c:
-                return False
-    return True
+    first, second = whole.lengths
+    short, long = (max(whole.largest[length], 1) for length in whole.lengths)
+    power = math.log(long / short) / math.log(second / first)
+    return float(long * (steps / second) ** max(power, 0.0))
 
 
 def _is_steady(calls: Sequence[tuple[Any, ...]], each: int, *, first: int, last: int) -> bool:
@@ -234,7 +242,7 @@ def _numbers_in_code(whole: Sequences, steps: int) -> set[int]:
             found.update(_in_values(frame.f_globals.get(name) for name in frame.f_code.co_names))
 
     values = whole.drawn(1, steps)
-    with _profiled(look):
+    with profiled(look):
         whole.run(values)
     sizes = {size for value in values for size in value.shape}
     return {abs(one) for one in found if abs(one) not in sizes}
@@ -252,13 +260,3 @@ def _in_values(values: Any, *, depth: int = 2) -> Iterator[int]:
             yield from _in_values(value.values(), depth=depth - 1)
         elif depth and not isinstance(value, nn.Module | type | Tensor | ModuleType) and not callable(value):
             yield from _in_values(getattr(value, "__dict__", {}).values(), depth=depth - 1)
-
-
-@contextlib.contextmanager
-def _profiled(look: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    before = sys.getprofile()
-    sys.setprofile(look)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)

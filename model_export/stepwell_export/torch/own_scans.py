@@ -23,6 +23,7 @@ from torch import Tensor
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import in_turn, user_frame
 from stepwell_export.torch.lengths import _numbers_in_code
+from stepwell_export.torch.python_numbers import PythonNumbers, profiled
 from stepwell_export.torch.recurrences import scan
 
 _FUNCTIONS = (FunctionType, torch.jit.ScriptFunction, functools.partial)
@@ -69,13 +70,9 @@ def own_scans(whole: Sequences) -> list[OwnScan]:
         is_known = code not in calls or (calls[code] is not None and calls[code][0] == rest)  # type: ignore[index]
         calls[code] = (rest, [tuple(value.shape) for value in given[1]]) if is_known else None
 
-    before = sys.getprofile()
-    sys.setprofile(look)
-    try:
+    with profiled(look):
         whole.run(whole.drawn(1, LENGTHS[0]))
-    finally:
-        sys.setprofile(before)
-    if not any(calls.values()):
+    if not any(calls.values()) or PythonNumbers(whole, halves=True).place is not None:
         return []
     in_code = _numbers_in_code(whole, LENGTHS[0])
     lengths = sorted({*_TRIED, *(at for one in in_code for at in (one, one + 1) if 0 < at <= _LONGEST)})

@@ -25,6 +25,7 @@ from stepwell_export.torch.layers import StepLayer
 from stepwell_export.torch.lengths import _lines, check_lengths
 from stepwell_export.torch.naming import named
 from stepwell_export.torch.own_scans import OwnScan, own_scans, own_scans_replaced
+from stepwell_export.torch.python_numbers import PythonNumbers
 from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -62,22 +63,22 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     is_free = whole.loops and whole.lengths == LENGTHS and not whole.is_complex
     scans = own_scans(whole) if is_free else []
     with own_scans_replaced(scans):
-        check_lengths(whole, spec.length)
+        numbers = check_lengths(whole, spec.length)
     if scans:
-        return _by_its_graph(whole, spec, name, scans)
+        return _by_its_graph(whole, spec, name, numbers, scans)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
     if not in_steps:
         try:
-            return _by_its_graph(whole, spec, name)
+            return _by_its_graph(whole, spec, name, numbers)
         except NoGraphError as exc:
             with contextlib.suppress(RefusedModelError):
-                return _by_its_layers(whole, spec, name)
+                return _by_its_layers(whole, spec, name, numbers)
             raise (_complex() if whole.is_complex else exc) from exc.__cause__
     try:
-        return _by_its_layers(whole, spec, name)
+        return _by_its_layers(whole, spec, name, numbers)
     except RefusedModelError as of_layers:
         try:
-            return _by_its_graph(whole, spec, name)
+            return _by_its_graph(whole, spec, name, numbers)
         except RefusedModelError as exc:
             if whole.loops:
                 raise _hidden(whole, of_layers, exc) from exc
@@ -176,12 +177,14 @@ class SequenceModuleReference:
         return TorchObserver(whole.module, run, [one.name for one in whole.inputs])
 
 
-def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
+def _by_its_layers(whole: Sequences, spec: StepSpec, name: str, numbers: PythonNumbers | None) -> ConvertedModel:
     """Step the module with the states of its recurrent layers.
 
     Raises:
         RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
     """
+    if numbers is not None:
+        numbers.check()
     module = AutoStep(whole.module)
     module.learn(whole)
     taken = {one.name for one in whole.inputs}
@@ -196,7 +199,9 @@ def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedMode
     )
 
 
-def _by_its_graph(whole: Sequences, spec: StepSpec, name: str, scans: Sequence[OwnScan] = ()) -> ConvertedModel:
+def _by_its_graph(
+    whole: Sequences, spec: StepSpec, name: str, numbers: PythonNumbers | None = None, scans: Sequence[OwnScan] = ()
+) -> ConvertedModel:
     """Step the module node by node of its graph over whole sequences.
 
     Raises:
@@ -229,6 +234,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str, scans: Sequence[O
             name=name,
             length=spec.length,
             layers=whole.module,
+            numbers=numbers,
         )
     if whole.loops:
         written, proto = proto, with_loops_rolled(proto)
@@ -336,7 +342,7 @@ class _BatchTimeFirst(nn.Module):
         try:
             return tuple(whole(sequences))
         except RefusedModelError as exc:
-            if exc.__cause__ is None or whole.loops:  # of which the newer exporter makes no graph for any length
+            if exc.__cause__ is None:
                 raise
             raise (_complex() if whole.is_complex else exc.__cause__) from None
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import ROWS, Sequences
-from stepwell_export.torch.capture import FILLS, Capture, CapturedTensor, named, plain
+from stepwell_export.torch.capture import FILLS, MOVES, Capture, CapturedTensor, named, plain
 from stepwell_export.torch.cells import CellAdapter, States, in_order, stepping
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT
 from stepwell_export.torch.layers import StepLayer
@@ -30,14 +30,6 @@ from stepwell_export.torch.naming import flatten
 
 _PLACES = 1 << 62
 """The bit of what is not the same at every timestep: a table of positions, a number of timesteps."""
-
-_MOVES = {
-    "_reshape_alias", "_unsafe_view", "alias", "cat", "clone", "constant_pad_nd", "contiguous", "copy", "detach",
-    "diagonal", "expand", "flip", "gather", "index", "index_select", "lift_fresh", "permute", "repeat", "reshape",
-    "roll", "select", "select_scatter", "slice", "slice_scatter", "split", "split_with_sizes", "squeeze", "stack", "t",
-    "transpose", "tril", "triu", "unbind", "unfold", "unsafe_split", "unsqueeze", "view",
-}  # fmt: skip
-"""Operations that give numbers of their operands, or zeros."""
 
 _REDUCES = {
     "all", "amax", "amin", "any", "argmax", "argmin", "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min",
@@ -163,7 +155,7 @@ class _Timesteps(Capture):
             name = named(func)
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             outs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
-            moves = name in _MOVES and not any(self.depends(place) for place in _indices(name, args))
+            moves = name in MOVES and not any(self.depends(place) for place in _indices(name, args))
             found = self._moved(func, name, args, kwargs) if moves else self._times(func, name, args, kwargs, outs)
             places = self._places(func, args, kwargs, outs)
             for out, times in zip(outs, found, strict=True):
@@ -202,7 +194,7 @@ class _Timesteps(Capture):
         leaves = tree_leaves((args, kwargs))
         numbers = tuple(leaf for leaf in leaves if isinstance(leaf, int | float))
         if any(self.depends(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
-            key = [] if name in _MOVES else [(name, numbers)]
+            key = [] if name in MOVES else [(name, numbers)]
         elif len(outs) >= self._length:  # a table in pieces, of which each may be of one timestep
             return _PLACES
         else:

@@ -24,6 +24,7 @@ from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
+from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.state_store import StateStore
 from stepwell.temporary import temporary_folder
 
@@ -46,6 +47,7 @@ def run(settings: Settings) -> int:
         StartError: The configuration is unsafe, a models folder is not there, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
         StepwellError: As for `AddonSettings.check`.
+        EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
     logs.configure(settings.log_format)
@@ -193,14 +195,19 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
 
 @contextlib.contextmanager
 def open_store(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
-    """Yield settings with the URL of a safe store, and its version and settings.
+    """Yield settings with the URL of a safe store, and its version and settings; an embedded store ends with the block.
 
     Raises:
-        StepwellError: As for `Settings.with_store`.
+        EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
-    with settings.with_store() as with_store:
-        yield with_store, asyncio.run(_check_store(with_store))
+    with contextlib.ExitStack() as stack:
+        if settings.redis is None:
+            embedded = EmbeddedStore(settings.data_dir, fsync_always=settings.durability == "fsync")
+            embedded.start()
+            stack.callback(embedded.stop)
+            settings = settings.model_copy(update={"redis": embedded.url})
+        yield settings, asyncio.run(_check_store(settings))
 
 
 async def _check_store(settings: Settings) -> ServerInfo:

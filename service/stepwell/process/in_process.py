@@ -18,6 +18,7 @@ from stepwell.errors import SettingsError
 from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.settings import Settings, SharedFolders, addon_settings
+from stepwell.store.embedded_server import EmbeddedStore
 
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 
@@ -25,7 +26,7 @@ _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 class InProcessService:
     """The application of `stepwell serve`, without a port: only this user's processes reach it.
 
-    Its store is one of its own, which an add-on runs in a temporary folder; that is deleted at the end. Settings in the
+    Its store is an embedded server of its own in a temporary folder, which is deleted at the end. Settings in the
     environment have no effect on it: they may name a store with real streams.
 
     Attributes:
@@ -43,7 +44,7 @@ class InProcessService:
         Raises:
             StartError: A folder is missing, or the application did not start.
             SettingsError: A setting has an invalid value.
-            StepwellError: The store does not start: as for `Settings.with_store`.
+            EmbeddedStoreError: The store does not start.
         """
         for folder in models:
             if not folder.is_dir():
@@ -53,9 +54,11 @@ class InProcessService:
                 )
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepwell-")))
-            chosen = stack.enter_context(_settings(models, folder, settings or {}).with_store())
-            assert chosen.redis is not None
-            self.url, self.store_url = _serve(chosen, folder, stack), chosen.redis
+            store = EmbeddedStore(folder / "data", fsync_always=(settings or {}).get("durability") == "fsync")
+            chosen = _settings(models, folder, store.url, settings or {})
+            store.start()
+            stack.callback(store.stop)
+            self.url, self.store_url = _serve(chosen, folder, stack), store.url
             # also at the end of the program, if nobody closes it
             self._end = weakref.finalize(self, stack.pop_all().close)
 
@@ -111,8 +114,8 @@ def _stop(serving: _ThreadServer, thread: threading.Thread) -> None:
     thread.join()
 
 
-def _settings(models: Sequence[Path], folder: Path, more: Mapping[str, Any]) -> Settings:
-    fixed = {"models": list(models), "redis": None, "data_dir": folder / "data", "workers": 1}
+def _settings(models: Sequence[Path], folder: Path, store_url: str, more: Mapping[str, Any]) -> Settings:
+    fixed = {"models": list(models), "redis": store_url, "data_dir": folder / "data", "workers": 1}
     settings = Settings.create(
         {"watch_models": True, "audit_log": False, "drain_s": 0, **more, **fixed},
         fix="`stepwell serve --help` lists all settings.",

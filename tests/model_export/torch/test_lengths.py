@@ -59,16 +59,6 @@ def computed(m: Any, x: Any) -> Any:
     return x[:, -last:].sum(1)
 
 
-def a_remainder_in_a_loop(m: Any, x: Any) -> Any:
-    h, found = torch.zeros(x.shape[0], 4), []
-    for t in range(x.shape[1]):
-        if t % HOUR == 0:
-            h = torch.zeros(x.shape[0], 4)
-        h = 0.9 * h + x[:, t]
-        found.append(h)
-    return torch.stack(found, 1)
-
-
 def a_factor_in_a_loop(m: Any, x: Any) -> Any:
     h, found = torch.zeros(x.shape[0], 4), []
     for t, now in enumerate(x.unbind(1)):
@@ -85,22 +75,14 @@ def a_lag_in_a_loop(m: Any, x: Any) -> Any:
     return torch.stack(found, 1)
 
 
-def a_cell_that_is_reset(m: Any, x: Any) -> Any:
-    h, found = torch.zeros(x.shape[0], 4), []
-    for t in range(x.shape[1]):
-        h = m.cell(x[:, t], h if t % 1440 else torch.zeros(x.shape[0], 4))
-        found.append(h)
-    return torch.stack(found, 1)
-
-
 DECIDING: list[Callable[..., Any]] = [
     a_comparison, equality, few_timesteps, a_length_of_the_module, a_global_number, pieces, the_last, the_first,
-    computed, a_remainder_in_a_loop, a_factor_in_a_loop, a_lag_in_a_loop, a_cell_that_is_reset,
+    computed, a_factor_in_a_loop, a_lag_in_a_loop,
 ]  # fmt: skip
 
 
 def spec_of(run: Callable[..., Any]) -> Any:
-    return whole(of(run, extra=nn.Linear(4, 4), cell=nn.GRUCell(4, 4), limit=700))
+    return whole(of(run, extra=nn.Linear(4, 4), limit=700))
 
 
 @pytest.mark.parametrize("run", DECIDING)

@@ -263,7 +263,7 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "mask_made_once": (lambda: whole(KeptMask()), "compares every timestep with every other"),
     "blocks": (
         lambda: whole(of(in_blocks, w=nn.Linear(4, 4))),
-        "does other operations for other numbers of timesteps, and none of them once for each timestep (test_ref",
+        "cannot be followed to longer sequences (test_refused.py, line 219: `if steps % 4:`)",
     ),
     "logarithms_of_complex_numbers": (
         lambda: whole(of(log_of_complex, w=nn.Linear(4, 4))),

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from stepwell.addons.embedded_store.server import EmbeddedStore, EmbeddedStoreError, ended_with_parent, find_server
+from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError, ended_with_parent, find_server
 from tests.processes import is_running
 
 KILLED_SERVICE = """
 import os, signal, sys
 from pathlib import Path
-from stepwell.addons.embedded_store.server import EmbeddedStore
+from stepwell.store.embedded_server import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 store.start()
 import redis
@@ -32,7 +32,7 @@ KILLED_AFTER_A_RESTART = """
 import os, signal, sys
 from pathlib import Path
 import redis
-from stepwell.addons.embedded_store.server import EmbeddedStore
+from stepwell.store.embedded_server import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 store.start()
 def pid():
@@ -196,7 +196,7 @@ def test_the_start_does_not_fork_the_process_that_may_have_threads(short_path: P
 
 def test_an_orphaned_store_is_stopped_before_the_next_one_starts(short_path: Path) -> None:
     """As after a killed service on a system that cannot tie a child's life to its parent."""
-    untold = "from stepwell.addons.embedded_store import server\nserver.ended_with_parent = list\n"
+    untold = "from stepwell.store import embedded_server\nembedded_server.ended_with_parent = list\n"
     service = subprocess.run(
         [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
     )

@@ -1,0 +1,207 @@
+"""What a module computes in Python of lengths and places is followed to any length, or refused with its line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch import convert
+from stepwell_export.torch.axis_inference import Sequences
+from stepwell_export.torch.checks import prepared
+from stepwell_export.torch.python_numbers import PythonNumbers
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+
+pytestmark = pytest.mark.torch
+
+F = torch.nn.functional
+
+
+def spec_of(run: Callable[..., Any]) -> Any:
+    return whole(of(run, rnn=nn.LSTM(4, 5, batch_first=True), gain=nn.Linear(1, 1), schedule=[1.0] * 3000 + [0.5]))
+
+
+def padded_by(count: Callable[[Any], int]) -> Callable[..., Any]:
+    """Return a module that pads its sequences in front by a number of zeros, none for short ones."""
+
+    def run(m: Any, x: Any) -> Any:
+        return m.rnn(F.pad(x, (0, 0, count(x), 0))[:, : x.shape[1]])[0]
+
+    return run
+
+
+def halved_where(flag: Callable[[Any, int, int], Any]) -> Callable[..., Any]:
+    """Return a module with a loop, whose state is halved at some timesteps, none of the first thousand."""
+
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + x[:, t]
+            if flag(m, t, x.shape[1]):
+                h = h * 0.5
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return run
+
+
+def numbers_of(run: Callable[..., Any]) -> PythonNumbers:
+    spec = spec_of(run)
+    return PythonNumbers(Sequences(prepared(spec.module), spec.inputs, 1))
+
+
+PADDED: dict[str, Callable[[Any], int]] = {
+    "a root": lambda x: int(math.sqrt(x.shape[1]) / 70),
+    "a logarithm": lambda x: int(math.log10(x.shape[1]) / 4),
+    "a shift": lambda x: x.shape[1] >> 12,
+    "a square": lambda x: x.shape[1] * x.shape[1] // 9_000_000,
+    "two divisions": lambda x: x.shape[1] // 64 // 64,
+    "a power": lambda x: int(x.shape[1] ** 0.5 / 70),
+    "NumPy": lambda x: int(np.sqrt(x.shape[1]) / 70),
+    "a tensor": lambda x: int(torch.tensor(float(x.shape[1])).sqrt() / 70),
+    "all numbers": lambda x: int(math.sqrt(x.numel()) / 7000),
+    "bytes": lambda x: x.nbytes >> 26,
+    "a stride": lambda x: int(math.sqrt(x.contiguous().stride(0)) / 200),
+    "digits": lambda x: len(str(x.shape[1])) // 5,
+}
+
+
+@pytest.mark.parametrize("what", PADDED)
+def test_a_size_that_is_computed_in_another_way_than_by_sums_is_refused(what: str) -> None:
+    assert "test_python_numbers.py" in str(numbers_of(padded_by(PADDED[what])).place)
+
+
+HALVED: dict[str, Callable[[Any, int, int], Any]] = {
+    "a square": lambda m, t, n: t * t > 9_000_000,
+    "a root": lambda m, t, n: math.sqrt(t) > 70,
+    "a shift": lambda m, t, n: t >> 12,
+    "digits": lambda m, t, n: f"{t}".endswith("2999"),
+    "bits": lambda m, t, n: t.bit_length() > 11,
+    "rounding": lambda m, t, n: round(t / 6001),
+    "a remainder": lambda m, t, n: t % 3001 == 3000,
+    "a table": lambda m, t, n: m.schedule[t] < 1,
+    "a dictionary": lambda m, t, n: {4001: True}.get(t),
+    "a set": lambda m, t, n: t in {3969},
+    "the whole length": lambda m, t, n: n * n > 9_000_000,
+}
+
+
+@pytest.mark.parametrize("what", HALVED)
+def test_a_place_that_is_computed_in_another_way_than_by_sums_is_refused(what: str) -> None:
+    assert "test_python_numbers.py" in str(numbers_of(halved_where(HALVED[what])).place)
+
+
+def a_counter(m: Any, x: Any) -> Any:
+    h, found, count = torch.zeros(x.shape[0], 4), [], 0
+    for now in x.unbind(1):
+        h = 0.9 * h + now * (0.5 if count * count > 9_000_000 else 1)
+        found.append(h)
+        count += 2
+    return torch.stack(found, 1)
+
+
+def a_growing_factor(m: Any, x: Any) -> Any:
+    h, found, gain = torch.zeros(x.shape[0], 4), [], 1.0
+    for now in x.unbind(1):
+        gain *= 1.001
+        h = 0.9 * h + now * min(gain, 1.5)
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_tensor_of_the_place(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t in range(x.shape[1]):
+        h = 0.9 * h + x[:, t] * torch.where(torch.tensor(float(t)) ** 2 > 9e6, 0.5, 1.0)
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_weight_by_the_place(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t in range(x.shape[1]):
+        h = 0.9 * h + x[:, t] * torch.where(m.gain.weight * t > 1e6, 0.5, 1.0)
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("run", [a_counter, a_growing_factor, a_tensor_of_the_place, a_weight_by_the_place])
+def test_numbers_that_a_loop_computes_of_the_place_are_refused(run: Any) -> None:
+    assert "test_python_numbers.py" in str(numbers_of(run).place)
+
+
+def by_a_layer_of_torch(m: Any, x: Any) -> Any:
+    return m.projected(padded_by(PADDED["a root"])(m, x[..., :4]))[0]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [padded_by(PADDED["a root"]), padded_by(PADDED["a stride"]), halved_where(HALVED["a root"]), by_a_layer_of_torch],
+)
+def test_a_module_that_cannot_be_followed_is_not_written_in_any_way(run: Any) -> None:
+    spec = whole(of(run, rnn=nn.LSTM(4, 5, batch_first=True), projected=nn.LSTM(5, 6, proj_size=3, batch_first=True)))
+
+    with pytest.raises(RefusedModelError, match=r"cannot be followed to longer sequences \(test_python_numbers.py"):
+        convert(spec, name="unclear")
+
+
+def test_a_function_without_source_in_a_loop_is_refused() -> None:
+    home: dict[str, Any] = {"torch": torch}
+    exec(
+        "class M(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        h = x[:, 0] * 0\n"
+        "        out = []\n"
+        "        for t in range(x.shape[1]):\n"
+        "            h = 0.9 * h + x[:, t] * (0.5 if t * t > 9_000_000 else 1)\n"
+        "            out.append(h)\n"
+        "        return torch.stack(out, 1)\n",
+        home,
+    )
+
+    with pytest.raises(RefusedModelError, match="as its source cannot be read"):
+        convert(whole(home["M"]()), name="unread")
+
+
+FOLLOWED: dict[str, Callable[[Any, int, int], Any]] = {
+    "the first": lambda m, t, n: t == 0,
+    "the last but one": lambda m, t, n: t == n - 2,
+    "layers by turns": lambda m, t, n: sum(i % 2 for i in range(4)) == 1,
+    "halves of a multiple": lambda m, t, n: (2 * t + 2) // 2 == 0,
+    "rounded as it is": lambda m, t, n: math.ceil(t / 1) < 0,
+}
+
+
+@pytest.mark.parametrize("what", FOLLOWED)
+def test_sums_comparisons_and_what_is_the_same_at_all_timesteps_are_followed(what: str) -> None:
+    assert numbers_of(halved_where(FOLLOWED[what])).place is None
+
+
+def doubled(m: Any, x: Any) -> Any:
+    far = 1
+    while far < x.shape[1]:
+        x = torch.cat([x[:, :far], x[:, far:] + x[:, :-far]], 1)
+        far *= 2
+    return x
+
+
+def test_a_scan_that_doubles_its_stride_is_followed() -> None:
+    assert numbers_of(doubled).place is None
+
+
+def test_the_length_at_which_a_comparison_turns_over_is_found_from_what_is_compared() -> None:
+    assert {2501} <= numbers_of(halved_where(lambda m, t, n: t / 50 / 50 >= 1)).lengths
+
+
+def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
+    run = halved_where(lambda m, t, n: t == 0)
+    before = run.__code__
+
+    numbers_of(run)
+
+    assert run.__code__ is before
+    assert "__stepwell_note__" not in globals()
