@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from threading import Timer
-from typing import Any, Final
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
 
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
+from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.memory import with_weights_outside
-from stepwell_export.runtime.session import open_session, run_options
-
-MOST_SECONDS: Final = 60.0
-"""Seconds of a run; the sequences are short, so that only a loop without an end takes longer."""
+from stepwell_export.runtime.session import open_session, trial_run
 
 
 class GraphSession:
@@ -69,23 +65,12 @@ class GraphSession:
 
         Raises:
             ModelLoadError: onnxruntime failed on these inputs.
-            RefusedModelError: It runs for more than `MOST_SECONDS`; it is ended between two of its nodes.
+            RefusedModelError: It did not end in time.
         """
-        options = run_options()
-        limit = Timer(MOST_SECONDS, setattr, (options, "terminate", True))
-        limit.daemon = True
-        limit.start()
-        try:
-            values = self.session.run(self.outputs, dict(feeds), options)
-        except Exception as exc:
-            given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-            if options.terminate:
-                raise RefusedModelError(
-                    f"The graph was still running after {MOST_SECONDS:g} seconds on {given}, and was ended: a Loop in "
-                    "it may be one that never ends.",
-                    fix="Run the file on such inputs in onnxruntime; it has to end there.",
-                ) from exc
-            raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc
-        finally:
-            limit.cancel()
+        with trial_run(feeds) as options:
+            try:
+                values = self.session.run(self.outputs, dict(feeds), options)
+            except Exception as exc:
+                given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+                raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc
         return {**feeds, **dict(zip(self.outputs, values, strict=True))}

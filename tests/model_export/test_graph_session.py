@@ -66,7 +66,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
 
 
 def test_a_loop_that_never_ends_is_ended_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepwell_export.graph_session.MOST_SECONDS", 0.2)
+    monkeypatch.setattr("stepwell_export.runtime.session.TRIAL_SECONDS", 0.2)
     endless = graph(
         """(float[b, t, 4] x) => (float[b, t, 4] y) {
             turns = Constant <value_int = 9223372036854775807> ()

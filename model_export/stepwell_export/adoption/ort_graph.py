@@ -12,7 +12,7 @@ from stepwell_export.adoption.axes import Declared, Row
 from stepwell_export.runtime.describe import check_onnx_file
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session, trial_run
 from stepwell_export.runtime.step_model import ORT_TYPES
 
 
@@ -82,15 +82,17 @@ class OrtGraph:
 
         Raises:
             ModelLoadError: onnxruntime failed.
+            RefusedModelError: It did not end in time.
         """
-        try:
-            values = self._session.run(None, dict(feeds), run_options())
-        except Exception as exc:
-            given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-            raise ModelLoadError(
-                f"onnxruntime failed in {self.path} on inputs of these shapes ({given}): {str(exc).strip()}.",
-                fix="Check `--constant`, `--window` and `--shape`.",
-            ) from exc
+        with trial_run(feeds) as options:
+            try:
+                values = self._session.run(None, dict(feeds), options)
+            except Exception as exc:
+                given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+                raise ModelLoadError(
+                    f"onnxruntime failed in {self.path} on inputs of these shapes ({given}): {str(exc).strip()}.",
+                    fix="Check `--constant`, `--window` and `--shape`.",
+                ) from exc
         return {output.name: value for output, value in zip(self.outputs, values, strict=True)}
 
     def shapes(self, rows: Mapping[str, Row], constants: Mapping[str, Array], count: int) -> dict[str, tuple[int, ...]]:

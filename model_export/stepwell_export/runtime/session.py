@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import onnxruntime as ort
 
-from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.operator_scan import Contents, contents_of
 
 _CRASHES_ON_FLOAT16 = "MatmulTransposeFusion"
 """An optimizer of onnxruntime 1.32 that ends the process at a float16 Transpose of a batch axis before a MatMul."""
+
+TRIAL_SECONDS = 60.0
+"""Most seconds of a run that tries a graph on little data."""
 
 
 def open_session(
@@ -73,3 +78,32 @@ def run_options() -> ort.RunOptions:
     options = ort.RunOptions()
     options.log_severity_level = 4
     return options
+
+
+@contextmanager
+def trial_run(feeds: Mapping[str, Array]) -> Iterator[ort.RunOptions]:
+    """Yield the options of one run of a graph that nobody has run yet, which may never end.
+
+    Args:
+        feeds: What it is run on, for the message.
+
+    Raises:
+        RefusedModelError: It was still running after `TRIAL_SECONDS`, and was ended between two of its nodes.
+    """
+    options = run_options()
+    limit = Timer(TRIAL_SECONDS, setattr, (options, "terminate", True))
+    limit.daemon = True
+    limit.start()
+    try:
+        yield options
+    except Exception as exc:
+        if not options.terminate:
+            raise
+        given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+        raise RefusedModelError(
+            f"The graph was still running after {TRIAL_SECONDS:g} seconds on {given}, and was ended: a Loop in it may "
+            "be one that never ends.",
+            fix="Run the file on such inputs in onnxruntime; it has to end there.",
+        ) from exc
+    finally:
+        limit.cancel()

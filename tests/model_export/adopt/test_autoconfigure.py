@@ -746,3 +746,22 @@ def test_a_published_row_on_an_axis_called_sequence_is_adopted(tmp_path: Path, n
     found = adopt(path, hints=Overrides(constants=constants, windows={"input": 64}, shapes={"input": [512]}))
 
     assert [(spec.name, spec.row_shape) for spec in found.manifest.inputs] == [("input", (512,))]
+
+
+def test_a_step_that_never_ends_is_ended_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepwell_export.runtime.session.TRIAL_SECONDS", 0.2)
+    text = """m (float[B, 2] x, float[B, 2] s) => (float[B, 2] y, float[B, 2] s_next) {
+        s_next = Add (x, s)
+        turns = Constant <value_int = 9223372036854775807> ()
+        size = ReduceMax <keepdims = 0> (s_next)
+        goes_on = IsNaN (size)
+        still = Not (goes_on)
+        y = Loop <body = turn (int64 i, bool c, float[B, 2] v) => (bool c_out, float[B, 2] v_out) {
+            c_out = Identity (c)
+            v_out = Neg (v)
+        }> (turns, still, s_next)
+    }"""
+
+    problem, _ = asked(RefusedModelError, tmp_path, text)
+
+    assert "still running after 0.2 seconds on " in problem
