@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.engine.engine import Engine
-from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.keys import record_key
 from stepwell.types import BulkTimesteps, StreamKey
 from stepwell_export.runtime.manifest import Array

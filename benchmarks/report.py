@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.load import Result
 from benchmarks.startup import Started
-from stepwell.store.embedded_server import find_server
+from stepwell.addons.embedded_store.server import find_server
 
 _PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy")
 

@@ -20,7 +20,7 @@ from benchmarks.load import Load
 from benchmarks.peers import Peers
 from benchmarks.processes import Processes, processes_of
 from benchmarks.workload import Workload
-from stepwell.store.embedded_server import find_server
+from stepwell.addons.embedded_store.server import find_server
 
 _TARGETS = Path(__file__).parent / "targets"
 _REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"

@@ -13,9 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.commands.check import Checked, check, examine
 from stepwell.settings import Settings
-from stepwell.store.embedded_server import EmbeddedStore
 from tests import graphs
 from tests.servers import Server
 

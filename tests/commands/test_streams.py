@@ -16,8 +16,8 @@ import pytest
 import redis
 from typer.testing import Result
 
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.commands.streams import streams_app
-from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.keys import record_key
 from stepwell_export.runtime.errors import StepwellError
 from tests.commands.program import invoke

@@ -15,9 +15,9 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 
 from stepwell.addons.alert.rules import read_rules
 from stepwell.addons.connect.config import read_config
+from stepwell.addons.embedded_store.server import AOF_REWRITE_MIN_SIZE
 from stepwell.error_codes import CODES
 from stepwell.settings import setting_groups
-from stepwell.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = (

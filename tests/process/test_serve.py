@@ -21,7 +21,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from stepwell.store.embedded_server import find_server
+from stepwell.addons.embedded_store.server import find_server
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import LAUNCH, ServiceProcess, is_running, service_process
 from tests.servers import Server

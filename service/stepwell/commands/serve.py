@@ -15,6 +15,7 @@ from typing import Any, Final
 import typer
 
 from stepwell import logs
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.commands.flags import with_setting_flags
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
@@ -24,7 +25,6 @@ from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
-from stepwell.store.embedded_server import EmbeddedStore
 from stepwell.store.state_store import StateStore
 from stepwell.temporary import temporary_folder
 

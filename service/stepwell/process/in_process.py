@@ -14,11 +14,11 @@ from typing import Any
 
 import uvicorn
 
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.errors import SettingsError
 from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.settings import Settings, SharedFolders, addon_settings
-from stepwell.store.embedded_server import EmbeddedStore
 
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 

@@ -20,7 +20,7 @@ from typer.testing import Result
 
 from stepwell.addons.backup import command as commands
 from stepwell.addons.backup.rdb import BackupError, restore, write_backup
-from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
+from stepwell.addons.embedded_store.server import EmbeddedStore, EmbeddedStoreError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess

@@ -13,9 +13,9 @@ import typer
 
 from stepwell.addons.backup.rdb import BackupError, write_backup
 from stepwell.addons.backup.rdb import restore as restore_store
+from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.commands.tables import Json, format_bytes
 from stepwell.settings import Settings
-from stepwell.store.embedded_server import EmbeddedStore
 from stepwell_client.wire.texts import counted
 
 Redis = Annotated[

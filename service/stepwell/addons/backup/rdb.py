@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, Final, cast
 import hiredis
 import redis
 
+from stepwell.addons.embedded_store.server import EmbeddedStore, EmbeddedStoreError
 from stepwell.errors import ServiceError
-from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import open_transport
 from stepwell_export.runtime.errors import StepwellError

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError, ended_with_parent, find_server
+from stepwell.addons.embedded_store.server import EmbeddedStore, EmbeddedStoreError, ended_with_parent, find_server
 from tests.processes import is_running
 
 KILLED_SERVICE = """
 import os, signal, sys
 from pathlib import Path
-from stepwell.store.embedded_server import EmbeddedStore
+from stepwell.addons.embedded_store.server import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 store.start()
 import redis
@@ -32,7 +32,7 @@ KILLED_AFTER_A_RESTART = """
 import os, signal, sys
 from pathlib import Path
 import redis
-from stepwell.store.embedded_server import EmbeddedStore
+from stepwell.addons.embedded_store.server import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 store.start()
 def pid():
