@@ -99,6 +99,14 @@ class AddonSettings(SettingsGroup):
         """Return the addresses on which the add-on listens, by what is spoken there."""
         return {}
 
+    def store(self, settings: Settings) -> contextlib.AbstractContextManager[str] | None:
+        """Return what runs a store while its block runs and yields its URL, where `redis` is not set; None: nothing.
+
+        Raises:
+            StepwellError: When it is entered: the store cannot be started.
+        """
+        return None
+
     @property
     def accepts_tokens(self) -> bool:
         """Whether bearer tokens that are no API keys are accepted: by `ServiceAddon.caller_of_token`."""
@@ -297,6 +305,27 @@ class Settings(SettingsGroup):
             chosen = self.model_copy()
             chosen._of_addons = found
             yield chosen
+
+    @contextlib.contextmanager
+    def with_store(self) -> Iterator[Settings]:
+        """Yield settings with the URL of a store: the configured one, or one that an add-on runs while the block runs.
+
+        Raises:
+            SettingsError: `redis` is not set, and no add-on runs a store.
+            StepwellError: As for `AddonSettings.store`.
+        """
+        if self.redis is not None:
+            yield self
+            return
+        stores = (found for addon in addon_settings() if (found := self.of(addon).store(self)) is not None)
+        store = next(stores, None)
+        if store is None:
+            raise SettingsError(
+                "`redis` is not set, and no add-on that runs a store is installed.",
+                fix=f"Set --redis or {PREFIX}REDIS to the URL of a store.",
+            )
+        with store as url:
+            yield self.model_copy(update={"redis": url})
 
     @property
     def more_addresses(self) -> dict[str, str]:

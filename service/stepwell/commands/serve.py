@@ -15,7 +15,6 @@ from typing import Any, Final
 import typer
 
 from stepwell import logs
-from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.commands.flags import with_setting_flags
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
@@ -47,7 +46,6 @@ def run(settings: Settings) -> int:
         StartError: The configuration is unsafe, a models folder is not there, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
         StepwellError: As for `AddonSettings.check`.
-        EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
     logs.configure(settings.log_format)
@@ -195,19 +193,14 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
 
 @contextlib.contextmanager
 def open_store(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
-    """Yield settings with the URL of a safe store, and its version and settings; an embedded store ends with the block.
+    """Yield settings with the URL of a safe store, and its version and settings.
 
     Raises:
-        EmbeddedStoreError: The embedded store cannot be started.
+        StepwellError: As for `Settings.with_store`.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
-    with contextlib.ExitStack() as stack:
-        if settings.redis is None:
-            embedded = EmbeddedStore(settings.data_dir, fsync_always=settings.durability == "fsync")
-            embedded.start()
-            stack.callback(embedded.stop)
-            settings = settings.model_copy(update={"redis": embedded.url})
-        yield settings, asyncio.run(_check_store(settings))
+    with settings.with_store() as with_store:
+        yield with_store, asyncio.run(_check_store(with_store))
 
 
 async def _check_store(settings: Settings) -> ServerInfo:

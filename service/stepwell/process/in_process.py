@@ -14,7 +14,6 @@ from typing import Any
 
 import uvicorn
 
-from stepwell.addons.embedded_store.server import EmbeddedStore
 from stepwell.errors import SettingsError
 from stepwell.process import server
 from stepwell.process.server import StartError
@@ -26,7 +25,7 @@ _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 class InProcessService:
     """The application of `stepwell serve`, without a port: only this user's processes reach it.
 
-    Its store is an embedded server of its own in a temporary folder, which is deleted at the end. Settings in the
+    Its store is one of its own, which an add-on runs in a temporary folder; that is deleted at the end. Settings in the
     environment have no effect on it: they may name a store with real streams.
 
     Attributes:
@@ -44,7 +43,7 @@ class InProcessService:
         Raises:
             StartError: A folder is missing, or the application did not start.
             SettingsError: A setting has an invalid value.
-            EmbeddedStoreError: The store does not start.
+            StepwellError: The store does not start: as for `Settings.with_store`.
         """
         for folder in models:
             if not folder.is_dir():
@@ -54,11 +53,9 @@ class InProcessService:
                 )
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepwell-")))
-            store = EmbeddedStore(folder / "data", fsync_always=(settings or {}).get("durability") == "fsync")
-            chosen = _settings(models, folder, store.url, settings or {})
-            store.start()
-            stack.callback(store.stop)
-            self.url, self.store_url = _serve(chosen, folder, stack), store.url
+            chosen = stack.enter_context(_settings(models, folder, settings or {}).with_store())
+            assert chosen.redis is not None
+            self.url, self.store_url = _serve(chosen, folder, stack), chosen.redis
             # also at the end of the program, if nobody closes it
             self._end = weakref.finalize(self, stack.pop_all().close)
 
@@ -114,8 +111,8 @@ def _stop(serving: _ThreadServer, thread: threading.Thread) -> None:
     thread.join()
 
 
-def _settings(models: Sequence[Path], folder: Path, store_url: str, more: Mapping[str, Any]) -> Settings:
-    fixed = {"models": list(models), "redis": store_url, "data_dir": folder / "data", "workers": 1}
+def _settings(models: Sequence[Path], folder: Path, more: Mapping[str, Any]) -> Settings:
+    fixed = {"models": list(models), "redis": None, "data_dir": folder / "data", "workers": 1}
     settings = Settings.create(
         {"watch_models": True, "audit_log": False, "drain_s": 0, **more, **fixed},
         fix="`stepwell serve --help` lists all settings.",

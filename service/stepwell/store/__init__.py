@@ -1,1 +1,1 @@
-"""The store: records, the commit script, `StateStore` over the Redis protocol, and the embedded server."""
+"""The store: records, the commit script, `StateStore` over the Redis protocol."""

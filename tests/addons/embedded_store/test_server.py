@@ -196,7 +196,7 @@ def test_the_start_does_not_fork_the_process_that_may_have_threads(short_path: P
 
 def test_an_orphaned_store_is_stopped_before_the_next_one_starts(short_path: Path) -> None:
     """As after a killed service on a system that cannot tie a child's life to its parent."""
-    untold = "from stepwell.store import embedded_server\nembedded_server.ended_with_parent = list\n"
+    untold = "from stepwell.addons.embedded_store import server\nserver.ended_with_parent = list\n"
     service = subprocess.run(
         [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
     )
