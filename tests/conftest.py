@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import tempfile
+import tomllib
 import zlib
 from collections.abc import Generator, Iterator
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,6 +62,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
+
+
+def pytest_configure() -> None:
+    """Check that what is installed registers what the project file has: a changed entry point needs another install.
+
+    Raises:
+        pytest.UsageError: It does not.
+    """
+    groups = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]["entry-points"]
+    expected = {(group, name, value) for group, points in groups.items() for name, value in points.items()}
+    found = {(one.group, one.name, one.value) for one in distribution("stepwell").entry_points}
+    if missing := sorted(expected - found):
+        raise pytest.UsageError(
+            f"The environment is older than pyproject.toml: {missing[0][1]!r} of {missing[0][0]} is not registered. "
+            "Run ./stepwell --version, or: pip install --no-deps --no-build-isolation -e ."
+        )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
