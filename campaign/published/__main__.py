@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -33,10 +34,14 @@ def main(
     rows = []
     for model, made in _run(python, [model for model in MODELS if re.search(only, model.package)]):
         rows.append((model, made))
-        typer.echo(f"{model.package} | {model.code} | {made['verdict']} | {made['why']}")
+        took = f"{made['seconds']:.1f} s"
+        typer.echo(f"{model.package} | {model.code} | {made['verdict']} | {made['why']} | {took}")
     tried = [(model, made) for model, made in rows if made["verdict"] != "not installed"]
     counts = Counter(made["verdict"] for _, made in tried)
     typer.echo(f"{len(tried)} models of {len({model.package for model, _ in tried})} packages: {dict(counts)}")
+    for what, summary in (("steps", statistics.median), ("refused", max)):
+        if seconds := [made["seconds"] for _, made in tried if made["verdict"] == what]:
+            typer.echo(f"{what}: {summary.__name__} {summary(seconds):.1f} s of CPU time")
     if write:
         text = PAGE.read_text()
         head, rest = text.split("<!-- published -->\n", 1)

@@ -2,6 +2,8 @@
 
     python examples/voice_page/serve.py --models models --service http://127.0.0.1:8000
 
+With `--page examples/denoise_page` it is the page of a denoiser, which needs no files of models and no onnxruntime-web.
+
 The service has the model `voice`, of `stepwell export recipe:silero=silero_vad.onnx -o models/voice.onnx --pcm16`;
 onnxruntime-web is where `npm install onnxruntime-web@1` has put it. The service lets no page of another address read
 its responses, so this server has the page, the files, and what the service answers under `/v1/`.
@@ -25,10 +27,10 @@ PASSED = ("accept", "authorization", "content-type", "idempotency-key")
 class Server(ThreadingHTTPServer):
     """Serves the page, and passes on what is for the service."""
 
-    def __init__(self, port: int, service: str, models: Path, runtime: Path) -> None:
+    def __init__(self, port: int, service: str, models: Path, runtime: Path, page: Path = HERE) -> None:
         self.service = urlsplit(service)
         client = HERE.parents[1] / "clients/typescript/src"
-        self.folders = {"models": models, "ort": runtime, "client": client, "": HERE}
+        self.folders = {"models": models, "ort": runtime, "client": client, "": page}
         super().__init__(("127.0.0.1", port), Handler)
 
 
@@ -40,7 +42,7 @@ class Handler(SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         first, _, rest = urlsplit(path).path.lstrip("/").partition("/")
         folder = self.server.folders.get(first if rest else "")
-        self.directory = str(folder or HERE)
+        self.directory = str(folder or self.server.folders[""])
         return super().translate_path(rest if rest and folder else first)
 
     def do_GET(self) -> None:
@@ -69,9 +71,10 @@ def main() -> None:
     parser.add_argument("--service", default="http://127.0.0.1:8000")
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--runtime", type=Path, default=Path("node_modules/onnxruntime-web/dist"))
+    parser.add_argument("--page", type=Path, default=HERE)
     parser.add_argument("--port", type=int, default=8080)
     options = parser.parse_args()
-    with Server(options.port, options.service, options.models, options.runtime) as server:
+    with Server(options.port, options.service, options.models, options.runtime, options.page) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         server.serve_forever()
 

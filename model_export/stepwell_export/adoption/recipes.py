@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -206,11 +207,11 @@ def _dtln(first: tuple[ConvertedModel, str], second: tuple[ConvertedModel, str])
     ], {_LAST: SAMPLES}
 
 
-def _spectral(part: tuple[ConvertedModel, str]) -> Parts:
+def _spectral(window: str, part: tuple[ConvertedModel, str]) -> Parts:
     return [
-        STFT(512, 256, "sqrt_hann", of=SAMPLES, to="spectrum"),
+        STFT(512, 256, window, of=SAMPLES, to="spectrum"),
         Part(part[0], of="spectrum", to=_first(part[0], "clean")),
-        InverseSTFT(512, 256, "sqrt_hann", of="clean", to=_LAST),
+        InverseSTFT(512, 256, window, of="clean", to=_LAST),
     ], {_LAST: SAMPLES}
 
 
@@ -233,5 +234,5 @@ def _first(model: ConvertedModel, name: str) -> dict[str, str]:
 
 
 _PARTS: Final[Mapping[str, Callable[..., Parts]]] = {
-    "dtln": _dtln, "gtcrn": _spectral, "ul-unas": _spectral, "silero": _silero,
+    "dtln": _dtln, "gtcrn": partial(_spectral, "sqrt_hann"), "ul-unas": partial(_spectral, "hann"), "silero": _silero,
 }  # fmt: skip

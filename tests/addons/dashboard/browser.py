@@ -198,9 +198,9 @@ class Browser(_DevTools):
 
 
 @contextlib.contextmanager
-def browser(binary: str, folder: Path) -> Iterator[Browser]:
+def browser(binary: str, folder: Path, *flags: str) -> Iterator[Browser]:
     """Start a browser with its profile in `folder`; it ends after the block."""
-    command = [binary, f"--user-data-dir={folder}", *FLAGS]
+    command = [binary, f"--user-data-dir={folder}", *flags, *FLAGS]
     with (
         subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -27,6 +27,11 @@ from tests.published import FOLDER
 
 DTLN = [FOLDER / "dtln" / f"model_{half}.onnx" for half in (1, 2)]
 SILERO = FOLDER / "silero-vad" / "silero_vad.onnx"
+SPECTRAL = {
+    "gtcrn": (FOLDER / "gtcrn" / "gtcrn_simple.onnx", 0.5),
+    "ul-unas": (FOLDER / "ul-unas" / "ulunas_stream_simple.onnx", 1),
+}
+"""By recipe: the file as it is published, and the power of a Hann window that its authors use."""
 
 pytestmark = pytest.mark.skipif(not DTLN[0].is_file(), reason="../shared/models is not there")
 
@@ -56,6 +61,23 @@ def authors_loop(samples: Array) -> Array:
         )
         out = np.append(out[128:], np.zeros(128, np.float32)) + clean.ravel()
         cleaned[at : at + 128] = out[:128]
+    return cleaned
+
+
+def loop_over_spectra(file: Path, window: Array, samples: Array) -> Array:
+    """A denoiser of spectra in real time as its authors run it: frames of 512 samples, one for each 256."""
+    session = ort.InferenceSession(str(file))
+    shapes = {one.name: one.shape for one in session.get_inputs()}
+    states = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name != "mix"}
+    frames, out, cleaned = np.append(np.zeros(256), samples), np.zeros(256), np.zeros(samples.size)
+    for at in range(0, samples.size, 256):
+        spectrum = np.fft.rfft(frames[at : at + 512] * window)
+        pairs = np.stack([spectrum.real, spectrum.imag], -1).reshape(1, 257, 1, 2).astype(np.float32)
+        clean, *after = session.run(None, {"mix": pairs, **states})
+        states = dict(zip(states, after, strict=True))
+        frame = np.fft.irfft(clean[0, :, 0, 0] + 1j * clean[0, :, 0, 1]) * window
+        cleaned[at : at + 256] = (out + frame[:256]) / (window[:256] ** 2 + window[256:] ** 2)
+        out = frame[256:]
     return cleaned
 
 
@@ -228,3 +250,23 @@ async def test_ten_seconds_in_pieces_of_any_size_equal_the_authors_loop(denoiser
     for answers in (chunks, pieces):
         found = np.concatenate([answer.output.ravel() for answer in answers])
         np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+async def test_a_denoiser_of_spectra_equals_its_authors_loop_in_pieces_of_any_size(name: str, tmp_path: Path) -> None:
+    file, power = SPECTRAL[name]
+    if not file.is_file():
+        pytest.skip(f"{file.name} of its authors is not in {file.parent}")
+    samples, window = recording(4), (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)) ** power
+    export_source(f"recipe:{name}={file}", tmp_path / "model.onnx")
+    manifest, rows = StepModel(tmp_path / "model.onnx").manifest, samples.reshape(-1, 256)
+    async with AsyncClient(":memory:", models=tmp_path, settings={"model_probe_s": 0}) as client:
+        model = client.model("model")
+        chunks = [await model.stream("a").steps(rows[i:j]) for i, j in itertools.pairwise([0, 1, 8, 100, len(rows)])]
+        async with model.feed() as feed:
+            pieces = [await feed.step("b", row) for row in rows]
+
+    assert manifest.latency == 256
+    for answers in (chunks, pieces):
+        found = np.concatenate([answer.output.ravel() for answer in answers])
+        np.testing.assert_allclose(found, loop_over_spectra(file, window, samples), atol=1e-5)
