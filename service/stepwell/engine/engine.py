@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from stepwell.addons.state_runs.service import StateRuns
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
 from stepwell.engine.run_watchdog import Watchdog
-from stepwell.engine.state_runs import StateRuns
 from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from stepwell.addons.state_runs.handler import RunHandler
 from stepwell.codec import Format
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler
-from stepwell.requests.run_handler import RunHandler
 from stepwell.types import StreamKey
 from stepwell_client.wire.formats import format_of_answer, format_of_body
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from stepwell.addons.state_runs.bodies import read_packed_state
 from stepwell.asgi.http import (
     audited,
     authorized_stream,
@@ -30,7 +31,6 @@ from stepwell.codec.response_schemas import (
     StateResponse,
 )
 from stepwell.codec.responses import position_response, rfc3339, step_response
-from stepwell.codec.state_runs import read_packed_state
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
     read_fork,

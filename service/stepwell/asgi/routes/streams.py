@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from stepwell.addons.state_runs.handler import RunHandler
 from stepwell.asgi.http import (
     RawResponse,
     audited,
@@ -37,7 +38,6 @@ from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler
-from stepwell.requests.run_handler import RunHandler
 from stepwell.types import ConsumedSource, StreamKey
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import STREAM_ID, encode_state_id

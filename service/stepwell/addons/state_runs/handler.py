@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from stepwell.addons.state_runs.bodies import read_packed_state, run_columns_response, run_response
+from stepwell.addons.state_runs.service import GivenState, StateRunResult
 from stepwell.codec import Format
-from stepwell.codec.state_runs import read_packed_state, run_columns_response, run_response
 from stepwell.codec.step_bodies import DecodedRun
-from stepwell.engine.state_runs import GivenState, StateRunResult
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
 from stepwell_client.wire.formats import encode
