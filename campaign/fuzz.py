@@ -15,10 +15,9 @@ from collections.abc import Callable
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from stepwell.addons.state_runs.bodies import read_packed_state
 from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
 from stepwell.codec.step_bodies import guess_correlation
-from stepwell.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
+from stepwell.codec.stream_ops import read_fork, read_packed_state, read_reset, read_snapshot, read_state, states_of
 from stepwell.engine.protocol.replay import replay_prediction
 from stepwell.errors import ServiceError
 from stepwell.protocols.header_cache import HeaderCache

@@ -168,17 +168,6 @@ class PackedStateResponse(Document, kw_only=True):
     step: Position
 
 
-class RunResponse(Document, kw_only=True):
-    """The response to timesteps whose state is in the request; a row that failed is null in each column."""
-
-    outputs: Tensors
-    state: Annotated[
-        PackedStateText | list[PackedStateText | None],
-        Meta(description="The state after the timestep; of columns a list, with null for a row that failed."),
-    ]
-    errors: Annotated[dict[str, Problem], Meta(description="Of columns: by row index, as text.")] | UnsetType = UNSET
-
-
 class SnapshotEntry(Document, kw_only=True):
     """A snapshot of a stream, without its state."""
 

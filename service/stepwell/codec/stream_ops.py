@@ -17,7 +17,7 @@ from stepwell.ids import check_stream_id
 from stepwell_client.wire.formats import Format
 from stepwell_client.wire.ids import NAME, SEQ_LIMIT, STREAM_ID, decode_state_id, snapshot_name_problem
 from stepwell_export.runtime.manifest import Array, TensorSpec
-from stepwell_export.runtime.state_packing import StateField
+from stepwell_export.runtime.state_packing import DecodedState, StateField, decode_packed_state
 
 T = TypeVar("T", bound=Struct)
 _FINGERPRINT_BYTES = 8
@@ -184,6 +184,22 @@ def check_snapshot_name(text: str) -> str:
     if NAME.fullmatch(text) is None:
         raise ServiceError("bad_request", snapshot_name_problem(text), fix="Use such a name.")
     return text
+
+
+def read_packed_state(text: str) -> DecodedState:
+    """Decode a packed state; whether it belongs to a model is not checked.
+
+    Raises:
+        ServiceError: `bad_request`: it is not the text of a packed state.
+    """
+    try:
+        return decode_packed_state(text)
+    except ValueError as exc:
+        raise ServiceError(
+            "bad_request",
+            f"`state` has {exc}; expected a packed state.",
+            fix="Send a state as it was received, or null for the initial state.",
+        ) from exc
 
 
 def _read(body: bytes, body_format: Format, body_type: type[T]) -> T:

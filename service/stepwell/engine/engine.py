@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from stepwell.addons.state_runs.service import StateRuns
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.observer import EngineObserver
@@ -37,8 +36,7 @@ class Engine:
     Attributes:
         models: The loaded models.
         steps: Steps streams.
-        state_runs: Runs timesteps whose state is in the request.
-        runs: What runs models besides steps: `state_runs`, and what add-ons add.
+        runs: What runs models besides steps, of add-ons.
         streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
         watch: The watchers of this worker.
         interests: Decides which commits are published to watchers.
@@ -100,8 +98,7 @@ class Engine:
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
         self.streams = StreamService(deps, snapshots, self.placing)
-        self.state_runs = StateRuns(models, self.admission, observer, max_rows=options.max_batch_size)
-        self.runs: list[ModelRuns] = [self.state_runs]
+        self.runs: list[ModelRuns] = []
         self._watchdog = Watchdog(
             options.run_timeout_s,
             lambda: [

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stepwell.addons.state_runs.handler import RunHandler
 from stepwell.codec import Format
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
@@ -27,7 +26,9 @@ KEY_LIMIT: Final = 255
 """Maximum length of an Idempotency-Key, in characters."""
 
 _LENGTH_DIGITS: Final = 10
-_MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+MODEL_PATH: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+"""The pattern of the path of a model; its group is the name."""
+
 _STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
 RELEVANT_HEADERS: Final = frozenset({
     b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
@@ -171,17 +172,9 @@ def _bulk(context: AppContext, parts: Sequence[str], version: int | None, header
     )
 
 
-def _run(context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders) -> RunHandler:
-    [model] = parts
-    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
-    served = context.engine.models.get(model, version)
-    return RunHandler(context, served, tenant, headers.request_format, headers.response_format)
-
-
 HOT_ROUTES: Final = (
-    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(step)", "POST /v1/models/{model}/streams/{stream}/step", _step),
-    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps)", "POST /v1/models/{model}/streams/{stream}/steps", _step),
-    HotRoute("/v1/models/", f"{_MODEL}/(step)", "POST /v1/models/{model}/step", _bulk),
-    HotRoute("/v1/models/", f"{_MODEL}/(steps)", "POST /v1/models/{model}/steps", _bulk),
-    HotRoute("/v1/models/", f"{_MODEL}/run", "POST /v1/models/{model}/run", _run),
+    HotRoute("/v1/models/", f"{MODEL_PATH}{_STREAM}/(step)", "POST /v1/models/{model}/streams/{stream}/step", _step),
+    HotRoute("/v1/models/", f"{MODEL_PATH}{_STREAM}/(steps)", "POST /v1/models/{model}/streams/{stream}/steps", _step),
+    HotRoute("/v1/models/", f"{MODEL_PATH}/(step)", "POST /v1/models/{model}/step", _bulk),
+    HotRoute("/v1/models/", f"{MODEL_PATH}/(steps)", "POST /v1/models/{model}/steps", _bulk),
 )

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from stepwell.addons.state_runs.bodies import read_packed_state
+from stepwell.codec.stream_ops import read_packed_state
 from stepwell.codec.strict.tensors import check_finite
 from stepwell.engine.given_states import non_finite_rows
 from stepwell.engine.packing import finite_rows

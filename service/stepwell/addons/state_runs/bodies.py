@@ -1,30 +1,28 @@
-"""Timesteps whose state is in the request: reading packed states, and the responses."""
+"""The responses to timesteps whose state is in the request."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from stepwell.errors import ServiceError
+from msgspec import UNSET, Meta, UnsetType
+
+from stepwell.codec.response_schemas import Document, Problem, Tensors
+from stepwell.codec.step_bodies import PackedStateText
 from stepwell_client.wire.formats import JSON, Format, encode_tensor
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.state_packing import DecodedState, decode_packed_state, encode_packed_state
+from stepwell_export.runtime.state_packing import encode_packed_state
 
 
-def read_packed_state(text: str) -> DecodedState:
-    """Decode a packed state; whether it belongs to a model is not checked.
+class RunResponse(Document, kw_only=True):
+    """The response to timesteps whose state is in the request; a row that failed is null in each column."""
 
-    Raises:
-        ServiceError: `bad_request`: it is not the text of a packed state.
-    """
-    try:
-        return decode_packed_state(text)
-    except ValueError as exc:
-        raise ServiceError(
-            "bad_request",
-            f"`state` has {exc}; expected a packed state.",
-            fix="Send a state as it was received, or null for the initial state.",
-        ) from exc
+    outputs: Tensors
+    state: Annotated[
+        PackedStateText | list[PackedStateText | None],
+        Meta(description="The state after the timestep; of columns a list, with null for a row that failed."),
+    ]
+    errors: Annotated[dict[str, Problem], Meta(description="Of columns: by row index, as text.")] | UnsetType = UNSET
 
 
 def run_response(

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stepwell.addons.state_runs.bodies import read_packed_state, run_columns_response, run_response
-from stepwell.addons.state_runs.service import GivenState, StateRunResult
+from stepwell.addons.state_runs.bodies import run_columns_response, run_response
+from stepwell.addons.state_runs.service import GivenState, StateRunResult, StateRuns
 from stepwell.codec import Format
 from stepwell.codec.step_bodies import DecodedRun
+from stepwell.codec.stream_ops import read_packed_state
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
 from stepwell_client.wire.formats import encode
@@ -26,6 +27,7 @@ class RunHandler:
 
     Attributes:
         context: The dependencies of every route.
+        runs: Runs the timesteps.
         served: The model.
         tenant: The caller.
         request_format: The format of the body.
@@ -33,6 +35,7 @@ class RunHandler:
     """
 
     context: AppContext
+    runs: StateRuns
     served: ServedModel
     tenant: str
     request_format: Format
@@ -72,7 +75,7 @@ class RunHandler:
                 result = result.errors[0]
             done(result)
 
-        self.context.engine.state_runs.submit(self.served, self.tenant, run.inputs, states, on_result)
+        self.runs.submit(self.served, self.tenant, run.inputs, states, on_result)
 
     def encode_response(self, result: Any) -> bytes:
         """Return the response body, and count the errors of its rows."""

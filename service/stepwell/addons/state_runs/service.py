@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.given_states import non_finite_rows, row_in
 from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.errors import ServiceError
-from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.state_packing import DecodedState
 
 if TYPE_CHECKING:
-    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -45,22 +43,13 @@ class StateRunResult:
 
 
 class StateRuns(ModelRuns):
-    """Runs timesteps whose state is in the request.
+    """Runs timesteps whose state is in the request, at most `max_batch_size` rows at once."""
 
-    Args:
-        models: The loaded models.
-        admission: Accepts or rejects requests.
-        observer: Counts the work.
-        max_rows: Rows in one run.
-    """
-
-    def __init__(
-        self, models: ModelRegistry, admission: RequestAdmission, observer: EngineObserver, *, max_rows: int
-    ) -> None:
-        self._models = models
-        self._admission = admission
-        self._observer = observer
-        self._max_rows = max_rows
+    def __init__(self, engine: Engine) -> None:
+        self._models = engine.models
+        self._admission = engine.admission
+        self._observer = engine.observer
+        self._max_rows = engine.options.max_batch_size
         self._runners: dict[ServedModel, ModelRunner] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # the event loop has weak references only
 

@@ -30,13 +30,12 @@ from stepwell.codec.response_schemas import (
     ReadyResponse,
     ReloadResponse,
     ResetAllResponse,
-    RunResponse,
     ServiceResponse,
     StatusResponse,
     StepResponse,
     StreamsResponse,
 )
-from stepwell.codec.step_bodies import BulkBody, BulkStepsBody, RunBody, StepBody, StepsBody
+from stepwell.codec.step_bodies import BulkBody, BulkStepsBody, StepBody, StepsBody
 from stepwell.codec.stream_ops import ResetBody
 
 DESCRIPTION = """\
@@ -62,18 +61,6 @@ STEP = _one(body=StepBody, answer=StepResponse)
 STEPS = _one(body=StepsBody, answer=StepResponse)
 BULK_STEP = _many(body=BulkBody, answer=BulkResponse)
 BULK_STEPS = _many(body=BulkStepsBody, answer=BulkResponse)
-RUN = route(
-    "many streams",
-    path=["model"],
-    parameters=[VERSION],
-    body=RunBody,
-    answer=RunResponse,
-    problems=(
-        *COMMON_PROBLEMS,
-        *("overloaded", "draining", "bad_json", "bad_request", "too_large", "unsupported_encoding"),
-        *("model_not_found", "model_changed", "bad_input", "non_finite", "non_finite_state", "model_timeout"),
-    ),
-)
 RESET = route(
     "streams",
     path=STREAM_PATH,

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
-from stepwell.addons.state_runs.bodies import read_packed_state
 from stepwell.asgi.http import (
     audited,
     authorized_stream,
@@ -34,6 +33,7 @@ from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
     read_fork,
+    read_packed_state,
     read_snapshot,
     read_state,
     states_of,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from stepwell.addons.state_runs.handler import RunHandler
 from stepwell.asgi.http import (
     RawResponse,
     audited,
@@ -55,7 +54,6 @@ def add_step_routes(app: FastAPI, context: AppContext) -> None:
     add(f"{_STREAM}/steps", routes.steps, methods=["POST"], **openapi.STEPS)
     add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"], **openapi.BULK_STEP)
     add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"], **openapi.BULK_STEPS)
-    add(f"{_MODEL}/run", routes.run, methods=["POST"], **openapi.RUN)
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -90,14 +88,6 @@ class StreamRoutes:
     async def bulk_steps(self, request: Request) -> Response:
         """Apply a chunk of timesteps to each of many streams."""
         return await self._step_bulk(request, chunk=True)
-
-    async def run(self, request: Request) -> Response:
-        """Run timesteps whose state is in the request, and return the next state; nothing is stored."""
-        context = self._context
-        caller = context.authenticate_and_count(request.headers.get("authorization"), "step")
-        served, request_format = model_of(request, context), format_of(request)
-        response_format = format_of_answer(request.headers.get("accept"), request_format)
-        return await self._respond(RunHandler(context, served, caller.tenant, request_format, response_format), request)
 
     async def reset(self, request: Request) -> Response:
         """Reset one stream to its initial state, or to one of its snapshots."""
