@@ -91,6 +91,16 @@ def test_serve_has_a_flag_for_every_setting() -> None:
     assert [name for name in setting_groups() if f"--{name.replace('_', '-')} " not in words] == []
 
 
+def test_the_settings_that_services_usually_set_come_first() -> None:
+    from stepwell.commands.flags import USUAL
+
+    words = run_stepwell("serve", "--help", COLUMNS="200").stdout.split("Options:")[1].split()
+    flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
+
+    assert [name for name in flags if not name.startswith("no_")][: len(USUAL)] == list(USUAL)
+    assert len(USUAL) < 20
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert run_stepwell("--version").stdout == f"stepwell {version('stepwell')}\n"
 

@@ -20,6 +20,13 @@ _METAVARS = {
     "redis": "URL",
 }
 
+USUAL = (
+    *("models", "host", "port", "workers", "redis", "data_dir", "durability", "stream_ttl_s", "history"),
+    *("api_keys_file", "allowed_origins", "insecure", "production"),
+    *("request_timeout_s", "max_body_bytes", "queue_limit", "cache_bytes", "log_format", "watch_models"),
+)
+"""The settings that services usually set, which come first; the values of all others are good for most."""
+
 Grid = Annotated[
     str | None,
     typer.Option("--every", metavar="1s", help="The time from one timestep to the next in the training data."),
@@ -38,10 +45,12 @@ Feedback = Annotated[
 
 
 def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's `**flags` by one flag per setting; a flag that is not given is None."""
+    """Replace a command's `**flags` by one flag per setting, `USUAL` first; a flag that is not given is None."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters += [_flag(name, text) for name, text in describe_settings().items()]
+    described = describe_settings()
+    names = dict.fromkeys([*USUAL, *described])
+    parameters += [_flag(name, described[name]) for name in names]
     # typer reads one of these two
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}

@@ -33,7 +33,10 @@ _OTHER_FILES = 512  # connections to the store, model files, log, libraries
 
 @with_setting_flags
 def serve(**flags: Any) -> None:
-    """Serve models over HTTP and WebSocket; every setting is also STEPWELL_<NAME> in the environment."""
+    """Serve models over HTTP and WebSocket; every setting is also STEPWELL_<NAME> in the environment.
+
+    Up to --watch-models are the settings that services usually set; the others have values that are good for most.
+    """
     if (flags.get("log_format") or os.environ.get(f"{PREFIX}LOG_FORMAT")) == "json":
         logs.configure("json")  # also for the error if a setting has an invalid value
     raise typer.Exit(run(Settings.load(**flags)))
