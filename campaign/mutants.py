@@ -128,6 +128,13 @@ MUTANTS = (
         ("tests/engine/stepping/test_batcher.py::test_a_request_for_streams_of_two_replaced_models_steps_both",),
     ),
     Mutant(
+        "a stream is released while its row waits for another version",
+        "service/stepwell/engine/stepping/batcher.py",
+        "names = [name for i, name in enumerate(names) if i not in moved]",
+        "pass",
+        ("tests/addons/releases/test_batches.py::test_a_pair_whose_release_has_ended_is_not_kept_in_memory",),
+    ),
+    Mutant(
         "records that have to move stay cached",
         "service/stepwell/engine/stepping/batcher.py",
         "version.cache.clear()  # by",
