@@ -171,7 +171,8 @@ def export_source(
     smaller = {} if candidate is full else saved(full, candidate, len(content))
     done = Exported(target, name, len(content), report, smaller, replacement, manifest.inputs)
     if report.weak and not report.is_settled and not accept_weak:
-        raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)
+        problem = f"The verification is weak, a wrong graph might pass it: {'; '.join(report.reasons)}."
+        raise WeakProofError(problem, fix=_WEAK_ADVICE, exported=done)
     if replacement is not None and replacement.translation is not None and translation is not None:
         write_atomically(replacement.translation, translation)
     write_atomically(target, content)
@@ -227,10 +228,6 @@ _WEAK_ADVICE = (
     "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, with such events in them; "
     "`--accept-weak` writes the file as it is."
 )
-
-
-def _weakness(report: ParityReport) -> str:
-    return f"The verification is weak, a wrong graph might pass it: {'; '.join(report.reasons)}."
 
 
 def convert_source(

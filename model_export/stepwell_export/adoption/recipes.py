@@ -217,15 +217,11 @@ def _spectral(window: str, part: tuple[ConvertedModel, str]) -> Parts:
 
 def _silero(part: tuple[ConvertedModel, str]) -> Parts:
     model, version = part
-    context = _recipe("silero-vad").context[version]
+    context = next(recipe for recipe in RECIPES if recipe.name == "silero-vad").context[version]
     front: list[Any] = [Context(context, of=SAMPLES, to="heard")] if context else []
     given = _first(model, "speech" if version != "v3" else "classes")
     last = [Select([1], width=2, of="classes", to="speech")] if version == "v3" else []
     return [*front, Part(model, of="heard" if context else SAMPLES, to=given), *last], {}
-
-
-def _recipe(name: str) -> Recipe:
-    return next(one for one in RECIPES if one.name == name)
 
 
 def _first(model: ConvertedModel, name: str) -> dict[str, str]:

@@ -134,9 +134,9 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     nodes = needed_nodes([*front, *condition], names)
     needed = {name for node in nodes for name in uses(node)}
     states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
-    kept = {value.name: value for value in (*graph.input, *graph.output)}
     takes = [_timed(spec) for spec in manifest.fed]
-    takes += [kept[name] for name in kept if name in states | set(manifest.constants) and _is_input(graph, name)]
+    takes += [value for value in graph.input if value.name in states | set(manifest.constants)]
+    kept = {value.name: value for value in graph.output}
     gives = [_timed(spec) for spec in manifest.outputs]
     gives += [kept[state.output] for state in manifest.states if state.output not in {o.name for o in manifest.outputs}]
     model = onnx.ModelProto()
@@ -197,7 +197,3 @@ def _kinds(manifest: Manifest) -> list[int]:
 
 def _timed(spec: TensorSpec | OutputSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, element_type(spec.dtype), [BATCH, TIME, *spec.shape])
-
-
-def _is_input(graph: onnx.GraphProto, name: str) -> bool:
-    return any(value.name == name for value in graph.input)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell_export.graph.nodes import all_nodes, replace_items
 from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError
+from stepwell_export.runtime.memory import without_initializers
 
 if TYPE_CHECKING:
     import onnx
@@ -60,20 +61,6 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model without its metadata and its dense initializers, which are never copied."""
-    lean, graph = type(model)(), model.graph
-    lean.ir_version, lean.graph.name = model.ir_version, graph.name
-    lean.opset_import.extend(model.opset_import)
-    lean.functions.extend(model.functions)
-    lean.graph.node.extend(graph.node)
-    lean.graph.input.extend(graph.input)
-    lean.graph.output.extend(graph.output)
-    lean.graph.value_info.extend(graph.value_info)
-    lean.graph.sparse_initializer.extend(graph.sparse_initializer)
-    return lean
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

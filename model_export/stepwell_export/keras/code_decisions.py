@@ -80,8 +80,9 @@ def check_pure(model: Any, first: Any, second: Any, changed: list[Any]) -> None:
     Raises:
         RefusedModelError: It changes a variable, leaves the graph for Python, or is another one when it is run again.
     """
+    innermost_first = sorted(model._flatten_layers(), key=lambda layer: len(layer.variables))
     for variable in changed:
-        layer = next((part for part in _innermost_first(model) if any(v is variable for v in part.variables)), model)
+        layer = next((part for part in innermost_first if any(v is variable for v in part.variables)), model)
         raise RefusedModelError(
             f"{_described(layer)} cannot be stepped: it assigns its variable {variable.name!r} outside training, so an "
             "answer depends on the calls before.",
@@ -126,10 +127,6 @@ def _module_of(path: str) -> str:
     """Return the package that a file of this process belongs to; empty: none that is imported by a name."""
     parts = Path(path).parts
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else ""
-
-
-def _innermost_first(model: Any) -> list[Any]:
-    return sorted(model._flatten_layers(), key=lambda layer: len(layer.variables))
 
 
 # ---------------------------------------------------------------- what a run leaves alone

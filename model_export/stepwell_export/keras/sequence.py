@@ -350,13 +350,9 @@ def _output_names(function: Any) -> list[str]:
         layer, index = history.operation, history.tensor_index
         part = ""
         if isinstance(layer, keras.layers.RNN) and index:
-            part = f".last_{_state_name(layer, index - 1)}"
+            part = f".last_{state_names(layer.cell, layer.get_initial_state(1))[index - 1]}"
         names.append(plain(f"{layer.name}{part}"))
     return names
-
-
-def _state_name(layer: Any, index: int) -> str:
-    return state_names(layer.cell, layer.get_initial_state(1))[index]
 
 
 def plain(name: str) -> str:

@@ -25,17 +25,23 @@ _arrays: WeakValueDictionary[tuple[Any, ...], Array] = WeakValueDictionary()
 """What somebody holds, by type, shape and digest of its bytes."""
 
 
-def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """Return a copy of a model that declares its large weights as lying outside it, and these weights by name.
-
-    Weights of the same bytes are one array, in whatever models they are, as long as a caller holds it.
-    """
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model without its metadata and its dense initializers, which are never copied."""
     graph, lean = model.graph, type(model)()
     lean.ir_version, lean.graph.name = model.ir_version, graph.name
     lean.opset_import.extend(model.opset_import)
     lean.functions.extend(model.functions)
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(lean.graph, field).extend(getattr(graph, field))
+    return lean
+
+
+def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a copy of a model that declares its large weights as lying outside it, and these weights by name.
+
+    Weights of the same bytes are one array, in whatever models they are, as long as a caller holds it.
+    """
+    graph, lean = model.graph, without_initializers(model)
     inputs = {value.name for value in graph.input}
     weights = {}
     for tensor in graph.initializer:

@@ -181,7 +181,7 @@ class _Recorder:
                 self._note_values(given)
                 yield self._whole(node.output[0], kept), kind, _true_false
         elif kind in _RELUS:
-            yield self._sign(node.input[0], kept), kind, _signs(*ABOVE_BELOW)
+            yield self._whole(self._add("Sign", [node.input[0]], kept), kept), kind, _signs(*ABOVE_BELOW)
         elif kind in {"Where", "If"}:
             condition = node.input[0]
             if condition in scope.follows and condition not in scope.guards | scope.sizes:  # sizes: where compared
@@ -274,9 +274,6 @@ class _Recorder:
 
     def _whole(self, what: str, kept: Any) -> str:
         return self._add("Cast", [what], kept, to=TensorProto.INT32)
-
-    def _sign(self, what: str, kept: Any) -> str:
-        return self._whole(self._add("Sign", [what], kept), kept)
 
     def _order(self, first: str, second: str, kept: Any) -> str:
         """Return 1 where the first is larger, -1 where the second is."""
