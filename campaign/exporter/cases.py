@@ -8,7 +8,8 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from campaign.exporter.rare import CELLS, OTHER_ROWS, SEQUENCE, STEPWISE, Setting
+from campaign.exporter.ops import Setting
+from campaign.exporter.rare import CELLS, OTHER_ROWS, SEQUENCE, STEPWISE
 
 FrontEnd = Literal["keras", "torch", "states", "onnx", "adopt"]
 FRONT_ENDS: Final[tuple[FrontEnd, ...]] = get_args(FrontEnd)
@@ -33,6 +34,9 @@ RECENT: Final = "mean of the recent past"
 
 KEEP_WIDTH: Final = ("relu", "norm")
 """Layers that have as many outputs as inputs."""
+
+BY_PLACE: Final = "mode by place"
+"""A loop in Python that does something else from a timestep on; of PyTorch alone."""
 
 IDS: Final = ("ids modulo", "ids divided")
 """Rare conditions of integer inputs, in front of an embedding."""
@@ -98,6 +102,8 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
     )
     is_stepwise = front_end in ("states", "adopt")
     beyond = [*SEQUENCE, *SEQUENCE, *IDS, RECENT]
+    if front_end == "torch":
+        beyond += [BY_PLACE, BY_PLACE]
     if is_stepwise:
         beyond = [*OTHER_ROWS, *CHUNKED] if front_end == "adopt" else [*OTHER_ROWS]
     names = [*CELLS, *STEPWISE, *beyond]
@@ -115,7 +121,7 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
     elif rare in CELLS:
         place, blocks = "inside", blocks[:1] if rng.random() < 0.5 else []
     else:
-        place = "before" if rare in IDS or rng.random() < 0.6 else "behind"
+        place = "before" if rare in (*IDS, BY_PLACE) or rng.random() < 0.6 else "behind"
     heads: list[Head] = ["each"] if is_stepwise else ["each", "each", "each", "last", "mean"]
     if rare == RECENT:
         heads = ["recent"]

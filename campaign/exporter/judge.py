@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from campaign.exporter.built import Array, Built
-from campaign.exporter.cases import RECENT, Case
+from campaign.exporter.cases import BY_PLACE, RECENT, Case
 from campaign.exporter.rare import CELLS, OTHER_ROWS
 from stepwell_export.runtime.step_model import StepModel
 
@@ -21,7 +21,7 @@ _NOISE = 20.0  # in units of what a change of the inputs in their last bits make
 _FLOOR = 1e-6  # of the largest value so far
 _ORDINARY = 1e-5  # of the largest value of an ordinary row: kernels round activations near zero to 3e-8, which adds up
 
-_TIMED = frozenset({RECENT, "long lag", "counter", "mode after a while", "mode by length"}) | {
+_TIMED = frozenset({RECENT, "long lag", "counter", "mode after a while", "mode by length", BY_PLACE}) | {
     name for name in CELLS if name.endswith(("counter", "remainder", "age"))
 }
 """Conditions that occur after the period of the setting."""

@@ -11,8 +11,8 @@ from keras import layers, ops
 
 from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import Case
-from campaign.exporter.ops import Tensor
-from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
+from campaign.exporter.ops import Setting, Tensor
+from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE, is_beyond
 
 
 class KerasOps:
@@ -129,9 +129,9 @@ class KerasOps:
         scores = ops.matmul(a, ops.transpose(a, (0, 2, 1))) / math.sqrt(a.shape[2]) - decay * distance
         return ops.matmul(ops.softmax(ops.where(distance < 0, -1e9, scores)), a)
 
-    def if_longer(self, a: Tensor, steps: int, then: Callable[[Tensor], Tensor]) -> Tensor:
+    def if_longer(self, a: Tensor, at: Setting, then: Callable[[Tensor], Tensor]) -> Tensor:
         length = a.shape[1]
-        return then(a) if length is not None and length > steps else a
+        return then(a) if length is not None and is_beyond(length, at) else a
 
     def if_above(self, a: Tensor, limit: float, how: int, then: Callable[[Tensor], Tensor]) -> Tensor:
         if how % 3 == 0:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from campaign.exporter.built import Array, Built, weight
 from campaign.exporter.cases import CHUNKED, KEEP_WIDTH, Case
-from campaign.exporter.ops import Tensor
+from campaign.exporter.ops import Setting, Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from stepwell_export.adoption.adopt_file import adopt_file
 from stepwell_export.exporter import export_source
@@ -194,9 +194,9 @@ class Graph:
         masked = self.node("Where", is_ahead, -math.inf, fading)
         return self.node("MatMul", self.node("Softmax", masked, axis=-1), a)
 
-    def if_longer(self, a: Tensor, steps: int, then: Callable[[Tensor], Tensor]) -> Tensor:
+    def if_longer(self, a: Tensor, at: Setting, then: Callable[[Tensor], Tensor]) -> Tensor:
         length = self.node("Gather", self.node("Shape", a), self.constant(np.array(1, np.int64)), axis=0)
-        return self._branch(self.node("Greater", length, self.constant(np.array(steps, np.int64))), a, then)
+        return self._branch(self.node("Greater", length, self.constant(np.array(at.period, np.int64))), a, then)
 
     def if_above(self, a: Tensor, limit: float, how: int, then: Callable[[Tensor], Tensor]) -> Tensor:
         ways: Sequence[Callable[[], str]] = (

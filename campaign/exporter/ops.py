@@ -7,10 +7,26 @@ elementwise operators and those over features are called. Conditions are tensors
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Tensor = Any
 """A tensor of the front end, or the name of one in an ONNX graph; a second operand may be a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The numbers of one rare condition.
+
+    Attributes:
+        limit: A value that ordinary inputs do not exceed.
+        period: Timesteps that a proof seldom has.
+        how: Which of the equal ways to write a condition is used.
+    """
+
+    limit: float
+    period: int
+    how: int
 
 
 class Ops(Protocol):
@@ -92,8 +108,8 @@ class SequenceOps(Ops, Protocol):
         """Return causal attention of `a` to itself, whose scores fall by `decay` for each timestep of distance."""
         ...
 
-    def if_longer(self, a: Tensor, steps: int, then: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `then(a)` where there are more timesteps, else `a`."""
+    def if_longer(self, a: Tensor, at: Setting, then: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `then(a)` where there are more timesteps than the period, else `a`."""
         ...
 
     def if_above(self, a: Tensor, limit: float, how: int, then: Callable[[Tensor], Tensor]) -> Tensor:

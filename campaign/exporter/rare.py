@@ -6,27 +6,12 @@ largest value of the whole sequence): these have to be refused. The others have 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from campaign.exporter.ops import Ops, SequenceOps, Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """The numbers of one rare condition.
-
-    Attributes:
-        limit: A value that ordinary inputs do not exceed.
-        period: Timesteps that a proof seldom has.
-        how: Which of the equal ways to write a condition is used.
-    """
-
-    limit: float
-    period: int
-    how: int
-
+from campaign.exporter.ops import Ops, SequenceOps, Setting, Tensor
 
 # ---------------------------------------------------------------- ways to write a condition
 
@@ -40,6 +25,26 @@ def exceeds(ops: Ops, a: Tensor, at: Setting) -> Tensor:
         lambda: ops.clip(ops.floor(ops.div(a, at.limit)), 0.0, 1.0),
         lambda: ops.sign(ops.sub(ops.maximum(a, at.limit), at.limit)),
         lambda: ops.where(ops.greater(a, at.limit), ops.add(ops.mul(a, 0.0), 1.0), ops.mul(a, 0.0)),
+    )
+    return ways[at.how % len(ways)]()
+
+
+def is_beyond(n: Any, at: Setting) -> Any:
+    """Whether a number of timesteps, or a place, is beyond the period, written in one of several ways."""
+    period = at.period
+    ways: Sequence[Callable[[], Any]] = (
+        lambda: n > period,
+        lambda: n * n > period * period,
+        lambda: math.sqrt(n) > math.sqrt(period),
+        lambda: n // (period + 1) > 0,
+        lambda: int(n / (period + 1)) > 0,
+        lambda: len(range(period, n)) > 0,
+        lambda: math.log(n + 1) > math.log(period + 1),
+        lambda: max(n - period, 0) > 0,
+        lambda: n**0.5 > period**0.5,
+        lambda: len(bin(n)) > len(bin(period)),
+        lambda: math.floor(n / period - 1) >= 1,
+        lambda: (n - period) / 7 > 0,
     )
     return ways[at.how % len(ways)]()
 
@@ -94,7 +99,7 @@ def _rare_sum(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
 
 
 def _by_length(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
-    return ops.if_longer(a, at.period, lambda value: ops.mul(value, 2.0))
+    return ops.if_longer(a, at, lambda value: ops.mul(value, 2.0))
 
 
 def _by_value(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:

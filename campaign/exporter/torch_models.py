@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from campaign.exporter.built import VOCABULARY, Array, Built, exported
-from campaign.exporter.cases import KEEP_WIDTH, Case
-from campaign.exporter.ops import Tensor
-from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
+from campaign.exporter.cases import BY_PLACE, KEEP_WIDTH, Case
+from campaign.exporter.ops import Setting, Tensor
+from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE, is_beyond
 from stepwell_export.spec import StepSpec
 
 
@@ -131,8 +131,8 @@ class TorchOps:
         scores = a @ a.transpose(1, 2) / math.sqrt(a.shape[2]) - decay * distance
         return scores.masked_fill(distance < 0, -math.inf).softmax(-1) @ a
 
-    def if_longer(self, a: Tensor, steps: int, then: Callable[[Tensor], Tensor]) -> Tensor:
-        return then(a) if a.shape[1] > steps else a
+    def if_longer(self, a: Tensor, at: Setting, then: Callable[[Tensor], Tensor]) -> Tensor:
+        return then(a) if is_beyond(a.shape[1], at) else a
 
     def if_above(self, a: Tensor, limit: float, how: int, then: Callable[[Tensor], Tensor]) -> Tensor:
         def by_copy() -> bool:
@@ -155,6 +155,15 @@ class TorchOps:
             lambda: bool(np.asarray(a.detach()).max() > limit),
         ]
         return then(a) if ways[how % len(ways)]() else a
+
+
+def _by_place(x: Tensor, at: Setting) -> Tensor:
+    """Return a moving sum that is doubled from a timestep on."""
+    total, found = x[:, 0] * 0, []
+    for t in range(x.shape[1]):
+        total = total * 0.9 + x[:, t]
+        found.append(total * 2 if is_beyond(t, at) else total)
+    return torch.stack(found, 1)
 
 
 class Loop(nn.Module):  # type: ignore[misc]  # torch has no types that are checked here
@@ -228,6 +237,8 @@ class Model(nn.Module):  # type: ignore[misc]  # as above
         part = SEQUENCE.get(case.rare) or STEPWISE.get(case.rare)
         if part is not None and case.place == "before":
             x = part(ops, x, case.setting)
+        if case.rare == BY_PLACE:
+            x = _by_place(x, case.setting)
         start = x
         for layer in self.layers:
             x = layer(x)

@@ -20,7 +20,8 @@ from campaign.exporter.broken import draw_breaks
 from campaign.exporter.built import Array, Built
 from campaign.exporter.cases import FRONT_ENDS, IDS, RECENT, Case, FrontEnd, draw, find
 from campaign.exporter.judge import Fault, find_fault, sequences
-from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE, Setting
+from campaign.exporter.ops import Setting
+from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from campaign.exporter.run import Found, Plan, run
 from campaign.exporter.verdicts import judge_case
 

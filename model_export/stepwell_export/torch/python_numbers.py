@@ -43,23 +43,8 @@ _OF_TORCH = ("/numpy/", "/opt_einsum/")
 _LINEAR = {"Add", "Sub", "Mult", "Div"}
 
 _COUNTING = {
-    enumerate,
-    id,
-    isinstance,
-    iter,
-    len,
-    list,
-    next,
-    print,
-    range,
-    reversed,
-    set,
-    slice,
-    sum,
-    tuple,
-    type,
-    zip,
-}
+    enumerate, id, isinstance, iter, len, list, next, print, reversed, set, slice, sum, tuple, type, zip,
+}  # fmt: skip
 """Functions that count, or hold a number as it is."""
 
 _HOLDING = {"append", "appendleft", "copy", "extend", "insert", "pop", "popleft", "size"}
@@ -182,6 +167,8 @@ class PythonNumbers:
         varying = [at for at, values in site.operands.items() if self._varies(values)]
         if site.kind == "Compare":
             return self._is_clear_comparison(site, varying)
+        if site.kind == "Subscript":  # a slice ends where what it is of ends
+            self.lengths |= {abs(int(value)) for values in site.operands.values() for value in self._all(values)}
         if not varying:
             return True
         if self._in_a_loop and site.makes_data:
@@ -223,6 +210,8 @@ class PythonNumbers:
         return True
 
     def _is_clear_call(self, site: _Site, called: Any, varying: Sequence[Any], noted: _Noted) -> bool:
+        if called is range:  # as many as there are between two numbers, or none
+            return all(map(self._turns, site.differences.values() or site.operands.values()))
         if called in _COUNTING or called is float or called is bool or noted.is_followed(called):
             return True
         if called in _ROUNDING:

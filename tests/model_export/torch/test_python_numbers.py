@@ -193,8 +193,21 @@ def test_a_scan_that_doubles_its_stride_is_followed() -> None:
     assert numbers_of(doubled).place is None
 
 
-def test_the_length_at_which_a_comparison_turns_over_is_found_from_what_is_compared() -> None:
-    assert {2501} <= numbers_of(halved_where(lambda m, t, n: t / 50 / 50 >= 1)).lengths
+TURNING: dict[str, Callable[[Any, int, int], Any]] = {
+    "a comparison": lambda m, t, n: t / 50 / 50 >= 1,
+    "the larger of two": lambda m, t, n: max(t - 50 * 50, 0),
+    "a number that is none": lambda m, t, n: not t - 50 * 50,
+    "a range that is empty": lambda m, t, n: len(range(50 * 50, n)),
+    "the rest of a list": lambda m, t, n: list(range(n))[50 * 50 :],
+}
+
+
+@pytest.mark.parametrize("what", TURNING)
+def test_the_length_at_which_a_decision_turns_over_is_found_from_what_is_compared(what: str) -> None:
+    numbers = numbers_of(halved_where(TURNING[what]))
+
+    assert numbers.place is None
+    assert not {2500, 2501}.isdisjoint(numbers.lengths)
 
 
 def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
