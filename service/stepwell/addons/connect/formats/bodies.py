@@ -94,11 +94,11 @@ class SchemaBodies:
 
     def typed(self, kind: Any) -> Decode:
         """Return a decoder that converts documents to a type of msgspec; it raises ValueError for all others."""
-        convert = msgspec.convert
+        convert, document_of = msgspec.convert, self._of_file or self.decode
 
         def decode(body: bytes) -> Any:
             try:
-                return convert(self.decode(body), kind)
+                return convert(document_of(body), kind)
             except BadMessageError as exc:
                 raise ValueError(exc.reason) from exc
 
@@ -409,15 +409,20 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
     """Return the function that makes a document of a message: an `optional` field that is not set is left out."""
     from google.protobuf.unknown_fields import UnknownFieldSet
 
-    always, repeated, present = [], [], []
+    plain, lists, enums, repeated, present = list[str](), list[str](), [], [], []
     numbers = {field.number: field.name for field in descriptor.fields if field.enum_type is None}
     for field in descriptor.fields:
-        if field.is_repeated:
+        has_type = field.message_type is not None or field.enum_type is not None
+        if field.is_repeated and has_type:
             repeated.append((field.name, field.message_type, field.enum_type))
+        elif field.is_repeated:
+            lists.append(field.name)
         elif field.has_presence:
             present.append((field.name, field.message_type, field.enum_type))
+        elif has_type:
+            enums.append((field.name, field.enum_type))
         else:
-            always.append((field.name, field.enum_type))
+            plain.append(field.name)
     plans: dict[str, Callable[[Any], Any]] = {}
 
     def plan(kind: Any) -> Callable[[Any], Any]:
@@ -430,10 +435,15 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
         return _named(value, enum) if kind is None else plan(kind)(value)
 
     def document_of(message: Any) -> dict[str, Any]:
-        for unknown in UnknownFieldSet(message):
-            if (name := numbers.get(unknown.field_number)) is not None:
+        unknown = UnknownFieldSet(message)
+        for one in unknown if len(unknown) else ():  # most messages have none, which is found faster so
+            if (name := numbers.get(one.field_number)) is not None:
                 raise BadMessageError("bad_message", f"the field {name!r} has another type in the message")
-        document = {name: _named(getattr(message, name), enum) for name, enum in always}
+        document = {name: getattr(message, name) for name in plain}
+        for name in lists:
+            document[name] = getattr(message, name)[:]
+        for name, enum in enums:
+            document[name] = _named(getattr(message, name), enum)
         for name, kind, enum in repeated:
             value = getattr(message, name)
             if kind is not None and kind.GetOptions().map_entry:
