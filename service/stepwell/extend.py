@@ -71,6 +71,7 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.observer import EngineObserver
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
     from stepwell.requests.hot_routes import HotRoute
     from stepwell.requests.request_ids import TracedId
     from stepwell.requests.tracer import RequestTracer
-    from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.settings import AddonSettings
     from stepwell.store.transport.transport import RedisTransport, open_transport
     from stepwell_export.graph.builder import GraphBuilder
@@ -143,7 +143,7 @@ _LOADED_WHEN_USED: Final = {
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
-    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.service_calls"),
+    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.service_calls"),
 }
 """Names whose modules load NumPy, onnx, an HTTP client or the engine, which most add-ons do not need."""
 

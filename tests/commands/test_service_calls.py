@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stepwell.service_calls import HttpApi, ServiceUnavailableError
+from stepwell.commands.service_calls import HttpApi, ServiceUnavailableError
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import typer
 
 from stepwell import logs
 from stepwell.commands.flags import with_setting_flags
+from stepwell.commands.temporary import temporary_folder
 from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
 from stepwell.process.server import StartError
@@ -25,7 +26,6 @@ from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, i
 from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
 from stepwell.store.state_store import StateStore
-from stepwell.temporary import temporary_folder
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OTHER_FILES = 512  # connections to the store, model files, log, libraries

@@ -12,9 +12,7 @@ import typer
 from rich.table import Table
 
 from stepwell.codec.stream_ops import check_snapshot_name
-from stepwell.commands.tables import Json, key_value_table, print_json, show, table
-from stepwell.errors import ServiceError
-from stepwell.service_calls import (
+from stepwell.commands.service_calls import (
     DEFAULT_URL,
     HttpApi,
     Key,
@@ -26,6 +24,8 @@ from stepwell.service_calls import (
     idempotency_header,
     path_of,
 )
+from stepwell.commands.tables import Json, key_value_table, print_json, show, table
+from stepwell.errors import ServiceError
 from stepwell_client.wire.texts import counted
 
 streams_app = typer.Typer(no_args_is_help=True)

@@ -15,6 +15,7 @@ import pytest
 
 from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.evaluation import RuleEvaluation
+from stepwell.addons.alert.event_logs import EventLogs, StreamTail
 from stepwell.addons.alert.follower import StreamFollower
 from stepwell.addons.alert.rules import AlarmRule, FollowedModel
 from stepwell.addons.alert.store import AlertStore
@@ -24,7 +25,6 @@ from stepwell.engine.options import EngineOptions
 from stepwell.engine.watch.refusals import RefusalLog, RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
-from stepwell.store.event_logs import EventLogs, StreamTail
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument

@@ -11,7 +11,7 @@ import typer
 from typer.testing import Result
 
 from stepwell.addons.drift.command import drift
-from stepwell.service_calls import StreamsError
+from stepwell.commands.service_calls import StreamsError
 from tests.addons.drift.live import WITHIN_S, normal, write_reference_model
 from tests.addons.releases.fleet import wait_until
 from tests.commands.program import invoke

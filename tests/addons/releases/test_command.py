@@ -17,7 +17,7 @@ import pytest
 from typer.testing import Result
 
 from stepwell.addons.releases.command import release_app
-from stepwell.service_calls import StreamsError
+from stepwell.commands.service_calls import StreamsError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess, service_process

@@ -17,6 +17,7 @@ from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.deliveries import Delivery, until_stored
 from stepwell.addons.alert.errors import LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
+from stepwell.addons.alert.event_logs import EventLogs
 from stepwell.addons.alert.follower import StreamFollower
 from stepwell.addons.alert.rules import FollowedModel
 from stepwell.addons.alert.store import AlertStore
@@ -26,7 +27,6 @@ from stepwell.background import cancel
 from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
-from stepwell.store.event_logs import EventLogs
 from stepwell_client import http_transport
 from stepwell_client.errors import ClientError
 from stepwell_client.results import Event

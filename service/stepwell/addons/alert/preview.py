@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from stepwell.addons.alert.evaluation import RuleEvaluation
+from stepwell.addons.alert.event_logs import EventLogs
 from stepwell.addons.alert.rules import AlarmRule
 from stepwell.addons.alert.stream_state import Alarm, AlertState
 from stepwell.addons.alert.updates import updates_after
-from stepwell.store.event_logs import EventLogs
 
 if TYPE_CHECKING:
     from stepwell.addons.alert.session import FollowedService

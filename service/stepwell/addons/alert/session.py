@@ -16,6 +16,7 @@ from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from stepwell.addons.alert.errors import AlertStartError, LeaseLostError
 from stepwell.addons.alert.evaluation import RuleEvaluation
+from stepwell.addons.alert.event_logs import EventLogs
 from stepwell.addons.alert.leader import AlertLeader
 from stepwell.addons.alert.rules import AlarmRule, AlertRules, FollowedModel
 from stepwell.addons.alert.store import AlertStore
@@ -25,7 +26,6 @@ from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError, SettingsError
 from stepwell.lease import Lease
 from stepwell.store import keys
-from stepwell.store.event_logs import EventLogs
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.retry import deadline
 

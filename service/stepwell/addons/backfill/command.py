@@ -31,8 +31,8 @@ from stepwell.addons.recorded.flags import (
     row_rules,
 )
 from stepwell.addons.recorded.sender import CALL_S, RequestSizes, RowSender, failures_in_words
+from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, ClientError
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec

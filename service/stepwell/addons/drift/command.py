@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell.commands.tables import Json, print_json, table
-from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 
 _COLUMNS: Final = ("", "feature", "values 1h", "missing", "min", "median", "max")
 _OF_REFERENCE: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "outside", "min", "median", "max")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from stepwell.addons.releases.tables import release_view
+from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 from stepwell.commands.tables import Json, print_json
-from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 
 release_app = typer.Typer(no_args_is_help=True)
 

@@ -33,8 +33,8 @@ from stepwell.addons.recorded.flags import (
 from stepwell.addons.recorded.sender import CALL_S, RequestSizes, RowSender, failures_in_words
 from stepwell.addons.replay.predictions import ReplayError, ReplayPredictions, csv_lines
 from stepwell.commands.flags import check_ending
+from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell.commands.tables import Json, key_value_table, print_json, show
-from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, Url, model_path
 from stepwell_client import Client, Model
 from stepwell_client.memory import MEMORY
 from stepwell_client.wire.ids import is_stream_id

@@ -22,8 +22,8 @@ from stepwell.addons.savepoints.file import (
     encode_header,
     encode_page,
 )
+from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from stepwell.service_calls import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted, listed
 from stepwell_export.runtime.errors import StepwellError

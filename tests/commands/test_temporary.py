@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.temporary import temporary_folder
+from stepwell.commands.temporary import temporary_folder
 
 OTHER = """
 import sys
-from stepwell.temporary import temporary_folder
+from stepwell.commands.temporary import temporary_folder
 
 with temporary_folder("sw-") as folder:
     print(folder, flush=True)
