@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepwell_export.exporter import export_source
 from tests.examples.runs import EXAMPLES, run_python
 
 EXAMPLE_NAMES = [
     pytest.param(path.stem, marks=pytest.mark.torch if path.stem.startswith("pytorch_") else ())
     for path in sorted(EXAMPLES.glob("*.py"))
-    if path.stem not in {"denoise", "live", "quickstart", "voice"}
+    if path.stem not in {"denoise", "live", "quickstart", "voice", "walking_policy"}
 ]
-GALLERY = {"fleet_readout", "heartbeat", "hydrograph", "machine_wear", "river_flow"}
+GALLERY = {"fleet_readout", "flood", "heartbeat", "hydrograph", "machine_wear", "river_flow"}
 GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"
 LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
 
@@ -51,6 +52,7 @@ def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 NUMBERS = {
     "chunks_and_steps": [32 * 21 * 16] * 2,
     "fleet_readout": [8 * 1200],
+    "flood": [3 * 48],
     "forecast_interval": [2 * 48],
     "heartbeat": [3 * 600],
     "hydrograph": [6000],
@@ -106,6 +108,24 @@ def words(picture: Path | None) -> list[str]:
     """Return the texts of a picture without its numbers, which differ in their last digits from machine to machine."""
     assert picture is not None
     return re.findall(r"<text.*?>([^<0-9]+)</text>", picture.read_text())
+
+
+def test_a_walking_policy_of_torchscript_is_driven_by_its_simulators_log(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from tests.model_export.torch.test_buffers import Policy
+
+    policy = torch.jit.script(Policy(47, 12).eval())
+    torch.jit.save(policy, tmp_path / "motion.pt")
+    observed = np.random.default_rng(0).standard_normal((70, 47)).astype(np.float32)
+    answered = [policy(torch.from_numpy(row[None]))[0].detach().numpy() for row in observed]
+    np.savetxt(tmp_path / "walk.csv", np.hstack([observed, answered]), delimiter=",")
+    export_source(tmp_path / "motion.pt", tmp_path / "models" / "walk.onnx", examples={"obs": [1, 47]})
+    main = runpy.run_path(str(EXAMPLES / "walking_policy.py"))["main"]
+
+    found = main(str(tmp_path / "walk.csv"), str(tmp_path / "walking.svg"), ":memory:", models=tmp_path / "models")
+
+    np.testing.assert_allclose(found, answered, atol=1e-5)
+    assert words(tmp_path / "walking.svg") == words(GALLERY_PAGES.parent / "images" / "walking.svg")
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])

@@ -25,11 +25,11 @@ from stepwell_export.verify.runners import stepped  # noqa: E402
 class Policy(nn.Module):
     """A walking policy with its LSTM's states in buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: int = 5, given: int = 3) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.memory = nn.LSTM(5, 4)
-        self.actor = nn.Sequential(nn.Linear(4, 3), nn.ELU())
+        self.memory = nn.LSTM(taken, 4)
+        self.actor = nn.Sequential(nn.Linear(4, given), nn.ELU())
         self.register_buffer("hidden_state", torch.full((1, 1, 4), 0.3))
         self.register_buffer("cell_state", torch.zeros(1, 1, 4))
 
