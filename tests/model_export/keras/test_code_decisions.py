@@ -95,6 +95,14 @@ def test_a_decision_by_a_value_is_refused_with_the_layer_and_the_line(code: Call
     assert "ops.where" in info.value.fix
 
 
+def test_a_fourier_transform_over_time_is_refused_with_the_line_that_calls_it() -> None:
+    def spectrum(_: Any, x: Any) -> Any:
+        return ops.irfft(ops.rfft(ops.moveaxis(x, 1, 2)))
+
+    with pytest.raises(RefusedModelError, match=r"'alarm' .*test_code_decisions.py:\d+: `return ops.irfft\(ops.rfft"):
+        export(spectrum)
+
+
 def test_a_condition_that_is_part_of_the_computation_is_no_decision() -> None:
     def code(_: Any, x: Any) -> Any:
         return ops.where(x > 8, x * 2, x)
