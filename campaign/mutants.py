@@ -453,10 +453,10 @@ MUTANTS = (
     ),
     Mutant(
         "a replica translates states by its own file",
-        "service/stepwell/models/translations.py",
+        "service/stepwell/addons/releases/translations.py",
         "if content is None or digest not in {None, _digest(content)}:",
         "if content is None:",
-        ("tests/models/test_translations.py::test_a_replica_whose_file_is_another_one_has_no_translation",),
+        ("tests/addons/releases/test_translations.py::test_a_replica_whose_file_is_another_one_has_no_translation",),
     ),
     Mutant(
         "a record does not show which version has answered",

@@ -17,7 +17,7 @@ from stepwell.models.changes import ModelChange, ModelHistory, ReloadReport, cha
 from stepwell.models.pairs import LoadedPairs
 from stepwell.models.retired import RetiredModels
 from stepwell.models.served import ServedModel
-from stepwell.models.translations import Translations
+from stepwell.addons.releases.translations import Translations
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.feedback import fault_of
 from stepwell_export.runtime.step_model import StepModel

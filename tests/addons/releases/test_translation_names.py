@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell.models.translations import Translation
+from stepwell.addons.releases.translations import Translation
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.releases.builds import widening_lstm
 from tests.graphs import lstm, write_model

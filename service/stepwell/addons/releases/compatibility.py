@@ -10,7 +10,7 @@ from stepwell.addons.releases.document import Gate, Take
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
-from stepwell.models.translations import translation_file
+from stepwell.addons.releases.translations import translation_file
 from stepwell.models.version_differences import needed_inputs, same_states, tensors_differ
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.labels import labels_of_outputs
