@@ -10,7 +10,7 @@ from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
-from stepwell.engine.run_watchdog import Watchdog
+from stepwell.engine.run_watchdog import Runs, Watchdog
 from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
@@ -21,7 +21,6 @@ from stepwell.engine.watch.interests import InterestTable
 from stepwell.engine.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.models.served import ServedModel
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
@@ -101,10 +100,7 @@ class Engine:
         self.runs: list[ModelRuns] = []
         self._watchdog = Watchdog(
             options.run_timeout_s,
-            lambda: [
-                *(served.step_model for served in self._running()),
-                *models.translations.in_use,
-            ],
+            lambda: [*self._running()],
             self.steps.sample_queues,
         )
 
@@ -144,7 +140,7 @@ class Engine:
     def _waiting(self) -> int:
         return self.steps.waiting + sum(runs.waiting for runs in self.runs)
 
-    def _running(self) -> Iterator[ServedModel]:
-        yield from self.steps.models
+    def _running(self) -> Iterator[Runs]:
+        yield from (served.step_model for served in self.steps.models)
         for runs in self.runs:
-            yield from runs.models
+            yield from runs.running

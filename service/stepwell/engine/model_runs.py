@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stepwell.models.served import ServedModel
+    from stepwell.engine.run_watchdog import Runs
 
 
 class ModelRuns:
     """Base class of what runs models besides steps."""
 
     @property
-    def models(self) -> Sequence[ServedModel]:
-        """The model versions that it runs; a run that takes longer than `run_timeout_s` is ended."""
+    def running(self) -> Sequence[Runs]:
+        """What it runs, `served.step_model` for example; a run that takes longer than `run_timeout_s` is ended."""
         return ()
 
     @property

@@ -17,7 +17,6 @@ from stepwell.models.changes import ModelChange, ModelHistory, ReloadReport, cha
 from stepwell.models.pairs import LoadedPairs
 from stepwell.models.retired import RetiredModels
 from stepwell.models.served import ServedModel
-from stepwell.addons.releases.translations import Translations
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.feedback import fault_of
 from stepwell_export.runtime.step_model import StepModel
@@ -32,7 +31,7 @@ class ModelRegistry:
 
     Attributes:
         pairs: The pairs of versions that records name.
-        translations: The graphs that compute a version's states from those of an older one.
+        artifacts: Keeps models for other replicas and later starts; None: it does not.
         generation: Grows when the served models change.
         unloaded: Names of models that `reload` does not load, although their files are there.
     """
@@ -59,7 +58,7 @@ class ModelRegistry:
         """
         self._folders = list(folders)
         self._load = load
-        self._artifacts = artifacts
+        self.artifacts = artifacts
         self._on_change = on_change
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the highest first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
@@ -68,7 +67,6 @@ class ModelRegistry:
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(ServedModel.of_pair)
-        self.translations = Translations(artifacts)
         self.generation = 0
         self.unloaded: frozenset[str] = frozenset()
         self._reload_lock = asyncio.Lock()
@@ -205,15 +203,15 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Delete the copies of the models' files."""
-        if self._artifacts is not None:
-            self._artifacts.close()
+        if self.artifacts is not None:
+            self.artifacts.close()
 
     def drop_unused(self) -> None:
         """Drop the models that are not in the folders and that no stream can name any more."""
         self._retired.drop_unused()
 
     async def _load_artifact(self, name: str, fingerprint: bytes) -> ServedModel | None:
-        if self._artifacts is None or (found := await self._artifacts.load(name, fingerprint)) is None:
+        if self.artifacts is None or (found := await self.artifacts.load(name, fingerprint)) is None:
             return None
         version, path, step_model, artifact = found
         return ServedModel(name, version, step_model, path, (), artifact)
@@ -315,8 +313,8 @@ class ModelRegistry:
         if step_model.weight_files:
             signature = files.file_signature(path, step_model.weight_files)
         model = ServedModel(name, version, step_model, path, signature)
-        if self._artifacts is not None:
-            artifact = self._artifacts.copy(name, version, path, step_model, signature)
+        if self.artifacts is not None:
+            artifact = self.artifacts.copy(name, version, path, step_model, signature)
             model = replace(model, artifact=artifact)
         _warn_about_feedback(model)
         return model

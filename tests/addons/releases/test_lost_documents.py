@@ -11,6 +11,7 @@ from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore, StoredRelease
+from stepwell.addons.releases.translations import Translations
 from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key, release_key
@@ -118,7 +119,7 @@ async def test_a_model_that_is_slow_to_load_does_not_delay_the_releases_of_other
     unknown, known = ReleaseVersion(9, b"unknown!"), ReleaseVersion(1, models.get("total").fingerprint)
     for model, current in (("fold", unknown), ("total", known)):
         assert await documents.write(StoredRelease(None, b""), ReleaseDocument(model, 1, current, 1.0))
-    follower = ReleaseFollower(documents, releases, models, StorePubSub(store.transport))
+    follower = ReleaseFollower(documents, releases, models, StorePubSub(store.transport), Translations(None))
     try:
         async with asyncio.timeout(30):
             await follower.refresh()

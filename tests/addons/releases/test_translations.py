@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stepwell.addons.releases.translations import Translation, Translations
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
-from stepwell.addons.releases.translations import Translation, Translations
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.releases.builds import wide_fold, widening, widening_by
 from tests.graphs import fold, write_model

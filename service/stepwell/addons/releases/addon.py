@@ -26,6 +26,8 @@ from stepwell.service_addon import ServiceAddon
 from stepwell.store.pubsub import StorePubSub
 
 if TYPE_CHECKING:
+    from stepwell.addons.releases.translations import Translations
+    from stepwell.engine.engine import Engine
     from stepwell.models.registry import ModelRegistry
     from stepwell.requests.context import AppContext
     from stepwell.store.state_store import StateStore
@@ -61,6 +63,10 @@ class ReleasesAddon(ServiceAddon):
         self._placing = ReleasePlacing(store, models, self._metrics)
         return self._placing
 
+    def model_runs(self, engine: Engine) -> Translations:
+        """Return the translations of states, whose runs are ended as those of models are."""
+        return self._placing.translations
+
     async def start(self) -> None:
         """Read the documents for the first time, so that the first request finds them.
 
@@ -76,7 +82,9 @@ class ReleasesAddon(ServiceAddon):
         deps, documents = streams.deps, placing.documents
         store, models = ReleaseStore(deps.store), deps.models
         counter = StreamCounter(store, documents)
-        self._follower = ReleaseFollower(store, documents, models, StorePubSub(deps.store.transport))
+        self._follower = ReleaseFollower(
+            store, documents, models, StorePubSub(deps.store.transport), placing.translations
+        )
         moves, sweeper = StreamMoves(deps, placing, streams.sources), Sweeper(deps, placing)
         self.service = ReleaseService(store, models, self._follower, counter, moves)
         gates = Gates(deps.store, documents, self.service)

@@ -7,10 +7,9 @@ from typing import Final
 
 from stepwell.addons.releases.bodies import bad_release
 from stepwell.addons.releases.document import Gate, Take
+from stepwell.addons.releases.translations import Translations, translation_file
 from stepwell.errors import ServiceError
-from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
-from stepwell.addons.releases.translations import translation_file
 from stepwell.models.version_differences import needed_inputs, same_states, tensors_differ
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.labels import labels_of_outputs
@@ -42,13 +41,13 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
         )
 
 
-async def publish_translation(models: ModelRegistry, old: ServedModel, new: ServedModel, before: bytes) -> bytes:
+async def publish_translation(translations: Translations, old: ServedModel, new: ServedModel, before: bytes) -> bytes:
     """Check the translation of a version's states to those of a new one, and store it for all replicas.
 
     None of them uses it before a release names its digest.
 
     Args:
-        models: The loaded models.
+        translations: The translations of this worker.
         old: The current version.
         new: The candidate.
         before: The digest of the translation that the running release names; empty: it names none.
@@ -62,8 +61,8 @@ async def publish_translation(models: ModelRegistry, old: ServedModel, new: Serv
     """
     name = translation_file(new, old.version).name
     try:
-        digest = await models.translations.publish(old, new)
-        if digest is None and before and await models.translations.load(old, new, before) is not None:
+        digest = await translations.publish(old, new)
+        if digest is None and before and await translations.load(old, new, before) is not None:
             digest = before
     except StepwellError as exc:
         raise _refused(f"{name} cannot be used: {exc.problem}", exc.fix or "Export it again.") from exc

@@ -9,6 +9,7 @@ from typing import Final
 from stepwell.addons.releases.document import ReleaseDocument
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import TOPIC, ReleaseStore
+from stepwell.addons.releases.translations import Translations
 from stepwell.background import cancel
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
@@ -27,7 +28,14 @@ class ReleaseFollower:
         releases: The documents of this worker.
     """
 
-    def __init__(self, store: ReleaseStore, releases: Releases, models: ModelRegistry, pubsub: StorePubSub) -> None:
+    def __init__(
+        self,
+        store: ReleaseStore,
+        releases: Releases,
+        models: ModelRegistry,
+        pubsub: StorePubSub,
+        translations: Translations,
+    ) -> None:
         """Create it; `refresh` reads the documents, `follow` keeps them current.
 
         Args:
@@ -35,9 +43,11 @@ class ReleaseFollower:
             releases: The documents of this worker.
             models: The models, whose current versions are set.
             pubsub: Receives announcements; used by this follower alone.
+            translations: The translations of this worker.
         """
         self._store = store
         self.releases = releases
+        self.translations = translations
         self._models = models
         self._followed = FollowedValue(pubsub, TOPIC, self.refresh, "Following the releases")
         self._applying: dict[str, asyncio.Task[None]] = {}  # by model
@@ -120,7 +130,7 @@ class ReleaseFollower:
                 old, new = [await models.find(model, version.fingerprint) for version in (trial.old, trial.new)]
                 if old is None or new is None:
                     continue  # the first stream that needs it reports it
-                if await models.translations.load(old, new, trial.translation) is not None:
+                if await self.translations.load(old, new, trial.translation) is not None:
                     continue
             except (StepwellError, ServiceError, OSError) as exc:
                 problem = str(exc)

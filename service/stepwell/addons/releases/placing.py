@@ -14,6 +14,7 @@ from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.metrics import ReleaseMetrics
 from stepwell.addons.releases.plan import Move, ReleasePlan
 from stepwell.addons.releases.takeover import NoTranslationError, TakeOver, TakeOverError, VersionNotLoadedError
+from stepwell.addons.releases.translations import Translations
 from stepwell.engine.placing import ChangedError, HandOver, PlacedRow, Placement, Placing, Standing
 from stepwell.types import STARTS
 
@@ -34,6 +35,7 @@ class ReleasePlacing(Placing):
 
     Attributes:
         documents: The release documents of this worker.
+        translations: The graphs that compute a version's states from those of an older one.
         takeover: Computes the states of streams that move.
         comparison: Counts the committed timesteps of trials.
     """
@@ -55,7 +57,8 @@ class ReleasePlacing(Placing):
         """
         super().__init__(models)
         self.documents = Releases() if documents is None else documents
-        self.takeover = TakeOver(models)
+        self.translations = Translations(models.artifacts)
+        self.takeover = TakeOver(models, self.translations)
         metrics = ReleaseMetrics(CollectorRegistry()) if metrics is None else metrics
         self.comparison = TrialComparison(store, self, metrics)
         self._plans: dict[str, ReleasePlan] = {}

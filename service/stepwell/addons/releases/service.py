@@ -228,7 +228,7 @@ class ReleaseService:
         check_gate(trial.gate, candidate)
         check_candidate(old, candidate, trial.take)
         if trial.take == "translate":
-            digest = await publish_translation(self._models, old, candidate, trial.translation)
+            digest = await publish_translation(self._follower.translations, old, candidate, trial.translation)
             after = replace(after, trial=replace(trial, translation=digest))
         for served in (old, candidate):  # other replicas may have other files
             await self._models.keep(document.model, served.fingerprint, deadline())

@@ -16,6 +16,7 @@ from stepwell_export.runtime.step_model import StepModel
 if TYPE_CHECKING:
     from stepwell.addons.releases.document import Take
     from stepwell.addons.releases.plan import Move
+    from stepwell.addons.releases.translations import Translations
     from stepwell.engine.placing import Standing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
@@ -48,10 +49,12 @@ class TakeOver:
 
     Args:
         models: The loaded models.
+        translations: The graphs that compute a version's states from those of an older one.
     """
 
-    def __init__(self, models: ModelRegistry) -> None:
+    def __init__(self, models: ModelRegistry, translations: Translations) -> None:
         self._models = models
+        self._translations = translations
 
     def state_after(self, model: str, standing: Standing, state: bytes, moves: Sequence[Move]) -> bytes:
         """Return a stream's packed state after its moves.
@@ -128,7 +131,7 @@ class TakeOver:
         self, old: ServedModel, new: ServedModel, states: dict[str, Array], digest: bytes | None
     ) -> dict[str, Array]:
         try:
-            translation = self._models.translations.get(old, new, digest)
+            translation = self._translations.get(old, new, digest)
             if translation is not None:
                 return translation(states)
         except StepwellError as exc:

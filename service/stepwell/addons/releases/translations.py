@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
+from stepwell.engine.model_runs import ModelRuns
 from stepwell_export.runtime.errors import ModelLoadError, StepwellError
 from stepwell_export.runtime.layout import TensorLayout, from_graph, to_graph
 from stepwell_export.runtime.manifest import Array
@@ -104,7 +105,7 @@ class _Loaded(NamedTuple):
     artifact: KeptArtifact | None
 
 
-class Translations:
+class Translations(ModelRuns):
     """The translations that are loaded here, each identified by the digest of its file.
 
     A release names the digest of the one that was beside the new version where the release was started, and all
@@ -119,7 +120,7 @@ class Translations:
         self._loaded: dict[tuple[bytes, bytes, bytes], _Loaded] = {}
 
     @property
-    def in_use(self) -> list[Translation]:
+    def running(self) -> list[Translation]:
         """The translations that are loaded."""
         return [loaded.translation for loaded in self._loaded.values()]
 

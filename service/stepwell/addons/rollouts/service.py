@@ -30,6 +30,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
+    from stepwell.engine.run_watchdog import Runs
     from stepwell.store.commits import Notification
 
 
@@ -48,9 +49,9 @@ class RolloutService(ModelRuns):
         self._workers: dict[ServedModel, RolloutWorker] = {}
 
     @property
-    def models(self) -> list[ServedModel]:
+    def running(self) -> list[Runs]:
         """The model versions that have a rollout worker."""
-        return list(self._workers)
+        return [served.step_model for served in self._workers]
 
     @property
     def waiting(self) -> int:

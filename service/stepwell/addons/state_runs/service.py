@@ -20,6 +20,7 @@ from stepwell_export.runtime.state_packing import DecodedState
 
 if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
+    from stepwell.engine.run_watchdog import Runs
 
 _log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class StateRuns(ModelRuns):
         self._tasks: set[asyncio.Task[None]] = set()  # the event loop has weak references only
 
     @property
-    def models(self) -> list[ServedModel]:
+    def running(self) -> list[Runs]:
         """The model versions that have run."""
-        return list(self._runners)
+        return [served.step_model for served in self._runners]
 
     def close(self) -> None:
         """End the threads."""
