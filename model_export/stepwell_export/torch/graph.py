@@ -90,7 +90,8 @@ def trace(
             if export is _older and numbers is not None:
                 numbers.check(NoGraphError)
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
-            with _tracing(), patch_recurrent_layers(own, decomposed):
+            same = contextlib.nullcontext() if numbers is None else numbers.repeated()
+            with _tracing(), same, patch_recurrent_layers(own, decomposed):
                 proto = _plain(export(own, values, axes, names, length), name, layers)
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto

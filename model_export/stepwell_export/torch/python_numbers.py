@@ -142,6 +142,24 @@ class PythonNumbers:
         self._in_a_loop = whole.loops
         unclear = (site.place for site in noted.sites if not self._is_clear(site, noted))
         self.place = noted.unread or next(unclear, None) or whole.read_of_sizes
+        self._noted = noted
+        self._rounds = self.place is None and any(map(self._is_rounded, noted.sites))
+        if self._rounds:
+            with in_turn(), noted.now():
+                noted.steps = 0  # of other rows: what these change is not the same at all times
+                whole.run(whole.drawn(2, long + 1))
+
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[None]:
+        """While the module is traced: what is the same number for all lengths, as `math.ceil(n / 1) - n`, is that one.
+
+        A trace would hold what was rounded as it is in its run.
+        """
+        with self._noted.now(repeats=True) if self._rounds else contextlib.nullcontext():
+            yield
+
+    def _is_rounded(self, site: _Site) -> bool:
+        return not site.called.isdisjoint(_ROUNDING) and any(map(self._varies, site.operands.values()))
 
     def check(self, error: type[RefusedModelError] = RefusedModelError) -> None:
         """Check that what the module does for any number of timesteps follows from what it did in the runs.
@@ -293,6 +311,7 @@ class _Noted:
         self.steps = 0
         self.runs: list[int] = []
         self.unread: str | None = None
+        self._repeats = False
         self._made: set[CodeType] = set()
         self._files: dict[str, dict[Any, list[tuple[CodeType, CodeType]]]] = {}
         self._codes = {code: made for code, home in codes.items() if (made := self._of(code, home)) is not None}
@@ -301,8 +320,9 @@ class _Noted:
             self._cannot_read(code)
 
     @contextlib.contextmanager
-    def now(self) -> Iterator[None]:
-        """While the functions run."""
+    def now(self, *, repeats: bool = False) -> Iterator[None]:
+        """While the functions run; `repeats`: operands that were the same number in all runs are that one."""
+        self._repeats = repeats
         before = [(one, one.__code__) for one in self._functions]
         homes = {id(one.__globals__): one.__globals__ for one in self._functions}.values()
         try:
@@ -320,6 +340,8 @@ class _Noted:
     def note(self, at: int, place: Any, value: Any) -> Any:
         """Note an operand, and return it."""
         site = self.sites[at]
+        if self._repeats:
+            return self._same(site, place, value) if site.kind == "Call" else value
         if place == "called":
             site.called.add(_plain_function(value))
             if isinstance(owner := getattr(value, "__self__", None), Tensor):
@@ -344,6 +366,14 @@ class _Noted:
         elif depth and isinstance(value, tuple | list) and len(value) < 100:
             for at, part in enumerate(value):
                 self._note(site, (place, at), part, depth=depth - 1)
+
+    def _same(self, site: _Site, place: Any, value: Any) -> Any:
+        """Return an operand with each number that was the same in all runs in its place."""
+        if type(value) in {tuple, list}:
+            return type(value)(self._same(site, (place, at), part) for at, part in enumerate(value))
+        values = set[float]().union(*site.operands.get(place, {}).values())
+        is_size = isinstance(value, Tensor) and not value.dim() and not value.is_floating_point()  # in a trace
+        return values.pop() if len(values) == 1 and is_size else value
 
     def is_followed(self, called: Any) -> bool:
         """Whether a function is noted itself, is torch's, or makes an object."""

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell_export.converted import verify_model
 from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
 from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.checks import prepared
@@ -208,6 +210,18 @@ def test_the_length_at_which_a_decision_turns_over_is_found_from_what_is_compare
 
     assert numbers.place is None
     assert not {2500, 2501}.isdisjoint(numbers.lengths)
+
+
+def padded_to_a_whole_number_of_frames(m: Any, x: Any) -> Any:
+    ideal = (math.ceil((x.shape[1] - 3 + 2) / 1 + 1) - 1) * 1 + 1
+    return m.rnn(F.pad(x, (0, 0, 2, ideal - x.shape[1]))[:, : x.shape[1]])[0]
+
+
+def test_a_padding_of_the_length_that_is_always_zero_is_none() -> None:
+    graph, report = verify_model(convert(spec_of(padded_to_a_whole_number_of_frames), name="padded"), long_steps=100)
+
+    assert not report.weak
+    assert [state.shape for state in StepModel(graph).manifest.states][:1] == [[2, 4]]
 
 
 def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
