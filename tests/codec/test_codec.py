@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from stepwell.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
 from stepwell.codec.responses import bulk_response_of_rows, encode_step, step_response
-from stepwell.codec.step_bodies import FeedMessage, correlation_of
+from stepwell.codec.step_bodies import BulkBody, FeedMessage, correlation_of
 from stepwell.codec.strict import parse as strict_parse
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
 from stepwell.errors import ServiceError
@@ -632,6 +632,30 @@ def test_a_row_among_many_is_decoded_as_it_is_alone(dtype: str, chunk: bool) -> 
     }
     for i, one in enumerate(alone):
         assert read.inputs["x"][i].tobytes() == one.inputs["x"][0].tobytes()
+
+
+_SENSORS = RequestDecoder(
+    manifest_of(
+        name="m",
+        inputs=[{"name": "x", "dtype": "float32", "shape": [4], "missing": "nan"}],
+        outputs=[{"name": "y", "dtype": "float32", "shape": [2]}],
+    )
+)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_missing_values_in_msgpack_are_decoded_as_fast_as_others(is_packed: bool) -> None:
+    """On the event loop, a body of this length is not decoded strictly."""
+    array = np.arange(1200, dtype=np.float32).reshape(300, 4)
+    array[7, 1], array[8, 2] = np.nan, np.frombuffer(b"\1\0\xc0\xff", np.float32)[0]  # another NaN
+    inputs = {"x": packed(array) if is_packed else array.tolist()}
+    body = body_of({"streams": [f"s{i}" for i in range(300)], "inputs": inputs}, MSGPACK)
+
+    read = _SENSORS.on_loop.bulk(body, MSGPACK, chunk=False).inputs["x"]
+    strict = _SENSORS.strict.bulk(body, MSGPACK, BulkBody, chunk=False).inputs["x"]
+
+    assert read.tobytes() == strict.tobytes()
+    assert read[7, 0, 1].tobytes() == read[8, 0, 2].tobytes() == np.float32(np.nan).tobytes()
 
 
 def test_a_packed_bulk_row_that_is_not_finite_fails_alone() -> None:

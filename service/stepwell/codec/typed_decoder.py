@@ -19,7 +19,7 @@ from msgspec.structs import astuple as _astuple
 from stepwell.codec.msgpack_maps import has_unique_keys, n_entries
 from stepwell.codec.step_bodies import FeedMessage, PeekBody, StepBody, StreamMessage
 from stepwell.codec.strict.parse import parse
-from stepwell.codec.strict.tensors import is_finite, nested_type
+from stepwell.codec.strict.tensors import is_finite, may_be_missing, nested_type, same_nan
 from stepwell.errors import ServiceError
 from stepwell_client.wire.formats import JSON, Format
 from stepwell_export.runtime.manifest import Array, InputSpec
@@ -72,6 +72,7 @@ class TypedInputsDecoder:
         # `dtype.name` is computed by numpy each time.
         self._specs = [(spec.name, np.dtype(spec.dtype), spec.dtype, spec.row_shape) for spec in specs]
         self._names = [spec.name for spec in specs]
+        self._may_be_missing = {spec.name: may_be_missing(spec) for spec in specs}
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         self._decoders: dict[tuple[Format, int], _Decoders] = {}
 
@@ -104,8 +105,12 @@ class TypedInputsDecoder:
                 array = array if lead else array[None]
             else:
                 array = _array(item if lead else [item], dtype)
-            if array.shape[lead or 1 :] != row or array.ndim != (lead or 1) + len(row) or not is_finite(array):
+            if array.shape[lead or 1 :] != row or array.ndim != (lead or 1) + len(row):
                 raise NotTypedError
+            if not is_finite(array):
+                if not self._may_be_missing[name] or np.isinf(array).any():
+                    raise NotTypedError
+                array = same_nan(array)
             arrays[name] = array
         return arrays, colons
 

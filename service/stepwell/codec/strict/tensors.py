@@ -62,7 +62,7 @@ def check_finite(array: Array, spec: TensorSpec, what: str) -> Array:
     """Check that every value is finite, or is missing where it may be.
 
     Returns:
-        The array. Missing values are all the same NaN, so that equal inputs have equal bytes.
+        The array, with `same_nan`.
 
     Raises:
         ServiceError: `non_finite`, with the index of the first value that is not.
@@ -71,6 +71,11 @@ def check_finite(array: Array, spec: TensorSpec, what: str) -> Array:
         return array
     if (error := _non_finite_error(array, spec, what)) is not None:
         raise error
+    return same_nan(array)
+
+
+def same_nan(array: Array) -> Array:
+    """Return an array whose missing values are all the same NaN, so that equal inputs have equal bytes."""
     return np.where(np.isnan(array), array.dtype.type(np.nan), array)
 
 
@@ -126,10 +131,11 @@ def read_column(
     if isinstance(value, dict) and isinstance(value.get("b"), bytes):
         column = unpack(value, spec, (rows, *lead, *spec.row_shape), what)
         if not is_finite(column):
-            errors = ((i, _non_finite_error(row, spec, f"{what} of stream {i}")) for i, row in enumerate(column))
-            faults = {i: error for i, error in errors if error is not None}
+            wrong = _not_allowed(column, spec).reshape(len(column), -1).any(axis=1)
+            errors = ((i, _non_finite_error(column[i], spec, f"{what} of stream {i}")) for i in np.flatnonzero(wrong))
+            faults = {int(i): error for i, error in errors if error is not None}
             if may_be_missing(spec):
-                column = np.where(np.isnan(column), column.dtype.type(np.nan), column)
+                column = same_nan(column)
         return column, faults
     if not isinstance(value, list):
         _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
@@ -259,9 +265,15 @@ def _check_length(shape: Sequence[int], dims: Sequence[int | None], what: str) -
         _reject(f"{what} is a chunk of 0 timesteps; expected at least 1.")
 
 
+def _not_allowed(array: Array, spec: TensorSpec) -> Array:
+    """Return which values are not finite, and are not missing where they may be."""
+    found: Array = np.isinf(array) if may_be_missing(spec) else ~np.isfinite(array)
+    return found
+
+
 def _non_finite_error(array: Array, spec: TensorSpec, what: str) -> ServiceError | None:
     """Return `non_finite` with the index of an array's first value that may not be there, None if there is none."""
-    bad = np.isinf(array) if may_be_missing(spec) else ~np.isfinite(array)
+    bad = _not_allowed(array, spec)
     if not bad.any():
         return None
     i = int(np.flatnonzero(bad)[0])
