@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import httpx2
@@ -19,7 +19,23 @@ from tests.processes import ServiceProcess
 from tests.servers import Server
 
 PACKAGE = ROOT / "service" / "stepwell"
-ADDONS = sorted(path.stem for path in (PACKAGE / "addons").iterdir() if not path.stem.startswith("_"))
+POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+"""What our project file registers, by group."""
+
+
+def folder_of(point: str) -> str:
+    """Return the add-on of an entry point, such as `stepwell.addons.drift.addon:Drift`."""
+    return point.split(":", maxsplit=1)[0].split(".")[2]
+
+
+PARTS = {path.stem for path in (PACKAGE / "addons").iterdir() if not path.stem.startswith("_")}
+OF_THE_SERVICE = {
+    folder_of(at) for group in ("addons", "settings", "stores") for at in POINTS[f"stepwell.{group}"].values()
+}
+LEFT_OUT = [pytest.param({name}, id=name) for name in sorted(OF_THE_SERVICE)]
+LEFT_OUT.append(pytest.param(PARTS - OF_THE_SERVICE, id="those that the service does not load"))
+"""The service loads none of the last ones, so that it starts without each if it starts without all."""
+
 STEP = """
 import stepwell
 with stepwell.Client(":memory:", models="models") as client:
@@ -29,15 +45,11 @@ with stepwell.Client(":memory:", models="models") as client:
 pytestmark = [pytest.mark.slow]
 
 
-def registered_without(addon: str) -> str:
-    """Return what our project file registers, but for an add-on, in the format of installed packages."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+def registered_without(addons: Collection[str]) -> str:
+    """Return what our project file registers, but for some add-ons, in the format of installed packages."""
     lines = []
-    for group, points in groups.items():
-        lines += [
-            f"[{group}]",
-            *(f"{name}={at}" for name, at in points.items() if at.split(":")[0].split(".")[2] != addon),
-        ]
+    for group, points in POINTS.items():
+        lines += [f"[{group}]", *(f"{name}={at}" for name, at in points.items() if folder_of(at) not in addons)]
     return "\n".join(lines)
 
 
@@ -53,23 +65,24 @@ def answer_with_a_store(url: str, folder: Path, env: Mapping[str, str]) -> list[
         service.stop()
 
 
-@pytest.mark.parametrize("addon", ADDONS)
-def test_the_service_steps_streams_without(addon: str, tmp_path: Path, shared_redis: Server) -> None:
+@pytest.mark.parametrize("addons", LEFT_OUT)
+def test_the_service_steps_streams_without(addons: Collection[str], tmp_path: Path, shared_redis: Server) -> None:
     being_written = shutil.ignore_patterns("*.pyc.*")
     # With the byte code, which stays valid: compiling all modules takes longer than the test.
     shutil.copytree(PACKAGE, tmp_path / "stepwell", ignore=being_written, copy_function=os.link)
-    left_out = tmp_path / "stepwell" / "addons" / addon
-    if left_out.is_dir():
-        shutil.rmtree(left_out)
-    else:
-        left_out.with_suffix(".py").unlink()
+    for addon in addons:
+        left_out = tmp_path / "stepwell" / "addons" / addon
+        if left_out.is_dir():
+            shutil.rmtree(left_out)
+        else:
+            left_out.with_suffix(".py").unlink()
     metadata = tmp_path / "stepwell-0.1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.4\nName: stepwell\nVersion: 0.1.0\n")
-    (metadata / "entry_points.txt").write_text(registered_without(addon))
+    (metadata / "entry_points.txt").write_text(registered_without(addons))
     write_model(tmp_path / "models", "fold", fold)
     env = CLEAN | {"PYTHONPATH": str(tmp_path)}
-    if addon == "embedded_store":
+    if "embedded_store" in addons:
         assert answer_with_a_store(shared_redis.url, tmp_path, env) == fold_reference([7])
         return
 
