@@ -133,7 +133,7 @@ MODELS = [
         "Mamba2Model(Mamba2Config(vocab_size=20, hidden_size=16, num_heads=4, head_dim=8, num_hidden_layers=1, "
         "n_groups=1, use_cache=False))",
         "MambaModel(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4, use_cache=False))",
-        "RwkvModel(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, use_cache=False))",
+        "RwkvModel(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, use_cache=False))",
         shape=(2, 20),
         ids=20,
     ),
