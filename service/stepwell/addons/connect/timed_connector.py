@@ -108,25 +108,29 @@ class TimedConnector(Connector):
     async def _decide(self, items: Sequence[TimedMessage]) -> bool:
         """Decide on the messages of a poll, and carry it out; return False if they belong to another connector.
 
-        Of what is not settled, at most one chunk of each stream is sent: after a crash, the service knows of the newest
-        operation alone which messages it had.
+        Of what is not settled, at most one chunk of each stream is sent, and none behind an operation that was found
+        again: after a crash, the service knows of the newest operation alone which messages it had.
         """
         work, read = TimeDecisions(), dict[str, TimedMessage]()  # by partition, its last message
         n_ready: defaultdict[str, int] = defaultdict(int)
+        again = set[str]()
         for one in items:
             new, is_long = TimeDecisions(), False
             self._timeline.add(one, new)
             for ready in new.ready:
                 n_ready[ready.stream] += 1
-                is_long |= n_ready[ready.stream] > self._limits.steps
+                is_long |= n_ready[ready.stream] > self._limits.steps or ready.stream in again
             if is_long:
                 if not await self._carry_out(work):
                     return False
                 await self._settle(read)
                 work = TimeDecisions()
+                again.clear()
                 n_ready.clear()
                 for ready in new.ready:
                     n_ready[ready.stream] += 1
+            if one.time <= self._resumed.get(one.stream, -1):
+                again.add(one.stream)
             work += new
             read[one.partition] = one
         if not await self._carry_out(work):
