@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from stepwell.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
 from stepwell.codec.responses import bulk_response_of_rows, encode_step, step_response
-from stepwell.codec.step_bodies import BulkBody, FeedMessage, correlation_of
+from stepwell.codec.step_bodies import BulkBody, FeedMessage, StepsBody, correlation_of
 from stepwell.codec.strict import parse as strict_parse
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
 from stepwell.errors import ServiceError
@@ -49,6 +49,13 @@ def wire(*inputs: tuple[str, str, list[int]], max_chunk_steps: int = 100) -> Req
 
 ONE = wire(("x", "float32", [4]))
 TWO = wire(("a", "int64", [2]), ("b", "bool", []))
+
+
+def sensors(width: int) -> RequestDecoder:
+    """Return the request decoder of a model whose input of so many numbers may have missing values."""
+    inputs = [{"name": "x", "dtype": "float32", "shape": [width], "missing": "nan"}]
+    outputs = [{"name": "y", "dtype": "float32", "shape": [2]}]
+    return RequestDecoder(manifest_of(name="m", inputs=inputs, outputs=outputs), max_chunk_steps=100)
 
 
 def packed(array: np.ndarray[Any, Any], **changed: Any) -> dict[str, Any]:
@@ -634,25 +641,19 @@ def test_a_row_among_many_is_decoded_as_it_is_alone(dtype: str, chunk: bool) -> 
         assert read.inputs["x"][i].tobytes() == one.inputs["x"][0].tobytes()
 
 
-_SENSORS = RequestDecoder(
-    manifest_of(
-        name="m",
-        inputs=[{"name": "x", "dtype": "float32", "shape": [4], "missing": "nan"}],
-        outputs=[{"name": "y", "dtype": "float32", "shape": [2]}],
-    )
-)
-
-
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_missing_values_in_msgpack_are_decoded_as_fast_as_others(is_packed: bool) -> None:
+@pytest.mark.parametrize(("is_packed", "form"), [(False, JSON), (False, MSGPACK), (True, MSGPACK)])
+def test_missing_values_are_decoded_as_fast_as_others(is_packed: bool, form: Format) -> None:
     """On the event loop, a body of this length is not decoded strictly."""
     array = np.arange(1200, dtype=np.float32).reshape(300, 4)
     array[7, 1], array[8, 2] = np.nan, np.frombuffer(b"\1\0\xc0\xff", np.float32)[0]  # another NaN
-    inputs = {"x": packed(array) if is_packed else array.tolist()}
-    body = body_of({"streams": [f"s{i}" for i in range(300)], "inputs": inputs}, MSGPACK)
+    rows = [[None if math.isnan(x) and form is JSON else x for x in row] for row in array.tolist()]
+    body = body_of(
+        {"streams": [f"s{i}" for i in range(300)], "inputs": {"x": packed(array) if is_packed else rows}}, form
+    )
 
-    read = _SENSORS.on_loop.bulk(body, MSGPACK, chunk=False).inputs["x"]
-    strict = _SENSORS.strict.bulk(body, MSGPACK, BulkBody, chunk=False).inputs["x"]
+    of = sensors(4)
+    read = of.on_loop.bulk(body, form, chunk=False).inputs["x"]
+    strict = of.strict.bulk(body, form, BulkBody, chunk=False).inputs["x"]
 
     assert read.tobytes() == strict.tobytes()
     assert read[7, 0, 1].tobytes() == read[8, 0, 2].tobytes() == np.float32(np.nan).tobytes()
@@ -854,6 +855,8 @@ _VALUES = st.one_of(
     st.lists(st.floats(width=32), min_size=2, max_size=2),
     st.lists(st.integers(-200, 300), min_size=2, max_size=2),
     st.lists(st.booleans(), min_size=2, max_size=2),
+    st.lists(st.lists(st.one_of(st.none(), st.integers(-3, 3)), min_size=2, max_size=2), max_size=3),
+    st.lists(st.one_of(st.none(), st.floats(width=32)), min_size=2, max_size=2),
     st.recursive(
         _LEAVES,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("xyb"), inner),
@@ -874,7 +877,7 @@ _DOCUMENTS = st.fixed_dictionaries(
         "odd": st.just(1),
     },
 )
-_WIRES = {dtype: wire(("x", dtype, [2])) for dtype in DTYPES}
+_WIRES = {dtype: wire(("x", dtype, [2])) for dtype in DTYPES} | {"with missing values": sensors(2)}
 
 
 def outcome(read: Callable[[], DecodedStep]) -> Any:
@@ -888,16 +891,36 @@ def outcome(read: Callable[[], DecodedStep]) -> Any:
 
 
 @settings(max_examples=400, deadline=None)
-@given(_DOCUMENTS, st.sampled_from(DTYPES), st.booleans())
+@given(_DOCUMENTS, st.sampled_from(list(_WIRES)), st.booleans())
 def test_the_strict_decoder_gives_the_same_result_as_the_typed_one(document: Any, dtype: str, chunk: bool) -> None:
-    """A backslash sends a body to the strict decoder; the same body without it goes to the typed one where possible."""
-    body = json.dumps(document)
-    read = _WIRES[dtype].steps if chunk else _WIRES[dtype].step
+    body, of = json.dumps(document).encode(), _WIRES[dtype]
+    read, body_type = (of.steps, StepsBody) if chunk else (of.step, StepBody)
 
-    fast = outcome(lambda: read(body.encode(), JSON))
-    slow = outcome(lambda: read(body.replace('"inputs"', '"\\u0069nputs"', 1).encode(), JSON))
+    fast = outcome(lambda: read(body, JSON))
+    slow = outcome(lambda: of.strict.step(body, JSON, body_type, chunk=chunk))
 
     assert fast == slow
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_VALUES, min_size=1, max_size=3), st.sampled_from(list(_WIRES)), st.sampled_from([JSON, MSGPACK]))
+def test_the_strict_decoder_gives_the_same_columns_as_the_typed_one(rows: list[Any], dtype: str, form: Format) -> None:
+    try:
+        body = body_of({"streams": [f"s{i}" for i in range(len(rows))], "inputs": {"x": rows}}, form)
+    except OverflowError:  # msgpack has no such integer
+        return
+    of, found = _WIRES[dtype], list[Any]()
+    for is_strict in (False, True):
+        try:
+            strict = of.strict
+            bulk = strict.bulk(body, form, BulkBody, chunk=False) if is_strict else of.bulk(body, form, chunk=False)
+        except ServiceError as error:
+            found.append((error.code, error.problem))
+        else:
+            values = {name: (array.shape, array.tobytes()) for name, array in bulk.inputs.items()}
+            found.append((values, {i: fault.problem for i, fault in bulk.faults.items()}))
+
+    assert found[0] == found[1]
 
 
 _MORE = st.fixed_dictionaries(
@@ -915,7 +938,7 @@ _MORE = st.fixed_dictionaries(
 @given(
     _DOCUMENTS,
     _MORE,
-    st.sampled_from(DTYPES),
+    st.sampled_from(list(_WIRES)),
     st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",', '"source":{"id":"a:b","at":3},']),
 )
 def test_a_body_decoded_in_one_pass_gives_the_same_result(document: Any, more: Any, dtype: str, twice: str) -> None:

@@ -132,7 +132,10 @@ class TypedInputsDecoder:
         return _inputs_by_name(self._names, [Raw] * len(self._names))
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
-        types = [nested_type(dtype, lead + len(row)) for _, dtype, _, row in self._specs]
+        types = [
+            nested_type(dtype, lead + len(row), or_none=self._may_be_missing[name])
+            for name, dtype, _, row in self._specs
+        ]
         module = msgspec.json if body_format is JSON else msgspec.msgpack
         lists = [module.Decoder(one).decode for one in types]
         by_name = _inputs_by_name(self._names, types if body_format is JSON else [Raw] * len(types))

@@ -175,20 +175,26 @@ def read_column(
 
 
 def _valid_rows(items: Sequence[Any], spec: TensorSpec, lead: Dims) -> Array | None:
-    """Return rows that are valid, and equally long, as one array; None: they may not be, or may have missing values."""
+    """Return rows that are valid, and equally long, as one array; None: they may not be, or one is missing."""
     depth = 1 + len(lead) + len(spec.row_shape)
     try:
         with np.errstate(over="ignore"):
-            block = np.array(msgspec.convert(items, nested_type(np.dtype(spec.dtype), depth)), spec.dtype)
+            lists = msgspec.convert(items, nested_type(np.dtype(spec.dtype), depth, or_none=may_be_missing(spec)))
+            block = np.array(lists, spec.dtype)
     except (ValueError, OverflowError, RecursionError):
         return None
     is_shaped = block.ndim == depth and block.shape[1 + len(lead) :] == spec.row_shape and len(block) == len(items)
-    return block if is_shaped and 0 not in block.shape[: 1 + len(lead)] and is_finite(block) else None
+    if not is_shaped or 0 in block.shape[: 1 + len(lead)] or _not_allowed(block, spec).any():
+        return None
+    return same_nan(block) if may_be_missing(spec) else block
 
 
-def nested_type(dtype: np.dtype[Any], depth: int) -> Any:
-    """Return the type of nested lists of numbers, as msgspec decodes it."""
-    return _LEAF[dtype.kind] if depth == 0 else list[nested_type(dtype, depth - 1)]  # type: ignore[misc] # built at run time
+def nested_type(dtype: np.dtype[Any], depth: int, *, or_none: bool = False) -> Any:
+    """Return the type of nested lists of numbers, as msgspec decodes it; `or_none`: a missing number may be None."""
+    nested: Any = _LEAF[dtype.kind] | None if or_none else _LEAF[dtype.kind]
+    for _ in range(depth):
+        nested = list[nested]
+    return nested
 
 
 def unpack(packed: dict[Any, Any], spec: TensorSpec, dims: Dims, what: str) -> Array:
