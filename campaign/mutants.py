@@ -529,6 +529,20 @@ MUTANTS = (
         ("tests/test_text_values.py::test_a_streams_id_is_the_text_as_it_stands",),
     ),
     Mutant(
+        "a connector goes on behind an operation that was found again before all is settled",
+        "service/stepwell/addons/connect/timed_connector.py",
+        " or ready.stream in again",
+        "",
+        ("tests/addons/connect/test_time_crashes.py",),
+    ),
+    Mutant(
+        "a connector's ticks of the record are filled through a gap",
+        "service/stepwell/addons/event_time/clock.py",
+        "if messages is None and number > known.newest + self._gap:",
+        "if messages is None and number > known.newest + self._gap and number > known.record:",
+        ("tests/addons/event_time/test_clock.py",),
+    ),
+    Mutant(
         "all predictions of a connector's chunk have one version",
         "service/stepwell/addons/connect/connector.py",
         '"version": applied.version_of(number, place),',
