@@ -215,6 +215,8 @@ class PythonNumbers:
     def _is_clear_comparison(self, site: _Site, varying: Sequence[Any]) -> bool:
         if not {"In", "NotIn"}.isdisjoint(site.what):
             return not varying or self._varies(site.sizes)  # what is made once for each length
+        if any(isinstance(at, tuple) for at in varying):  # parts of tuples that are compared
+            return False
         for at, values in site.differences.items():
             if not self._varies(values) or self._turns(values):
                 continue
@@ -344,7 +346,10 @@ class _Noted:
             return self._same(site, place, value) if site.kind == "Call" else value
         if place == "called":
             site.called.add(_plain_function(value))
-            if isinstance(owner := getattr(value, "__self__", None), Tensor):
+            owner = getattr(value, "__self__", None)
+            if _is_number(owner):  # `t.bit_length()`
+                self._note(site, "self", owner)
+            if isinstance(owner, Tensor):
                 site.tensors.add(isinstance(owner, CapturedTensor) and owner.capture.depends(owner))
             return value
         if site.kind in {"Subscript", "Compare"} and not isinstance(value, Tensor) and hasattr(value, "__len__"):
@@ -381,7 +386,8 @@ class _Noted:
         if code in self._codes or code in self._made:
             return True
         if isinstance(called, type):
-            return called.__module__ not in {"builtins", "numpy"}
+            home = getattr(sys.modules.get(called.__module__), "__file__", None) or _STANDARD[0]
+            return not _is_standard(home) and "/numpy/" not in home
         if _is_of_torch(called):
             return True
         return (
@@ -505,8 +511,12 @@ def _functions(roots: Sequence[Any], codes: Mapping[CodeType, Any]) -> list[Func
 
 def _is_own(code: CodeType) -> bool:
     file = code.co_filename
-    is_standard = file.startswith(_STANDARD) and not file.startswith(_INSTALLED)
-    return not is_standard and not any(part in file for part in _OF_TORCH)
+    return not _is_standard(file) and not any(part in file for part in _OF_TORCH)
+
+
+def _is_standard(file: str) -> bool:
+    """Whether a file belongs to Python's own library."""
+    return file.startswith(_STANDARD) and not file.startswith(_INSTALLED)
 
 
 @contextlib.contextmanager

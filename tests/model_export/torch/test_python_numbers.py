@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,9 @@ HALVED: dict[str, Callable[[Any, int, int], Any]] = {
     "a table": lambda m, t, n: m.schedule[t] < 1,
     "a dictionary": lambda m, t, n: {4001: True}.get(t),
     "a set": lambda m, t, n: t in {3969},
+    "a method": lambda m, t, n: t.__gt__(50 * 60),
+    "a fraction": lambda m, t, n: Fraction(t, 50 * 60) > 1,
+    "pairs": lambda m, t, n: (t, 0) > (50 * 60, 0),
     "the whole length": lambda m, t, n: n * n > 9_000_000,
 }
 
