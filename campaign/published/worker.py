@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import linecache
 import os
+import runpy
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from campaign.published.models import Published
@@ -25,6 +29,15 @@ def _stop(*_: Any) -> None:
     raise _TooSlowError
 
 
+def _imported(source: str) -> dict[str, Any]:
+    """Return the names of a module with this source, from a file: the exporter reads the lines of what it exports."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "given.py"
+        file.write_text(source)
+        linecache.getlines(str(file))
+        return runpy.run_path(str(file))
+
+
 def verdict(model: Published) -> dict[str, Any]:
     """Return what becomes of a model: `steps`, `refused` with the reason, or why it was not tried."""
     import torch
@@ -39,10 +52,8 @@ def verdict(model: Published) -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
         return {"verdict": "not installed", "why": "", "version": ""}
     torch.manual_seed(0)
-    names: dict[str, Any] = {}
     try:
-        exec(model.imports, names)
-        module = eval(model.code, names)
+        module = eval(model.code, _imported(model.imports))
         value = torch.randint(model.ids, model.shape) if model.ids else torch.randn(model.shape)
         spec = StepSpec(module, inputs={"x": value}, time_axis=model.time_axis, length=model.length)
     except Exception as exc:  # noqa: BLE001  # the package's own: it cannot be imported, or takes other arguments

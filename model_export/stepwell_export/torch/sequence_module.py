@@ -63,7 +63,10 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     is_free = whole.loops and whole.lengths == LENGTHS and not whole.is_complex
     scans = own_scans(whole) if is_free else []
     with own_scans_replaced(scans):
-        numbers = check_lengths(whole, spec.length)
+        try:
+            numbers = check_lengths(whole, spec.length)
+        except RefusedModelError as exc:  # a module whose loop has complex numbers is refused in any case
+            raise (_complex() if whole.loops and whole.is_complex else exc) from exc.__cause__
     if scans:
         return _by_its_graph(whole, spec, name, numbers, scans)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))

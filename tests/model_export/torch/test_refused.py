@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -222,6 +223,15 @@ def in_blocks(m: Any, x: Any) -> Any:
     return m.w(x + means.expand(-1, -1, 4, -1).reshape(x.shape))[:, :steps]
 
 
+def complex_rounds(m: Any, x: Any) -> Any:
+    steps, h, found = 2 ** math.ceil(math.log2(x.shape[1])), torch.zeros(x.shape[0], 4), []
+    z = F.pad(m.w(x), (0, 0, 0, steps - x.shape[1])).to(torch.complex64)
+    for t in range(x.shape[1]):
+        h = 0.9j * h + z[:, t]
+        found.append(h.real)
+    return torch.stack(found, 1)
+
+
 def log_of_complex(m: Any, x: Any) -> Any:
     return torch.logcumsumexp(m.w(x).to(torch.complex64).log(), 1).exp().real
 
@@ -263,7 +273,11 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "mask_made_once": (lambda: whole(KeptMask()), "compares every timestep with every other"),
     "blocks": (
         lambda: whole(of(in_blocks, w=nn.Linear(4, 4))),
-        "cannot be followed to longer sequences (test_refused.py, line 219: `if steps % 4:`)",
+        "cannot be followed to longer sequences (test_refused.py, line ",
+    ),
+    "complex_numbers_beside_what_the_length_decides": (
+        lambda: whole(of(complex_rounds, w=nn.Linear(4, 4))),
+        "computes with complex numbers over time",
     ),
     "logarithms_of_complex_numbers": (
         lambda: whole(of(log_of_complex, w=nn.Linear(4, 4))),
