@@ -164,11 +164,12 @@ def test_the_public_names_come_from_the_wheels(installed: Environment) -> None:
 
 def test_brokers_and_addons_are_found_by_their_entry_points(installed: Environment) -> None:
     code = "from stepwell_export.runtime.registered import load, registered; "
-    code += "print(*(name for group in ('stepwell.addons', 'stepwell.brokers') for name in registered(group))); "
+    code += "groups = ('stepwell.addons', 'stepwell.brokers', 'stepwell.stores'); "
+    code += "print(*(name for group in groups for name in registered(group))); "
     code += "print(type(load(registered('stepwell.brokers')['file'])).__name__)"
 
     found = "alert dashboard drift grpc jwt oip releases rollouts savepoints state_runs tracing "
-    found += "amqp amqps file kafka kafkas mqtt mqtts nats natss redis rediss Broker"
+    found += "amqp amqps file kafka kafkas mqtt mqtts nats natss redis rediss redis+cluster rediss+cluster Broker"
     assert installed.run("python", "-c", code).stdout.split() == found.split()
 
 
