@@ -66,8 +66,8 @@ def check_lengths(whole: Sequences, length: int | None) -> PythonNumbers | None:
     if whole.loops:
         followed.check()
     short, long = whole.lengths
-    numbers = _numbers_in_code(whole, short) | followed.lengths
-    runs = {steps: _lines(whole, steps) for steps in (short, long)}
+    numbers = numbers_in_code(whole, short) | followed.lengths
+    runs = {steps: lines_of(whole, steps) for steps in (short, long)}
     expected = _Expected(whole.lengths, runs[short], runs[long])
     calls = work = 0.0
     weights = sum(weight.numel() for weight in whole.module.parameters())
@@ -78,11 +78,11 @@ def check_lengths(whole: Sequences, length: int | None) -> PythonNumbers | None:
         if calls > CALLS or work > WORK or _largest(whole, steps) > LARGEST:
             break
         try:
-            place = expected.differs(_lines(whole, steps), steps)
+            place = expected.differs(lines_of(whole, steps), steps)
         except RefusedModelError:  # fewer than its kernel, more than its table: the module itself takes none of these
             continue
-        if place and (place := expected.differs(_lines(whole, steps), steps)):  # what it makes once is made by now
-            if expected.differs(_lines(whole, 2 * long), 2 * long) is None:  # else it follows no rule at all
+        if place and (place := expected.differs(lines_of(whole, steps), steps)):  # what it makes once is made by now
+            if expected.differs(lines_of(whole, 2 * long), 2 * long) is None:  # else it follows no rule at all
                 raise _refused(steps, short, *place)
             break
     return followed
@@ -95,8 +95,8 @@ def check_one_timestep(whole: Sequences) -> None:
         RefusedModelError: It does not; the message has the line.
     """
     if whole.lengths == LENGTHS:
-        runs = [_lines(whole, steps) for steps in LENGTHS]
-        if place := _Expected(LENGTHS, *runs).differs(_lines(whole, 1), 1):
+        runs = [lines_of(whole, steps) for steps in LENGTHS]
+        if place := _Expected(LENGTHS, *runs).differs(lines_of(whole, 1), 1):
             raise _refused(1, LENGTHS[0], *place)
 
 
@@ -216,7 +216,7 @@ def _flat(value: Any) -> Iterator[int | float]:
             yield from _flat(part)
 
 
-def _lines(whole: Sequences, steps: int) -> _Lines:
+def lines_of(whole: Sequences, steps: int) -> _Lines:
     """Run a module on one sequence; return what its lines do."""
     values = whole.drawn(1, steps)
     with _Record(whole.module) as record, hooked(whole.module, nn.Module, record.see):
@@ -224,7 +224,7 @@ def _lines(whole: Sequences, steps: int) -> _Lines:
     return dict(record.lines)
 
 
-def _numbers_in_code(whole: Sequences, steps: int) -> set[int]:
+def numbers_in_code(whole: Sequences, steps: int) -> set[int]:
     """Return the numbers that the code of a module holds where it runs, rounded up, but those of torch."""
     found: set[int] = set()
     for part in whole.module.modules():

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import in_turn, user_frame
-from stepwell_export.torch.lengths import _numbers_in_code
+from stepwell_export.torch.lengths import numbers_in_code
 from stepwell_export.torch.python_numbers import PythonNumbers, profiled
 from stepwell_export.torch.recurrences import scan
 
@@ -74,7 +74,7 @@ def own_scans(whole: Sequences) -> list[OwnScan]:
         whole.run(whole.drawn(1, LENGTHS[0]))
     if not any(calls.values()) or PythonNumbers(whole, halves=True).place is not None:
         return []
-    in_code = _numbers_in_code(whole, LENGTHS[0])
+    in_code = numbers_in_code(whole, LENGTHS[0])
     lengths = sorted({*_TRIED, *(at for one in in_code for at in (one, one + 1) if 0 < at <= _LONGEST)})
     return [
         OwnScan(functions[code], rest, axis)

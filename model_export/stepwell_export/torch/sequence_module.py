@@ -22,7 +22,7 @@ from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from stepwell_export.torch.decompositions import Decomposed
 from stepwell_export.torch.graph import NoGraphError, trace
 from stepwell_export.torch.layers import StepLayer
-from stepwell_export.torch.lengths import _lines, check_lengths
+from stepwell_export.torch.lengths import check_lengths, lines_of
 from stepwell_export.torch.naming import named
 from stepwell_export.torch.own_scans import OwnScan, own_scans, own_scans_replaced
 from stepwell_export.torch.python_numbers import PythonNumbers
@@ -313,7 +313,7 @@ def _line_of_other_operations(whole: Sequences) -> str:
     """Return the line that is run neither as often for all lengths nor once more for each timestep; empty: none is."""
     (short, long), longest = whole.lengths, DOUBLED
     try:
-        runs = [_lines(whole, steps) for steps in (short, long, longest)]
+        runs = [lines_of(whole, steps) for steps in (short, long, longest)]
     except RefusedModelError:
         return ""
     for key in [*runs[2], *runs[0]]:
