@@ -19,6 +19,7 @@ import sysconfig
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isgenerator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -61,6 +62,9 @@ _MOVES = MOVES | FILLS | {"arange", "dim", "new", "size", "narrow", "pad"}
 
 _SMALL = 8
 """The most that half of a number of timesteps is compared with by a scan."""
+
+_TAKEN = "taken"
+"""How often something was taken of an iterator, as an operand."""
 
 _REACHED = 500_000
 """The most objects among which the functions of a module are looked for."""
@@ -230,6 +234,10 @@ class PythonNumbers:
         return True
 
     def _is_clear_call(self, site: _Site, called: Any, varying: Sequence[Any], noted: _Noted) -> bool:
+        if called is next:  # of what is not the module's own code
+            return _TAKEN not in varying
+        if called is zip:  # of a list of a fixed length, which has something for each timestep, only some were seen
+            return {at for at in site.operands if isinstance(at, str)} <= set(varying)
         if called is range:  # as many as there are between two numbers, or none
             return all(map(self._turns, site.differences.values() or site.operands.values()))
         if called in _COUNTING or called is float or called is bool or noted.is_followed(called):
@@ -354,7 +362,12 @@ class _Noted:
             return value
         if site.kind in {"Subscript", "Compare"} and not isinstance(value, Tensor) and hasattr(value, "__len__"):
             site.sizes.setdefault(self.steps, set()).add(len(value))
-        if place != "container":
+        if next in site.called and type(value).__module__ in {"builtins", "itertools"} and not isgenerator(value):
+            taken = site.operands.setdefault(_TAKEN, {}).setdefault(self.steps, set())
+            taken.add(len(taken))
+        elif zip in site.called and hasattr(value, "__len__"):
+            site.operands.setdefault(f"size {place}", {}).setdefault(self.steps, set()).add(len(value))
+        elif place != "container":
             self._note(site, place, value)
             if isinstance(value, Tensor):
                 site.tensors.add(isinstance(value, CapturedTensor) and value.capture.depends(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -135,7 +136,25 @@ def a_weight_by_the_place(m: Any, x: Any) -> Any:
     return torch.stack(found, 1)
 
 
-@pytest.mark.parametrize("run", [a_counter, a_growing_factor, a_tensor_of_the_place, a_weight_by_the_place])
+def a_table_beside(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for now, gain in zip(x.unbind(1), m.schedule):  # noqa: B905
+        h = 0.9 * h + now * gain
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_table_in_turn(m: Any, x: Any) -> Any:
+    h, found, gains = torch.zeros(x.shape[0], 4), [], itertools.cycle(m.schedule)
+    for now in x.unbind(1):
+        h = 0.9 * h + now * next(gains)
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize(
+    "run", [a_table_beside, a_table_in_turn, a_counter, a_growing_factor, a_tensor_of_the_place, a_weight_by_the_place]
+)
 def test_numbers_that_a_loop_computes_of_the_place_are_refused(run: Any) -> None:
     assert "test_python_numbers.py" in str(numbers_of(run).place)
 
