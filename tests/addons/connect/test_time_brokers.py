@@ -15,7 +15,6 @@ from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import kafka, nats
 from tests.addons.connect.connectors import connector, wait_for
-from tests.addons.connect.kafka_metadata import KafkaMetadata
 from tests.addons.connect.skipping import or_skip
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess, free_port
@@ -141,6 +140,9 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
 def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
+    pytest.importorskip("aiokafka", reason="needs the client of Kafka: pip install 'stepwell[kafka]'")
+    from tests.addons.connect.kafka_metadata import KafkaMetadata
+
     port = free_port()
     with KafkaMetadata(port) as relay, or_skip(partial(kafka, advertised=port), tmp_path) as process:
         relay.target = process.port
