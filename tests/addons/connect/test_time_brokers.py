@@ -140,7 +140,7 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
 def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
-    pytest.importorskip("aiokafka", reason="needs the client of Kafka: pip install 'stepwell[kafka]'")
+    pytest.importorskip("aiokafka", reason="aiokafka is not installed (STEPWELL_EXTRAS=connect)")
     from tests.addons.connect.kafka_metadata import KafkaMetadata
 
     port = free_port()
