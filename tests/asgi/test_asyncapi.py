@@ -169,7 +169,10 @@ def test_a_watcher_that_is_rejected_gets_the_described_error(service: Service, d
 
 def test_a_key_is_sent_as_described(shared_redis: Server, folder: Path, document: Any, tmp_path: Path) -> None:
     keys = write_keys_file(tmp_path / "keys.json", key("full"))
-    with running_service(shared_redis.url, folder, api_keys_file=keys) as keyed, keyed.feed("fold", "a") as socket:
+    with (
+        running_service(shared_redis.url, folder, api_keys_file=keys) as keyed,
+        keyed.feed("fold", "with-a-key") as socket,
+    ):
         feed = Exchange(document, "streamFeed", socket)
         feed.send("AuthMessage", auth="full")
         feed.send("FeedMessage", inputs=[1])

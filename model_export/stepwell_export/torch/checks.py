@@ -236,7 +236,7 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
 
 def first_line(exc: BaseException) -> str:
     """Return an error's class and the first line of its text."""
-    lines = str(exc).strip().splitlines()
+    lines = str(exc).partition("  [Caused by")[0].strip().splitlines()  # torch's own graph, and where it was made
     return f"{type(exc).__name__}: {lines[0].rstrip('.')}" if lines else type(exc).__name__
 
 

@@ -488,9 +488,15 @@ def _codes(whole: Sequences) -> dict[CodeType, dict[str, Any]]:
         if event == "call" and code not in found and user_frame(frame, within=()) is frame and _is_own(code):
             found[code] = frame.f_globals
 
-    with profiled(look):
-        for steps in whole.lengths:
-            whole.run(whole.drawn(1, steps))
+    collects = gc.isenabled()
+    gc.disable()  # what is called back by a collection is no code of the module
+    try:
+        with profiled(look):
+            for steps in whole.lengths:
+                whole.run(whole.drawn(1, steps))
+    finally:
+        if collects:
+            gc.enable()
     for part in whole.module.modules():  # of no file, which are passed by otherwise
         forward = type(part).forward
         if isinstance(forward, FunctionType) and forward.__code__.co_filename.startswith("<"):
