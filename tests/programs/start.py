@@ -31,7 +31,7 @@ _MODULES = (
     "stepwell.addons.backfill.command",
 )
 """Imported before the first fork, with all that they import."""
-_MOST_WARM = 3
+_MOST_WARM = 6
 _MAY_DIFFER = ("STEPWELL_", "PYTEST_", "no_proxy")
 """Read when a program runs; other variables may be read by a library as it is imported."""
 
