@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import hooked, user_frame
-from stepwell_export.torch.python_numbers import PythonNumbers, profiled
+from stepwell_export.torch.noted_code import profiled
+from stepwell_export.torch.python_numbers import PythonNumbers
 
 END = 12
 BEYOND = END + 4

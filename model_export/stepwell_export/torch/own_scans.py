@@ -23,7 +23,8 @@ from torch import Tensor
 from stepwell_export.torch.axis_inference import LENGTHS, Sequences
 from stepwell_export.torch.checks import in_turn, user_frame
 from stepwell_export.torch.lengths import numbers_in_code
-from stepwell_export.torch.python_numbers import PythonNumbers, profiled
+from stepwell_export.torch.noted_code import profiled
+from stepwell_export.torch.python_numbers import PythonNumbers
 from stepwell_export.torch.recurrences import scan
 
 _FUNCTIONS = (FunctionType, torch.jit.ScriptFunction, functools.partial)

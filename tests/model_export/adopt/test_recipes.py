@@ -259,7 +259,7 @@ async def test_ten_seconds_in_pieces_of_any_size_equal_the_authors_loop(denoiser
 async def test_a_denoiser_of_spectra_equals_its_authors_loop_in_pieces_of_any_size(name: str, tmp_path: Path) -> None:
     file, power = SPECTRAL[name]
     if not file.is_file():
-        pytest.skip(f"{file.name} of its authors is not in {file.parent}")
+        pytest.skip(f"{file.name}, which its authors publish, is not available in ../shared/models/{name}")
     samples, window = recording(4), (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)) ** power
     export_source(f"recipe:{name}={file}", tmp_path / "model.onnx")
 

@@ -89,6 +89,7 @@ HALVED: dict[str, Callable[[Any, int, int], Any]] = {
     "a remainder": lambda m, t, n: t % 3001 == 3000,
     "a table": lambda m, t, n: m.schedule[t] < 1,
     "a dictionary": lambda m, t, n: {4001: True}.get(t),
+    "a dictionary of pairs": lambda m, t, n: {(i, 0): i > 3000 for i in range(5000)}[t, 0],
     "a set": lambda m, t, n: t in {3969},
     "a method": lambda m, t, n: t.__gt__(50 * 60),
     "a fraction": lambda m, t, n: Fraction(t, 50 * 60) > 1,
@@ -223,6 +224,7 @@ TURNING: dict[str, Callable[[Any, int, int], Any]] = {
     "the larger of two": lambda m, t, n: max(t - 50 * 50, 0),
     "a number that is none": lambda m, t, n: not t - 50 * 50,
     "a range that is empty": lambda m, t, n: len(range(50 * 50, n)),
+    "a condition of a list": lambda m, t, n: [1 for _ in range(1) if t - 50 * 50],
     "the rest of a list": lambda m, t, n: list(range(n))[50 * 50 :],
 }
 
