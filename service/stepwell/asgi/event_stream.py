@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Receive, Send
 
 from stepwell_client.wire.formats import EVENT_STREAM
 
@@ -28,14 +29,28 @@ def encode_event(data: bytes, *, event_type: bytes = b"", event_id: int | None =
     return head + (b"" if event_id is None else b"id: %d\n" % event_id) + b"data: " + data + b"\n\n"
 
 
-class EventStreamResponse(Response):
-    """A response of server-sent events; a subclass sends them in its `__call__`."""
+class EventStreamResponse(Response, ABC):
+    """A response of server-sent events: a subclass has their bytes."""
 
     def __init__(self) -> None:
         self.status_code = 200
         self.raw_headers = _HEADERS
         self.body = b""
         self.background = None
+
+    @abstractmethod
+    def texts(self) -> AsyncIterator[bytes]:
+        """Return the bytes to send, one or more events each."""
+
+    async def send_until_disconnect(self, receive: Receive, send: Send) -> None:
+        """Send the events until there are no more, or the client disconnects."""
+        await run_until_disconnect(self._send(send), receive)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for text in self.texts():
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def run_until_disconnect(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from stepwell.addons.rollouts.bodies import done_event, timestep_event
 from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.service import RolloutService
-from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event, run_until_disconnect
+from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event
 from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error, problem_document
@@ -69,16 +69,10 @@ class RolloutEvents(EventStreamResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; the client's disconnection ends a rollout that is still running."""
         try:
-            await run_until_disconnect(self._send(send), receive)
+            await self.send_until_disconnect(receive, send)
         finally:
             self._run.cancel()
             await asyncio.gather(self._run, return_exceptions=True)
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for text in self.texts():
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def texts(self) -> AsyncIterator[bytes]:
         """Yield the bytes to send, one or more events each."""

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event, run_until_disconnect
+from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.query import flag_of, number_of
 from stepwell.asgi.routes.watching import event_document, parse_subscription, queued_events
@@ -84,17 +84,14 @@ class SseResponse(EventStreamResponse):
         """Send events until the client disconnects or the watcher is closed."""
         self._auth.register()
         try:
-            await run_until_disconnect(self._send(send), receive)
+            await self.send_until_disconnect(receive, send)
         finally:
             self._auth.unregister()
             self._hub.remove(self._subscriber)
 
     async def _send(self, send: Send) -> None:
         await self._hub.add(self._subscriber)
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for text in self.texts():
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await super()._send(send)
 
     async def texts(self) -> AsyncIterator[bytes]:
         """Yield the bytes to send, one event each."""
