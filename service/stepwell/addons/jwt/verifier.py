@@ -44,7 +44,7 @@ class JwtVerifier:
         """Load the provider's keys.
 
         Args:
-            settings: Issuer, audience, keys, algorithms, and the claim with the tenant.
+            settings: Issuer, audience, keys, and the claim with the tenant.
             clock: Returns seconds since 1970.
 
         Raises:
