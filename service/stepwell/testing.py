@@ -99,7 +99,7 @@ class BrokerLaws:
             await _write(url, range(10, 12))
             await reader.open()
             first = await _next(reader, 1)
-            is_marked = self.acknowledges and not reader.may_have_been_read(first[0])
+            is_marked = self.acknowledges and not reader.was_settled(first[0])
             open_ones = [n for n in range(12) if not is_marked or n not in (1, 3, 4, 8)]
             again = [_number(message) for message in [*first, *await _next(reader, len(open_ones) - 1)]]
             grown = reader.generation

@@ -112,7 +112,7 @@ class LogReader:
             self._log.decided = max([self._log.decided, *((one.at or 0) + 1 for one in messages)])
         self._log.step()
 
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
+    def was_settled(self, message: BrokerMessage) -> bool:
         return (message.at or 0) < self._before
 
     async def is_current(self) -> bool:

@@ -298,7 +298,7 @@ class TimedConnector(Connector):
                     one = own[chunk.timesteps[0]]
                     place = (one.stream, one.time)
                     if part.unknown or place in self._found_again:
-                        is_settled = self._selective.may_have_been_read(one.message)
+                        is_settled = self._selective.was_settled(one.message)
                         (done if is_settled else late).append(one)
                         self._counters.add(skipped=is_settled)
                     else:

@@ -23,7 +23,7 @@ from aiormq.exceptions import (
 )
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import (
     AccessRefusedError,
     BrokerMessage,
@@ -65,7 +65,7 @@ def open_writer(url: BrokerUrl, body_format: str) -> AmqpWriter:
     return AmqpWriter(url, body_format)
 
 
-class AmqpReader:
+class AmqpReader(MarksEach):
     """Reads a queue as its exclusive consumer: a second connector is refused by the broker, and stands by.
 
     What a lost connector has not acknowledged is at the head of the queue again. AMQP has no positions: a message that
@@ -140,13 +140,6 @@ class AmqpReader:
                 await one.handle.ack()
         self._n_open -= len(messages)
         self._last_at = self._clock()  # only now the broker sends more than it may send ahead
-
-    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
-        """Do nothing: each message is marked by itself."""
-
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return False: what is done is not returned again."""
-        return False
 
     @property
     def window(self) -> int:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage, Undeliverable
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.addons.recorded.csv_header import CsvHeader
@@ -54,7 +54,7 @@ def open_writer(url: BrokerUrl, body_format: str) -> FileWriter:
     return FileWriter(Path(url.path).absolute())
 
 
-class FileReader:
+class FileReader(MarksEach):
     """Reads the lines of a file from its first one on, and waits for new ones at its end.
 
     The position of a message is the number of its line, from 0; the first line of a CSV file has the names of the
@@ -116,13 +116,6 @@ class FileReader:
 
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
         """Do nothing: after a restart all lines are read again, and decided as they were before."""
-
-    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
-        """Do nothing: all lines are read again."""
-
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return False: all lines are read again and decided as before, so nobody needs to know."""
-        return False
 
     @property
     def is_full(self) -> bool:

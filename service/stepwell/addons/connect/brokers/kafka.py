@@ -271,7 +271,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         finally:
             self._idle.set()
 
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
+    def was_settled(self, message: BrokerMessage) -> bool:
         """Whether a message was decided before: some brokers of Kafka's protocol keep no text beside an offset."""
         return self._decided is not None and (message.at or 0) < self._decided.before(self._partition_of(message))
 

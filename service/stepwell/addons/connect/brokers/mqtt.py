@@ -13,7 +13,7 @@ from paho.mqtt import client as mqtt
 
 from stepwell.addons.connect.brokers.mqtt_lease import LEASE_S, MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import IN_FLIGHT, TIMEOUT_S, MqttSession
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import (
     AccessRefusedError,
     BrokerMessage,
@@ -57,7 +57,7 @@ def open_writer(url: BrokerUrl, body_format: str) -> MqttWriter:
     return MqttWriter(url, body_format)
 
 
-class MqttReader:
+class MqttReader(MarksEach):
     """Subscribes to a filter; `{stream}` in it is one segment.
 
     With `?client=NAME` the broker keeps what was not acknowledged while the connector is away, and of several
@@ -143,13 +143,6 @@ class MqttReader:
         """Acknowledge messages of any polls."""
         await self.acknowledge(messages)
         self._n_open -= sum(one.handle.qos > 0 for one in messages)
-
-    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
-        """Do nothing: each message is marked by itself."""
-
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return False: what is done is not returned again."""
-        return False
 
     @property
     def window(self) -> int:

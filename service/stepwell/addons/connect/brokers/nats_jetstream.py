@@ -17,7 +17,7 @@ from stepwell.addons.connect.brokers.confirmations import all_confirmed
 from stepwell.addons.connect.brokers.done_offsets import DoneOffsets
 from stepwell.addons.connect.brokers.nats_connection import TIMEOUT_S, NatsConnection, RefusedSubjectError
 from stepwell.addons.connect.brokers.nats_lease import LEASE_S, DoneEntry, NatsLease
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import (
     BrokerMessage,
     BrokerUnavailableError,
@@ -48,7 +48,7 @@ def open_writer(url: BrokerUrl, body_format: str) -> NatsWriter:
     return NatsWriter(url, body_format)
 
 
-class NatsReader:
+class NatsReader(MarksEach):
     """Reads the messages of a subject from a JetStream stream; `{stream}` in the subject is one token.
 
     A consumer of JetStream delivers what was not acknowledged behind what is new. So if something was not acknowledged,
@@ -153,13 +153,6 @@ class NatsReader:
             for one in messages[:-1]:
                 await one.handle.ack()
             await messages[-1].handle.ack_sync(timeout=TIMEOUT_S)
-
-    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
-        """Do nothing: each message is marked by itself."""
-
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return False: what is done is not returned again."""
-        return False
 
     @property
     def window(self) -> int | None:

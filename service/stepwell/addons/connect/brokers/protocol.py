@@ -153,7 +153,7 @@ class SelectiveReader(MessageReader, Protocol):
     def is_full(self) -> bool:
         """Whether so many messages are open that the broker sends no more."""
 
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
+    def was_settled(self, message: BrokerMessage) -> bool:
         """Return whether a message was settled before a restart although it was returned again.
 
         Only where the broker keeps no mark of each message that is done.
@@ -168,6 +168,17 @@ class SelectiveReader(MessageReader, Protocol):
 
     async def acknowledge_some(self, messages: Sequence[BrokerMessage]) -> None:
         """Mark messages of any polls as done; raises as `poll` does."""
+
+
+class MarksEach:
+    """Of a reader whose messages are marked as done one by one, or are all read and decided again."""
+
+    def was_settled(self, message: BrokerMessage) -> bool:
+        """Return False: what is done is not returned again, or is decided as before."""
+        return False
+
+    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
+        """Do nothing."""
 
 
 class MessageWriter(Protocol):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.redis_connection import connect, redis_errors, tagged
 from stepwell.addons.connect.brokers.redis_writer import RedisStreamWriter
 from stepwell.addons.connect.mapping.decoding import DATA_FIELD
@@ -74,7 +74,7 @@ def open_writer(url: BrokerUrl, body_format: str) -> RedisStreamWriter:
     return RedisStreamWriter(url)
 
 
-class RedisStreamReader:
+class RedisStreamReader(MarksEach):
     """Reads a stream as a consumer group, one connector at a time: the others wait for the lease.
 
     The position of an entry `ms-n` is `ms << 20 | n`. Ids that are too large for that, such as those of a clock of
@@ -136,13 +136,6 @@ class RedisStreamReader:
         """Acknowledge entries of any polls in the group."""
         if messages:
             await self._acknowledge([one.handle for one in messages])
-
-    async def settle(self, messages: Sequence[BrokerMessage]) -> None:
-        """Do nothing: each entry is marked by itself."""
-
-    def may_have_been_read(self, message: BrokerMessage) -> bool:
-        """Return False: what is done is not returned again."""
-        return False
 
     @property
     def is_full(self) -> bool:
