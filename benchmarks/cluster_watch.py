@@ -13,13 +13,14 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.addons.watch.interests import Subscription
+from stepwell.addons.watch.stream_channels import channel_of
+from stepwell.addons.watch.subscriber import Subscriber
 from stepwell.engine.engine import Engine
-from stepwell.engine.watch.commit_events import CommitEvent
-from stepwell.engine.watch.interests import Subscription
-from stepwell.engine.watch.stream_channels import channel_of
-from stepwell.engine.watch.subscriber import Subscriber
 from stepwell.types import StreamKey
-from tests.engine.harness import FOLD, step, worker
+from tests.addons.watch.engines import watched_worker
+from tests.engine.harness import FOLD, step
 from tests.graphs import fold, write_models
 from tests.store.clusters import Cluster, cluster
 
@@ -48,7 +49,7 @@ async def _measure(nodes: Cluster, folder: Path, *, sharded: bool) -> tuple[floa
         for node in nodes.primaries:
             node.direct.execute_command("ACL", "SETUSER", "default", "-ssubscribe")
     names = [f"s{n}" for n in range(STREAMS)]
-    async with worker(nodes.url, folder) as here, worker(nodes.url, folder) as there:
+    async with watched_worker(nodes.url, folder) as here, watched_worker(nodes.url, folder) as there:
         await here.watch.start()
         await there.watch.start()
         watcher = Subscriber([Subscription("default", FOLD, name) for name in names], inputs=False)

@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 CONTRACT: tuple[Any, ...] = (
     *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
     *(extend.Command, extend.Stage, extend.AddonSettings, extend.ServiceAddon, extend.ModelRuns, extend.RequestTracer),
-    extend.RedisTransport,
+    *(extend.RedisTransport, extend.Publisher),
 )
 
 

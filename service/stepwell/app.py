@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
 from stepwell.asgi.openapi import streams as openapi
-from stepwell.asgi.routes import admin, feed, sse, stream_ops, streams, watch
+from stepwell.asgi.routes import admin, feed, stream_ops, streams
 from stepwell.asgi.websocket import rejecting_sockets
 from stepwell.background import cancel, run_forever
 from stepwell.engine.engine import Engine
@@ -107,8 +107,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     streams.add_routes(app, context)
     feed.add_routes(app, context)
     stream_ops.add_routes(app, context)
-    watch.add_routes(app, context)
-    sse.add_routes(app, context)
     admin.add_routes(app, context)
     app.router.default = rejecting_sockets(app.router.default, context)
     return app
@@ -133,12 +131,11 @@ def _build_engine(
         idempotency_ttl_s=settings.idempotency_ttl_s,
         durability=settings.durability,
     )
-    same = {field.name for field in dataclasses.fields(EngineOptions)} & Settings.model_fields.keys() - {"history"}
+    same = {field.name for field in dataclasses.fields(EngineOptions)} & Settings.model_fields.keys()
     options = EngineOptions(
         **{name: getattr(settings, name) for name in same},
         max_wait_s=settings.max_wait_ms / 1000,
         queue_bytes=settings.queue_bytes,
-        history=settings.kept_history,
     )
     vetting = ModelVetting(settings, folders.verdicts)
     artifacts = ArtifactKeeper(
@@ -156,9 +153,10 @@ def _build_engine(
         on_change=metrics.model_changed,
     )
     placing = next((found for addon in addons if (found := addon.placing(store, models)) is not None), None)
+    publisher = next((found for addon in addons if (found := addon.publisher(store)) is not None), None)
     observers = [seen for addon in addons if (seen := addon.observer()) is not None]
     observer = all_of([metrics, *observers]) if observers else metrics
-    engine = Engine(store, models, options, observer, placing=placing, samplers=addons)
+    engine = Engine(store, models, options, observer, placing=placing, publisher=publisher, samplers=addons)
     engine.runs += [runs for addon in addons if (runs := addon.model_runs(engine)) is not None]
     return engine
 
@@ -184,10 +182,6 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         reloads = ModelReloads(engine.store, engine.models)
         stack.push_async_callback(reloads.fleet.close)
         await reloads.load()
-        for problem in context.settings.unknown_history(engine.models.names()):
-            _log.warning("%s. Its events are kept once it is", problem)
-
-        await engine.watch.start()
         context.engine, context.reloads = engine, reloads
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
@@ -196,7 +190,6 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         context.metrics.bind_gauges(
             models=engine.models.names,
             queue_rows=engine.steps.waiting_by_model,
-            watchers=lambda: len(engine.watch),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
@@ -210,15 +203,14 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         works = (reloads.fleet.run(), *_background(context), *(w for addon in addons for w in addon.background()))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
+        stack.callback(context.metrics.refresh)  # metrics requests to other workers include this one
         for addon in addons:
             await addon.start()
+            stack.push_async_callback(addon.close)
         yield
         for addon in addons:
             await addon.stop(settings.drain_s)
-        await engine.drain(context.settings.drain_s)
-        for addon in addons:
-            await addon.close()
-        context.metrics.refresh()  # metrics requests to other workers include this one
+        await engine.drain(settings.drain_s)
 
 
 def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
@@ -247,7 +239,6 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
 
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
-    yield engine.refusals.run()
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

@@ -71,11 +71,13 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
+    from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placement, Placing
+    from stepwell.engine.publisher import PendingCommits, Publisher
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from stepwell.requests.request_ids import TracedId
     from stepwell.requests.tracer import RequestTracer
     from stepwell.settings import AddonSettings
+    from stepwell.store.commits import Notification
     from stepwell.store.transport.transport import RedisTransport, open_transport
     from stepwell_export.graph.builder import GraphBuilder
     from stepwell_export.stages.stage import Stage
@@ -111,14 +114,18 @@ __all__ = [
     "MessageWriter",
     "Model",
     "ModelRuns",
+    "Notification",
     "OutMessage",
+    "PendingCommits",
     "Placement",
     "Placing",
+    "Publisher",
     "ReaderOptions",
     "RedisTransport",
     "RequestTracer",
     "Sampler",
     "ServiceAddon",
+    "SocketDocumentation",
     "Stage",
     "StepwellError",
     "TracedId",
@@ -141,6 +148,9 @@ _LOADED_WHEN_USED: Final = {
     **dict.fromkeys(("RedisTransport", "open_transport"), "stepwell.store.transport.transport"),
     "TracedId": "stepwell.requests.request_ids",
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
+    **dict.fromkeys(("PendingCommits", "Publisher"), "stepwell.engine.publisher"),
+    "Notification": "stepwell.store.commits",
+    "SocketDocumentation": "stepwell.asgi.socket_messages",
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
     **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.service_calls"),

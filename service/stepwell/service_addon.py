@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placing
+    from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
@@ -44,6 +46,10 @@ class ServiceAddon:
         """Return those of its routes that are requested often, so that the fast path handles them, too."""
         return ()
 
+    def sockets(self) -> Mapping[str, SocketDocumentation]:
+        """Return the documentation of its WebSockets, by the names of their channels in `/asyncapi.json`."""
+        return {}
+
     def error_formats(self) -> Mapping[str, ErrorFormat]:
         """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""
         return {}
@@ -65,6 +71,10 @@ class ServiceAddon:
 
     def placing(self, store: StateStore, models: ModelRegistry) -> Placing | None:
         """Return what places streams on versions; None: it places none. At most one add-on does."""
+        return None
+
+    def publisher(self, store: StateStore) -> Publisher | None:
+        """Return what decides what is published with commits; None: nothing is. At most one add-on does."""
         return None
 
     def model_runs(self, engine: Engine) -> ModelRuns | None:

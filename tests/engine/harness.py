@@ -13,6 +13,7 @@ import numpy as np
 from stepwell.engine.engine import Engine
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
+from stepwell.engine.publisher import Publisher
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
@@ -53,13 +54,14 @@ async def worker(
     *,
     options: EngineOptions | None = None,
     counts: CountingObserver | None = None,
+    publisher: Publisher | None = None,
     **store: Any,
 ) -> AsyncIterator[Engine]:
     """Run an engine, as one worker process does, with every model of a folder."""
     shelf = ModelRegistry([models], StepModel)
     report = await shelf.reload()
     assert not report.failed
-    engine = Engine(StateStore(url, **store), shelf, options, counts)
+    engine = Engine(StateStore(url, **store), shelf, options, counts, publisher=publisher)
     try:
         yield engine
     finally:

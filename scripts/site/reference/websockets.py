@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from scripts.site.markdown import slug, table
+from scripts.site.reference.http_api import application
 from scripts.site.reference.schemas import components
-from stepwell.asgi.openapi import asyncapi
+from stepwell.addons.asyncapi import document as asyncapi
 
 _HEAD = """\
 # WebSockets
@@ -22,7 +22,7 @@ Every WebSocket of the service, with its messages. A running service has the sam
 @functools.cache
 def document() -> dict[str, Any]:
     """Return the AsyncAPI document."""
-    return asyncapi.document(version("stepwell"))
+    return asyncapi.document(application())
 
 
 def page() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 from stepwell.engine.admission import RequestAdmission
@@ -10,18 +9,15 @@ from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
+from stepwell.engine.publisher import Publisher
 from stepwell.engine.run_watchdog import Runs, Watchdog
 from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.engine.tenant_limits import StreamQuota
-from stepwell.engine.watch.hub import WatchHub
-from stepwell.engine.watch.interests import InterestTable
-from stepwell.engine.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
 from stepwell.store.state_store import StateStore
@@ -30,18 +26,16 @@ _READY_PING_S = 1.0
 
 
 class Engine:
-    """Steps, resets, copies and watches streams. All durable data is in the store; the engine has only caches.
+    """Steps, resets and copies streams. All durable data is in the store; the engine has only caches.
 
     Attributes:
         models: The loaded models.
         steps: Steps streams.
         runs: What runs models besides steps, of add-ons.
         streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
-        watch: The watchers of this worker.
-        interests: Decides which commits are published to watchers.
+        publisher: Decides what is published with commits.
         observer: Counts the work.
         options: The options.
-        refusals: The timesteps that this worker has refused.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
         placing: Places streams on versions.
@@ -56,9 +50,10 @@ class Engine:
         observer: EngineObserver | None = None,
         *,
         placing: Placing | None = None,
+        publisher: Publisher | None = None,
         samplers: Sequence[Samplers] = (),
     ) -> None:
-        """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
+        """Build the engine; the watchdog thread starts at once.
 
         Args:
             store: Loads and commits records.
@@ -66,17 +61,16 @@ class Engine:
             options: The options; None: the defaults.
             observer: Counts the work.
             placing: Places streams on versions; None: each stays on the one that wrote its record.
+            publisher: Decides what is published with commits; None: nothing is.
             samplers: What sees committed batches.
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
         quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
-        self.interests = interests = InterestTable(options.history)
+        self.publisher = publisher or Publisher()
         self.observer, self.options = observer, options
         self.models = models
         self.store = store
         self.store_reachable = False
-        self.watch = WatchHub(interests, store, StorePubSub(store.transport))
-        self.refusals = RefusalLog(store, options.history)
         self.admission = RequestAdmission(options, n_waiting=self._waiting)
         self.placing = Placing(models) if placing is None else placing
         longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
@@ -86,8 +80,7 @@ class Engine:
             models,
             self.admission,
             observer,
-            interests,
-            refusals=self.refusals,
+            self.publisher,
             quota=quota,
             options=options,
             placing=self.placing,
@@ -123,9 +116,6 @@ class Engine:
     async def drain(self, timeout: float) -> None:
         """Reject new requests, and wait until the accepted ones have their response, at most `timeout` seconds."""
         await self.admission.drain(timeout)
-        with contextlib.suppress(ServiceError):  # the store does not reply
-            await self.refusals.flush()
-        self.watch.end_all()
 
     async def close(self) -> None:
         """Reply to open requests with errors, and end threads and connections; call `drain` first."""
@@ -133,7 +123,6 @@ class Engine:
         self._watchdog.stop()
         for runs in self.runs:
             runs.close()
-        await self.watch.close()
         await self.steps.close()
         await self.store.close()
 

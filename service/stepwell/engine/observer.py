@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepwell.errors import ServiceError
 
 
 class EngineObserver:
@@ -29,6 +32,9 @@ class EngineObserver:
 
     def rejected(self, model: str, seconds: float) -> None:
         """A request was answered with an error; `replied` is called for it too."""
+
+    def refused(self, tenant: str, model: str, stream: str | None, error: ServiceError) -> None:
+        """A timestep of a stream was answered with an error; `stream` is as the request has it, None: it has none."""
 
     def store_latency(self, op: str, seconds: float) -> None:
         """A round trip to the store took `seconds`."""

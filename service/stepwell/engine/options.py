@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,6 @@ class EngineOptions:
         snapshot_ttl_s: Time to live of a stream's snapshots after the last use of one of them, in seconds; None: that
             of idle streams.
         max_snapshots: Snapshots that a stream may have.
-        history: By model: the number of events stored per stream, for watchers that reconnect; `*`: all other models.
     """
 
     max_batch_size: int = 256
@@ -38,4 +36,3 @@ class EngineOptions:
     tenant_max_streams: int | None = None
     snapshot_ttl_s: float | None = None
     max_snapshots: int = 16
-    history: Mapping[str, int] = field(default_factory=dict)

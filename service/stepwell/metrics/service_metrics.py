@@ -158,7 +158,6 @@ class Metrics(EngineObserver):
         }
         self._labelled_gauges = {name: Labelled(one) for name, one in labelled_gauges.items()}
         self._gauges = {
-            "watchers": gauge("watchers", "Watchers of committed predictions.", "livesum"),
             "websockets": gauge("websockets", "Open WebSockets.", "livesum"),
             "connections": gauge("connections", "Open connections, those of WebSockets included.", "livesum"),
             "ready": gauge("ready", "1 when every worker can serve, else 0.", "livemin"),

@@ -118,11 +118,10 @@ class Server(uvicorn.Server):
             self._drain_task = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        if (engine := self._engine()) is not None:
+        if self._engine() is not None:
             _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
             self.config.loaded_app.state.context.draining = True
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
-            engine.watch.end_all()  # their responses would never end
             for addon in self.config.loaded_app.state.addons:
                 addon.begin_stop(self._drain_s)
         self.should_exit = True

@@ -112,7 +112,7 @@ def submit_columns(
         **body.options(),
     )
     for i, fault in bulk.faults.items():
-        engine.refusals.add(*keys[i], fault)
+        engine.observer.refused(*keys[i], fault)
     engine.steps.submit_bulk(rows, done, served, bulk.faults)
 
 

@@ -135,7 +135,7 @@ class FeedSession:
         self._bytes += len(message)
 
     def _refused(self, error: ServiceError, tenant: str, correlation: Mapping[str, Any]) -> None:
-        self._context.engine.refusals.add(tenant, self._model, self._stream or correlation.get("stream"), error)
+        self._context.engine.observer.refused(tenant, self._model, self._stream or correlation.get("stream"), error)
         if error.code == "bad_json":
             self.close_after_replies(UNREADABLE)
 

@@ -116,11 +116,11 @@ class StepHandler:
         try:
             self._submit(body, done)
         except ServiceError as exc:
-            self._engine.refusals.add(*self.key, exc)
+            self._engine.observer.refused(*self.key, exc)
             raise
 
     def _fail(self, done: Callable[[StepOutcome], None], error: ServiceError) -> None:
-        self._engine.refusals.add(*self.key, error)
+        self._engine.observer.refused(*self.key, error)
         done(error)
 
     def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:

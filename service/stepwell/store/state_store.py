@@ -38,8 +38,6 @@ Durability = Literal["memory", "fsync", "replica"]
 _MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
-_HISTORY: Final = Script.of("history.lua")
-
 
 class StateStore:
     """Keeps one record per stream.
@@ -232,29 +230,6 @@ class StateStore:
     async def delete(self, *names: str, deadline: float) -> None:
         """Delete keys of one stream; keys that do not exist are ignored."""
         await self._call(("DEL", *names), deadline=deadline, confirm=self.waits_for_replica)
-
-    async def history(
-        self, record: str, *, topic: str, mark: bytes, deadline: float, channel: str = ""
-    ) -> tuple[int, list[bytes]]:
-        """Return a stream's step (0 if missing) and its event log, and publish `mark` atomically with the read.
-
-        A subscriber of the topics of the stream's commits can so separate the commits before the read, whose events
-        arrive before `mark`, from those after it.
-
-        Args:
-            record: The record's key.
-            topic: The topic on which the mark is published.
-            mark: The mark.
-            deadline: On the running loop's clock.
-            channel: A shard channel of the stream on which the mark is published as well.
-
-        Raises:
-            StoreUnavailableError: No reply before the deadline.
-        """
-        script = _HISTORY.text
-        log_key = keys.event_log_key(record)
-        step, log = await self.execute(deadline, "EVAL", script, 2, record, log_key, topic, mark, channel)
-        return int.from_bytes(step, "little"), log
 
     async def execute(self, deadline: float, *command: Argument) -> Any:
         """Return the reply to a command that is safe to repeat.

@@ -20,16 +20,16 @@ from stepwell.addons.alert.follower import StreamFollower
 from stepwell.addons.alert.rules import AlarmRule, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.stream_state import StreamUpdate
+from stepwell.addons.watch.refusals import RefusalLog, RefusalReader
 from stepwell.engine.engine import Engine
-from stepwell.engine.options import EngineOptions
-from stepwell.engine.watch.refusals import RefusalLog, RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument
 from tests.addons.connect.connectors import wait_for
-from tests.engine.harness import FOLD, step, worker
+from tests.addons.watch.engines import watched_worker
+from tests.engine.harness import FOLD, step
 from tests.graphs import fold, write_models
 from tests.servers import Server
 
@@ -58,8 +58,7 @@ class StallingLogs(EventLogs):
 
 @pytest.fixture
 async def engine(redis_server: Server, tmp_path: Path) -> AsyncIterator[Engine]:
-    options = EngineOptions(history={FOLD: 16})
-    async with worker(redis_server.url, write_models(tmp_path, fold), options=options) as one:
+    async with watched_worker(redis_server.url, write_models(tmp_path, fold), history={FOLD: 16}) as one:
         yield one
 
 
@@ -142,7 +141,7 @@ async def test_a_refusal_after_a_commit_that_is_evaluated_late_stays_raised(
     await follower.follow_refusals()
     await follower.follow([(STREAM, StreamUpdate(1, 1, first.state_id, {}, {}))])
     second = await engine.steps.advance(step(STREAM, 2))
-    refusals.add("default", FOLD, STREAM, ServiceError("non_finite", "NaN"))
+    refusals.refused("default", FOLD, STREAM, ServiceError("non_finite", "NaN"))
     await refusals.flush()
     logs.offset_ms = 4000  # the message of the watch is read so late
     await follower.follow([(STREAM, StreamUpdate(2, 1, second.state_id, {}, {}))])
@@ -198,9 +197,9 @@ async def test_a_stream_that_expires_while_the_process_stalls_is_not_taken_as_de
     redis_server: Server, tmp_path: Path
 ) -> None:
     store = StateStore(redis_server.url, stream_ttl_s=1.0)
-    logs, options = StallingLogs(store, "default", FOLD), EngineOptions(history={FOLD: 16})
+    logs = StallingLogs(store, "default", FOLD)
     models = write_models(tmp_path, fold)
-    async with worker(redis_server.url, models, options=options, stream_ttl_s=1.0) as engine:
+    async with watched_worker(redis_server.url, models, history={FOLD: 16}, stream_ttl_s=1.0) as engine:
         follower = follower_of(store, logs, expired=True)
         await engine.steps.advance(step(STREAM, 1))
         logs.stall_ms = 4000

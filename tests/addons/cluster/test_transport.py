@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.addons.watch.interests import Subscription
+from stepwell.addons.watch.subscriber import Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
-from stepwell.engine.watch.commit_events import CommitEvent
-from stepwell.engine.watch.interests import Subscription
-from stepwell.engine.watch.subscriber import Subscriber
 from stepwell.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
 from stepwell.store import listing
 from stepwell.store.checks.safety import UnsafeStoreError, check_safe, read_server_info
@@ -26,6 +26,7 @@ from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import open_transport
 from stepwell.types import StreamKey
+from tests.addons.watch.engines import watched_worker
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
@@ -198,10 +199,9 @@ async def test_messages_reach_listeners_on_other_nodes(three: Cluster) -> None:
 
 
 async def test_watchers_receive_the_commits_of_every_shard_and_reconnect(three: Cluster, folder: Path) -> None:
-    options = EngineOptions(history={"fold": 100})
     async with (
-        worker(three.url, folder, options=options) as here,
-        worker(three.url, folder, options=options) as there,
+        watched_worker(three.url, folder, history={"fold": 100}) as here,
+        watched_worker(three.url, folder, history={"fold": 100}) as there,
     ):
         await there.watch.start()
         await here.watch.start()

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.addons.watch.interests import Subscription
+from stepwell.addons.watch.stream_channels import channel_of
+from stepwell.addons.watch.subscriber import Subscriber
 from stepwell.engine.engine import Engine
-from stepwell.engine.options import EngineOptions
-from stepwell.engine.watch.commit_events import CommitEvent
-from stepwell.engine.watch.interests import Subscription
-from stepwell.engine.watch.stream_channels import channel_of
-from stepwell.engine.watch.subscriber import Subscriber
 from stepwell.types import StreamKey
-from tests.engine.harness import FOLD, step, worker
+from tests.addons.watch.engines import WatchedEngine, watched_worker
+from tests.engine.harness import FOLD, step
 from tests.graphs import fold, write_models
 from tests.servers import servers
 from tests.store.checks.test_safety import documented_permissions
@@ -40,20 +40,21 @@ def folder(tmp_path: Path) -> Path:
 @contextlib.asynccontextmanager
 async def engines(
     three: Cluster, folder: Path, n: int, *, history: int = 0, user: str = ""
-) -> AsyncIterator[list[Engine]]:
+) -> AsyncIterator[list[WatchedEngine]]:
     """Run workers that share a Cluster without streams."""
     for node in three.primaries:
         node.direct.flushall()
     async with contextlib.AsyncExitStack() as stack:
-        options = EngineOptions(history={FOLD: history})
         url = three.url.replace("://", f"://{user}")
-        found = [await stack.enter_async_context(worker(url, folder, options=options)) for _ in range(n)]
+        found = [
+            await stack.enter_async_context(watched_worker(url, folder, history={FOLD: history})) for _ in range(n)
+        ]
         for engine in found:
             await engine.watch.start()
         yield found
 
 
-async def watch(engine: Engine, streams: Sequence[str]) -> Subscriber:
+async def watch(engine: WatchedEngine, streams: Sequence[str]) -> Subscriber:
     watcher = Subscriber([Subscription("default", FOLD, stream) for stream in streams], inputs=False)
     await engine.watch.add(watcher)
     return watcher

@@ -12,8 +12,10 @@ import pytest
 
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
+from stepwell.engine.publisher import PendingCommits, Publisher
 from stepwell.errors import ServiceError
-from stepwell.store.keys import record_key
+from stepwell.store.commits import Notification
+from stepwell.store.keys import event_log_key, record_key
 from stepwell.store.record import SourcePosition, decode
 from stepwell.types import Prediction, Source, StreamKey
 from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
@@ -153,6 +155,17 @@ async def test_a_timestep_in_columns_gets_the_answer_that_it_gets_row_by_row(
         assert stored_sources(redis_server, f"all-{name}") == stored_sources(redis_server, f"last-{name}")
 
 
+class LogOfEach(Publisher):
+    """Keeps two events of each stream."""
+
+    def has_interest(self, model: str) -> bool:
+        return True
+
+    def notifications(self, batch: PendingCommits) -> list[Notification]:
+        logs = [event_log_key(record_key(*timestep.key)) for timestep in batch.timesteps]
+        return [Notification(row, b"event", "", log, 2, 0) for row, log in enumerate(logs)]
+
+
 @pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_mix_of_columns_and_rows_applies_each_timestep_once(
@@ -162,10 +175,10 @@ async def test_any_mix_of_columns_and_rows_applies_each_timestep_once(
     rng = random.Random(seed)
     sent = {name: list[int]() for name in MANY}
     position = {(name, log): -1 for name in MANY for log in (LOG, OTHER)}
-    options = EngineOptions(history={"fold": 2}) if watched else EngineOptions()
+    publisher = LogOfEach() if watched else None
     async with (
-        worker(redis_server.url, folder, options=options) as one,
-        worker(redis_server.url, folder, options=options) as two,
+        worker(redis_server.url, folder, publisher=publisher) as one,
+        worker(redis_server.url, folder, publisher=publisher) as two,
     ):
         for _ in range(40):
             engine, length, names = rng.choice((one, two)), rng.choice((1, 1, 3)), rng.sample(MANY, rng.choice((1, 20)))

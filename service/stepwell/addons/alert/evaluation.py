@@ -17,7 +17,7 @@ from stepwell.addons.alert.stream_state import (
     ConditionState,
     StreamUpdate,
 )
-from stepwell.engine.watch.refusals import Refusals
+from stepwell.addons.watch.refusals import Refusals
 
 _COUNTED_COMMITS: Final = 8
 """Of so many commits of a stream, the newest, it is known how many timesteps were refused after them."""

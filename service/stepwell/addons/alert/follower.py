@@ -20,7 +20,7 @@ from stepwell.addons.alert.rules import FollowedModel
 from stepwell.addons.alert.store import AlertWrites, raised_member
 from stepwell.addons.alert.stream_state import ALARM_KINDS, Alarm, AlertState, StreamUpdate
 from stepwell.addons.alert.updates import commit_times, newest_event, update_of, updates_after
-from stepwell.engine.watch.refusals import RefusalReader, Refusals
+from stepwell.addons.watch.refusals import RefusalReader, Refusals
 
 _log = logging.getLogger(__name__)
 _FOLLOWED: Final = ""  # the entry of the states of a model that was followed before; no stream has this id

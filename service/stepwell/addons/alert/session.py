@@ -21,8 +21,8 @@ from stepwell.addons.alert.leader import AlertLeader
 from stepwell.addons.alert.rules import AlarmRule, AlertRules, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.connect.service_feed import ServiceFeed
+from stepwell.addons.watch.refusals import RefusalReader
 from stepwell.background import happens, until
-from stepwell.engine.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError, SettingsError
 from stepwell.lease import Lease
 from stepwell.store import keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stepwell.addons.alert.stream_state import StreamUpdate
-from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor, decode_events
+from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor, decode_events
 from stepwell_client.results import Event
 from stepwell_client.wire.ids import decode_state_id
 from stepwell_export.runtime.manifest import Array

@@ -17,6 +17,7 @@ from stepwell.addons.rollouts.worker import ActiveRollout, OnTimestep, RolloutWo
 from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
+from stepwell.engine.publisher import PendingCommits
 from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
@@ -44,7 +45,7 @@ class RolloutService(ModelRuns):
         self._deps = engine.streams.deps
         self._placing = engine.placing
         self._observer = engine.observer
-        self._interests = engine.interests
+        self._publisher = engine.publisher
         self._max_rows = engine.options.max_batch_size
         self._workers: dict[ServedModel, RolloutWorker] = {}
 
@@ -103,7 +104,7 @@ class RolloutService(ModelRuns):
             result = plan.result(record, rollout)
             if not request.commit:
                 return Reply(result, is_replay=False)
-            under_way.enter_context(self._interests.commits.begin())
+            under_way.enter_context(self._publisher.commit_under_way())
             return self._write(plan, record, rollout, result)
 
         idempotency_key = request.idempotency_key if request.commit else None
@@ -160,11 +161,11 @@ class RolloutService(ModelRuns):
         key, served = plan.request.key, plan.served
         new_record = plan.record(record, rollout, result)
         notifications: Sequence[Notification] = ()
-        if self._interests.has_interest(served.name):
+        if self._publisher.has_interest(served.name):
             timestep = Timestep(
                 key, tuple(array.tobytes() for _, array in sorted(rollout.fed_inputs.items())), length=new_record.length
             )
-            notifications = self._interests.notifications_for(
+            pending = PendingCommits(
                 [timestep],
                 served.inputs,
                 result.outputs,
@@ -172,6 +173,7 @@ class RolloutService(ModelRuns):
                 [new_record.history_hash],
                 [served.version],
             )
+            notifications = self._publisher.notifications(pending)
         return Write(
             new_record,
             b"" if record is None else record.guard,

@@ -98,31 +98,6 @@ DELETE = route(
     ),
     status=204,
 )
-EVENTS = route(
-    "streams",
-    path=STREAM_PATH,
-    parameters=[
-        query(
-            "since",
-            {"type": "integer", "minimum": 0},
-            "The last step that you have received: later events in the event log are sent first.",
-        ),
-        query("inputs", {"type": "boolean", "default": False}),
-        query("candidate", {"type": "boolean", "default": False}),
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "schema": {"type": "integer", "minimum": 0},
-            "description": "Like `since`, and overrides it: browsers send it when they reconnect.",
-        },
-    ],
-    problems=(*COMMON_PROBLEMS, "bad_request", "model_not_found"),
-)
-EVENTS["responses"][200] = {
-    "description": "Server-sent events without end: predictions as they are committed, `id` is the step; `gap` is the "
-    "number of timesteps that were missed.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
 LIST = route(
     "many streams",
     path=["model"],

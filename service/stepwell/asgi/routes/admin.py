@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from stepwell.asgi.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
-from stepwell.asgi.openapi import asyncapi
 from stepwell.asgi.openapi import streams as openapi
 from stepwell.codec.response_schemas import (
     ModelDescription,
@@ -46,7 +45,6 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
     if not context.settings.production:
         add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
-        add("/asyncapi.json", routes.asyncapi, methods=["GET"], include_in_schema=False)
     add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
 
 
@@ -57,7 +55,6 @@ class AdminRoutes:
         self._app = app
         self._context = context
         self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
-        self._asyncapi = functools.cache(lambda: encode(asyncapi.document(app.version), JSON))
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
@@ -130,11 +127,6 @@ class AdminRoutes:
         """Return the OpenAPI document."""
         authorize(request, self._context, "read")
         return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
-
-    async def asyncapi(self, request: Request) -> Response:
-        """Return the AsyncAPI document, which describes the WebSockets."""
-        authorize(request, self._context, "read")
-        return RawResponse(await asyncio.to_thread(self._asyncapi), JSON.value)
 
     async def errors(self, _request: Request) -> Response:
         """Return the page with the meaning of each error code, which the `type` of problems links to."""

@@ -12,10 +12,10 @@ import numpy as np
 from stepwell.engine.packing import all_true, pack_outputs, select_returned
 from stepwell.engine.placing import Followed
 from stepwell.engine.protocol.replay import several
+from stepwell.engine.publisher import CandidateOutputs, PendingCommits
 from stepwell.engine.stepping.record_cache import CachedRecord
 from stepwell.engine.stepping.record_loader import Records
 from stepwell.engine.stepping.responding import responding_versions
-from stepwell.engine.watch.commit_events import CandidateOutputs
 from stepwell.errors import ServiceError, not_a_record
 from stepwell.models.pair_state import pair_rows
 from stepwell.models.paired import PairedModel
@@ -113,7 +113,7 @@ class Committer:
         self._store = deps.store
         self._cache = deps.cache
         self._observer = deps.observer
-        self._interests = deps.interests
+        self._publisher = deps.publisher
         self._replies = replies
         self._committed = deps.committed
         self._sampler = deps.sampler
@@ -131,7 +131,7 @@ class Committer:
             deadline: On the loop's clock.
         """
         name, batch = self._served.name, records.batch
-        if records.one is not None and not self._interests.has_interest(name):
+        if records.one is not None and not self._publisher.has_interest(name):
             found = self._next_of_one(records, records.one, run)
         else:
             found = self._next_records(records.in_columns(), inputs, run)
@@ -142,9 +142,8 @@ class Committer:
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
-        # Interest is checked after the run, as late as possible, so that no event is missed: from here to the store's
-        # command there is no `await`, see `InterestTable.commits`.
-        notifications = self._notifications(found) if self._interests.has_interest(name) else []
+        # Checked after the run, as late as possible: from here to the store's command there is no `await`.
+        notifications = self._notifications(found) if self._publisher.has_interest(name) else []
         at = records.at
         if not batch.are_waiting(at):
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
@@ -154,7 +153,7 @@ class Committer:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
         expiry_set_at = records.expiry_set_at.min() if records.one is None else records.one.expiry_set_at
-        with self._interests.commits.begin():
+        with self._publisher.commit_under_way():
             results = await self._store.commit(
                 found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
             )
@@ -372,7 +371,7 @@ class Committer:
         records, responding = found.records, found.responding
         rows = [records.batch.row(i) for i in records.at]
         position = {j: k for k, j in enumerate(found.order)}
-        events = self._interests.notifications_for(
+        pending = PendingCommits(
             [row.applied for row in rows],
             self._served.inputs,
             found.output.arrays,
@@ -381,7 +380,7 @@ class Committer:
             [self._served.version] * len(rows) if responding is None else responding.versions,
             () if found.beside is None else self._candidates(found.beside, records),
         )
-        return [event._replace(row=position[event.row]) for event in events]
+        return [one._replace(row=position[one.row]) for one in self._publisher.notifications(pending)]
 
     def _candidates(self, beside: Beside, records: Records) -> list[CandidateOutputs | None]:
         """Return what the candidate of a pair computed for each row; None: it failed."""

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Followed, Placement
+    from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.model_runner import ModelRunner
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.record_cache import RecordCache
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.tenant_limits import StreamQuota
-    from stepwell.engine.watch.interests import InterestTable
-    from stepwell.engine.watch.refusals import RefusalLog
     from stepwell.models.paired import Beside
     from stepwell.models.served import ServedModel
     from stepwell.store.source_ids import SourceIds
@@ -50,8 +49,7 @@ class PipelineDeps:
         store: Loads and commits records.
         cache: The worker's recently used records of this model version.
         observer: Counts the work.
-        interests: Decides which commits are published.
-        refusals: Notes which timesteps were refused.
+        publisher: Decides what is published with commits.
         runner: Runs the model.
         timeout: Seconds from receipt to response.
         hand_over: Gives a row to the version that its stream's record belongs to; False: that version is not there.
@@ -67,8 +65,7 @@ class PipelineDeps:
     store: StateStore
     cache: RecordCache
     observer: EngineObserver
-    interests: InterestTable
-    refusals: RefusalLog
+    publisher: Publisher
     runner: ModelRunner
     timeout: float
     hand_over: Callable[[QueuedStep, bytes], bool]

@@ -43,7 +43,6 @@ class Replies:
         self._served = deps.served
         self._cache = deps.cache
         self._observer = deps.observer
-        self._refusals = deps.refusals
         self._timestep_bytes = deps.served.timestep_bytes
         self._placement = deps.placement
         self._time = time.monotonic
@@ -213,7 +212,7 @@ class Replies:
         self._observer.replied(self._served.name, [seconds])
         if isinstance(result, ServiceError):
             self._observer.rejected(self._served.name, seconds)
-            self._refusals.add(*row.timestep.key, result)
+            self._observer.refused(*row.timestep.key, result)
 
     def _log_failed_callback(self, row: QueuedStep) -> None:
         _log.exception(

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.options import EngineOptions
     from stepwell.engine.placing import Placing
+    from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.samplers import Samplers
     from stepwell.engine.tenant_limits import StreamQuota
-    from stepwell.engine.watch.interests import InterestTable
-    from stepwell.engine.watch.refusals import RefusalLog
     from stepwell.models.registry import ModelRegistry
     from stepwell.store.record import Record
     from stepwell.store.source_ids import SourceIds
@@ -46,7 +45,7 @@ class StepService:
         models: The loaded models.
         admission: Accepts or rejects requests.
         observer: Counts the work.
-        interests: Decides which commits are published.
+        publisher: Decides what is published with commits.
         quota: Limit on the streams of a tenant; None: no limit.
         options: The options of the engine.
         placing: Places streams on versions.
@@ -60,9 +59,8 @@ class StepService:
         models: ModelRegistry,
         admission: RequestAdmission,
         observer: EngineObserver,
-        interests: InterestTable,
+        publisher: Publisher,
         *,
-        refusals: RefusalLog,
         quota: StreamQuota | None,
         options: EngineOptions,
         placing: Placing,
@@ -86,8 +84,7 @@ class StepService:
             PipelineDeps,
             store=store,
             observer=observer,
-            interests=interests,
-            refusals=refusals,
+            publisher=publisher,
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,

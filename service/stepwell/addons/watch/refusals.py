@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from stepwell.background import run_forever
+from stepwell.engine.observer import EngineObserver
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.scripts import Script
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _CODES: Final = frozenset({"bad_json", "bad_input", "non_finite", "non_finite_state"})
 """The codes of timesteps that were refused because of what is in them."""
 
-_WRITE: Final = Script.of("refusals.lua")
+_WRITE: Final = Script.of("refusals.lua", "stepwell.addons.watch")
 _WRITE_EVERY_S: Final = 0.25
 _MAX_STREAMS: Final = 2000  # of a model, until they are written; those beyond it are left out
 _MAX_TIMES: Final = 32  # of a stream, until they are written; those beyond it count for the last one
@@ -80,7 +81,7 @@ _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(list[_Collected]).decode
 
 
-class RefusalLog:
+class RefusalLog(EngineObserver):
     """The refused timesteps of a worker, of the models whose history is kept."""
 
     def __init__(self, store: StateStore, history: Mapping[str, int]) -> None:
@@ -98,7 +99,7 @@ class RefusalLog:
         self._collected: dict[_Owner, dict[str, _Collected]] = {}
         self._unconfirmed: dict[_Owner, tuple[int, bytes]] = {}  # the number of a write and its content
 
-    def add(self, tenant: str, model: str, stream: str | None, error: ServiceError) -> None:
+    def refused(self, tenant: str, model: str, stream: str | None, error: ServiceError) -> None:
         """Note that a timestep was refused, if it was because of what is in it.
 
         Args:

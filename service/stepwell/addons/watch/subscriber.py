@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from stepwell.engine.watch.commit_events import CommitEvent
-from stepwell.engine.watch.interests import Subscription
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.addons.watch.interests import Subscription
 from stepwell.types import StreamKey
 
 MAX_QUEUED_TIMESTEPS: Final = 256

@@ -19,11 +19,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from stepwell.asgi.routes.sse import SseResponse
-from stepwell.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
-from stepwell.asgi.routes.watching import queued_events
-from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor
-from stepwell.engine.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
+from stepwell.addons.watch.event_stream import SseResponse
+from stepwell.addons.watch.events import queued_events
+from stepwell.addons.watch.socket import MAX_GROUP_BYTES, groups_of
+from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
 from stepwell_client.wire.formats import MSGPACK, encode, encode_tensor

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from stepwell.addons.watch.interests import TOPIC, InterestTable, Subscription
 from stepwell.background import cancel, run_forever
-from stepwell.engine.watch.interests import TOPIC, InterestTable, Subscription
 
 if TYPE_CHECKING:
     from stepwell.store.pubsub import StorePubSub

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from stepwell.engine.watch.commit_events import CommitEvent
+from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.types import StreamKey
 
 MAX_HELD_S: Final = 0.5

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
+from stepwell.addons.watch.hub import WatchHub
+from stepwell.addons.watch.messages import HEARTBEAT_S
+from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event
-from stepwell.asgi.openapi import streams as openapi
+from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, STREAM_PATH, query, route
 from stepwell.asgi.query import flag_of, number_of
-from stepwell.asgi.routes.watching import event_document, parse_subscription, queued_events
-from stepwell.asgi.socket_messages import HEARTBEAT_S
 from stepwell.codec import JSON
-from stepwell.engine.watch.hub import WatchHub
-from stepwell.engine.watch.subscriber import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
@@ -28,18 +28,45 @@ from stepwell_client.wire.ids import SEQ_LIMIT
 _RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
 
 
-def add_routes(app: FastAPI, context: AppContext) -> None:
-    """Declare the route."""
-    routes = SseRoutes(context)
-    path = "/v1/models/{model}/streams/{stream}/events"
-    app.add_api_route(path, routes.events, methods=["GET"], **openapi.EVENTS)
+DOCUMENTATION: Final = route(
+    "streams",
+    path=STREAM_PATH,
+    parameters=[
+        query(
+            "since",
+            {"type": "integer", "minimum": 0},
+            "The last step that you have received: later events in the event log are sent first.",
+        ),
+        query("inputs", {"type": "boolean", "default": False}),
+        query("candidate", {"type": "boolean", "default": False}),
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "Like `since`, and overrides it: browsers send it when they reconnect.",
+        },
+    ],
+    problems=(*COMMON_PROBLEMS, "bad_request", "model_not_found"),
+)
+DOCUMENTATION["responses"][200] = {
+    "description": "Server-sent events without end: predictions as they are committed, `id` is the step; `gap` is the "
+    "number of timesteps that were missed.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 
 
-class SseRoutes:
+class EventRoute:
     """The endpoint of the route."""
 
-    def __init__(self, context: AppContext) -> None:
+    def __init__(self, context: AppContext, hub: Callable[[], WatchHub]) -> None:
+        """Create it.
+
+        Args:
+            context: Settings, API keys and the engine.
+            hub: Returns all watchers of this worker, once the engine is there.
+        """
         self._context = context
+        self._hub = hub
 
     async def events(self, request: Request) -> Response:
         """Watch one stream: its predictions as they are committed."""
@@ -57,7 +84,7 @@ class SseRoutes:
         watcher = Subscriber(
             [subscription], inputs=flag_of(query, "inputs"), candidate=flag_of(query, "candidate"), since=since
         )
-        return SseResponse(context.engine.watch, watcher, auth)
+        return SseResponse(self._hub(), watcher, auth)
 
 
 class SseResponse(EventStreamResponse):

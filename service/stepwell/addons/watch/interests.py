@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Final, NamedTuple
 
-from stepwell.engine.watch.commit_events import CandidateOutputs, CommitEvent
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.engine.publisher import PendingCommits, Publisher
 from stepwell.store import keys
 from stepwell.store.commits import Notification
-from stepwell.types import StreamKey, Timestep
-from stepwell_export.runtime.manifest import Array, TensorSpec
+from stepwell.types import StreamKey
 
 TOPIC: Final = "swl:watch"
 
@@ -120,7 +120,7 @@ class _ModelInterest:
         return not self.streams and not self.prefixes
 
 
-class InterestTable:
+class InterestTable(Publisher):
     """The interests of all workers. A model without watchers and event log costs one lookup per batch.
 
     Attributes:
@@ -160,39 +160,24 @@ class InterestTable:
             self.publish_all or model in self._interests or self._log_lengths.get(model, self._default_log_length) > 0
         )
 
-    def notifications_for(  # noqa: PLR0917 - the columns of a batch
-        self,
-        timesteps: Sequence[Timestep],
-        inputs: Sequence[TensorSpec],
-        outputs: Mapping[str, Array],
-        steps: Sequence[int],
-        state_ids: Sequence[bytes],
-        versions: Sequence[int],
-        candidates: Sequence[CandidateOutputs | None] = (),
-    ) -> list[Notification]:
-        """Return the notifications of the commits of a batch; the store publishes those of applied commits.
+    def commit_under_way(self) -> CommitGroup:
+        """Return a context for one commit, so that a new watch can wait for it."""
+        return self.commits.begin()
 
-        Args:
-            timesteps: The requests, all of one model.
-            inputs: The model's inputs, in the order of a timestep's `inputs`.
-            outputs: The returned predictions, `(rows, T', *row)` per output.
-            steps: Each stream's step after its commit.
-            state_ids: Each stream's state id after its commit.
-            versions: The model version that responded to each.
-            candidates: What the candidate of a release computed for each; empty: there is none.
-        """
-        model = timesteps[0].key.model
+    def notifications(self, batch: PendingCommits) -> list[Notification]:
+        """Return the events of the commits that are watched or logged."""
+        model = batch.timesteps[0].key.model
         interest = self._interests.get(model)
         log_length = self._log_lengths.get(model, self._default_log_length)
         notifications, at_us = [], time.time_ns() // 1000
-        for row, timestep in enumerate(timesteps):
+        for row, timestep in enumerate(batch.timesteps):
             key = timestep.key
             is_wanted = self.publish_all or (interest is not None and interest.covers(key))
             if is_wanted or log_length:
-                own = {name: array[row] for name, array in outputs.items()}
+                own = {name: array[row] for name, array in batch.outputs.items()}
                 event = CommitEvent.of(
-                    timestep, inputs, own, steps[row], state_ids[row], versions[row],
-                    candidates[row] if candidates else None, at_us,
+                    timestep, batch.inputs, own, batch.steps[row], batch.state_ids[row], batch.versions[row],
+                    batch.candidates[row] if batch.candidates else None, at_us,
                 ).encode()  # fmt: skip
                 topic = topic_for(key.tenant, model) if is_wanted else ""
                 log = keys.event_log_key(keys.record_key(*key)) if log_length else None

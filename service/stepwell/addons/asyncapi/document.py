@@ -5,26 +5,13 @@ As in the OpenAPI document, schemas are derived from the structs that decode mes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
+from fastapi import FastAPI
 from msgspec import Struct
 
-from stepwell.asgi.socket_messages import (
-    HEARTBEAT_S,
-    AuthMessage,
-    ColumnsReply,
-    CommitMessage,
-    EventsMessage,
-    FeedReply,
-    GapMessage,
-    SocketError,
-    StreamReply,
-    WatchingReply,
-    WatchRequest,
-)
-from stepwell.codec.step_bodies import BulkMessage, FeedMessage, StreamMessage
+from stepwell.asgi.socket_messages import FEEDS, SocketDocumentation
 from stepwell.requests import close_codes
 from stepwell_client.wire.ids import STREAM_ID
 from stepwell_export.runtime.manifest import NAME
@@ -51,72 +38,16 @@ _PARAMETERS: Final = {
 }
 
 
-class _Socket(NamedTuple):
-    """One WebSocket route.
-
-    Attributes:
-        address: Its path.
-        summary: What it is for.
-        query: Its query parameter, by name: the JSON schema.
-        requests: The messages that the service receives, with those that it replies with.
-        events: The messages that the service sends by itself.
-    """
-
-    address: str
-    summary: str
-    query: Mapping[str, Mapping[str, Any]]
-    requests: Mapping[type[Struct], Sequence[type[Struct]]]
-    events: Sequence[type[Struct]] = ()
-
-
-_VERSION: Final = {
-    "version": {
-        "type": "integer",
-        "minimum": 1,
-        "description": "A model version; by default the stream's own, and for new streams the highest.",
-    }
-}
-_GROUPED: Final = {
-    "grouped": {
-        "type": "boolean",
-        "default": False,
-        "description": f"Send commits together in one message, and an empty one after {HEARTBEAT_S:g} s without any.",
-    }
-}
-_SOCKETS: Final = {
-    "streamFeed": _Socket(
-        "/v1/models/{model}/streams/{stream}/feed",
-        "Steps one stream.",
-        query=_VERSION,
-        requests={AuthMessage: (), FeedMessage: (FeedReply, SocketError)},
-    ),
-    "modelFeed": _Socket(
-        "/v1/models/{model}/feed",
-        "Steps streams of one model; each message names its stream or streams.",
-        query=_VERSION,
-        requests={
-            AuthMessage: (),
-            StreamMessage: (StreamReply, SocketError),
-            BulkMessage: (ColumnsReply, SocketError),
-        },
-    ),
-    "watch": _Socket(
-        "/v1/watch",
-        "Sends predictions when they are committed.",
-        query=_GROUPED,
-        requests={AuthMessage: (), WatchRequest: (WatchingReply, SocketError)},
-        events=(CommitMessage, EventsMessage, GapMessage),
-    ),
-}
-
-
-def document(version: str) -> dict[str, Any]:
-    """Return the AsyncAPI document."""
-    messages = sorted({one for socket in _SOCKETS.values() for one in _messages(socket)}, key=lambda one: one.__name__)
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the AsyncAPI document of an application, with the WebSockets of its add-ons."""
+    sockets = dict(FEEDS)
+    for addon in app.state.addons:
+        sockets |= addon.sockets()
+    messages = sorted({one for socket in sockets.values() for one in _messages(socket)}, key=lambda one: one.__name__)
     _, schemas = msgspec.json.schema_components(messages, ref_template="#/components/schemas/{name}")
     return {
         "asyncapi": VERSION,
-        "info": {"title": "Stepwell", "version": version, "description": _DESCRIPTION},
+        "info": {"title": "Stepwell", "version": app.version, "description": _DESCRIPTION},
         "defaultContentType": "application/json",
         "servers": {
             "service": {
@@ -127,10 +58,10 @@ def document(version: str) -> dict[str, Any]:
                 "security": [{"$ref": "#/components/securitySchemes/key"}],
             }
         },
-        "channels": {name: _channel(socket) for name, socket in _SOCKETS.items()},
+        "channels": {name: _channel(socket) for name, socket in sockets.items()},
         "operations": {
             operation: described
-            for name, socket in _SOCKETS.items()
+            for name, socket in sockets.items()
             for operation, described in _operations(name, socket)
         },
         "components": {
@@ -141,7 +72,7 @@ def document(version: str) -> dict[str, Any]:
     }
 
 
-def _messages(socket: _Socket) -> list[type[Struct]]:
+def _messages(socket: SocketDocumentation) -> list[type[Struct]]:
     """Return the messages of a socket, each once."""
     replies = [reply for replies in socket.requests.values() for reply in replies]
     return list(dict.fromkeys([*socket.requests, *replies, *socket.events]))
@@ -153,7 +84,7 @@ def _message(message: type[Struct]) -> dict[str, Any]:
     return {"name": name, "summary": summary, "payload": {"$ref": f"#/components/schemas/{name}"}}
 
 
-def _channel(socket: _Socket) -> dict[str, Any]:
+def _channel(socket: SocketDocumentation) -> dict[str, Any]:
     names = [name for name in _PARAMETERS if f"{{{name}}}" in socket.address]
     channel: dict[str, Any] = {
         "address": socket.address,
@@ -172,7 +103,7 @@ def _parameter(text: str, pattern: str) -> str:
     return f"{text} It matches `^{pattern}$`."
 
 
-def _operations(name: str, socket: _Socket) -> list[tuple[str, dict[str, Any]]]:
+def _operations(name: str, socket: SocketDocumentation) -> list[tuple[str, dict[str, Any]]]:
     """Return the operations on a channel, as the service does them: what it receives, and what it sends."""
     channel = {"$ref": f"#/channels/{name}"}
 

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from stepwell.addons.rollouts.requests import RolloutRequest
+from stepwell.addons.watch.hub import WatchHub
+from stepwell.addons.watch.interests import CommitsUnderWay, InterestTable, Subscription
+from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.engine.engine import Engine
-from stepwell.engine.watch.hub import WatchHub
-from stepwell.engine.watch.interests import CommitsUnderWay, InterestTable, Subscription
-from stepwell.engine.watch.subscriber import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey
 from tests.addons.rollouts.harness import rollouts_of
-from tests.engine.harness import step, worker
+from tests.addons.watch.engines import watched_worker
+from tests.engine.harness import step
 from tests.graphs import fold, write_models
 from tests.servers import Server
 
@@ -105,7 +106,7 @@ async def test_a_watch_is_confirmed_after_the_commit_of_a_step_or_rollout_that_h
     """The commit is applied, and then waits for a replica, of which there is none."""
     folder = write_models(tmp_path, fold=fold)
     async with (
-        worker(redis_server.url, folder, durability="replica", timeout=3) as engine,
+        watched_worker(redis_server.url, folder, durability="replica", timeout=3) as engine,
         watch_hub(redis_server.url) as (here, _),
     ):
         await engine.watch.start()

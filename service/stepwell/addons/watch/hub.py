@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
+from stepwell.addons.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
+from stepwell.addons.watch.interest_gossip import InterestGossip
+from stepwell.addons.watch.interests import InterestTable, Subscription
+from stepwell.addons.watch.log_reader import LogReader
+from stepwell.addons.watch.stream_channels import StreamChannels
+from stepwell.addons.watch.subscriber import CatchUpBuffer, Subscriber
 from stepwell.background import cancel
-from stepwell.engine.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
-from stepwell.engine.watch.interest_gossip import InterestGossip
-from stepwell.engine.watch.interests import InterestTable, Subscription
-from stepwell.engine.watch.log_reader import LogReader
-from stepwell.engine.watch.stream_channels import StreamChannels
-from stepwell.engine.watch.subscriber import CatchUpBuffer, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.types import StreamKey
 

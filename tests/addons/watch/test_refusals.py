@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from stepwell.engine.watch.refusals import RefusalLog, RefusalReader
+from stepwell.addons.watch.refusals import RefusalLog, RefusalReader
 from stepwell.errors import ServiceError
 from stepwell.store.keys import refusals_key
 from stepwell.store.state_store import StateStore
@@ -38,12 +38,12 @@ def written(server: Server) -> list[list[str]]:
 
 async def test_timesteps_that_are_refused_during_a_write_wait_for_the_next_one(redis_server: Server) -> None:
     async with log_on(redis_server) as log:
-        log.add("default", "m", "first", REFUSED)
+        log.refused("default", "m", "first", REFUSED)
         writing = asyncio.create_task(log.flush())
         async with asyncio.timeout(20):
             while not writing.done():
                 await asyncio.sleep(0)
-                log.add("default", "m", "later", REFUSED)
+                log.refused("default", "m", "later", REFUSED)
         assert written(redis_server) == [["first"]]
         await log.flush()
 
@@ -55,11 +55,11 @@ async def test_a_store_that_refuses_writes_costs_no_memory_without_limit(redis_s
         with redis_server.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "-xadd")
             for part in range(3):
-                log.add("default", "m", f"{part}-before", REFUSED)
+                log.refused("default", "m", f"{part}-before", REFUSED)
                 writing = asyncio.create_task(log.flush())
                 await asyncio.sleep(0)  # what it writes is taken out
                 for n in range(MOST // 2):
-                    log.add("default", "m", f"{part}-{n}", REFUSED)
+                    log.refused("default", "m", f"{part}-{n}", REFUSED)
                 with pytest.raises(ServiceError):
                     await writing
             client.execute_command("ACL", "SETUSER", "default", "+@all")
@@ -71,10 +71,10 @@ async def test_a_store_that_refuses_writes_costs_no_memory_without_limit(redis_s
 async def test_a_write_whose_reply_was_lost_is_there_once(redis_server: Server) -> None:
     with Proxy(redis_server.socket) as proxy:
         async with log_on(proxy) as log:
-            log.add("default", "m", "first", REFUSED)
+            log.refused("default", "m", "first", REFUSED)
             proxy.lose_reply(to=b"swl:refused", times=2)
             await log.flush()
-            log.add("default", "m", "later", REFUSED)
+            log.refused("default", "m", "later", REFUSED)
             await log.flush()
 
     assert written(redis_server) == [["first"], ["later"]]
@@ -82,14 +82,14 @@ async def test_a_write_whose_reply_was_lost_is_there_once(redis_server: Server) 
 
 async def test_a_write_that_was_interrupted_is_repeated_as_it_is(redis_server: Server) -> None:
     async with log_on(redis_server) as log:
-        log.add("default", "m", "first", REFUSED)
+        log.refused("default", "m", "first", REFUSED)
         writing = asyncio.create_task(log.flush())
         async with asyncio.timeout(20):
             while not writing.done():
                 if written(redis_server):
                     writing.cancel()
                 await asyncio.sleep(0)
-        log.add("default", "m", "later", REFUSED)
+        log.refused("default", "m", "later", REFUSED)
         await log.flush()
 
     assert written(redis_server) == [["first"], ["later"]]
@@ -98,7 +98,7 @@ async def test_a_write_that_was_interrupted_is_repeated_as_it_is(redis_server: S
 async def test_the_refusals_of_one_stream_are_all_counted_in_a_write_of_limited_size(redis_server: Server) -> None:
     async with log_on(redis_server) as log:
         for _ in range(10_000):
-            log.add("default", "m", "s", REFUSED)
+            log.refused("default", "m", "s", REFUSED)
         await log.flush()
 
     with redis_server.client() as client:
@@ -116,7 +116,7 @@ async def test_the_log_of_a_replica_that_writes_no_times_is_not_read(redis_serve
     log, reader = RefusalLog(store, {"*": 10}), RefusalReader(store, "default", "m")
     try:
         reader.position = "0-0"  # before the upgrade
-        log.add("default", "m", "s", REFUSED)
+        log.refused("default", "m", "s", REFUSED)
         await log.flush()
         found = await reader.read()
     finally:

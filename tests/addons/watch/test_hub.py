@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from stepwell.engine.engine import Engine
-from stepwell.engine.options import EngineOptions
-from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor
-from stepwell.engine.watch.interests import Subscription
-from stepwell.engine.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber
+from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
+from stepwell.addons.watch.interests import Subscription
+from stepwell.addons.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber
 from stepwell.types import StreamKey
-from tests.engine.harness import chunk, step, worker
+from tests.addons.watch.engines import WatchedEngine, watched_worker
+from tests.engine.harness import chunk, step
 from tests.graphs import fold, write_models
 from tests.servers import Server
 
@@ -30,16 +29,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def watch_engine(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[Engine]:
+async def watch_engine(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[WatchedEngine]:
     """Run an engine that publishes commits to subscribers."""
-    async with worker(url, folder, options=EngineOptions(history={"fold": history}), **more) as engine:
+    async with watched_worker(url, folder, history={"fold": history}, **more) as engine:
         await engine.watch.start()
         yield engine
 
 
 @contextlib.asynccontextmanager
 async def subscribed(
-    engine: Engine, *subscriptions: Subscription, since: int | None = None
+    engine: WatchedEngine, *subscriptions: Subscription, since: int | None = None
 ) -> AsyncIterator[Subscriber]:
     watcher = Subscriber(subscriptions, inputs=True, since=None if since is None else {A: since})
     await engine.watch.add(watcher)
@@ -76,7 +75,7 @@ def values(tensors: Mapping[str, PackedTensor]) -> Any:
     return packed.array().tolist()
 
 
-async def advance(engine: Engine, n: int, stream: str = "a") -> None:
+async def advance(engine: WatchedEngine, n: int, stream: str = "a") -> None:
     for x in range(n):
         await engine.steps.advance(step(stream, x))
 

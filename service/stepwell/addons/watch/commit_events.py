@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import msgspec
 import numpy as np
 
+from stepwell.engine.publisher import CandidateOutputs
 from stepwell.types import StreamKey, Timestep
 from stepwell_export.runtime.manifest import Array, TensorSpec
 
@@ -30,18 +31,6 @@ class PackedTensor(msgspec.Struct, array_like=True, frozen=True):
     def array(self) -> Array:
         """Decode it to an array, read-only."""
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
-
-
-class CandidateOutputs(NamedTuple):
-    """What the candidate of a release computed for one stream.
-
-    Attributes:
-        version: Its version.
-        outputs: Its predictions, `(T', *row)` by name.
-    """
-
-    version: int
-    outputs: Mapping[str, Array]
 
 
 class CommitEvent(msgspec.Struct, array_like=True, frozen=True):

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
+from stepwell.addons.watch.commit_events import CommitEvent, decode_events
+from stepwell.addons.watch.event_order import EventOrder
+from stepwell.addons.watch.log_reader import MARK_BYTES, LogReader
 from stepwell.background import cancel
-from stepwell.engine.watch.commit_events import CommitEvent, decode_events
-from stepwell.engine.watch.event_order import EventOrder
-from stepwell.engine.watch.log_reader import MARK_BYTES, LogReader
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.transport.transport import RedisTransport

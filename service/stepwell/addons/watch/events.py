@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from stepwell.asgi.socket_messages import HEARTBEAT_S
+from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
+from stepwell.addons.watch.interests import Subscription
+from stepwell.addons.watch.messages import HEARTBEAT_S
+from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.codec import Format
-from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor
-from stepwell.engine.watch.interests import Subscription
-from stepwell.engine.watch.subscriber import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.auth.api_keys import Caller

@@ -11,8 +11,9 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from stepwell.engine.watch.commit_events import CommitEvent, decode_events
+from stepwell.addons.watch.commit_events import CommitEvent, decode_events
 from stepwell.store import keys
+from stepwell.store.scripts import Script
 from stepwell.store.transport.retry import deadline
 from stepwell.types import StreamKey
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MARK_BYTES: Final = 16
 """Length of a mark; every event is longer."""
 
+_HISTORY: Final = Script.of("history.lua", "stepwell.addons.watch")
 _TIMEOUT_S: Final = 5.0
 
 
@@ -53,17 +55,13 @@ class LogReader:
         mark = self._marks[value] = _Mark({self._topic, channel} - {""}, on_read)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                step, log = await self._store.history(
-                    keys.record_key(*key),
-                    topic=self._topic,
-                    mark=value,
-                    channel=channel,
-                    deadline=deadline(_TIMEOUT_S),
-                )
+                record = keys.record_key(*key)
+                names = (record, keys.event_log_key(record), self._topic, value, channel)
+                step, log = await self._store.execute(deadline(_TIMEOUT_S), "EVAL", _HISTORY.text, 2, *names)
                 await mark.has_arrived.wait()
         finally:
             del self._marks[value]
-        return step, [event for message in log for event in decode_events(message)]
+        return int.from_bytes(step, "little"), [event for message in log for event in decode_events(message)]
 
     def on_mark(self, path: str, message: bytes) -> bool:
         """Handle a message on a topic or channel; returns False if it is not a mark of this reader."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.engine.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
+from stepwell.addons.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
 
 
 def event(step: int, length: int = 1, incarnation: int = 0) -> CommitEvent:

@@ -7,16 +7,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
+from stepwell.addons.watch.commit_events import CommitEvent
+from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
+from stepwell.addons.watch.hub import WatchHub
+from stepwell.addons.watch.messages import (
+    HEARTBEAT_S,
+    CommitMessage,
+    EventsMessage,
+    GapMessage,
+    WatchingReply,
+    WatchRequest,
+)
+from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.asgi.query import flag_of
-from stepwell.asgi.routes.watching import event_document, parse_subscription, queued_events
-from stepwell.asgi.socket_messages import WatchRequest
+from stepwell.asgi.socket_messages import AuthMessage, SocketDocumentation, SocketError
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.codec.strict.parse import parse
-from stepwell.engine.watch.commit_events import CommitEvent
-from stepwell.engine.watch.subscriber import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from stepwell.requests.context import AppContext
@@ -28,32 +36,41 @@ MAX_GROUP_BYTES: Final = 2**16
 """Most bytes of tensors in a group; a single event may have more."""
 
 
-def add_routes(app: FastAPI, context: AppContext) -> None:
-    """Declare the route."""
+DOCUMENTATION: Final = SocketDocumentation(
+    "/v1/watch",
+    "Sends predictions when they are committed.",
+    query={
+        "grouped": {
+            "type": "boolean",
+            "default": False,
+            "description": f"Send commits together in one message, and an empty one after {HEARTBEAT_S:g} s without "
+            "any.",
+        }
+    },
+    requests={AuthMessage: (), WatchRequest: (WatchingReply, SocketError)},
+    events=(CommitMessage, EventsMessage, GapMessage),
+)
 
-    @app.websocket("/v1/watch")
-    async def watch(websocket: WebSocket) -> None:
-        async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
-            await _serve(socket, context, grouped=flag_of(websocket.query_params, "grouped"))
 
-
-async def _serve(socket: AcceptedWebSocket, context: AppContext, *, grouped: bool) -> None:
-    watcher = _read(await socket.receive(), socket, context)
-    hub = context.engine.watch
-    work: list[asyncio.Task[None]] = []
-    try:
-        await hub.add(watcher)
-        await socket.send({"watching": len(watcher.subscriptions)})
-        send = _send(socket, watcher, grouped=grouped)
-        work = [asyncio.create_task(send), asyncio.create_task(_wait_for_end(socket))]
-        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        hub.remove(watcher)
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+async def serve(websocket: WebSocket, context: AppContext, hub: WatchHub) -> None:
+    """Serve a watcher until it disconnects or this process drains."""
+    async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
+        grouped = flag_of(websocket.query_params, "grouped")
+        watcher = _read(await socket.receive(), socket, context)
+        work: list[asyncio.Task[None]] = []
+        try:
+            await hub.add(watcher)
+            await socket.send({"watching": len(watcher.subscriptions)})
+            send = _send(socket, watcher, grouped=grouped)
+            work = [asyncio.create_task(send), asyncio.create_task(_wait_for_end(socket))]
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            hub.remove(watcher)
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
 
 
 def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Subscriber:

@@ -1,0 +1,1 @@
+"""The AsyncAPI document, which describes the WebSockets."""

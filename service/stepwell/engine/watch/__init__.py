@@ -1,1 +1,0 @@
-"""Watching: events of committed predictions for subscribers."""
