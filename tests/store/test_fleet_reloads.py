@@ -26,10 +26,11 @@ class Worker:
         self.store = StateStore(server.url)
         self.reloads = FleetReloads(self.store, self._follow)
 
-    async def _follow(self, announcement: Announcement) -> None:
+    async def _follow(self, announcement: Announcement) -> tuple[str, ...]:
         self.begun.set()
         await self.is_quick.wait()
         self.followed.append(announcement.loaded)
+        return announcement.loaded
 
 
 @contextlib.asynccontextmanager
@@ -50,9 +51,9 @@ async def worker(server: Server, *, follows: bool = True) -> AsyncIterator[Worke
 
 async def test_a_reload_is_done_once_every_worker_has_done_it(redis_server: Server) -> None:
     async with worker(redis_server) as here, worker(redis_server) as other:
-        late = await here.reloads.late_workers(await here.reloads.announce(["pump/2"]))
+        done = await here.reloads.wait_for_workers(await here.reloads.announce(["pump/2"]))
 
-        assert (late, other.followed) == (0, [("pump/2",)])
+        assert (done, other.followed) == ((0, ("pump/2",)), [("pump/2",)])
 
 
 async def test_a_reload_that_another_one_replaced_before_it_was_read_is_done_too(redis_server: Server) -> None:
@@ -70,13 +71,13 @@ async def test_a_worker_that_reloads_for_long_is_waited_for(
     monkeypatch.setattr(fleet_reloads, "_ALIVE_S", 0.2)
     async with worker(redis_server) as here, worker(redis_server) as other:
         other.is_quick.clear()
-        waiting = asyncio.create_task(here.reloads.late_workers(await here.reloads.announce([])))
+        waiting = asyncio.create_task(here.reloads.wait_for_workers(await here.reloads.announce([])))
         await other.begun.wait()
         done, _ = await asyncio.wait([waiting], timeout=0.6)
         other.is_quick.set()
 
         assert not done
-        assert await waiting == 0
+        assert (await waiting).late == 0
 
 
 async def test_a_worker_that_does_not_end_its_reload_is_reported(
@@ -88,7 +89,7 @@ async def test_a_worker_that_does_not_end_its_reload_is_reported(
         announced = await here.reloads.announce([])
         await other.begun.wait()
 
-        assert await here.reloads.late_workers(announced) == 1
+        assert (await here.reloads.wait_for_workers(announced)).late == 1
 
 
 async def test_a_worker_that_was_killed_is_not_waited_for(
@@ -96,7 +97,7 @@ async def test_a_worker_that_was_killed_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(fleet_reloads, "_ALIVE_S", 0.2)
     async with worker(redis_server, follows=False), worker(redis_server) as here:
-        assert await here.reloads.late_workers(await here.reloads.announce([])) == 0
+        assert (await here.reloads.wait_for_workers(await here.reloads.announce([]))).late == 0
 
 
 async def test_a_worker_that_starts_does_what_was_announced_while_it_loaded(redis_server: Server) -> None:

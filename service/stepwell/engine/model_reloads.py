@@ -70,15 +70,18 @@ class ModelReloads:
     async def reload_fleet(self) -> ReloadReport:
         """Reload in all workers of all replicas, and return the report of this worker.
 
-        Workers that have not reloaded within a minute are reported as failures.
+        Models that it serves and that others have loaded are reported as loaded, too: a worker that has just started
+        had loaded them already. Workers that have not reloaded within a minute are reported as failures.
         """
         report = await self.reload_worker()
         self._log_problems(report)
         try:
-            late = await self.fleet.late_workers(await self.fleet.announce(report.loaded))
+            late, loaded = await self.fleet.wait_for_workers(await self.fleet.announce(report.loaded))
         except ServiceError as exc:
             report.failed.append(f"other workers: the reload could not be announced to them. {exc.problem}")
             return report
+        served = self._served()
+        report.loaded.extend(sorted(served.intersection(loaded).difference(report.loaded)))
         if late:
             report.failed.append(f"other workers: {late} have not reloaded within {LONGEST_RELOAD_S:g} s")
         return report
@@ -105,14 +108,18 @@ class ModelReloads:
         )
         return [note]
 
-    async def _follow(self, announcement: Announcement) -> None:
+    def _served(self) -> set[str]:
+        return {f"{name}/{version}" for name in self._models.names() for version in self._models.versions(name)}
+
+    async def _follow(self, announcement: Announcement) -> list[str]:
         report = await self.reload_worker()
         self._log_problems(report)
-        served = {f"{name}/{version}" for name in self._models.names() for version in self._models.versions(name)}
+        served = self._served()
         if missing := [model for model in announcement.loaded if model not in served]:
             _log.warning(
                 "Another replica has loaded %s, which is not in the models folders of this one", ", ".join(missing)
             )
+        return report.loaded
 
     def _log_problems(self, report: ReloadReport) -> None:
         """Log failures, models without an artifact and ignored files that the previous reload did not have."""

@@ -54,18 +54,35 @@ class Announcement(NamedTuple):
             return cls(value[:64].hex())
 
 
+class Followed(NamedTuple):
+    """How the workers have followed an announcement.
+
+    Attributes:
+        late: The number of workers that have not reloaded in time.
+        loaded: `name/version` of the models that those in time have loaded, each once.
+    """
+
+    late: int
+    loaded: tuple[str, ...]
+
+
 class FleetReloads:
     """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
 
-    A worker writes which reload it has done, and which it is doing, into a hash of the store. It does what it announces
-    once more itself: the announcement may have replaced another one that it had not read yet.
+    A worker writes which reload it has done, what it has loaded, and which it is doing, into a hash of the store. It does
+    what it announces once more itself: the announcement may have replaced another one that it had not read yet.
 
     Attributes:
         lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.
     """
 
-    def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[None]]) -> None:
-        """Create it; `start` reads the store for the first time."""
+    def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[Sequence[str]]]) -> None:
+        """Create it; `start` reads the store for the first time.
+
+        Args:
+            store: The store that all replicas share.
+            follow: Does what was announced, and returns `name/version` of the models that it has loaded.
+        """
         self.lost_at: float | None = None
         self._store = store
         self._follow = follow
@@ -74,6 +91,7 @@ class FleetReloads:
         )
         self._worker = secrets.token_hex(8)
         self._seen: str | None = None
+        self._loaded: Sequence[str] = ()  # by the announcement that it has followed last
         self._doing = ""  # the id of the announcement that it follows just now
         self._unannounced: Announcement | None = None  # as the store did not reply
         self._signed_in_at = -math.inf  # on the monotonic clock
@@ -107,18 +125,18 @@ class FleetReloads:
         await self._announce(announcement)
         return announcement.id
 
-    async def late_workers(self, announced: str) -> int:
-        """Wait until all workers have done an announced reload, and return the number of those that did not in time.
+    async def wait_for_workers(self, announced: str) -> Followed:
+        """Wait until all workers have done an announced reload, and return what they did.
 
         Raises:
             StoreUnavailableError: The store did not reply.
         """
         until = deadline(LONGEST_RELOAD_S)
-        while late := await self._late_workers(announced):
+        while (followed := await self._followed_by(announced)).late:
             if asyncio.get_running_loop().time() > until:
                 break
             await asyncio.sleep(_POLL_S)
-        return late
+        return followed
 
     async def unloaded(self) -> frozenset[str]:
         """Return the names of the models that are not to be served.
@@ -157,7 +175,7 @@ class FleetReloads:
             self._doing = announcement.id
             try:
                 await self._execute(self._sign_in())
-                await self._follow(announcement)
+                self._loaded = await self._follow(announcement)
                 self._seen = announcement.id
             finally:
                 self._doing = ""
@@ -187,22 +205,24 @@ class FleetReloads:
         return Announcement.decode(value or b"")
 
     def _sign_in(self) -> tuple[Any, ...]:
-        state = f"{time.time():.3f} {self._seen or ''} {self._doing}"
+        state = " ".join([f"{time.time():.3f}", self._seen or "", self._doing, *self._loaded])
         return ("HSET", keys.FLEET_WORKERS, self._worker, state.rstrip())
 
-    async def _late_workers(self, announced: str) -> int:
+    async def _followed_by(self, announced: str) -> Followed:
         flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
-        late, dead = 0, []
+        late, dead, found = 0, [], dict[str, None]()
         for worker, value in zip(flat[::2], flat[1::2], strict=True):
-            at, seen, doing = (*value.decode().split(" "), "", "")[:3]
+            at, seen, doing, *loaded = (*value.decode().split(" "), "", "")
             silent_s = time.time() - float(at)
             if silent_s > 2 * _FORGOTTEN_S:
                 dead.append(worker)
-            elif silent_s <= (2 * LONGEST_RELOAD_S if doing else _ALIVE_S) and seen != announced:
+            elif seen == announced:
+                found |= dict.fromkeys(filter(None, loaded))
+            elif silent_s <= (2 * LONGEST_RELOAD_S if doing else _ALIVE_S):
                 late += 1
         if dead:
             await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
-        return late
+        return Followed(late, tuple(found))
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
         [reply] = await self._execute_all(command)
