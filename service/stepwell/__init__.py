@@ -141,7 +141,7 @@ def __dir__() -> list[str]:
 
 def main() -> None:
     """Run the `stepwell` program."""
-    from stepwell.interrupted import loading
+    from stepwell.commands.interrupted import loading
 
     with loading():
         from stepwell.cli import main as run

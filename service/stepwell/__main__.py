@@ -1,6 +1,6 @@
 """`python -m stepwell` is the `stepwell` program."""
 
-from stepwell.interrupted import loading
+from stepwell.commands.interrupted import loading
 
 with loading():
     from stepwell.cli import main

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from stepwell.commands import COMMANDS, Command
+from stepwell.commands.interrupted import loading
 from stepwell.garbage_collection import collector_paused
-from stepwell.interrupted import loading
 from stepwell_client.errors import ClientError
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import load, registered

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import Result
 
 from stepwell.commands.keys import keys_app
+from stepwell.commands.keys_file import add_key, list_keys
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.api_keys import ApiKeys, KeysFileError
-from stepwell.requests.auth.api_keys_file import add_key, list_keys
 from tests.commands.program import invoke
 
 

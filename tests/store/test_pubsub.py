@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
+from stepwell.commands.store_permissions import check_permissions
 from stepwell.store import pubsub
-from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import NotSentError

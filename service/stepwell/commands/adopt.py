@@ -12,8 +12,8 @@ from typing import Annotated, cast, get_args
 import typer
 
 from stepwell.commands.flags import Feedback, Grid, axes_of, feedback_of, named_values
+from stepwell.commands.interrupted import reported_interrupt
 from stepwell.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
-from stepwell.interrupted import reported_interrupt
 from stepwell_export.adoption.adopt_file import Adopted, adopt_file
 from stepwell_export.adoption.overrides import Kind
 from stepwell_export.adoption.rewrite import Change

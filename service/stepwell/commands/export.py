@@ -19,6 +19,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from stepwell.commands.flags import Feedback, Grid, axes_of, feedback_of, named_values
+from stepwell.commands.interrupted import reported_interrupt
 from stepwell.commands.tables import (
     Json,
     covered_lines,
@@ -31,7 +32,6 @@ from stepwell.commands.tables import (
     table,
 )
 from stepwell.garbage_collection import freeze_startup_objects
-from stepwell.interrupted import reported_interrupt
 from stepwell_client.wire.texts import counted
 from stepwell_export.exporter import Exported, export_source
 from stepwell_export.first_forecasts import FirstForecasts

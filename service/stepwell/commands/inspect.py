@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stepwell.commands.interrupted import reported_interrupt
 from stepwell.commands.tables import (
     Json,
     covered_lines,
@@ -18,7 +19,6 @@ from stepwell.commands.tables import (
     show,
     tensors_table,
 )
-from stepwell.interrupted import reported_interrupt
 from stepwell_export.runtime.describe import describe, load
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, get_args
 
 import typer
 
+from stepwell.commands.keys_file import add_key, check_key, list_keys, revoke_key
 from stepwell.commands.tables import Json, print_json, show, table
 from stepwell.requests.auth.api_keys import Scope
-from stepwell.requests.auth.api_keys_file import add_key, check_key, list_keys, revoke_key
 from stepwell.settings import PREFIX
 from stepwell_client.wire.texts import counted
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stepwell.commands.interrupted import reported_interrupt
 from stepwell.commands.tables import Json, print_json, show, table
-from stepwell.interrupted import reported_interrupt
 from stepwell_export.adoption.recipes import EXPORTED, RECIPES
 
 

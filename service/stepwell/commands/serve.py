@@ -16,14 +16,14 @@ import typer
 
 from stepwell import logs
 from stepwell.commands.flags import with_setting_flags
+from stepwell.commands.interrupted import deferred, exit_at
+from stepwell.commands.store_permissions import check_permissions
 from stepwell.commands.temporary import temporary_folder
-from stepwell.interrupted import deferred, exit_at
 from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.process.supervisor import Supervisor
 from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
-from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
 from stepwell.store.state_store import StateStore
 

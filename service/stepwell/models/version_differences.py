@@ -1,11 +1,8 @@
-"""In what two versions of a model differ: inputs and outputs, or states."""
+"""In what two versions of a model differ: inputs and outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from stepwell_export.runtime.manifest import Manifest
-from stepwell_export.runtime.state_packing import StateField
 
 
 def tensors_differ(old: Manifest, new: Manifest) -> str | None:
@@ -24,13 +21,3 @@ def needed_inputs(old: Manifest, new: Manifest) -> list[str]:
     """Return the inputs that must have values in a new version, and may be missing in the old one."""
     optional = {spec.name for spec in old.inputs if spec.missing == "nan"}
     return [spec.name for spec in new.inputs if spec.missing == "refuse" and spec.name in optional]
-
-
-def same_states(old: Sequence[StateField], new: Sequence[StateField]) -> str | None:
-    """Return in which state two versions differ by name, shape or dtype; None: a state can be kept."""
-    mine = {field.name: f"{field.dtype}{list(field.shape)}" for field in old}
-    other = {field.name: f"{field.dtype}{list(field.shape)}" for field in new}
-    for name in sorted(mine.keys() | other.keys()):
-        if mine.get(name) != other.get(name):
-            return f"state {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
-    return None

@@ -9,7 +9,6 @@ PREFIX = "swl:1:"
 ALL_RECORDS = f"{PREFIX}{{*}}"
 """The SCAN pattern of every record."""
 
-
 FLEET_RELOAD = "swl:{fleet}:reload"
 """The key of the newest announcement of a reload."""
 
@@ -53,14 +52,6 @@ def event_log_key(record: str) -> str:
     return f"{record}:h"
 
 
-def refusals_key(tenant: str, model: str) -> str:
-    """Return the key of the log of refused timesteps of a tenant's streams of a model.
-
-    Its entries have the time of each refusal; those without are under a key that ends in `:log`, in stores of before.
-    """
-    return f"swl:refused:{{{tenant}/{model}}}:times"
-
-
 def shard_channel(record: str) -> str:
     """Return the channel of a stream's events in a Cluster, in the stream's slot; `commit.lua` builds the same name."""
     return f"{record}:w"
@@ -69,43 +60,6 @@ def shard_channel(record: str) -> str:
 def end_entry_key(record: str) -> str:
     """Return the key of the entry that stores the response to the request that ended a stream; see `commit.lua`."""
     return f"{record}:end"
-
-
-def release_key(model: str) -> str:
-    """Return the key of a model's release document; the model's keys below share its slot in a Cluster."""
-    return f"{PREFIX}release:{{{model}}}:document"
-
-
-def release_revision_key(model: str) -> str:
-    """Return the key of the largest revision that a model's release document has had."""
-    return f"{PREFIX}release:{{{model}}}:revision"
-
-
-def trial_key(model: str, revision: int) -> str:
-    """Return the key of the counts of a trial, a hash; see `service/stepwell/addons/releases/counters.py`."""
-    return f"{PREFIX}release:{{{model}}}:trial:{revision}"
-
-
-def sweep_key(model: str) -> str:
-    """Return the key of the newest sweep of a model's streams, a hash: `service/stepwell/addons/releases/sweeps.py`."""
-    return f"{PREFIX}release:{{{model}}}:sweep"
-
-
-def sweep_lease_key(model: str) -> str:
-    """Return the key of the worker that sweeps a model's streams."""
-    return f"{PREFIX}release:{{{model}}}:sweeper"
-
-
-def drift_key(model: str, fingerprint: bytes, digest: str, window: str, bucket: int) -> str:
-    """Return the key of the sketches of a part of a window, a hash with a field for each worker."""
-    return f"{PREFIX}drift:{{{model}}}:{fingerprint.hex()}:{digest}:{window}:{bucket}"
-
-
-STREAM_COUNTS = f"{PREFIX}release:streams"
-"""The key of the numbers of streams by model and version; see `service/stepwell/addons/releases/stream_counts.py`."""
-
-COUNT_LEASE = f"{PREFIX}release:lease"
-"""The key of the worker that counts streams for all others."""
 
 
 def is_record(name: str) -> bool:

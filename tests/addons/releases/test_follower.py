@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepwell.store.keys import release_key
+from stepwell.addons.releases.keys import release_key
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_model
 from tests.servers import Server

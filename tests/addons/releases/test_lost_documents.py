@@ -9,12 +9,13 @@ import pytest
 
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.follower import ReleaseFollower
+from stepwell.addons.releases.keys import release_key
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore, StoredRelease
 from stepwell.addons.releases.translations import Translations
 from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
-from stepwell.store.keys import record_key, release_key
+from stepwell.store.keys import record_key
 from stepwell.store.pubsub import StorePubSub
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore

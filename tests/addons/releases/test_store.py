@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from stepwell.addons.releases.counters import TrialCounts, add_counts, read_counts
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
+from stepwell.addons.releases.keys import release_key
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore, StoredRelease
 from stepwell.addons.releases.stream_counts import StreamCounter
 from stepwell.addons.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from stepwell.errors import CorruptRecordError
-from stepwell.store.keys import record_key, release_key
+from stepwell.store.keys import record_key
 from stepwell.store.record import Kind, Record
 from stepwell.store.state_store import StateStore
 from tests.servers import Server

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from stepwell.addons.releases import keys
 from stepwell.addons.releases.changes import end
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, Trial
 from stepwell.addons.releases.lookup import Releases
@@ -17,7 +18,6 @@ from stepwell.addons.releases.sweeps import SweepProgress, read_sweep, request_s
 from stepwell.engine.engine import Engine
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.models.registry import ModelRegistry
-from stepwell.store import keys
 from stepwell.store.source_ids import SourceIds
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from stepwell.addons.releases import trial_errors
+from stepwell.addons.releases.forecast_errors import ErrorFigures, figures
 from stepwell.addons.releases.trial_errors import TrialErrors
 from stepwell.engine.placing import Followed
-from stepwell.models.forecast_errors import ErrorFigures, figures
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import truths_of
 from tests.forecasters import NEAR, ahead, walks

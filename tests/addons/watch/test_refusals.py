@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from stepwell.addons.watch.refusals import RefusalLog, RefusalReader
+from stepwell.addons.watch.refusals import RefusalLog, RefusalReader, refusals_key
 from stepwell.errors import ServiceError
-from stepwell.store.keys import refusals_key
 from stepwell.store.state_store import StateStore
 from tests.faults.proxy import Proxy
 from tests.servers import Server

@@ -14,8 +14,8 @@ import redis
 
 from stepwell import app
 from stepwell.addons.backup.rdb import write_backup
+from stepwell.commands.store_permissions import check_permissions
 from stepwell.errors import ServiceError
-from stepwell.store.checks.permissions import check_permissions
 from stepwell.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.store.checks.permissions import check_permissions
+from stepwell.commands.store_permissions import check_permissions
 from stepwell.store.checks.safety import UnsafeStoreError, read_server_info
 from tests.engine.harness import step, worker
 from tests.graphs import fold, write_models

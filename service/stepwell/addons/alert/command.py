@@ -12,6 +12,7 @@ from stepwell.addons.alert.preview import preview
 from stepwell.addons.alert.rules import read_rules
 from stepwell.addons.alert.session import AlertSession
 from stepwell.addons.embedded_store.server import EmbeddedStore
+from stepwell.commands.interrupted import run_on_loop, stop_event
 from stepwell.commands.service_calls import DEFAULT_URL, Key, OptionalUrl
 from stepwell.commands.tables import Json
 from stepwell.commands.until_stopped import (
@@ -21,7 +22,6 @@ from stepwell.commands.until_stopped import (
     report_of,
     serve_metrics,
 )
-from stepwell.interrupted import run_on_loop, stop_event
 from stepwell_client.wire.texts import counted
 
 _SHOWN = 10

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from stepwell.addons.alert.conditions import AlarmCondition, ConditionError, opposite, parse_condition
+from stepwell.addons.connect.toml_document import TomlDocument
 from stepwell.errors import SettingsError
-from stepwell.toml_document import TomlDocument
 from stepwell_client.wire.ids import STREAM_ID
 from stepwell_export.runtime.manifest import NAME
 

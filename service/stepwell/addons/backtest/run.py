@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell.addons.backtest.differences import OutputDifferences
 from stepwell.addons.recorded import Block, RecordedData, gathered
-from stepwell.models.forecast_errors import ErrorFigures, StreamErrors, figures
+from stepwell.addons.releases.forecast_errors import ErrorFigures, StreamErrors, figures
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import Array, InputSpec, OutputSpec

@@ -15,9 +15,9 @@ from stepwell.addons.bench.latency import LatencyRecorder
 from stepwell.addons.bench.run import LoadPlan, run
 from stepwell.addons.bench.workload import BenchStream, Workload
 from stepwell.addons.sizing.arithmetic import Sending
+from stepwell.commands.interrupted import run_on_loop
 from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
 from stepwell.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from stepwell.interrupted import run_on_loop
 from stepwell_client.wire.texts import counted
 
 

@@ -18,6 +18,7 @@ from stepwell.addons.connect.time_rules import take_of
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, until
 from stepwell.commands.flags import named_values
+from stepwell.commands.interrupted import run_on_loop, stop_event
 from stepwell.commands.service_calls import DEFAULT_URL, Key, OptionalUrl
 from stepwell.commands.tables import Json
 from stepwell.commands.until_stopped import (
@@ -28,7 +29,6 @@ from stepwell.commands.until_stopped import (
     serve_metrics,
 )
 from stepwell.garbage_collection import freeze_startup_objects
-from stepwell.interrupted import run_on_loop, stop_event
 from stepwell_client.wire.texts import counted
 
 _FROM_FLAGS = (

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from stepwell.addons.connect.login import LoginSection
+from stepwell.addons.connect.toml_document import TomlDocument
 from stepwell.addons.event_time.times import TimeUnit
-from stepwell.toml_document import TomlDocument
 
 _FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
 

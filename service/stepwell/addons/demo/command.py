@@ -26,8 +26,8 @@ from stepwell.addons.demo.recordings import Recordings
 from stepwell.addons.demo.replay import replay
 from stepwell.addons.demo.report import Report, print_report
 from stepwell.addons.embedded_store.server import ended_with_parent
+from stepwell.commands.interrupted import ENDING, exit_at, run_interruptible
 from stepwell.commands.tables import Json, print_json
-from stepwell.interrupted import ENDING, exit_at, run_interruptible
 from stepwell.process.server import StartError
 
 _HOST = "127.0.0.1"

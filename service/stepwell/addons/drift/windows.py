@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stepwell.addons.drift.sketch import FeatureSketch
-from stepwell.store import keys
+from stepwell.store.keys import PREFIX
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument
 from stepwell.store.transport.retry import deadline, replies_of
@@ -72,7 +72,8 @@ class SketchName:
 
     def key(self, window: TimeWindow, bucket: int) -> str:
         """Return the key of a bucket."""
-        return keys.drift_key(self.model, self.fingerprint, self.digest, window.name, bucket)
+        kept = f"{self.fingerprint.hex()}:{self.digest}:{window.name}:{bucket}"
+        return f"{PREFIX}drift:{{{self.model}}}:{kept}"
 
 
 @dataclass(slots=True)

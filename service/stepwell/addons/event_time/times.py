@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from stepwell.text_values import number_of
+from stepwell.addons.text_values import number_of
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 """The unit of times that are numbers."""

@@ -17,8 +17,8 @@ from typing import Any, Final
 from mlflow.deployments import BaseDeploymentClient
 
 from stepwell.addons.mlflow.flavor import FLAVOR, MlflowModelError, model_file
+from stepwell.addons.text_values import stream_id_of
 from stepwell.commands.service_calls import HttpApi, model_path
-from stepwell.text_values import stream_id_of
 from stepwell_client import Client
 from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import NAME

@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell.addons.event_time.times import BadTimeError, TimeUnit, datetime_of, us_of
 from stepwell.addons.recorded.errors import RecordedDataError
-from stepwell.text_values import is_missing, number_of, value_of
+from stepwell.addons.text_values import is_missing, number_of, value_of
 from stepwell_export.runtime.manifest import Array, InputSpec
 
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}

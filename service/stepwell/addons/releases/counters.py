@@ -27,14 +27,14 @@ from typing import Final
 
 import numpy as np
 
-from stepwell.models.forecast_errors import SUMS
-from stepwell.store import keys
+from stepwell.addons.releases import keys
+from stepwell.addons.releases.forecast_errors import SUMS
 from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument
 from stepwell_export.runtime.manifest import Array
 
-SCRIPT: Final = Script.of("trial_counts.lua")
+SCRIPT: Final = Script.of("trial_counts.lua", "stepwell.addons.releases")
 """Adds counts to those of a trial."""
 
 _BASE: Final[float] = 1.2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stepwell.addons.releases.counters import OutputCounts, TrialCounts, read_counts
 from stepwell.addons.releases.document import Gate
-from stepwell.models.forecast_errors import figures
+from stepwell.addons.releases.forecast_errors import figures
 from stepwell.store.transport.retry import deadline
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from stepwell.addons.releases import keys
 from stepwell.addons.releases.document import ReleaseDocument
 from stepwell.errors import CorruptRecordError, ServiceError, StoreUnavailableError
-from stepwell.store import keys
 from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument, NotSentError
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 TOPIC: Final = "swl:releases"
 """The topic on which the name of a model is published when its document changes."""
 
-SCRIPT: Final = Script.of("release.lua")
+SCRIPT: Final = Script.of("release.lua", "stepwell.addons.releases")
 """Writes a document by compare-and-set."""
 
 

@@ -10,18 +10,19 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from stepwell.addons.releases import keys
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore
 from stepwell.errors import ServiceError, StoreUnavailableError
 from stepwell.lease import Lease
-from stepwell.store import keys
+from stepwell.store.keys import ALL_RECORDS
 from stepwell.store.scripts import Script
 from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.retry import deadline, execute_with_retry
 from stepwell.store.transport.server import ServerTransport
 
-SCRIPT: Final = Script.of("count_streams.lua")
+SCRIPT: Final = Script.of("count_streams.lua", "stepwell.addons.releases")
 """Counts the streams on one page of a SCAN."""
 
 _PAGE_KEYS: Final = 1000
@@ -132,7 +133,7 @@ class StreamCounter:
 
 async def _page(primary: ServerTransport, cursor: bytes) -> tuple[bytes, list[tuple[str, str, int]]]:
     """Return the cursor of the next page, and model, fingerprint in hex and number of streams on this one."""
-    call = ("EVALSHA", SCRIPT.sha, 0, cursor, keys.ALL_RECORDS, _PAGE_KEYS)
+    call = ("EVALSHA", SCRIPT.sha, 0, cursor, ALL_RECORDS, _PAGE_KEYS)
     [reply] = await execute_with_retry(primary, [call], deadline=deadline(), script=SCRIPT.text)
     if isinstance(reply, ServiceError):
         raise reply

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from stepwell.addons.releases import keys
 from stepwell.addons.releases.sweeps import read_sweep
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.engine.placing import Standing
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
-from stepwell.store import keys
 from stepwell.store.commits import Commit, Outcome
+from stepwell.store.keys import stream_of, tenant_of
 from stepwell.store.listing import records_of_model
 from stepwell.store.record import decode
 from stepwell.store.store_lease import StoreLease
@@ -119,7 +120,7 @@ class Sweeper:
         # Moving a stream is no use of it: its expiry stays as it is.
         results = await deps.store.commit(commits, deadline=deadline(), expiry_set_at=math.inf)
         for commit in commits:
-            deps.invalidate(StreamKey(keys.tenant_of(commit.key), model, keys.stream_of(commit.key)))
+            deps.invalidate(StreamKey(tenant_of(commit.key), model, stream_of(commit.key)))
         n_left = sum(result.outcome is not Outcome.DUPLICATE for result in results.not_applied.values())
         return len(commits) - n_left, n_left
 

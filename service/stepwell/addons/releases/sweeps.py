@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stepwell.store import keys
+from stepwell.addons.releases import keys
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.retry import deadline
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell.models.pair_state import PAIR_BYTES
-from stepwell.models.version_differences import same_states
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.state_packing import StateField
 from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
@@ -139,3 +139,13 @@ class TakeOver:
         raise NoTranslationError(
             f"The translation of the states of version {old.version} to those of version {new.version} is not here."
         )
+
+
+def same_states(old: Sequence[StateField], new: Sequence[StateField]) -> str | None:
+    """Return in which state two versions differ by name, shape or dtype; None: a state can be kept."""
+    mine = {field.name: f"{field.dtype}{list(field.shape)}" for field in old}
+    other = {field.name: f"{field.dtype}{list(field.shape)}" for field in new}
+    for name in sorted(mine.keys() | other.keys()):
+        if mine.get(name) != other.get(name):
+            return f"state {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
+    return None

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
+from stepwell.addons.releases.forecast_errors import StreamErrors
 from stepwell.engine.placing import Followed
-from stepwell.models.forecast_errors import StreamErrors
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import Truth
 

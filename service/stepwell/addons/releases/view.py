@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 
 from stepwell.addons.releases.counters import OutputCounts, TrialCounts
 from stepwell.addons.releases.document import ReleaseDocument, Trial
+from stepwell.addons.releases.forecast_errors import SUMS, figures
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.responses import (
     ComparisonResponse,
@@ -24,7 +25,6 @@ from stepwell.addons.releases.responses import (
 )
 from stepwell.addons.releases.stream_counts import StreamCounts
 from stepwell.addons.releases.sweeps import SweepProgress
-from stepwell.models.forecast_errors import SUMS, figures
 from stepwell.models.registry import ModelRegistry
 from stepwell_export.runtime.truth import Truth, truths_of
 

@@ -20,7 +20,6 @@ import msgspec
 from stepwell.background import run_forever
 from stepwell.engine.observer import EngineObserver
 from stepwell.errors import ServiceError
-from stepwell.store import keys
 from stepwell.store.scripts import Script
 from stepwell.store.transport.retry import deadline
 from stepwell_client.wire.ids import STREAM_ID
@@ -79,6 +78,14 @@ _Owner = tuple[str, str]
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(list[_Collected]).decode
+
+
+def refusals_key(tenant: str, model: str) -> str:
+    """Return the key of the log of refused timesteps of a tenant's streams of a model.
+
+    Its entries have the time of each refusal; those without are under a key that ends in `:log`, in stores of before.
+    """
+    return f"swl:refused:{{{tenant}/{model}}}:times"
 
 
 class RefusalLog(EngineObserver):
@@ -141,7 +148,7 @@ class RefusalLog(EngineObserver):
 
     async def _write(self, owner: _Owner) -> None:
         number, body = self._unconfirmed[owner]
-        log = keys.refusals_key(*owner)
+        log = refusals_key(*owner)
         ttl_ms = int(self._store.stream_ttl_s * 1000)
         arguments: list[Argument] = [2, log, f"{log}:{self._worker}", number, body, _MAX_WRITES, ttl_ms]
         await self._store.run(_WRITE, arguments, deadline=deadline())
@@ -165,7 +172,7 @@ class RefusalReader:
         """
         self.position = ""
         self._store = store
-        self._key = keys.refusals_key(tenant, model)
+        self._key = refusals_key(tenant, model)
 
     async def read(self) -> list[Refusals]:
         """Return what was refused after the position, the oldest first, and move the position behind it.

@@ -12,7 +12,7 @@ import numpy as np
 from stepwell.addons.connect.mapping.decoding import TextValue
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.messages import BadMessageError, ConnectUsageError
-from stepwell.text_values import is_missing, value_of
+from stepwell.addons.text_values import is_missing, value_of
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, InputSpec
 

@@ -16,7 +16,7 @@ from stepwell.addons.connect.mapping.stream_places import StreamPlace
 from stepwell.addons.connect.mapping.time_field import TimeField
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.text_values import number_of
+from stepwell.addons.text_values import number_of
 from stepwell_client.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _PREVIEW: Final = 60

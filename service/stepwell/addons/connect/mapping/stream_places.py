@@ -9,9 +9,9 @@ from typing import Any, Final
 from stepwell.addons.connect.mapping.decoding import TextValue
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError, MessageColumns
+from stepwell.addons.text_values import id_text_of, stream_id_of
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
-from stepwell.text_values import id_text_of, stream_id_of
 from stepwell_client.wire.stream_templates import StreamTemplate, is_template
 
 _HASHED: Final = frozenset((str, bytes, int, TextValue))  # not `float`: 42.0 has the hash of 42, and is no id

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stepwell.interrupted import run_interruptible
+from stepwell.commands.interrupted import run_interruptible
 
 
 class AtLine:
@@ -109,7 +109,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
 def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
     """Where Python would print a traceback and go on, the program ends, after what was printed before."""
     code = (
-        "import atexit, os, signal, weakref\nfrom stepwell.interrupted import reported_interrupt\n"
+        "import atexit, os, signal, weakref\nfrom stepwell.commands.interrupted import reported_interrupt\n"
         "class Part: pass\ndef interrupt(): signal.raise_signal(signal.SIGINT)\nprint('before')\n"
         f"{work}\n"
     )
@@ -120,7 +120,7 @@ def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
 
 def test_errors_that_are_the_causes_of_each_other_are_no_interrupt() -> None:
     code = (
-        "from stepwell.interrupted import reported_interrupt\n"
+        "from stepwell.commands.interrupted import reported_interrupt\n"
         "first, second = ValueError('first'), TypeError('second')\n"
         "first.__cause__, second.__cause__ = second, first\n"
         "with reported_interrupt(): raise first\n"

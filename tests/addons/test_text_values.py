@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from stepwell.addons.text_values import number_of, stream_id_of
 from stepwell.errors import ServiceError
-from stepwell.text_values import number_of, stream_id_of
 
 ODD_IDS = ["0042", "42", "4_2", "48e2", "1.10", "1e3", "007"]
 

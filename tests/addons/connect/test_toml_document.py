@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
+from stepwell.addons.connect.toml_document import TomlDocument
 from stepwell.errors import SettingsError
-from stepwell.toml_document import TomlDocument
 
 
 class PumpTable(Struct, forbid_unknown_fields=True):

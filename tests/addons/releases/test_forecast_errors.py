@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stepwell.models.forecast_errors import StreamErrors, figures, student_95
+from stepwell.addons.releases.forecast_errors import StreamErrors, figures, student_95
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.truth import truths_of
 from tests.forecasters import LABELS, forecaster
