@@ -62,7 +62,6 @@ PROMISED = {
     "stepwell_psi": ("gauge", {"model", "version", "tensor", "feature"}),
     "stepwell_outside_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
     "stepwell_missing_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
-    "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
     "stepwell_connections": ("gauge", set()),
     "stepwell_ready": ("gauge", set()),
@@ -118,7 +117,6 @@ def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
     metrics = Metrics("1.2.3")
     metrics.bind_gauges(
         queue_rows=lambda: {"pump": 7},
-        watchers=lambda: 2,
         websockets=lambda: 3,
         ready=lambda: True,
         cached_streams=lambda: {"pump": 11},
@@ -244,7 +242,6 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("psi", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.31),
         ("outside_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.25),
         ("missing_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.1),
-        ("watchers", {}, 2),
         ("websockets", {}, 3),
         ("cached_streams", {"model": "pump"}, 11),
         ("connections", {}, 4),
@@ -278,45 +275,15 @@ def openmetrics_samples(page: bytes) -> list[Sample]:
     return [sample for family in families for sample in family.samples]
 
 
-def test_the_format_of_openmetrics_has_the_same_values_and_exemplars() -> None:
+def test_the_format_of_openmetrics_has_the_same_values() -> None:
     metrics = filled_metrics()
-    metrics.exemplars.add("pump", 0.004, 0xABC)
-    page = page_of(metrics)[0]
     body, media_type = metrics.render(as_openmetrics=True)
     found = openmetrics_samples(body)
-    [marked] = [sample for sample in found if sample.exemplar is not None]
 
     assert media_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    assert {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found} == samples(page)
-    assert (marked.name, marked.labels) == ("stepwell_step_seconds_bucket", {"model": "pump", "le": "0.005"})
-    assert marked.exemplar is not None
-    assert marked.exemplar.labels == {"trace_id": f"{0xABC:032x}"}
-
-
-def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() -> None:
-    metrics = filled_metrics()
-    for number, seconds in enumerate((0.003, 0.005, 99.0)):
-        metrics.exemplars.add("pump", seconds, number)
-    found = openmetrics_samples(metrics.render(as_openmetrics=True)[0])
-    marked = {sample.labels["le"]: sample.exemplar.value for sample in found if sample.exemplar}
-
-    assert marked == {"0.005": 0.005, "+Inf": 99.0}
-
-
-def test_the_exemplars_of_a_model_that_is_gone_are_removed() -> None:
-    there = ["pump"]
-    metrics = filled_metrics(there)
-    reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
-    metrics.bind_gauges(models=lambda: there, **reads)
-    metrics.exemplars.add("pump", 0.004, 0xABC)
-    there.clear()
-    metrics.refresh()
-    there.append("pump")
-    metrics.replied("pump", [0.004])
-    metrics.refresh()
-    found = openmetrics_samples(metrics.render(as_openmetrics=True)[0])
-
-    assert [sample for sample in found if sample.exemplar] == []
+    assert {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found} == samples(
+        page_of(metrics)[0]
+    )
 
 
 def test_two_services_in_one_process_count_separately() -> None:
@@ -329,7 +296,7 @@ def test_two_services_in_one_process_count_separately() -> None:
 def test_gauges_are_read_for_each_page() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
-    metrics.bind_gauges(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    metrics.bind_gauges(queue_rows=lambda: rows, websockets=lambda: 0, ready=lambda: True)
     rows["pump"] = 9
 
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 9
@@ -338,7 +305,7 @@ def test_gauges_are_read_for_each_page() -> None:
 def test_the_queue_of_a_removed_model_is_empty() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
-    metrics.bind_gauges(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    metrics.bind_gauges(queue_rows=lambda: rows, websockets=lambda: 0, ready=lambda: True)
     del rows["pump"]
 
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 0
@@ -347,7 +314,7 @@ def test_the_queue_of_a_removed_model_is_empty() -> None:
 def test_a_model_that_is_gone_leaves_no_series() -> None:
     there = ["pump"]
     metrics = filled_metrics(there)
-    reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "watchers": int, "websockets": int, "ready": bool}
+    reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "websockets": int, "ready": bool}
     metrics.bind_gauges(models=lambda: there, **reads)
     before = page_of(metrics)[0]
     there.clear()
@@ -364,7 +331,7 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
 def test_a_feature_whose_psi_is_not_known_any_more_has_no_series() -> None:
     reports = {("pump", 2): [drifted("x[0]", 0.31), drifted("x[1]", 0.02)]}
     metrics = Metrics("1")
-    reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
+    reads: dict[str, Any] = {"queue_rows": dict, "websockets": int, "ready": bool}
     metrics.bind_gauges(**reads)
     read_drift(metrics, lambda: reports)
     metrics.refresh()
@@ -438,7 +405,7 @@ from stepwell.metrics import Metrics
 
 metrics = Metrics("1")
 queued, ready = int(sys.argv[1]), sys.argv[2] == "ready"
-metrics.bind_gauges(queue_rows=lambda: {"pump": queued}, watchers=lambda: 1, websockets=lambda: 2, ready=lambda: ready)
+metrics.bind_gauges(queue_rows=lambda: {"pump": queued}, websockets=lambda: 2, ready=lambda: ready)
 metrics.steps_applied("pump", "http", 5)
 metrics.replied("pump", [0.004])
 metrics.refresh()

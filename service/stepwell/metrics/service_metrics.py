@@ -14,8 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from stepwell.engine.observer import EngineObserver
-from stepwell.metrics.exemplars import Exemplars
-from stepwell.metrics.exposition import exposed
+from stepwell.metrics.exposition import Attach, exposed
 from stepwell.metrics.process import ProcessMetrics
 from stepwell.metrics.shared_folder import remove_dead_workers, shared_folder
 from stepwell.models.changes import ModelChange
@@ -23,10 +22,11 @@ from stepwell.models.changes import ModelChange
 NO_ROUTE = "none"
 """Label of requests that reached no route."""
 
-_SECONDS = (
+SECONDS: Final = (
     *(0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005),
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+"""The bounds of the buckets of durations."""
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _BUFFERED_MAX: Final = 4096  # values that a histogram buffers before it counts them
@@ -122,7 +122,7 @@ class Metrics(EngineObserver):
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"stepwell_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> BufferedHistogram:
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = SECONDS) -> BufferedHistogram:
             return BufferedHistogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
 
         def gauge(name: str, text: str, workers: _MultiprocessMode, *labels: str) -> Gauge:
@@ -133,7 +133,6 @@ class Metrics(EngineObserver):
             counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
         )
         self._step_s = Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
-        self.exemplars = Exemplars("stepwell_step_seconds", _SECONDS)
         self._refused_s = Labelled(
             Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
         )
@@ -178,6 +177,7 @@ class Metrics(EngineObserver):
         self._read_models: Callable[[], Collection[str]] | None = None
         self._read_gauges: dict[str, Callable[[], Any]] = {}
         self._refresh_others: list[Callable[[], None]] = []
+        self._attach: list[Attach] = []
 
     @property
     def is_shared(self) -> bool:
@@ -187,6 +187,10 @@ class Metrics(EngineObserver):
     def on_refresh(self, refresh: Callable[[], None]) -> None:
         """Call a function whenever the gauges are read: it sets those that an add-on has in `registry`."""
         self._refresh_others.append(refresh)
+
+    def on_expose(self, attach: Attach) -> None:
+        """Call a function with each metric that is written in the format of OpenMetrics, to add exemplars."""
+        self._attach.append(attach)
 
     def bind_gauges(
         self,
@@ -309,8 +313,6 @@ class Metrics(EngineObserver):
         for refresh in self._refresh_others:
             refresh()
         served = None if self._read_models is None else self._read_models()
-        if served is not None:
-            self.exemplars.keep_models(served)
         if served is not None and self._folder is None:  # with shared files, labels cannot be removed
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
@@ -321,12 +323,11 @@ class Metrics(EngineObserver):
         With many models and workers this is slow; it may be called in a thread.
 
         Args:
-            as_openmetrics: In the format of OpenMetrics, with exemplars of this worker's traced requests; else in
-                Prometheus' text format.
+            as_openmetrics: In the format of OpenMetrics, with exemplars; else in Prometheus' text format.
         """
         if self._folder is not None:
             remove_dead_workers(self._folder)
-        return exposed(self._collector(), self.exemplars, as_openmetrics=as_openmetrics)
+        return exposed(self._collector(), self._attach, as_openmetrics=as_openmetrics)
 
     def counts(self) -> dict[str, ModelCounts]:
         """Return the counts of all workers as of their last `refresh`, by model."""

@@ -11,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Exemplar
 
+from stepwell.addons.tracing.exemplars import Exemplars
+from stepwell.metrics import SECONDS, Metrics
 from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service, running_service
 from tests.deploy.prometheus import PROMETHEUS, prometheus
@@ -51,6 +53,34 @@ def exemplars(service: Service) -> list[tuple[str, float, Exemplar]]:
         for sample in samples
         if sample.exemplar is not None
     ]
+
+
+def kept(exemplars: Exemplars) -> dict[str, float]:
+    """Return the exemplars that are attached to a histogram of the model `pump`, by the bounds of its buckets."""
+    metrics = Metrics("1")
+    metrics.on_expose(exemplars.attach)
+    metrics.replied("pump", [0.004])
+    metrics.refresh()
+    page = metrics.render(as_openmetrics=True)[0].decode()
+    families: Iterable[Metric] = text_string_to_metric_families(page)  # type: ignore[no-untyped-call]  # has no types
+    samples = [sample for metric in families for sample in metric.samples if sample.exemplar is not None]
+    return {sample.labels["le"]: sample.exemplar.value for sample in samples if sample.exemplar is not None}
+
+
+def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() -> None:
+    exemplars = Exemplars("stepwell_step_seconds", SECONDS)
+    for number, seconds in enumerate((0.003, 0.005, 99.0)):
+        exemplars.add("pump", seconds, number)
+
+    assert kept(exemplars) == {"0.005": 0.005, "+Inf": 99.0}
+
+
+def test_the_exemplars_of_a_model_that_is_gone_are_removed() -> None:
+    exemplars = Exemplars("stepwell_step_seconds", SECONDS)
+    exemplars.add("pump", 0.004, 0xABC)
+    exemplars.keep_models([])
+
+    assert kept(exemplars) == {}
 
 
 def test_the_bucket_of_a_sampled_timestep_has_its_trace(traced: Service) -> None:

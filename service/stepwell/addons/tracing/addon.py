@@ -6,10 +6,12 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from stepwell.addons.tracing.exemplars import Exemplars
 from stepwell.addons.tracing.observer import BatchTimes
 from stepwell.addons.tracing.otel import make_tracer
 from stepwell.addons.tracing.tracer import Tracer
 from stepwell.engine.observer import EngineObserver
+from stepwell.metrics import SECONDS
 from stepwell.requests.context import AppContext
 from stepwell.service_addon import ServiceAddon
 
@@ -29,7 +31,10 @@ class Tracing(ServiceAddon):
         self._end: Callable[[], None] | None = None
         if made is not None:
             self._tracer, self._end = made
-            self._tracer.on_request = context.metrics.exemplars.add
+            exemplars = Exemplars("stepwell_step_seconds", SECONDS)
+            self._tracer.on_request = exemplars.add
+            context.metrics.on_expose(exemplars.attach)
+            context.metrics.on_refresh(lambda: exemplars.keep_models(context.engine.models.names()))
 
     def tracer(self) -> Tracer | None:
         """Return what traces requests."""
