@@ -22,6 +22,7 @@ from prometheus_client.samples import Sample
 from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.addons.drift.report import FeatureReport
 from stepwell.addons.releases.metrics import ReleaseMetrics
+from stepwell.addons.watch.metrics import watchers_gauge
 from stepwell.engine.engine import Engine
 from stepwell.metrics import Metrics
 from stepwell.models.changes import ModelChange
@@ -62,6 +63,7 @@ PROMISED = {
     "stepwell_psi": ("gauge", {"model", "version", "tensor", "feature"}),
     "stepwell_outside_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
     "stepwell_missing_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
+    "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
     "stepwell_connections": ("gauge", set()),
     "stepwell_ready": ("gauge", set()),
@@ -124,6 +126,7 @@ def filled_metrics(models: Sequence[str] = ("pump",)) -> Metrics:
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
     )
+    watchers_gauge(metrics.registry).set(2)
     read_drift(metrics, lambda: {(model, 2): [drifted("x[0]", 0.31)] for model in models})
     metrics.steps_applied("pump", "http", 5)
     metrics.batch_run("pump", 4, 0.003)
@@ -242,6 +245,7 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("psi", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.31),
         ("outside_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.25),
         ("missing_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.1),
+        ("watchers", {}, 2),
         ("websockets", {}, 3),
         ("cached_streams", {"model": "pump"}, 11),
         ("connections", {}, 4),

@@ -13,6 +13,7 @@ from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.addons.releases.metrics import ReleaseMetrics
+from stepwell.addons.watch.metrics import watchers_gauge
 from stepwell.metrics import Metrics
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
@@ -40,6 +41,7 @@ def definitions() -> dict[str, Definition]:
     DriftMetrics(metrics.registry, is_shared=False)
     ReleaseMetrics(metrics.registry)
     ReleaseMetrics.add_gauges(metrics)
+    watchers_gauge(metrics.registry)
     registries = (AlertCounters().registry, ConnectCounters().registry)
     page = "".join([metrics.render()[0].decode(), *(generate_latest(one).decode() for one in registries)])
     found: dict[str, Definition] = {}

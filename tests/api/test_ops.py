@@ -146,7 +146,7 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
     """What goes on in the background outlives an error: only a restart would bring it back."""
     read, errors = threading.Event(), [OSError("gone")]
 
-    def watchers() -> int:
+    def websockets() -> int:
         if errors:
             raise errors.pop()
         read.set()
@@ -154,11 +154,11 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
 
     with running_service(shared_redis.url, write_models(tmp_path / "models", fold)) as own:
         metrics = own.app.state.context.metrics
-        others = {"queue_rows": dict, "websockets": int, "ready": bool}
+        others = {"queue_rows": dict, "connections": int, "ready": bool}
 
         async def bind_gauges() -> None:
             with contextlib.suppress(OSError):  # it reads them at once
-                metrics.bind_gauges(watchers=watchers, **others)
+                metrics.bind_gauges(websockets=websockets, **others)
             errors.append(OSError("gone"))
 
         own.run_in_loop(bind_gauges)

@@ -69,8 +69,8 @@ class Followed(NamedTuple):
 class FleetReloads:
     """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
 
-    A worker writes into a hash of the store which reload it has done, what it has loaded, and which it is doing. What it
-    announces it does once more itself: the announcement may have replaced another one that it had not read yet.
+    A worker writes into a hash of the store which reload it has done, what it has loaded, and which it is doing. It
+    does what it announces once more itself: the announcement may have replaced another one that it had not read yet.
 
     Attributes:
         lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.

@@ -8,13 +8,13 @@ from collections.abc import Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from prometheus_client import Gauge
 from starlette.websockets import WebSocket
 
 from stepwell.addons.watch import event_stream, socket
 from stepwell.addons.watch.event_stream import EventRoute
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.interests import InterestTable
+from stepwell.addons.watch.metrics import watchers_gauge
 from stepwell.addons.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.service_addon import ServiceAddon
@@ -40,12 +40,7 @@ class Watching(ServiceAddon):
 
     def __init__(self, context: AppContext, version: str) -> None:
         super().__init__(context, version)
-        self._watchers = Gauge(
-            "stepwell_watchers",
-            "Watchers of committed predictions.",
-            registry=context.metrics.registry,
-            multiprocess_mode="livesum",
-        )
+        self._watchers = watchers_gauge(context.metrics.registry)
 
     def add_routes(self, app: FastAPI) -> None:
         """Declare the routes."""
