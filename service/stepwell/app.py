@@ -152,8 +152,8 @@ def _build_engine(
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
-    placing = next((found for addon in addons if (found := addon.placing(store, models)) is not None), None)
-    publisher = next((found for addon in addons if (found := addon.publisher(store)) is not None), None)
+    placing = next((one for addon in addons if (one := addon.placing(store, models)) is not None), None)
+    publisher = next((hook for addon in addons if (hook := addon.publisher(store)) is not None), None)
     observers = [seen for addon in addons if (seen := addon.observer()) is not None]
     observer = all_of([metrics, *observers]) if observers else metrics
     engine = Engine(store, models, options, observer, placing=placing, publisher=publisher, samplers=addons)

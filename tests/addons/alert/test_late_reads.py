@@ -159,7 +159,7 @@ async def test_refused_timesteps_are_counted_between_the_commits_whenever_they_a
 
     async def refuse(*, by: RefusalLog = one) -> None:
         await asyncio.to_thread(wait_for, passed(microseconds=200))
-        by.add("default", FOLD, STREAM, ServiceError("non_finite", "NaN"))
+        by.refused("default", FOLD, STREAM, ServiceError("non_finite", "NaN"))
 
     await engine.steps.advance(step(STREAM, 1))
     await follower.catch_up()

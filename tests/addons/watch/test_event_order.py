@@ -7,9 +7,9 @@ import itertools
 
 import pytest
 
+from stepwell.addons.watch import event_order
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.event_order import EventOrder
-from stepwell.engine.watch import event_order
 from stepwell.types import StreamKey
 
 A = StreamKey("default", "m", "a")

@@ -313,9 +313,9 @@ async def test_a_worker_that_cannot_receive_subscriptions_publishes_everything(
             assert client.info("commandstats")["cmdstat_publish"]["calls"] == before + 5
 
 
-async def test_a_drain_closes_the_subscriptions(folder: Path, redis_server: Server) -> None:
+async def test_a_hub_that_ends_closes_its_watchers(folder: Path, redis_server: Server) -> None:
     async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE) as watcher:
-        await engine.drain(1)
+        engine.watch.end_all()
         await watcher.drain()
 
         assert watcher.closed

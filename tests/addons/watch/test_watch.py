@@ -19,9 +19,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from stepwell.addons.watch.addon import Watching
 from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
 from stepwell.addons.watch.event_stream import SseResponse
 from stepwell.addons.watch.events import queued_events
+from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.socket import MAX_GROUP_BYTES, groups_of
 from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.requests.auth.socket_auth import SocketAuth
@@ -50,6 +52,11 @@ def replicas(shared_redis: Server, folder: Path) -> Iterator[tuple[Service, Serv
         running_service(shared_redis.url, folder, history=["fold=100"]) as two,
     ):
         yield one, two
+
+
+def context_and_hub(service: Service) -> tuple[AppContext, WatchHub]:
+    [watching] = [addon for addon in service.app.state.addons if isinstance(addon, Watching)]
+    return watching.context, watching.hub
 
 
 class EventReader:
@@ -262,7 +269,8 @@ def test_a_client_that_never_reads_is_disconnected(
     write_timeout(0.2)
     with open_unread_watch(here, stream):
         send_wide(there, stream, 30)
-        while len(here.app.state.context.engine.watch):
+        _, hub = context_and_hub(here)
+        while len(hub):
             here.http.get("/healthz")
 
 
@@ -412,9 +420,9 @@ def test_a_watch_with_another_value_of_grouped_is_rejected(replicas: tuple[Servi
 
 
 async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) -> None:
-    context: AppContext = replicas[0].app.state.context
+    context, hub = context_and_hub(replicas[0])
     watcher = Subscriber([], inputs=False)
-    answer = SseResponse(context.engine.watch, watcher, SocketAuth(context, "read", None, ()), heartbeat_s=0.01)
+    answer = SseResponse(hub, watcher, SocketAuth(context, "read", None, ()), heartbeat_s=0.01)
     texts = answer.texts()
 
     assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
@@ -449,9 +457,9 @@ async def test_a_pause_between_groups_ends_before_events_are_dropped() -> None:
 async def test_a_revoked_key_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:
     keys = write_keys_file(tmp_path / "keys.json", key("a"))
     with running_service(shared_redis.url, folder, api_keys_file=keys) as one:
-        context: AppContext = one.app.state.context
+        context, hub = context_and_hub(one)
         visitor = SocketAuth(context, "read", "Bearer a", ())
-        texts = SseResponse(context.engine.watch, Subscriber([], inputs=False), visitor, heartbeat_s=0.01).texts()
+        texts = SseResponse(hub, Subscriber([], inputs=False), visitor, heartbeat_s=0.01).texts()
         await anext(texts)
         write_keys_file(keys)
         rest = [text async for text in texts]
