@@ -54,7 +54,7 @@ class Announcement(NamedTuple):
             return cls(value[:64].hex())
 
 
-class Followed(NamedTuple):
+class FollowedReload(NamedTuple):
     """How the workers have followed an announcement.
 
     Attributes:
@@ -125,7 +125,7 @@ class FleetReloads:
         await self._announce(announcement)
         return announcement.id
 
-    async def wait_for_workers(self, announced: str) -> Followed:
+    async def wait_for_workers(self, announced: str) -> FollowedReload:
         """Wait until all workers have done an announced reload, and return what they did.
 
         Raises:
@@ -208,7 +208,7 @@ class FleetReloads:
         state = " ".join([f"{time.time():.3f}", self._seen or "", self._doing, *self._loaded])
         return ("HSET", keys.FLEET_WORKERS, self._worker, state.rstrip())
 
-    async def _followed_by(self, announced: str) -> Followed:
+    async def _followed_by(self, announced: str) -> FollowedReload:
         flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
         late, dead, found = 0, [], dict[str, None]()
         for worker, value in zip(flat[::2], flat[1::2], strict=True):
@@ -222,7 +222,7 @@ class FleetReloads:
                 late += 1
         if dead:
             await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
-        return Followed(late, tuple(found))
+        return FollowedReload(late, tuple(found))
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
         [reply] = await self._execute_all(command)
