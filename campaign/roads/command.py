@@ -7,6 +7,7 @@ import json
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -87,6 +88,10 @@ def roads(
     kills: Annotated[
         int, typer.Option(min=0, help="With --order and --every: kills of the connector, and of a replica.")
     ] = 6,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="With --order and --every: publish no more messages than are applied in this time."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON lines.")] = False,
 ) -> None:
     """Kill connectors and replicas while messages go from a broker through the model to another place.
@@ -103,6 +108,8 @@ def roads(
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
     plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s, kills=kills)
+    if minutes is not None:
+        plan = replace(plan, publish_s=60 * minutes)
     what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill, order=order, every=every)
     results = [_run(RUNS[what], what, name, plan, as_json=as_json) for name in road or ROADS]
     if any(one is not None and one.problems for one in results):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,10 @@ from campaign.roads.replicas import Replicas, replicas
 from campaign.roads.road import OpenRoad, Prediction, Road, decode_prediction, read_dead_letters
 from campaign.roads.timed_load import EVERY_S, GAP, SECOND, WAIT_S, Series, TimedLoad
 
+_AHEAD: Final = 50_000
+"""Messages at most that are published and have not arrived, where publishing has a limit of time."""
+
+_PUBLISHED_AT_ONCE: Final = 5000
 _QUIET_S: Final = 120.0
 """Seconds without a prediction or a dead letter after which a run is over."""
 
@@ -96,6 +101,34 @@ _TICKS: Final = _Rules(
 )
 
 
+class _Wanted:
+    """What must arrive.
+
+    Attributes:
+        load: The messages.
+        late: Which of them are late.
+        series: The timesteps.
+        n: Their number.
+    """
+
+    def __init__(self, load: TimedLoad, rules: _Rules, partition_of: Callable[[str], int]) -> None:
+        self._rules = rules
+        self._set(load, np.array(rules.late(load, partition_of)))
+
+    def end_at(self, n: int) -> None:
+        """Leave out the messages from the n-th on, but the last ones of the streams."""
+        kept = np.r_[:n, len(self.late) - self.load.n_last : len(self.late)]
+        self._set(self.load.at(kept), self.late[kept])
+
+    def add_late(self, xs: Iterable[int]) -> None:
+        """Count more messages as late, by their numbers."""
+        self._set(self.load, self.late | np.isin(self.load.xs, list(xs)))
+
+    def _set(self, load: TimedLoad, late: npt.NDArray[np.bool_]) -> None:
+        self.load, self.late, self.series = load, late, self._rules.series(load, late)
+        self.n = sum(map(len, self.series.values()))
+
+
 async def run_order(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: OnProgress) -> RoadResult:
     """Publish messages out of order, kill meanwhile, and compare with the fold of those that were not late.
 
@@ -127,23 +160,25 @@ async def _run(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: O
     ):
         if road.needs_reader_first:
             await connector.wait_until_reading()
-        late = np.array(rules.late(load, road.partition_of))
-        expected = rules.series(load, late)
-        n = sum(map(len, expected.values()))
-        arrived = Arrived(road.may_double)
+        wanted = _Wanted(load, rules, road.partition_of)
+        n, arrived = wanted.n, Arrived(road.may_double)
         started = time.monotonic()
+
+        def progress() -> float:
+            return max(arrived.n / n, (time.monotonic() - started) / plan.publish_s)
+
         async with asyncio.TaskGroup() as tasks:
-            publishing = tasks.create_task(publish_messages(road, load.messages()))
-            disturbing = tasks.create_task(_disturb(connector, system, plan, clock, lambda: arrived.n / n))
-            await _collect(road, arrived, n, publishing, on_progress)
+            publishing = tasks.create_task(_publish(road, wanted, arrived, plan.publish_s))
+            disturbing = tasks.create_task(_disturb(connector, system, plan, clock, progress))
+            await _collect(road, arrived, wanted, publishing, on_progress)
             disturbing.cancel()
         seconds = time.monotonic() - started
         goes_early = _EARLIER in connector.log
         if goes_early:  # by the connector's own word, more are late than by the rules alone
-            late |= np.isin(load.xs, list(arrived.letters))
-            expected = rules.series(load, late)
+            wanted.add_late(arrived.letters)
+        load, late = wanted.load, wanted.late
         silent = without_letter(load, late, arrived.letters)
-        problems = arrived.problems + compare(load, late, expected, arrived, system.model)
+        problems = arrived.problems + compare(load, late, wanted.series, arrived, system.model)
         problems += [f"message {x} is late and has no dead letter" for x in silent]
         if problems:
             problems.append(connector.log[-2000:])
@@ -161,19 +196,37 @@ async def _run(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progress: O
         return RoadResult(road.name, figures, list(itertools.islice(problems, _SHOWN)))
 
 
+async def _publish(road: Road, wanted: _Wanted, arrived: Arrived, seconds: float) -> None:
+    """Publish all messages; or for some seconds, no faster than they arrive, and then the last ones of the streams."""
+    if math.isinf(seconds):
+        await publish_messages(road, wanted.load.messages())
+        return
+    ends, load, done = time.monotonic() + seconds, wanted.load, 0
+    rest, n = load.messages(), len(load.xs) - load.n_last
+    while done < n and time.monotonic() < ends:
+        if done - arrived.n - len(arrived.letters) > _AHEAD:
+            await asyncio.sleep(_POLL_S)
+            continue
+        part = list(itertools.islice(rest, min(_PUBLISHED_AT_ONCE, n - done)))
+        await road.publish(part)
+        done += len(part)
+    wanted.end_at(done)
+    await publish_messages(road, itertools.islice(wanted.load.messages(), done, None))
+
+
 async def _collect(
-    road: Road, arrived: Arrived, n: int, publishing: asyncio.Task[None], on_progress: OnProgress
+    road: Road, arrived: Arrived, wanted: _Wanted, publishing: asyncio.Task[None], on_progress: OnProgress
 ) -> None:
     """Read until all has arrived, and then until no dead letter has for a moment; or until nothing has for long."""
     last_at = time.monotonic()
-    while time.monotonic() - last_at < (_LETTERS_S if arrived.n >= n and publishing.done() else _QUIET_S):
+    while time.monotonic() - last_at < (_LETTERS_S if arrived.n >= wanted.n and publishing.done() else _QUIET_S):
         out, dead = await road.read("out"), read_dead_letters(await road.read("dead"))
         for body in out:
             arrived.add(decode_prediction(body))
         for letter in dead:
             arrived.letters[msgspec.json.decode(letter["message"])["x"]] = letter["code"]
         last_at = time.monotonic() if out or dead else last_at
-        on_progress(arrived.n, n)
+        on_progress(arrived.n, wanted.n)
 
 
 async def _disturb(

@@ -50,6 +50,7 @@ class RoadPlan:
         service_away_s: Seconds for which all replicas are away among broken messages.
         faults_s: Seconds after which nothing is killed any more, so that a slow machine comes to an end.
         kills: With messages out of order, how often the connector and a replica are killed.
+        publish_s: With messages out of order, seconds after which no more are published.
     """
 
     streams: int = 200
@@ -62,6 +63,7 @@ class RoadPlan:
     service_away_s: float = 30.0
     faults_s: float = 120.0
     kills: int = 6
+    publish_s: float = math.inf
 
 
 @dataclass

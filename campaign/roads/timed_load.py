@@ -6,7 +6,7 @@ import heapq
 from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -83,6 +83,10 @@ class TimedLoad:
         for x, stream, time in zip(self.xs.tolist(), self.streams.tolist(), self.times.tolist(), strict=True):
             name = self.names[stream]
             yield Sent(name, msgspec.json.encode({"stream": name, "x": x, "t": time}))
+
+    def at(self, indices: npt.NDArray[np.int64]) -> TimedLoad:
+        """Return some of the messages; the streams' last ones are among them."""
+        return replace(self, xs=self.xs[indices], streams=self.streams[indices], times=self.times[indices])
 
     def late_by_order(self, partition_of: Callable[[str], int]) -> list[bool]:
         """Return which messages are late by `--order`, in the order in which they are published."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -45,13 +44,17 @@ class NatsRoad:
     async def open(self) -> None:
         """Connect, and create the streams."""
         import nats as client
+        from nats.js import api
 
         self._client = await client.connect(self._base)
-        self._js = self._client.jetstream(timeout=30, publish_async_max_pending=2 * _AT_ONCE)
+        self._js = self._client.jetstream(timeout=30)
         for name in ("in", "out", "dead"):
             await self._js.add_stream(name=name.upper(), subjects=[f"{name}.>"])
+        config = api.ConsumerConfig(ack_policy=api.AckPolicy.ALL, max_ack_pending=-1)
         for name in ("out", "dead"):
-            self._subscriptions[name] = await self._js.pull_subscribe(f"{name}.>", durable=f"campaign-{name}")
+            self._subscriptions[name] = await self._js.pull_subscribe(
+                f"{name}.>", durable=f"campaign-{name}", config=config
+            )
 
     async def close(self) -> None:
         """Disconnect."""
@@ -63,11 +66,12 @@ class NatsRoad:
         return 0
 
     async def publish(self, messages: Sequence[Sent]) -> None:
-        """Publish messages."""
+        """Publish messages; the server's consent to the last one of a part shows that it has the others, too."""
         for start in range(0, len(messages), _AT_ONCE):
-            part = messages[start : start + _AT_ONCE]
-            sent = [await self._js.publish_async(f"in.{one.stream}", one.body, wait_stall=30) for one in part]
-            await asyncio.gather(*sent)
+            *part, last = messages[start : start + _AT_ONCE]
+            for one in part:
+                await self._client.publish(f"in.{one.stream}", one.body)
+            await self._js.publish(f"in.{last.stream}", last.body)
 
     async def read(self, place: str) -> list[bytes]:
         """Return the messages that are new in a place."""
@@ -75,8 +79,7 @@ class NatsRoad:
             found = await self._subscriptions[place].fetch(_AT_ONCE, timeout=_WAIT_S)
         except TimeoutError:
             return []
-        for one in found:
-            await one.ack()
+        await found[-1].ack()  # and with it all before
         return [one.data for one in found]
 
 

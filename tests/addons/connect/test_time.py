@@ -19,6 +19,7 @@ from tests.graphs import fold_reference
 from tests.processes import ServiceProcess
 
 SECOND = 1_000_000
+_IN_AN_ID = str.maketrans({"[": "_", "]": "_", ",": "_", " ": None, "-": "r"})
 
 
 def write_lines(path: Path, documents: list[Any]) -> str:
@@ -107,6 +108,36 @@ def test_timesteps_are_applied_in_the_order_of_their_times_and_late_ones_are_dea
     assert [(one["code"], one["time"]) for one in letters] == [("late", iso(8 * SECOND)), ("late", iso(3 * SECOND))]
     assert lines_of(tmp_path / "out.jsonl")[0]["source"]["id"].endswith("#time")
     assert (counts["late"], counts["timesteps"], counts["waiting"]) == (2, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("times", "applied", "late"),
+    [
+        ([10, -20, 30, 15, 40], [10, 15, 30, 40], []),
+        ([10, -20, 25, 30, 15, 40], [10, 25, 30, 40], [15]),
+        ([10, -20, 20, 30], [10, 20, 30], []),
+        ([10, -20, 40, 15, 15, 12, -18, 17], [10, 15, 17, 40], [15, 12]),
+        ([10, -20, -21, 40, 15, 14], [10, 15, 40], [14]),
+    ],
+)
+def test_a_message_is_late_for_what_its_stream_has_applied_and_not_for_what_the_service_refused(
+    service: ServiceProcess, tmp_path: Path, times: list[int], applied: list[int], late: list[int]
+) -> None:
+    """Times below 0 are of timesteps with which a sum overflows."""
+    documents = [
+        {"stream": f"refused{times}".translate(_IN_AN_ID), "t": abs(t), "x": [3.4e38 if t < 0 else 1e37 * (t == 10), t]}
+        for t in times
+    ]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+
+    run_once(tmp_path, source, *flags(service, tmp_path, "--order", "2s", "--model", "total"), code=1)
+
+    found = lines_of(tmp_path / "out.jsonl")
+    assert [(one["step"], one["source"]["at"] // SECOND) for one in found] == list(enumerate(applied, 1))
+    letters = lines_of(tmp_path / "dead.jsonl")
+    refused = [-t for t in times if t < 0]
+    assert [json.loads(one["message"])["t"] for one in letters if one["code"] == "non_finite_state"] == refused
+    assert [json.loads(one["message"])["t"] for one in letters if one["code"] == "late"] == late
 
 
 def test_a_file_that_is_read_again_is_decided_as_before(service: ServiceProcess, tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ class AppliedChunks:
         )  # fmt: skip
 
 
-OnRejected = Callable[[Sequence[int], ClientError], Awaitable[None]]
-"""Called with the indices of timesteps that the service rejects, before a later timestep of their stream is applied."""
+OnRejected = Callable[[Sequence[int], ClientError, list[int]], Awaitable[list[int]]]
+"""Called with the indices of timesteps that the service rejects, and of those behind them in their chunk, before any of
+these is applied; returns what is applied in their place."""
 
 
 class ChunkSender:
@@ -104,7 +105,7 @@ class ChunkSender:
         Raises:
             ConnectError: The service rejects all requests of this connector, or `on_rejected` failed.
         """
-        round_ = _Round(self._feed, poll, on_rejected)
+        round_ = _Round(self._feed, poll, self._limits, on_rejected)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for frame in frames_of(chunks, poll, self._limits):
@@ -117,10 +118,11 @@ class ChunkSender:
 class _Round:
     """The chunks of one round while they are sent."""
 
-    def __init__(self, feed: ServiceFeed, poll: MappedPoll, on_rejected: OnRejected) -> None:
+    def __init__(self, feed: ServiceFeed, poll: MappedPoll, limits: PollLimits, on_rejected: OnRejected) -> None:
         self.applied: list[AppliedChunks] = []
         self._feed = feed
         self._poll = poll
+        self._limits = limits
         self._on_rejected = on_rejected
 
     async def send_frame(self, chunks: list[StreamChunk]) -> None:
@@ -179,9 +181,15 @@ class _Round:
         elif found.code in _OF_A_TIMESTEP and len(chunk.timesteps) > 1:
             await self._isolate(chunk)
         elif found.code in _OF_A_TIMESTEP | _OF_A_STREAM:
-            await self._on_rejected(chunk.timesteps, found)
+            await self._apply(chunk.stream, await self._on_rejected(chunk.timesteps, found, []))
         else:
             raise ConnectError(f"Stream {chunk.stream!r}: {found.problem}", fix=found.fix) from found
+
+    async def _apply(self, stream: str, timesteps: Sequence[int]) -> None:
+        """Apply timesteps behind one that was rejected."""
+        for start in range(0, len(timesteps), self._limits.steps):
+            chunk = StreamChunk(stream, [*timesteps[start : start + self._limits.steps]])
+            await self._settle(chunk, await self._try_until_final(chunk))
 
     async def _on_applied(self, chunk: StreamChunk, found: StepResult) -> None:
         """Keep a result, and the predictions that the service has of timesteps before an unknown one.
@@ -225,16 +233,17 @@ class _Round:
                     return
                 size = (low + high + 1) // 2
             good = good + rest[:low]
-            if low < len(rest):
-                assert error is not None
-                await self._on_rejected([rest[low]], error)
-            rest = rest[low + 1 :]
+            if low == len(rest):
+                rest = []
+                break
+            assert error is not None
+            rest = await self._on_rejected([rest[low]], error, rest[low + 1 :])
             if rest and self._poll.seq[rest[0]] is not None:
                 break  # it does not follow the step before it, which only a chunk of its own shows to the service
+            if len(good) + len(rest) > self._limits.steps:
+                break
         self._keep(StreamChunk(chunk.stream, good), applied)
-        if rest:
-            behind = StreamChunk(chunk.stream, rest)
-            await self._settle(behind, await self._try_until_final(behind))
+        await self._apply(chunk.stream, rest)
 
     def _keep(self, chunk: StreamChunk, found: StepResult | None) -> None:
         if chunk.timesteps:

@@ -271,7 +271,9 @@ class Connector:
         if refused:
             await self._write_dead_letters([undelivered_letter(*one) for one in refused])
 
-    async def _on_rejected(self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError) -> None:
+    async def _on_rejected(
+        self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError, behind: list[int]
+    ) -> list[int]:
         times = poll.times or [None] * len(poll.rows)
         await self._write_dead_letters(
             [
@@ -279,6 +281,7 @@ class Connector:
                 for i in timesteps
             ]
         )
+        return behind
 
     async def _write_dead_letters(self, letters: list[OutMessage]) -> None:
         for letter in letters:

@@ -6,7 +6,8 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any, Final
 
 from stepwell.addons.connect.brokers.protocol import SelectiveReader
@@ -19,7 +20,16 @@ from stepwell.addons.connect.messages import MessageColumns, OutMessage
 from stepwell.addons.connect.polls import StreamChunk, rounds_of
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.addons.connect.time_rules import TimeRules
-from stepwell.addons.connect.timeline import Ready, TimeDecisions, TimedMessage, Timeline, poll_of, ready_of
+from stepwell.addons.connect.timeline import (
+    Ready,
+    TimeDecisions,
+    TimedMessage,
+    Timeline,
+    append,
+    decide_again,
+    poll_of,
+    ready_of,
+)
 from stepwell.addons.event_time.times import iso
 from stepwell_client.errors import ClientError
 
@@ -121,7 +131,7 @@ class TimedConnector(Connector):
                 n_ready[ready.stream] += 1
                 is_long |= n_ready[ready.stream] > self._limits.steps or ready.stream in again
             if is_long:
-                if not await self._carry_out(work):
+                if not await self._carry_out(work, new):
                     return False
                 await self._settle(read)
                 work = TimeDecisions()
@@ -239,21 +249,26 @@ class TimedConnector(Connector):
         for partition in self._timeline.watermarks():
             self._idle[partition] = 0.0 if partition in came else self._idle.get(partition, 0.0) + seconds
 
-    async def _carry_out(self, work: TimeDecisions) -> bool:
+    async def _carry_out(self, work: TimeDecisions, behind: TimeDecisions | None = None) -> bool:
         """Do what was decided; return False if what was read belongs to another connector.
 
         Late messages become dead letters behind the timesteps that they are late for: otherwise a crash between them
         could apply a message that has a dead letter.
+
+        Args:
+            work: What is done.
+            behind: What was decided after it; it changes where the service refuses a timestep.
         """
         done, late = list(work.freed), list[TimedMessage]()
         again = [one for one, _ in work.late if self._ticks is None and one.time <= self._resumed.get(one.stream, -1)]
         suspects = {id(one) for one in again}
         if again and not await self._find_again(again, late, done):
             return False
-        late += [one for one, _ in work.late if id(one) not in suspects]
+        work.late = [one for one in work.late if id(one[0]) not in suspects]
         await self._hand_over_again({one.stream for one in work.ready})
-        if work.ready and not await self._step(work.ready, late, done):
+        if work.ready and not await self._step(work, behind or TimeDecisions(), late, done):
             return False
+        late += [one for one, _ in work.late]
         letters = [letter_of_tick(items, "bad_input", reason, items[0].stream) for items, reason in work.unusable]
         letters += [
             dead_letter(
@@ -289,7 +304,7 @@ class TimedConnector(Connector):
             ready = [ready_of(one) for one in own]
             poll = poll_of(ready, _NO_MESSAGES)
             chunks = [StreamChunk(one.stream, [i]) for i, one in enumerate(ready)]
-            applied = await self._sender.send(chunks, poll, self._on_refused(ready))
+            applied = await self._sender.send(chunks, poll, self._on_refused(poll, ready, [], set()))
             if not await self._is_current():
                 return False
             found = []
@@ -326,16 +341,20 @@ class TimedConnector(Connector):
         if items:
             await self._acknowledge(items)
 
-    async def _step(self, ready: Sequence[Ready], late: list[TimedMessage], done: list[TimedMessage]) -> bool:
+    async def _step(
+        self, work: TimeDecisions, behind: TimeDecisions, late: list[TimedMessage], done: list[TimedMessage]
+    ) -> bool:
         """Step streams, write the predictions, and acknowledge the messages of each operation.
 
         Those of ticks are added to `done`: what is late for a tick is told by its messages, so they are acknowledged
         once it has its dead letter.
         """
+        ready, refused = work.ready, set[int]()
         poll = poll_of(ready, _NO_MESSAGES)
         rounds, _ = rounds_of(poll, self._limits)
         for chunks in rounds:
-            applied = await self._sender.send(chunks, poll, self._on_refused(ready))
+            n_before = len(ready)
+            applied = await self._sender.send(chunks, poll, self._on_refused(poll, ready, work.late, refused))
             if not await self._is_current():
                 return False
             n_applied = sum(one.n_timesteps for one in applied)
@@ -345,12 +364,26 @@ class TimedConnector(Connector):
             self._counters.add(timesteps=n_applied, skipped=n_passed - len(passed))
             self._count_gaps(poll, applied)
             await self._write([message for one in applied for message in self._predictions_of(poll, one)])
-            freed = [item for one in chunks for i in one.timesteps if i not in passed for item in ready[i].freed]
+            sent = chain(chain.from_iterable(one.timesteps for one in chunks), range(n_before, len(ready)))
+            freed = [item for i in sent if i not in passed for item in ready[i].freed]
             if self._ticks is not None:
                 done += freed
             else:
                 await self._acknowledge(freed)
+        if self._ticks is None:
+            self._take_back(ready, refused, behind)
         return True
+
+    def _take_back(self, ready: Sequence[Ready], refused: Set[int], behind: TimeDecisions) -> None:
+        """Let no stream have the position of a timestep that the service refused."""
+        for stream in {ready[i].stream for i in refused}:
+            own = [i for i, one in enumerate(ready) if one.stream == stream]
+            applied = [ready[i].position for i in own if i not in refused]
+            position = max(applied, default=ready[own[0]].before)
+            later = [one for one in behind.ready if one.stream == stream]
+            goes_on = decide_again(position, [ready[i] for i in own if i in refused], later, behind.late)
+            behind.ready = [one for one in behind.ready if one.stream != stream] + goes_on
+            self._timeline.resume(stream, goes_on[-1].position if goes_on else position)
 
     def _passed_unseen(self, applied: Sequence[AppliedChunks]) -> set[int]:
         """Return the timesteps that the service passed without a prediction: newer ones were applied before them.
@@ -381,9 +414,21 @@ class TimedConnector(Connector):
                     if i in poll.gaps:
                         self._counters.add_gap(poll.sources[i])
 
-    def _on_refused(self, ready: Sequence[Ready]) -> OnRejected:
-        async def on_refused(timesteps: Sequence[int], error: ClientError) -> None:
+    def _on_refused(
+        self, poll: MappedPoll, ready: list[Ready], late: list[tuple[TimedMessage, int]], refused: set[int]
+    ) -> OnRejected:
+        """Return what writes the dead letters of timesteps that the service refuses.
+
+        Args:
+            poll: What is sent; messages that go on in place of refused ones are added to it.
+            ready: The same as timesteps; they are added to it, too.
+            late: Messages that are late, with the positions for which they are; they are taken out of it.
+            refused: The indices of refused timesteps are added to it.
+        """
+
+        async def on_refused(timesteps: Sequence[int], error: ClientError, behind: list[int]) -> list[int]:
             letters = []
+            refused.update(timesteps)
             for i in timesteps:
                 one = ready[i]
                 if self._ticks is not None:
@@ -394,6 +439,19 @@ class TimedConnector(Connector):
                     letters.append(dead_letter(item.message, error.code, error.problem, one.stream, time=one.time))
             if letters:
                 await self._write_dead_letters(letters)
+            if self._ticks is not None:
+                return behind
+            first, gone = ready[timesteps[0]], {ready[i].position for i in timesteps}
+            goes_on = decide_again(first.before, [ready[i] for i in timesteps], [ready[i] for i in behind], late)
+            for one in ready:  # those of later chunks
+                if one.stream == first.stream and one.before in gone:
+                    one.before = goes_on[-1].position if goes_on else first.before
+            numbers = {id(ready[i]): i for i in behind}
+            if added := [one for one in goes_on if id(one) not in numbers]:
+                numbers.update((id(one), len(ready) + n) for n, one in enumerate(added))
+                append(poll, added)
+                ready.extend(added)
+            return [numbers[id(one)] for one in goes_on]
 
         return on_refused
 

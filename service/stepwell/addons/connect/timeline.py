@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
@@ -62,6 +63,7 @@ class Ready:
         items: The messages that it is made of; a tick may have none.
         gap: The ticks that were left out before it.
         freed: What is acknowledged once it was applied.
+        before: The position of its stream before it, by `--order`.
     """
 
     stream: str
@@ -72,6 +74,7 @@ class Ready:
     items: list[TimedMessage]
     gap: int = 0
     freed: list[TimedMessage] = field(default_factory=list)
+    before: int = -1
 
 
 @dataclass(slots=True)
@@ -80,7 +83,7 @@ class TimeDecisions:
 
     Attributes:
         ready: The timesteps that go on; those of a stream in the order of their positions.
-        late: Messages that are never applied, each with the newest position of its stream.
+        late: Messages that are never applied, each with the position of its stream for which it is late.
         unusable: Ticks without the value of an input, each with its messages and the reason.
         freed: What is acknowledged as nothing needs it any more.
     """
@@ -183,12 +186,10 @@ class Timeline:
         for one in decided:
             if isinstance(one, Tick):
                 self._keep_tick(one, decisions)
-            elif isinstance(one, Late):
+            elif isinstance(one, Late) or one.late:
                 decisions.late.append((one.item, one.position))
-            elif one.late:
-                decisions.late.append((one.item, -1))
             else:
-                decisions.ready.append(ready_of(one.item))
+                decisions.ready.append(ready_of(one.item, before=one.position))
 
     def _keep_tick(self, tick: Tick[TimedMessage], decisions: TimeDecisions) -> None:
         if tick.pauses:
@@ -215,25 +216,60 @@ def poll_of(ready: Sequence[Ready], messages: MessageColumns) -> MappedPoll:
         ready: The timesteps.
         messages: No messages.
     """
-    poll = MappedPoll(messages)
-    poll.rows = list(range(len(ready)))
-    poll.streams = [one.stream for one in ready]
-    poll.sources = [one.source for one in ready]
-    poll.at = [one.position for one in ready]
-    poll.seq = [None] * len(ready)
-    poll.positions = np.array(poll.at, np.int64)
-    poll.times = [one.time for one in ready]
+    poll = MappedPoll(messages, times=[])
     poll.gaps = {i: one.gap for i, one in enumerate(ready) if one.gap}
-    for name in ready[0].inputs if ready else ():
-        poll.inputs[name] = np.stack([one.inputs[name] for one in ready])
+    append(poll, ready)
     return poll
 
 
-def ready_of(item: TimedMessage) -> Ready:
+def append(poll: MappedPoll, ready: Sequence[Ready]) -> None:
+    """Append timesteps to a poll of timesteps."""
+    assert poll.times is not None
+    poll.rows += range(len(poll.rows), len(poll.rows) + len(ready))
+    poll.streams += [one.stream for one in ready]
+    poll.sources += [one.source for one in ready]
+    poll.at += [one.position for one in ready]
+    poll.seq += [None] * len(ready)
+    poll.positions = np.array(poll.at, np.int64)
+    poll.times += [one.time for one in ready]
+    for name in ready[0].inputs if ready else ():
+        poll.inputs[name] = np.stack([*poll.inputs.get(name, ()), *(one.inputs[name] for one in ready)])
+
+
+def ready_of(item: TimedMessage, *, before: int = -1) -> Ready:
     """Return a message as a timestep of its own."""
     assert item.poll is not None
     inputs: dict[str, Any] = {name: array[item.index] for name, array in item.poll.inputs.items()}
-    return Ready(item.stream, item.source, item.time, item.time, inputs, [item], freed=[item])
+    return Ready(item.stream, item.source, item.time, item.time, inputs, [item], freed=[item], before=before)
+
+
+def decide_again(
+    position: int, refused: Sequence[Ready], behind: Sequence[Ready], late: list[tuple[TimedMessage, int]]
+) -> list[Ready]:
+    """Return what goes on of a stream in the place of what was decided behind timesteps that the service refused.
+
+    These have no position. So messages that were late for them alone go on, in the order in which they were decided.
+
+    Args:
+        position: The position of the stream.
+        refused: Its timesteps that were refused.
+        behind: Those that were decided after them, and are not sent yet.
+        late: All messages that are late; those that go on are taken out of it.
+    """
+    stream = refused[0].stream
+    positions = {one.position for one in (*refused, *behind)}
+    own = [one for one in late if one[0].stream == stream and one[1] in positions]
+    late[:] = [one for one in late if one not in own]
+    decided: list[tuple[int, Ready]] = [(one.position, one) for one in behind]
+    decided += [(newest, ready_of(item)) for item, newest in own]
+    goes_on = []
+    for _, one in sorted(decided, key=itemgetter(0)):
+        if one.position > position:
+            one.before, position = position, one.position
+            goes_on.append(one)
+        else:
+            late.append((one.items[0], position))
+    return goes_on
 
 
 def _parts_of(item: TimedMessage) -> Iterator[Hashable]:

@@ -19,10 +19,12 @@ class Decided(NamedTuple, Generic[T]):
     Attributes:
         item: The message.
         late: It is not newer than what its stream has, so it is never applied.
+        position: The time of the newest timestep that its stream has, in us; -1: none.
     """
 
     item: T
     late: bool
+    position: int
 
 
 class _Waiting(NamedTuple, Generic[T]):
@@ -86,7 +88,10 @@ class Order(Generic[T]):
         self._positions.clear()
 
     def resume(self, stream: str, position: int) -> None:
-        """Say what a stream has applied: the time of its newest timestep, in us; -1: nothing."""
+        """Say what a stream has applied: the time of its newest timestep, in us; -1: nothing.
+
+        What goes on counts as applied, so this is called again for a timestep that was not.
+        """
         self._positions[stream] = position
 
     def knows(self, stream: str) -> bool:
@@ -98,8 +103,9 @@ class Order(Generic[T]):
         place, waiting = self._partitions.setdefault(partition, (Partition(), []))
         place.read(time)
         decided: list[Decided[T]] = []
-        if time <= self._positions.get(stream, -1):
-            decided.append(Decided(item, late=True))
+        position = self._positions.get(stream, -1)
+        if time <= position:
+            decided.append(Decided(item, late=True, position=position))
         else:
             heapq.heappush(waiting, _Waiting(time, next(self._numbers), stream, item))
             self.n_waiting += 1
@@ -143,7 +149,7 @@ class Order(Generic[T]):
     def _pop(self, waiting: list[_Waiting[T]]) -> Decided[T]:
         time, _, stream, item = heapq.heappop(waiting)
         self.n_waiting -= 1
-        late = time <= self._positions.get(stream, -1)
-        if not late:
+        position = self._positions.get(stream, -1)
+        if time > position:
             self._positions[stream] = time
-        return Decided(item, late)
+        return Decided(item, time <= position, position)
