@@ -26,9 +26,9 @@ from campaign.tally import Tally
 from stepwell.process.in_process import InProcessService
 from stepwell_client import AsyncClient
 from stepwell_client.protocol.requests import ClientRequest
-from tests.clients.kit import FILE, KIT, Case
-from tests.clients.model import doubling
-from tests.clients.python_kit import PythonKit
+from tests.all_clients.kit import FILE, KIT, Case
+from tests.all_clients.model import doubling
+from tests.all_clients.python_kit import PythonKit
 from tests.faults.proxy import Proxy
 from tests.graphs import write_model
 from tests.npm import NEEDS_NODE, node_command

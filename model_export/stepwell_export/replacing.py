@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwell_export.export_sources import named_object
-from stepwell_export.first_forecasts import FirstForecasts, first_forecasts
+from stepwell_export.forecasts_after_a_move import FirstForecasts, first_forecasts
 from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import FileError, RefusedModelError, StepwellError
 from stepwell_export.runtime.layout import TensorLayout, from_graph, to_graph

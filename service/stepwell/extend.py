@@ -54,7 +54,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.addons.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
+from stepwell.addons.connect.brokers.interface import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.messages import (
     BrokerMessage,
     BrokerUnavailableError,

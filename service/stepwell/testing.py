@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.connect.brokers.protocol import MessageReader, ReaderOptions
+from stepwell.addons.connect.brokers.interface import MessageReader, ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 

@@ -14,7 +14,7 @@ from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.stages.spectra import RFFT, AudioStage, Form, InverseRFFT
 from stepwell_export.stages.stage import ManyValued, Row, Stage, count
-from stepwell_export.stages.windows import Window, check_hop, window_of
+from stepwell_export.stages.window_functions import Window, check_hop, window_of
 
 if TYPE_CHECKING:
     from stepwell_export.graph.builder import GraphBuilder

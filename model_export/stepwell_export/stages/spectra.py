@@ -14,7 +14,7 @@ import numpy as np
 from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.stages.stage import ManyValued, Row, Stage, choice, count, number
-from stepwell_export.stages.windows import Window, window_of
+from stepwell_export.stages.window_functions import Window, window_of
 
 if TYPE_CHECKING:
     from stepwell_export.graph.builder import GraphBuilder

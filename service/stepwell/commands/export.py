@@ -34,7 +34,7 @@ from stepwell.commands.tables import (
 from stepwell.garbage_collection import freeze_startup_objects
 from stepwell_client.wire.texts import counted
 from stepwell_export.exporter import Exported, export_source
-from stepwell_export.first_forecasts import FirstForecasts
+from stepwell_export.forecasts_after_a_move import FirstForecasts
 from stepwell_export.precision import Precision, StoreDType
 from stepwell_export.replacing import Replaced, Replacement
 from stepwell_export.runtime.errors import WeakProofError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from stepwell.addons.connect.brokers.protocol import MessageReader
+from stepwell.addons.connect.brokers.interface import MessageReader
 from stepwell.addons.connect.messages import BrokerMessage, BrokerUnavailableError
 from tests.addons.connect.connectors import WAIT_S, wait_for
 from tests.faults.proxy import Proxy

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerUnavailableError
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.testing import BrokerLaws

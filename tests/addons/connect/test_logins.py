@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import redis
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.login import LoginSection
 from stepwell.addons.connect.messages import BrokerMessage, LoginRefusedError
 from stepwell.addons.connect.urls import BrokerUrl

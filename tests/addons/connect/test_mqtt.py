@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.testing import BrokerLaws

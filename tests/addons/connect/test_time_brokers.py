@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import kafka, nats

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from stepwell.addons.connect.brokers.done_offsets import DoneOffsets
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
+from stepwell.addons.connect.brokers.offsets_in_metadata import DoneOffsets
 from stepwell.addons.connect.config import config_of_flags
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage, Undeliverable
 from stepwell.addons.connect.polls import PollLimits

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
-from stepwell.addons.event_time.values import Fill, NoValueError, Take, TickColumn, TickValues, parts_of
+from stepwell.addons.event_time.tick_values import Fill, NoValueError, Take, TickColumn, TickValues, parts_of
 
 
 def shown(decided: list[Tick[int] | Late[int]]) -> list[str]:

@@ -11,10 +11,10 @@ import pytest
 
 import stepwell
 from stepwell import AsyncClient, Client, ClientError, LocalModel, LocalStream, PackedState
+from tests.all_clients.kit import KIT, Case
+from tests.all_clients.model import doubling
+from tests.all_clients.python_kit import plain_result
 from tests.api.running import Service, running_service
-from tests.clients.kit import KIT, Case
-from tests.clients.model import doubling
-from tests.clients.python_kit import plain_result
 from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.graphs import (
     Built,

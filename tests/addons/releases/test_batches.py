@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.addons.releases.changes import end
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
+from stepwell.addons.releases.document_changes import end
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.engine.engine import Engine

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from stepwell.addons.releases import keys
-from stepwell.addons.releases.changes import end
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, Trial
+from stepwell.addons.releases.document_changes import end
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.addons.releases.sweeper import Sweeper

@@ -19,7 +19,7 @@ from stepwell.addons.alert.counters import AlertCounters
 from stepwell.addons.alert.rules import AlarmTarget
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.webhook import Webhook
-from stepwell.addons.connect.brokers.protocol import MessageWriter
+from stepwell.addons.connect.brokers.interface import MessageWriter
 from stepwell.addons.connect.messages import ConnectError, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import cancel, happens

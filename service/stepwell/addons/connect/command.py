@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.config import ConnectConfig, config_of_flags, read_config
 from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.session import ConnectSession

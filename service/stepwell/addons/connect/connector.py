@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from functools import partial
 from typing import Final
 
-from stepwell.addons.connect.brokers.protocol import MessageReader, MessageWriter
+from stepwell.addons.connect.brokers.interface import MessageReader, MessageWriter
 from stepwell.addons.connect.chunk_sender import AppliedChunks, ChunkSender
 from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.connect.dead_letters import dead_letter, undelivered_letter

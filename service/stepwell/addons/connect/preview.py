@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from stepwell.addons.connect.brokers.protocol import MessageReader
+from stepwell.addons.connect.brokers.interface import MessageReader
 from stepwell.addons.connect.mapping.input_columns import InputColumn
 from stepwell.addons.connect.mapping.message_mapper import MessageMapper
 from stepwell.addons.connect.mapping.tick_mapper import TickMapper

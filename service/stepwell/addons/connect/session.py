@@ -11,8 +11,8 @@ from typing import Any, Self, cast
 import numpy as np
 from msgspec import structs
 
+from stepwell.addons.connect.brokers.interface import MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
-from stepwell.addons.connect.brokers.protocol import MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.chunk_sender import ChunkSender
 from stepwell.addons.connect.config import ConnectConfig, DeadLetterSection, FromSection, ToSection
 from stepwell.addons.connect.connector import Connector

@@ -10,8 +10,8 @@ import numpy as np
 
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.messages import ConnectUsageError
+from stepwell.addons.event_time.tick_values import FILLS, TAKES, Fill, Take, TickColumn
 from stepwell.addons.event_time.times import SECOND
-from stepwell.addons.event_time.values import FILLS, TAKES, Fill, Take, TickColumn
 from stepwell_export.runtime.durations import duration_of, in_words
 from stepwell_export.runtime.manifest import InputSpec
 

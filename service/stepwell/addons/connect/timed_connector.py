@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
-from stepwell.addons.connect.brokers.protocol import SelectiveReader
+from stepwell.addons.connect.brokers.interface import SelectiveReader
 from stepwell.addons.connect.chunk_sender import AppliedChunks, OnRejected
 from stepwell.addons.connect.connector import FIRST_POLL, Connector, next_limit
 from stepwell.addons.connect.dead_letters import dead_letter, letter_of_tick

@@ -14,7 +14,7 @@ from stepwell.addons.connect.messages import BrokerMessage, MessageColumns
 from stepwell.addons.connect.time_rules import TimeRules
 from stepwell.addons.event_time.clock import Clock, Late, Tick
 from stepwell.addons.event_time.order import Decided, Order
-from stepwell.addons.event_time.values import NoValueError, TickColumn, TickValues, Values, parts_of
+from stepwell.addons.event_time.tick_values import NoValueError, TickColumn, TickValues, Values, parts_of
 from stepwell_export.runtime.manifest import Array
 
 

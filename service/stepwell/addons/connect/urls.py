@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from stepwell.addons.connect.brokers import FILE, KAFKA
-from stepwell.addons.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
+from stepwell.addons.connect.brokers.interface import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.login import LOGIN_KEYS, Login, LoginSection, Secret, login_of_options
 from stepwell.addons.connect.messages import ConnectUsageError
 from stepwell_export.runtime.errors import MissingExtraError

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
+from stepwell.addons.event_time.tick_values import FILLS, TAKES, Fill, Take, TickColumn, TickValues, Values, parts_of
 from stepwell.addons.event_time.times import BadTimeError, time_of
-from stepwell.addons.event_time.values import FILLS, TAKES, Fill, Take, TickColumn, TickValues, Values, parts_of
 from stepwell_export.runtime.durations import duration_of
 from stepwell_export.runtime.errors import StepwellError
 

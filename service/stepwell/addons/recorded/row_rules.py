@@ -10,8 +10,7 @@ import numpy as np
 
 from stepwell.addons.event_time.clock import Clock, Late, Tick
 from stepwell.addons.event_time.order import Decided, Order
-from stepwell.addons.event_time.times import LIMIT, SECOND
-from stepwell.addons.event_time.values import (
+from stepwell.addons.event_time.tick_values import (
     FILLS,
     TAKES,
     Fill,
@@ -22,6 +21,7 @@ from stepwell.addons.event_time.values import (
     Values,
     parts_of,
 )
+from stepwell.addons.event_time.times import LIMIT, SECOND
 from stepwell.addons.recorded.blocks import Rows
 from stepwell.addons.recorded.errors import RecordedDataError
 from stepwell_export.runtime.durations import duration_of, in_words

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
-from stepwell.addons.releases import changes
+from stepwell.addons.releases import document_changes
 from stepwell.addons.releases.bodies import GateBody, ReleaseBody, bad_release
 from stepwell.addons.releases.compatibility import check_candidate, check_gate, publish_translation
 from stepwell.addons.releases.counters import TrialCounts, read_counts
@@ -119,11 +119,11 @@ class ReleaseService:
         async def change(document: ReleaseDocument, now: float) -> ReleaseDocument:
             revision = document.revision
             if current is not None:
-                document = changes.pin(document, _named(current), now)
+                document = document_changes.pin(document, _named(current), now)
             if candidate is not None:
                 document = replace(document, revision=revision)  # both are one change
                 return await self._with_candidate(document, candidate, body, limits, now)
-            return document if body.schedule is UNSET else changes.set_percent(document, body.schedule, now)
+            return document if body.schedule is UNSET else document_changes.set_percent(document, body.schedule, now)
 
         return await self._change(model, change, body.revision)
 
@@ -140,8 +140,8 @@ class ReleaseService:
 
         async def change(document: ReleaseDocument, now: float) -> ReleaseDocument:
             if document.trial is None or document.trial.ended is None or document.trial.ended.how != how:
-                changes.check_revision(document, revision)  # else the request is sent again
-            return changes.end(document, how, why, now)
+                document_changes.check_revision(document, revision)  # else the request is sent again
+            return document_changes.end(document, how, why, now)
 
         return await self._change(model, change)
 
@@ -165,7 +165,7 @@ class ReleaseService:
             nonlocal aborted
             running = document.running
             aborted = running is not None and running.revision == trial
-            return changes.end(document, "aborted", why, now, by_gate=True) if aborted else document
+            return document_changes.end(document, "aborted", why, now, by_gate=True) if aborted else document
 
         await self._change(model, change)
         return aborted
@@ -186,7 +186,7 @@ class ReleaseService:
             n_changes = releases.changes(model)
             stored, now = await self._store.read(model), await self._store.time()
             before = stored.document or _without_release(self._models.get(model))
-            changes.check_revision(before, revision)
+            document_changes.check_revision(before, revision)
             if stored.document is None:  # it may be lost: streams that were moved by it must move on by the new one
                 last = max(await self._store.last_revision(model), releases.largest_revision(model))
                 before = replace(before, revision=last)
@@ -211,10 +211,10 @@ class ReleaseService:
         """Return the document with a candidate, which was checked against the current version."""
         assert body.mode is not UNSET
         assert body.schedule is not UNSET
-        options = changes.TrialOptions(
+        options = document_changes.TrialOptions(
             body.mode, body.schedule, body.take, body.warm_steps, body.existing, body.rollback, body.salt, gate
         )
-        after = changes.set_candidate(document, _named(candidate), options, now)
+        after = document_changes.set_candidate(document, _named(candidate), options, now)
         trial = after.trial
         assert trial is not None
         old = await self._models.find(document.model, trial.old.fingerprint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from stepwell.addons.connect.brokers.protocol import Broker
+from stepwell.addons.connect.brokers.interface import Broker
 
 _CLIENTS = "Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect."
 

@@ -23,7 +23,7 @@ from aiormq.exceptions import (
 )
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
-from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
+from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import (
     AccessRefusedError,
     BrokerMessage,

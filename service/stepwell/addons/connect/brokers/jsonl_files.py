@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
+from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage, Undeliverable
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.addons.recorded.csv_header import CsvHeader

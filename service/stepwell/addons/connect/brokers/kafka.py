@@ -30,9 +30,9 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from stepwell.addons.connect.brokers.decided_offsets import DecidedOffsets
-from stepwell.addons.connect.brokers.done_offsets import MOST_CHARACTERS, DoneOffsets, is_marked
-from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.brokers.interface import ReaderOptions
+from stepwell.addons.connect.brokers.offsets_in_metadata import MOST_CHARACTERS, DoneOffsets, is_marked
+from stepwell.addons.connect.brokers.offsets_of_second_group import DecidedOffsets
 from stepwell.addons.connect.login import Login
 from stepwell.addons.connect.messages import (
     AccessRefusedError,

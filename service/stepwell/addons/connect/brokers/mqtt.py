@@ -11,9 +11,9 @@ from typing import Final
 
 from paho.mqtt import client as mqtt
 
+from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.mqtt_lease import LEASE_S, MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import IN_FLIGHT, TIMEOUT_S, MqttSession
-from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
 from stepwell.addons.connect.messages import (
     AccessRefusedError,
     BrokerMessage,

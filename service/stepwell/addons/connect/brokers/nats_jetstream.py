@@ -14,10 +14,10 @@ from nats.js import api
 from nats.js import errors as js_errors
 
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
-from stepwell.addons.connect.brokers.done_offsets import DoneOffsets
+from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.nats_connection import TIMEOUT_S, NatsConnection, RefusedSubjectError
 from stepwell.addons.connect.brokers.nats_lease import LEASE_S, DoneEntry, NatsLease
-from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
+from stepwell.addons.connect.brokers.offsets_in_metadata import DoneOffsets
 from stepwell.addons.connect.messages import (
     BrokerMessage,
     BrokerUnavailableError,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from stepwell.addons.connect.brokers.protocol import MarksEach, ReaderOptions
+from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.redis_connection import connect, redis_errors, tagged
 from stepwell.addons.connect.brokers.redis_writer import RedisStreamWriter
 from stepwell.addons.connect.mapping.decoding import DATA_FIELD

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from stepwell.addons.connect.brokers.protocol import MessageWriter
+from stepwell.addons.connect.brokers.interface import MessageWriter
 from stepwell.addons.connect.formats.bodies import of_library
 from stepwell.addons.connect.formats.registry import SchemaRegistry
 from stepwell.addons.connect.messages import OutMessage, Undeliverable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stepwell.addons.connect.brokers.protocol import MessageReader
+from stepwell.addons.connect.brokers.interface import MessageReader
 from stepwell.addons.connect.formats.bodies import schema_number
 from stepwell.addons.connect.formats.registry import SchemaRegistry
 from stepwell.addons.connect.messages import BrokerMessage, MessageColumns

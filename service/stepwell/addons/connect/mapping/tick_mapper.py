@@ -12,7 +12,7 @@ from stepwell.addons.connect.mapping.message_mapper import MessageMapper
 from stepwell.addons.connect.mapping.paths import MISSING
 from stepwell.addons.connect.mapping.poll_mapper import refused_letter
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, MessageColumns, OutMessage
-from stepwell.addons.event_time.values import Values
+from stepwell.addons.event_time.tick_values import Values
 from stepwell.addons.text_values import is_missing
 from stepwell_export.runtime.manifest import Array
 

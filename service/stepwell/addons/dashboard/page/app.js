@@ -15,7 +15,7 @@ import { showPanels } from "./panels.js";
 import { Recording } from "./recording/recording.js";
 import { get, getJson, modelOf, streamsPath } from "./service.js";
 import { counted, modelFacts } from "./shapes.js";
-import { ServiceStatus } from "./status.js";
+import { ServiceStatus } from "./service_status.js";
 import { DefaultStream } from "./streams/default_stream.js";
 import { Dialog } from "./streams/dialog.js";
 import { addRows, recordCommit } from "./streams/events.js";

@@ -25,7 +25,7 @@ from stepwell_client.protocol import decoding
 from stepwell_client.protocol.decoding import RawReply
 from stepwell_client.protocol.exchange import Exchange, drive_async
 from stepwell_client.protocol.requests import ClientRequest
-from tests.clients.kit import KIT, Case
+from tests.all_clients.kit import KIT, Case
 
 _BINARY_FRAME = b"\x82"
 """The first byte of a WebSocket message; a request by HTTP without a body has only ASCII."""

@@ -1,4 +1,4 @@
-"""The model of the conformance cases; `python -m tests.clients.model FOLDER` writes it into a model folder."""
+"""The model of the conformance cases; `python -m tests.all_clients.model FOLDER` writes it into a model folder."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell_export.first_forecasts import FirstForecasts, first_forecasts
+from stepwell_export.forecasts_after_a_move import FirstForecasts, first_forecasts
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import Built, _s, _t, graph_from_text, manifest_of, write_model

@@ -1,4 +1,4 @@
-"""`addons/connect/brokers/done_offsets.py`."""
+"""`addons/connect/brokers/offsets_in_metadata.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stepwell.addons.connect.brokers.done_offsets import MOST_CHARACTERS, DoneOffsets
+from stepwell.addons.connect.brokers.offsets_in_metadata import MOST_CHARACTERS, DoneOffsets
 
 
 @pytest.mark.parametrize("seed", range(5))

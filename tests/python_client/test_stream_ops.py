@@ -16,9 +16,9 @@ import redis
 
 from stepwell_client import AsyncClient, Client, ClientError, Event, Gap, State, StepResult
 from tests.api.running import running_service
-from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, lstm, scaled, write_models
 from tests.processes import service_process as process
+from tests.python_client.transports import TRANSPORTS, engine_in_process
 from tests.servers import server
 
 XS = [[x] for x in range(40)]

@@ -6,7 +6,7 @@ import inspect
 import re
 
 from stepwell_client import AsyncClient, AsyncModel, AsyncStream, Client, Feed, Model, Stream
-from tests.clients.kit import FILE
+from tests.all_clients.kit import FILE
 
 ROWS = re.findall(r"^\|[^|]+\|([^|]*)\|([^|]*)\|$", (FILE.parent / "README.md").read_text(), re.M)
 NAME = re.compile(r"`([A-Z]\w+\.\w+)`")

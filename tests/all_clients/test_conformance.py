@@ -13,13 +13,13 @@ import pytest
 from websockets.sync.client import connect
 
 from stepwell_client import AsyncClient
-from tests.client.transports import engine_in_process
-from tests.clients.kit import FILE, KIT, PATH, Case
-from tests.clients.model import doubling
-from tests.clients.python_kit import PythonKit
+from tests.all_clients.kit import FILE, KIT, PATH, Case
+from tests.all_clients.model import doubling
+from tests.all_clients.python_kit import PythonKit
 from tests.faults.proxy import Proxy
 from tests.graphs import write_models
 from tests.processes import ServiceProcess
+from tests.python_client.transports import engine_in_process
 
 TYPESCRIPT = FILE.parent / "typescript"
 

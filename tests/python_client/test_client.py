@@ -33,9 +33,9 @@ from stepwell_client.protocol.requests import ClientRequest, StreamCursor
 from stepwell_client.protocol.steps import ModelProtocol
 from stepwell_client.wire.formats import JSON, MSGPACK, encode
 from tests.api.running import running_service
-from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, last_seen, latch, lstm, two_inputs, write_model, write_models
 from tests.processes import ServiceProcess, free_port, service_process
+from tests.python_client.transports import TRANSPORTS, engine_in_process
 from tests.servers import Server
 
 DOCS = (Path(__file__).parents[2] / "docs" / "client.md").read_text()

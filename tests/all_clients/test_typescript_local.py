@@ -21,8 +21,8 @@ from stepwell import Client, LocalModel
 from stepwell_export.runtime.manifest import OutputSpec
 from tests.addons.dashboard.browser import browser, chromium
 from tests.addons.local.test_local_model import MODELS, rows
-from tests.clients.kit import FILE, KIT
-from tests.clients.test_typescript import LOCAL
+from tests.all_clients.kit import FILE, KIT
+from tests.all_clients.test_typescript import LOCAL
 from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.graphs import Built, fold, fold_reference, write_models
 from tests.processes import ServiceProcess, service_process

@@ -10,9 +10,9 @@ import pytest
 
 from stepwell_client import AsyncClient, Client, ClientError, RolloutTimestep, RunResult
 from tests.api.running import Service, running_service
-from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, letters, lstm, nan_at, slow, wave, write_models
+from tests.python_client.transports import TRANSPORTS, engine_in_process
 from tests.servers import Server
 
 X = np.array([0.1, -0.2, 0.3, 0.4], "f4")

@@ -16,9 +16,9 @@ import pytest
 
 from stepwell_client import AsyncClient, Client, ClientError, StepResult
 from tests.api.running import Service, running_service
-from tests.client.test_client import CuttingProxy, error_of
-from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, write_models
+from tests.python_client.test_client import CuttingProxy, error_of
+from tests.python_client.transports import TRANSPORTS, engine_in_process
 from tests.servers import Server
 
 TIMEOUT_S = 3.0  # enough for the steps before the connection drips, on a busy machine

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.addons.dashboard.browser import browser, chromium
-from tests.clients.kit import FILE
-from tests.clients.model import doubling
+from tests.all_clients.kit import FILE
+from tests.all_clients.model import doubling
 from tests.faults.proxy import Proxy
 from tests.graphs import write_models
 from tests.processes import ServiceProcess, free_port, service_process

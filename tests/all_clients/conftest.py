@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.model import doubling
+from tests.all_clients.model import doubling
 from tests.graphs import fold, two_inputs, write_models
 from tests.npm import NEEDS_NODE, node_command, npm_install
 from tests.processes import ServiceProcess, service_process

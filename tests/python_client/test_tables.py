@@ -11,8 +11,8 @@ import pytest
 from stepwell_client import AsyncClient, Client, ClientError
 from stepwell_client.protocol.decoding import TensorInfo
 from stepwell_client.tables import columns_by_input
-from tests.client.transports import engine_in_process
 from tests.graphs import lstm, two_inputs, write_models
+from tests.python_client.transports import engine_in_process
 
 LABELLED = TensorInfo("motion", "float32", [3], ["x", "y", "z"])
 PLAIN = TensorInfo("level", "float32", [3])

@@ -17,9 +17,9 @@ import pytest
 from stepwell.settings import PREFIX
 from stepwell_client import AsyncClient, Client, ClientError, Event, StepResult
 from stepwell_export.runtime.errors import StepwellError
-from tests.client.transports import engine_in_process
 from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.processes import is_running
+from tests.python_client.transports import engine_in_process
 
 XS = [[x] for x in range(20)]
 
