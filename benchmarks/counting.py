@@ -22,9 +22,9 @@ from benchmarks.processes import processes_of
 from stepwell.addons.releases import keys
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.lookup import Releases
+from stepwell.addons.releases.pair_state import PairState
 from stepwell.addons.releases.store import ReleaseStore
 from stepwell.addons.releases.stream_counts import StreamCounter
-from stepwell.models.pair_state import PairState
 from stepwell.store.keys import record_key
 from stepwell.store.record import Kind, Record
 from stepwell.store.state_store import StateStore

@@ -87,7 +87,7 @@ NO_OPERATION_IDS = Mutant(
 )
 ONE_HALF_ONLY = Mutant(
     "an abort gives a half that missed timesteps",
-    "service/stepwell/models/paired.py",
+    "service/stepwell/addons/releases/paired.py",
     "next_states = {OLD + name: array for name, array in old_next.items()}",
     "next_states = {OLD + name: array for name, array in old_states.items()}",
     (f"{_PAIRS}test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all",),
@@ -488,9 +488,9 @@ MUTANTS = (
     ),
     Mutant(
         "a candidate that becomes warm in a chunk has answered all of it",
-        "service/stepwell/engine/stepping/responding.py",
-        "new if by_new else old for by_new in row",
-        "new for by_new in row",
+        "service/stepwell/engine/stepping/replies.py",
+        "if len({*row}) > 1 else ()",
+        "if False else ()",
         (f"{_VERSIONS}test_a_candidate_that_becomes_warm_in_a_chunk_responds_to_its_end",),
     ),
     Mutant(

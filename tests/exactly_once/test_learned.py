@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell.models.paired import PairedModel
+from stepwell.addons.releases.paired import PairedModel
 from stepwell_client import Client, Stream
 from stepwell_export.chunk.selection import choose_chunk
 from stepwell_export.converted import with_manifest

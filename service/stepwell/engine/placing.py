@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from stepwell.models.pair_state import PairMode, PairState, pair_fingerprint, pair_state_of
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.record import Record
 from stepwell.types import STARTS, Timestep
@@ -16,7 +15,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.errors import ServiceError
-    from stepwell.models.paired import Beside
+    from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
 
 HandOver = Callable[[Any, bytes], bool]
@@ -26,60 +25,22 @@ ChangedError = Callable[[Any, Record], "ServiceError"]
 """Returns the error for a row whose record was written by another version that does not run it."""
 
 
-class Assignment(NamedTuple):
-    """What steps a stream: one version, or a pair.
+class Placed(NamedTuple):
+    """How the record of a stream continues that was placed on a version.
 
     Attributes:
-        old: Fingerprint of the version, or of the pair's old half, 8 bytes.
-        new: Fingerprint of the pair's candidate; empty: one version alone.
-        mode: Which half of a pair responds.
+        moved: The field `moved` of the record.
+        tail: The last bytes of the packed state, which the add-on writes; empty: it writes none.
+        responded_before: Fingerprint of the version that responded before; empty: the stream has not moved.
     """
 
-    old: bytes
-    new: bytes = b""
-    mode: PairMode = "shadow"
+    moved: int
+    tail: bytes = b""
+    responded_before: bytes = b""
 
-    @property
-    def fingerprint(self) -> bytes:
-        """The fingerprint of the records of its streams, 8 bytes."""
-        return pair_fingerprint(self.old, self.new, self.mode) if self.new else self.old
-
-
-class Standing(NamedTuple):
-    """What a stream's record shows of releases.
-
-    Attributes:
-        assignment: What has stepped the stream.
-        moved_by: Revision of the release that moved it last; 0: none.
-        has_left: It has left the trial of that release.
-        pair: What the record of a pair holds beside both states.
-    """
-
-    assignment: Assignment
-    moved_by: int = 0
-    has_left: bool = False
-    pair: PairState | None = None
-
-    @classmethod
-    def of(cls, record: Record) -> Standing:
-        """Return that of a record."""
-        pair = pair_state_of(record.fingerprint, record.state)
-        assignment = Assignment(record.fingerprint) if pair is None else Assignment(pair.old, pair.new, pair.mode)
-        return cls(assignment, record.moved >> 1, bool(record.moved & 1), pair)
-
-    @property
-    def responding(self) -> bytes:
-        """Fingerprint of the version that responded to the newest timestep."""
-        return self.assignment.old if self.pair is None else self.pair.responding
-
-    def left(self, revision: int) -> Standing:
-        """Return that of a stream which leaves the trial of a release, and stays where it is."""
-        return self._replace(moved_by=revision, has_left=True)
-
-    @property
-    def moved(self) -> int:
-        """The field `moved` of the record."""
-        return self.moved_by << 1 | self.has_left
+    def state(self, packed: bytes) -> bytes:
+        """Return a packed state with the tail as its end."""
+        return packed[: len(packed) - len(self.tail)] + self.tail
 
 
 class Followed(NamedTuple):
@@ -111,45 +72,34 @@ class PlacedRow(Protocol):
     timestep: Timestep
     record: Record | None
     answered: bool
-    standing: Standing | None
-    responded_before: bytes
-    cannot_move: bool
-    leaves_trial: bool
+    placed: Placed | None
+    note: str
 
 
 class Placement:
-    """Places the streams of one version, or of a pair of versions."""
+    """Places the streams of one version, or of several that are joined.
 
-    def __init__(self, served: ServedModel, models: ModelRegistry, hand_over: HandOver, error: ChangedError) -> None:
-        """Create it.
+    Args:
+        served: The version.
+        hand_over: Gives a row to another version.
+        error: Returns the error for a row that no version runs.
+    """
 
-        Args:
-            served: The version.
-            models: The loaded models.
-            hand_over: Gives a row to another version.
-            error: Returns the error for a row that no version runs.
-        """
-        self._served = served
-        self._models = models
-        self._hand_over = hand_over
+    def __init__(self, served: ServedModel, hand_over: HandOver, error: ChangedError) -> None:
+        self.served = served
+        self.hand_over = hand_over
         self._error = error
 
     def may_move(self, name: str) -> bool:
         """Whether a stream may be stepped by another version; False is certain."""
-        return self._served.halves is not None
+        return False
 
     def may_begin_elsewhere(self) -> bool:
         """Whether a stream that begins again may do so on another version."""
-        return self._served.halves is not None
+        return False
 
     def announce(self, record: Record) -> None:
-        """Let the pair that wrote a record be loaded by its fingerprint from now on."""
-        self.fingerprint(Standing.of(record).assignment)
-
-    def fingerprint(self, assignment: Assignment) -> bytes:
-        """Return the fingerprint of an assignment; a pair can be loaded by it from then on."""
-        pairs = self._models.pairs
-        return pairs.announce(self._served.name, *assignment) if assignment.new else assignment.old
+        """Let the version that wrote a record be loaded by its fingerprint from now on."""
 
     def place(self, row: PlacedRow) -> bool:
         """Whether this version steps a row's stream now; else the row was handed over to the one that does.
@@ -158,21 +108,22 @@ class Placement:
             ServiceError: `model_changed`: that version is not there, or the request names another one.
         """
         record = row.record
-        if record is None or row.timestep.lifecycle in STARTS:
-            return self._served.halves is None or not self._hand_over(
-                row, self._models.get(self._served.name).fingerprint
-            )
-        return record.fingerprint == self._served.fingerprint or self._stays(row, record)
-
-    def _stays(self, row: PlacedRow, record: Record) -> bool:
-        """Place a row on the version, or the pair, that wrote its record."""
-        served, standing = self._served, Standing.of(record)
-        if (fingerprint := self.fingerprint(standing.assignment)) == served.fingerprint:
+        if record is None or row.timestep.lifecycle in STARTS or record.fingerprint == self.served.fingerprint:
             return True
-        is_free = row.timestep.version is None or (
-            standing.pair is not None and standing.responding == served.fingerprint
-        )
-        if is_free and self._hand_over(row, fingerprint):
+        return self.leave(row, record, is_free=row.timestep.version is None)
+
+    def leave(self, row: PlacedRow, record: Record, *, is_free: bool) -> bool:
+        """Hand a row over to the version that wrote its record; return False.
+
+        Args:
+            row: The row.
+            record: Its record.
+            is_free: The request names no version, or that one.
+
+        Raises:
+            ServiceError: As for `place`.
+        """
+        if is_free and self.hand_over(row, record.fingerprint):
             return False
         raise self._error(row, record)
 
@@ -195,10 +146,10 @@ class Placing:
 
     def placement(self, served: ServedModel, hand_over: HandOver, error: ChangedError) -> Placement:
         """Return what places the streams of a version; see `Placement`."""
-        return Placement(served, self.models, hand_over, error)
+        return Placement(served, hand_over, error)
 
-    def begin(self, model: str, name: str) -> tuple[bytes, Standing] | None:
-        """Return the fingerprint of the version on which a new stream starts, and its standing in a release.
+    def begin(self, model: str, name: str) -> tuple[bytes, Placed] | None:
+        """Return the fingerprint of the version on which a new stream starts, and how its record does.
 
         None: the version that the request names, or the default.
 
@@ -217,12 +168,13 @@ class Placing:
         """
         return moved >> 1 << 1 | (moved > 1)
 
-    def committed(self, served: ServedModel, beside: Beside, states: Array, followed: Followed | None) -> None:
-        """Rows of a pair were committed.
+    def committed(self, served: ServedModel, run: JoinedRun, states: Array, followed: Followed | None) -> Sequence[int]:
+        """Rows of joined versions were committed; return those that may move at their next step.
 
         Args:
-            served: The pair.
-            beside: What its run returned beside the predictions.
+            served: The versions, as one.
+            run: What their run returned beside the predictions.
             states: The packed states after it, `(rows, bytes)` uint8.
             followed: What the rows follow; None: they begin again.
         """
+        return ()

@@ -14,7 +14,7 @@ from stepwell.errors import ServiceError
 from stepwell.models import files
 from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.changes import ModelChange, ModelHistory, ReloadReport, changes_between
-from stepwell.models.pairs import LoadedPairs
+from stepwell.models.joined import JoinedModels
 from stepwell.models.retired import RetiredModels
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.errors import StepwellError
@@ -30,7 +30,7 @@ class ModelRegistry:
     """The models that can be served; a reload replaces all of them at once.
 
     Attributes:
-        pairs: The pairs of versions that records name.
+        joined: Finds the models that an add-on joins of several versions.
         artifacts: Keeps models for other replicas and later starts; None: it does not.
         generation: Grows when the served models change.
         unloaded: Names of models that `reload` does not load, although their files are there.
@@ -66,7 +66,7 @@ class ModelRegistry:
         self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
-        self.pairs = LoadedPairs(ServedModel.of_pair)
+        self.joined = JoinedModels()
         self.generation = 0
         self.unloaded: frozenset[str] = frozenset()
         self._reload_lock = asyncio.Lock()
@@ -113,19 +113,19 @@ class ModelRegistry:
         for model in self._models.get(name, {}).values():
             if model.fingerprint == fingerprint:
                 return model
-        return self._retired.get(name, fingerprint) or self.pairs.get(name, fingerprint, self.by_fingerprint)
+        return self._retired.get(name, fingerprint) or self.joined.get(name, fingerprint)
 
     async def find(self, name: str, fingerprint: bytes, state: bytes = b"") -> ServedModel | None:
         """Return the model that wrote a record, also if it is in no folder here any more.
 
         A model that is not in memory is loaded from its artifact, once for all callers, after the same vetting as a
-        file of a models folder. An artifact that could not be loaded is not tried again for two seconds. The versions
-        of a pair are found likewise.
+        file of a models folder. An artifact that could not be loaded is not tried again for two seconds. The parts of
+        a joined model are found likewise.
 
         Args:
             name: The model's name.
             fingerprint: The record's fingerprint.
-            state: The record's packed state, which shows of what a pair is made.
+            state: The record's packed state, which shows which versions are joined.
 
         Returns:
             None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
@@ -133,30 +133,27 @@ class ModelRegistry:
         Raises:
             ServiceError: The store did not reply; or `overloaded`: the model was not loaded in time, but soon may be.
         """
-        self.pairs.announce_record(name, fingerprint, state)
+        self.joined.announce(name, fingerprint, state)
         if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
             return loaded
-        if (halves := self.pairs.halves(name, fingerprint)) is None:
+        if not (parts := self.joined.parts(name, fingerprint)):
             return await self._retired.find(name, fingerprint)
-        if await self.find(name, halves.old) is None or await self.find(name, halves.new) is None:
-            return None
+        for part in parts:
+            if await self.find(name, part) is None:
+                return None
         return self.by_fingerprint(name, fingerprint)
 
     def may_find(self, name: str, fingerprint: bytes) -> bool:
         """Whether `find` may return a model that `by_fingerprint` does not return."""
-        if (halves := self.pairs.halves(name, fingerprint)) is None:
+        if not (parts := self.joined.parts(name, fingerprint)):
             return self._retired.may_find(name, fingerprint)
-        return all(
-            self.by_fingerprint(name, half) is not None or self._retired.may_find(name, half)
-            for half in (halves.old, halves.new)
-        )
+        return all(self.by_fingerprint(name, part) is not None or self._retired.may_find(name, part) for part in parts)
 
     def why_missing(self, name: str, fingerprint: bytes) -> str:
         """Return why `find` returned no model, as the end of a sentence."""
-        if (halves := self.pairs.halves(name, fingerprint)) is not None:
-            missing = [half for half in (halves.old, halves.new) if self.by_fingerprint(name, half) is None]
-            fingerprint = missing[0] if missing else fingerprint
-        return self._retired.why_missing(name, fingerprint)
+        parts = self.joined.parts(name, fingerprint)
+        missing = next((part for part in parts if self.by_fingerprint(name, part) is None), fingerprint)
+        return self._retired.why_missing(name, missing)
 
     async def keep(self, name: str, fingerprint: bytes, deadline: float) -> None:
         """Store the artifact of a model unless it is stored; call it before a record that may be the first to name it.

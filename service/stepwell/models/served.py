@@ -1,17 +1,18 @@
-"""`ServedModel`: a loaded version of a model, or a pair of versions."""
+"""`ServedModel`: a loaded version of a model, or several that an add-on has joined."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from stepwell.models.artifacts.keeper import KeptArtifact
-from stepwell.models.paired import PairedModel
+from stepwell.models.joined import AnyModel, JoinedModel
 from stepwell_export.runtime.manifest import InputSpec, Manifest
-from stepwell_export.runtime.step_model import StepModel
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -26,28 +27,32 @@ class ServedModel:
         file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
             reloaded if they change.
         artifact: Its copy for other replicas, and for later.
-        halves: Of a pair, its old version and its candidate; None: it is one version. The version of a pair is that of
-            the half that responds.
+        parts: The versions that are joined in it; empty: it is one version. Its own version is then that of the part
+            that responds.
     """
 
     name: str
     version: int
-    step_model: StepModel | PairedModel
+    step_model: AnyModel
     path: Path
     file_signature: tuple[int, ...]
     artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
-    halves: tuple[ServedModel, ServedModel] | None = None
+    parts: tuple[ServedModel, ...] = ()
 
-    @classmethod
-    def of_pair(cls, old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
-        """Return a pair of two versions as one model."""
-        version = old.version if paired.mode == "shadow" else new.version
-        return cls(new.name, version, paired, new.path, (), halves=(old, new))
+    @property
+    def joined(self) -> JoinedModel | None:
+        """The loaded model if several versions are joined in it, else None."""
+        return cast("JoinedModel", self.step_model) if self.parts else None
+
+    @property
+    def versions(self) -> Sequence[ServedModel]:
+        """The versions that run: itself, or its parts."""
+        return self.parts or (self,)
 
     @property
     def artifacts(self) -> list[KeptArtifact]:
         """The artifacts without which its records cannot be used."""
-        return [self.artifact] if self.halves is None else [half.artifact for half in self.halves]
+        return [each.artifact for each in self.versions]
 
     @property
     def manifest(self) -> Manifest:
@@ -71,13 +76,25 @@ class ServedModel:
 
     @property
     def responding_fingerprint(self) -> bytes:
-        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the half."""
+        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the part."""
         return self.responding.fingerprint
 
     @property
     def responding(self) -> ServedModel:
-        """The version that responds: itself, or the half."""
-        return self if self.halves is None else next(half for half in self.halves if half.version == self.version)
+        """The version that responds: itself, or the part."""
+        return next(each for each in self.versions if each.version == self.version)
+
+    def responding_part(self, state: bytes) -> ServedModel | None:
+        """Return which of the joined versions responded last to a stream; None: it is one version.
+
+        Args:
+            state: The packed state in the stream's record; None is returned if it has another size.
+        """
+        joined = self.joined
+        if joined is None or len(state) != joined.state_bytes:
+            return None
+        [responded] = joined.responded(np.frombuffer(state, np.uint8)[None])
+        return self.parts[int(responded)]
 
     @property
     def stateful(self) -> bool:

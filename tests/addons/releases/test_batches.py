@@ -18,12 +18,12 @@ import pytest
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
 from stepwell.addons.releases.document_changes import end
 from stepwell.addons.releases.lookup import Releases
+from stepwell.addons.releases.pair_state import PAIR_BYTES, pair_state_of
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
-from stepwell.models.pair_state import PAIR_BYTES, pair_state_of
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, decode
@@ -375,7 +375,7 @@ async def test_a_pair_whose_release_has_ended_is_not_kept_in_memory(folder: Path
         await engine.steps.advance(step("s1", 1))
         document = placing_of(engine).documents.current(FOLD)
         assert document is not None
-        paired = [weakref.ref(served.step_model) for served in engine.steps.models if served.halves is not None]
+        paired = [weakref.ref(served.step_model) for served in engine.steps.models if served.parts]
         assert len(paired) == 1
         placing_of(engine).documents.put(FOLD, end(document, "aborted", None, 1.0))
         await engine.steps.advance(step("s1", 2))

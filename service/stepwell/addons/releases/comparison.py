@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from stepwell.addons.releases.counters import TrialCounts, add_counts
+from stepwell.addons.releases.pair_state import pair_rows
+from stepwell.addons.releases.paired import Beside, PairedModel
 from stepwell.addons.releases.trial_errors import TrialErrors
 from stepwell.engine.packing import all_true
 from stepwell.errors import ServiceError
-from stepwell.models.pair_state import pair_rows
-from stepwell.models.paired import Beside, PairedModel
 from stepwell.store.transport.retry import deadline
 from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.manifest import Array
@@ -153,8 +153,7 @@ class TrialComparison:
 
     def _count_roles(self, served: ServedModel, model: PairedModel, n_steps: int, n_comparable: int) -> None:
         """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""
-        assert served.halves is not None
-        old, new = (half.version for half in served.halves)
+        old, new = (part.version for part in served.parts)
         by_new = n_comparable if model.mode == "ramp" else 0
         if by_new:
             self._metrics.paired_steps(served.name, new, old, by_new)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from stepwell.addons.releases.comparison import TrialComparison
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.metrics import ReleaseMetrics
+from stepwell.addons.releases.pair_state import Standing, pair_rows
+from stepwell.addons.releases.paired import Beside
+from stepwell.addons.releases.pairs import LoadedPairs
 from stepwell.addons.releases.plan import Move, ReleasePlan
 from stepwell.addons.releases.takeover import NoTranslationError, TakeOver, TakeOverError, VersionNotLoadedError
 from stepwell.addons.releases.translations import Translations
-from stepwell.engine.placing import ChangedError, HandOver, PlacedRow, Placement, Placing, Standing
+from stepwell.engine.packing import all_true
+from stepwell.engine.placing import ChangedError, HandOver, Placed, PlacedRow, Placement, Placing
 from stepwell.types import STARTS
 
 if TYPE_CHECKING:
     from stepwell.engine.placing import Followed
-    from stepwell.models.paired import Beside
+    from stepwell.models.joined import JoinedRun
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
     from stepwell.store.record import Record
@@ -28,12 +33,16 @@ if TYPE_CHECKING:
     from stepwell_export.runtime.manifest import Array
 
 _log = logging.getLogger(__name__)
+_STAYS: Final = "its state cannot be moved here"
+_LEAVES_TRIAL: Final = "its state cannot be moved anywhere: it takes no part in the trial any more"
+"""Notes of rows whose stream was to be moved, and stays where it is."""
 
 
 class ReleasePlacing(Placing):
     """Places the streams of all models by their releases.
 
     Attributes:
+        pairs: The pairs that records name.
         documents: The release documents of this worker.
         translations: The graphs that compute a version's states from those of an older one.
         takeover: Computes the states of streams that move.
@@ -56,6 +65,7 @@ class ReleasePlacing(Placing):
             documents: The release documents; None: there is none yet.
         """
         super().__init__(models)
+        self.pairs = models.joined = LoadedPairs(models)
         self.documents = Releases() if documents is None else documents
         self.translations = Translations(models.artifacts)
         self.takeover = TakeOver(models, self.translations)
@@ -78,17 +88,25 @@ class ReleasePlacing(Placing):
         """Return what places the streams of a version by the release of its model."""
         return ReleasePlacement(self, served, hand_over, error)
 
-    def begin(self, model: str, name: str) -> tuple[bytes, Standing] | None:
+    def begin(self, model: str, name: str) -> tuple[bytes, Placed] | None:
         """Return where a new stream begins by the release of its model."""
         if (plan := self.plan(model)) is None:
             return None
         assignment = plan.new_assignment(name)
-        fingerprint = self.models.pairs.announce(model, *assignment) if assignment.new else assignment.old
-        return fingerprint, plan.new_standing(assignment)
+        return self.pairs.fingerprint(model, assignment), plan.new_standing(assignment).placed()
 
-    def committed(self, served: ServedModel, beside: Beside, states: Array, followed: Followed | None) -> None:
-        """Count what the versions of a pair have computed."""
-        self.comparison.add(served, beside, states, followed)
+    def committed(self, served: ServedModel, run: JoinedRun, states: Array, followed: Followed | None) -> Sequence[int]:
+        """Count what the versions of a pair have computed.
+
+        Returns:
+            The rows of streams that leave the trial, or whose candidate is warm now.
+        """
+        assert isinstance(run, Beside)
+        self.comparison.add(served, run, states, followed)
+        if all_true(run.compared):
+            return ()
+        moving: list[int] = np.flatnonzero((pair_rows(states)["failed"] > 0) | run.is_warm_now).tolist()
+        return moving
 
     def pinned(self, model: str, moved: int = 0) -> int:
         """Return the field `moved` of a stream that is put on a version by hand: no release of until now moves it.
@@ -132,57 +150,67 @@ class ReleasePlacement(Placement):
     """Places the streams of one version, or of a pair, by the release of its model."""
 
     def __init__(self, placing: ReleasePlacing, served: ServedModel, hand_over: HandOver, error: ChangedError) -> None:
-        super().__init__(served, placing.models, hand_over, error)
+        super().__init__(served, hand_over, error)
         self._placing = placing
+        self._is_pair = bool(served.parts)
 
     def may_move(self, name: str) -> bool:
         """Whether a stream may be stepped by another version; False is certain."""
-        plan = self._placing.plan(self._served.name)
-        return super().may_move(name) or (plan is not None and plan.may_move(self._served.fingerprint, name))
+        plan = self._placing.plan(self.served.name)
+        return self._is_pair or (plan is not None and plan.may_move(self.served.fingerprint, name))
 
     def may_begin_elsewhere(self) -> bool:
         """Whether a stream that begins again may do so on another version."""
-        return super().may_begin_elsewhere() or self._placing.plan(self._served.name) is not None
+        return self._is_pair or self._placing.plan(self.served.name) is not None
+
+    def announce(self, record: Record) -> None:
+        """Let the pair that wrote a record be loaded by its fingerprint from now on."""
+        self._placing.pairs.announce(self.served.name, record.fingerprint, record.state)
 
     def place(self, row: PlacedRow) -> bool:
         """Whether this version steps a row's stream now; the row of a stream that moves here gets the moved record."""
-        served, record, placing = self._served, row.record, self._placing
-        plan = None if row.timestep.version is not None or row.cannot_move else placing.plan(served.name)
-        if plan is not None and (record is None or row.timestep.lifecycle in STARTS):
-            assignment = plan.new_assignment(row.name)
-            if (fingerprint := self.fingerprint(assignment)) == served.fingerprint:
-                row.standing = plan.new_standing(assignment)
-                return True
-            return not self._hand_over(row, fingerprint)
+        served, record, placing = self.served, row.record, self._placing
+        plan = None if row.timestep.version is not None or row.note else placing.plan(served.name)
         if record is None or row.timestep.lifecycle in STARTS:
-            return super().place(row)
+            if plan is None:
+                default = placing.models.get(served.name).fingerprint
+                return not self._is_pair or not self.hand_over(row, default)
+            assignment = plan.new_assignment(row.name)
+            if (fingerprint := placing.pairs.fingerprint(served.name, assignment)) != served.fingerprint:
+                return not self.hand_over(row, fingerprint)
+            row.placed = plan.new_standing(assignment).placed()
+            return True
         standing = Standing.of(record)
         if moves := [] if plan is None else plan.moves(standing, row.name):
-            target = self.fingerprint(moves[-1].assignment)
+            target = placing.pairs.fingerprint(served.name, moves[-1].assignment)
             if target != served.fingerprint:
-                if self._hand_over(row, target):
+                if self.hand_over(row, target):
                     return False
             elif self._move(row, standing, record, moves):
                 return True
             elif row.answered:  # it waits until the other version is loaded
                 return False
-        if row.leaves_trial and (plan := placing.plan(served.name)) is not None:
-            row.standing = standing.left(plan.document.revision)
-        return super().place(row)
+        if row.note == _LEAVES_TRIAL and (plan := placing.plan(served.name)) is not None:
+            row.placed = standing.left(plan.document.revision).placed()
+        if record.fingerprint == served.fingerprint:
+            return True
+        self.announce(record)
+        names_half = standing.pair is not None and standing.responding == served.fingerprint
+        return self.leave(row, record, is_free=row.timestep.version is None or names_half)
 
     def _move(self, row: PlacedRow, standing: Standing, record: Record, moves: Sequence[Move]) -> bool:
         """Give a row the record of its stream after its moves to this version; False: they cannot be made."""
         try:
-            row.record = self._placing.moved(self._served.name, record, standing, moves)
+            row.record = self._placing.moved(self.served.name, record, standing, moves)
         except VersionNotLoadedError as exc:
-            row.cannot_move = not self._hand_over(row, exc.fingerprint)
+            row.note = "" if self.hand_over(row, exc.fingerprint) else _STAYS
             return False
         except NoTranslationError:
-            row.cannot_move = True
+            row.note = _STAYS
             return False
         except TakeOverError:
-            row.cannot_move = row.leaves_trial = True
-            self._placing.comparison.takeover_failed(self._served.name, moves[-1])
+            row.note = _LEAVES_TRIAL
+            self._placing.comparison.takeover_failed(self.served.name, moves[-1])
             return False
-        row.standing, row.responded_before = moves[-1].standing, standing.responding
+        row.placed = moves[-1].standing.placed(standing.responding)
         return True

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from stepwell.addons.releases.document import ReleaseDocument, Trial
-from stepwell.engine.placing import Assignment, Standing
-from stepwell.models.pair_state import PairState
+from stepwell.addons.releases.pair_state import Assignment, PairState, Standing
 
 _MAX_MOVES: Final = 8  # of one stream at one step: it slept through several releases
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_half
+from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_part
 from stepwell.engine.streams.resets import replay_position
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError, state_changed
-from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history, version_flags, version_of
 from stepwell.store.state_store import decoded
@@ -117,13 +116,11 @@ class StreamMoves:
     async def _state(self, model: str, record: Record, target: ServedModel, take: Take) -> bytes:
         models = self._deps.models
         pair = await models.find(model, record.fingerprint, record.state)
-        if pair is not None and pair.halves is not None:
-            split = pair.halves[0].step_model.state_bytes
-            states = record.state[:split], record.state[split:-PAIR_BYTES]
-            for half, state in zip(pair.halves, states, strict=True):
-                if half.fingerprint == target.fingerprint:
-                    return state
-        writer, half_record = await responding_half(models, model, record)
+        if pair is not None and (joined := pair.joined) is not None:
+            for i, part in enumerate(pair.parts):
+                if part.fingerprint == target.fingerprint:
+                    return joined.part(record.state, i)
+        writer, half_record = await responding_part(models, model, record)
         if writer is None:
             raise models.changed_error(
                 model, record.fingerprint, target, step=record.step, state_id=record.history_hash

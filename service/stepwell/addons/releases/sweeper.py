@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from stepwell.addons.releases import keys
+from stepwell.addons.releases.pair_state import Standing
 from stepwell.addons.releases.sweeps import read_sweep
 from stepwell.addons.releases.takeover import TakeOverError
-from stepwell.engine.placing import Standing
 from stepwell.errors import ServiceError
 from stepwell.lease import Lease
 from stepwell.store.commits import Commit, Outcome
@@ -127,5 +127,5 @@ class Sweeper:
     async def _ensure_loaded(self, model: str, fingerprint: bytes, state: bytes, target: bytes) -> None:
         models = self._deps.models
         await models.find(model, fingerprint, state)
-        if models.pairs.halves(model, target) is None:
+        if not models.joined.parts(model, target):
             await models.keep(model, target, deadline())

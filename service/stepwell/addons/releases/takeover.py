@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell.models.pair_state import PAIR_BYTES
+from stepwell.addons.releases.pair_state import PAIR_BYTES
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.state_packing import StateField
@@ -15,9 +15,9 @@ from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
     from stepwell.addons.releases.document import Take
+    from stepwell.addons.releases.pair_state import Standing
     from stepwell.addons.releases.plan import Move
     from stepwell.addons.releases.translations import Translations
-    from stepwell.engine.placing import Standing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
 

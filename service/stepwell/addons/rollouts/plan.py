@@ -13,11 +13,10 @@ from stepwell.addons.rollouts.feedback import FeedbackInputs
 from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.worker import ActiveRollout
 from stepwell.engine.packing import pack_outputs, prediction_bytes, unpack_outputs
-from stepwell.engine.placing import Standing
+from stepwell.engine.placing import Placed
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.stepping.model_runner import missing_input
 from stepwell.errors import CorruptRecordError, ServiceError, wrong_state_size
-from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, NO_HISTORY, Kind, Record, blake2b_128, extend_history
@@ -37,7 +36,7 @@ class RolloutPlan:
         served: The model version that runs it.
         rules: How inputs are computed from predictions.
         seed: Seed of all random numbers.
-        standing: What the record of a stream that the rollout creates shows of releases.
+        placed: How the record of a stream begins that the rollout creates; None: as that of any model.
     """
 
     request: RolloutRequest
@@ -45,11 +44,11 @@ class RolloutPlan:
     served: ServedModel
     rules: Sequence[Rule]
     seed: int
-    standing: Standing | None = None
+    placed: Placed | None = None
 
     @classmethod
     def of(
-        cls, request: RolloutRequest, op_id: bytes, served: ServedModel, standing: Standing | None = None
+        cls, request: RolloutRequest, op_id: bytes, served: ServedModel, placed: Placed | None = None
     ) -> RolloutPlan:
         """Check a request against a model.
 
@@ -76,7 +75,7 @@ class RolloutPlan:
         # A retry of a committed rollout must have the same seed, so it is derived from the op id.
         seed = int.from_bytes(op_id[:8], "little") % _SEEDS if request.seed is None else request.seed
         rules = [rule.drawn(request.temperature, request.top_k, request.top_p) for rule in rules]
-        return cls(request, op_id, served, rules, seed, standing)
+        return cls(request, op_id, served, rules, seed, placed)
 
     @property
     def intent(self) -> StepIntent:
@@ -142,7 +141,7 @@ class RolloutPlan:
         request, served, now = self.request, self.served, int(time.time() * 1000)
         data = [array.tobytes() for _, array in sorted(rollout.fed_inputs.items())]
         history_hash = NO_HISTORY if previous is None else previous.history_hash
-        moved = 0 if self.standing is None else self.standing.moved
+        moved = 0 if self.placed is None else self.placed.moved
         if previous is not None:
             moved = previous.moved
         [after] = extend_history([history_hash], Kind.ROLLOUT, [blake2b_128(self.op_id, *data)], served.fingerprint)
@@ -171,9 +170,7 @@ class RolloutPlan:
     def _initial_state(self) -> bytes:
         """Return the packed state from which a stream starts."""
         state = self.served.step_model.initial_state
-        if self.standing is None or self.standing.pair is None:
-            return state
-        return state[:-PAIR_BYTES] + self.standing.pair.encode()
+        return state if self.placed is None else self.placed.state(state)
 
     def _first_inputs(self, record: Record | None, feedback: FeedbackInputs) -> dict[str, Array]:
         """Return the inputs of the request; the others are computed by their rules from the last prediction.

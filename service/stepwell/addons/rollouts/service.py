@@ -15,7 +15,7 @@ from stepwell.addons.rollouts.plan import RolloutPlan
 from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.worker import ActiveRollout, OnTimestep, RolloutWorker
 from stepwell.engine.model_runs import ModelRuns
-from stepwell.engine.placing import Standing
+from stepwell.engine.placing import Placed
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from stepwell.engine.publisher import PendingCommits
 from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
@@ -116,10 +116,10 @@ class RolloutService(ModelRuns):
             self._observer.steps_applied(request.key.model, "http", request.horizon)
         return result
 
-    async def _model_for(self, request: RolloutRequest, record: Record | None) -> tuple[ServedModel, Standing | None]:
+    async def _model_for(self, request: RolloutRequest, record: Record | None) -> tuple[ServedModel, Placed | None]:
         """Return the requested model version; if none is requested, that of the stream's record.
 
-        A missing stream begins as any new stream does; then also what its record will show of releases is returned.
+        A missing stream begins as any new stream does; then also how its record begins is returned.
         """
         served, models = self._deps.models.get(request.key.model, request.version), self._deps.models
         if record is None:
@@ -127,8 +127,11 @@ class RolloutService(ModelRuns):
             found = None if begins is None else await models.find(served.name, begins[0])
             return (served, None) if found is None or begins is None else (found, begins[1])
         found = await models.find(request.key.model, record.fingerprint, record.state)
-        is_named = request.version is not None and Standing.of(record).responding != served.fingerprint
-        return served if found is None or is_named else found, None
+        if found is None:
+            return served, None
+        responding = found.responding_part(record.state) or found
+        is_named = request.version is not None and responding.fingerprint != served.fingerprint
+        return served if is_named else found, None
 
     def _worker_for(self, served: ServedModel) -> RolloutWorker:
         worker = self._workers.get(served)

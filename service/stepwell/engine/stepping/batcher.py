@@ -40,7 +40,7 @@ _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight
 
 
 class BatchedVersion:
-    """A version of a model, or a pair of versions, whose timesteps a batcher runs.
+    """A version of a model, or several joined ones, whose timesteps a batcher runs.
 
     Attributes:
         batcher: That of the model.
@@ -77,12 +77,12 @@ class BatchedVersion:
 class Batcher:
     """The queue and the running batches of one model.
 
-    A batch is of timesteps that one version has decoded. Its rows are run by the version, or the pair, that steps each
+    A batch is of timesteps that one version has decoded. Its rows are run by the version that steps each
     stream: most often the same one. Rows of others are handed over to them, in the same batch, so that the timesteps of
     a stream keep their order. If a version has to be loaded first, its rows wait for that without the others.
 
     Attributes:
-        versions: The versions and pairs that have decoded or run timesteps, by what is served.
+        versions: The versions that have decoded or run timesteps, by what is served.
         queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
     """
@@ -137,8 +137,8 @@ class Batcher:
         self.versions[version.served] = version
         self._max_batch = min([each.max_batch for each in self.versions.values()])
         for decoding, running in itertools.permutations(self.versions.values(), 2):
-            for half in running.served.halves or (running.served,):
-                running.runner.needed.update(needed_inputs(decoding.served.manifest, half.manifest))
+            for each in running.served.versions:
+                running.runner.needed.update(needed_inputs(decoding.served.manifest, each.manifest))
 
     def sample_load(self, now: float) -> None:
         """Sample how fast the queue drains; may be called from any thread."""

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stepwell.engine.packing import all_true, pack_outputs, select_returned
+from stepwell.engine.packing import pack_outputs, select_returned
 from stepwell.engine.placing import Followed
 from stepwell.engine.protocol.replay import several
 from stepwell.engine.publisher import CandidateOutputs, PendingCommits
 from stepwell.engine.stepping.record_cache import CachedRecord
 from stepwell.engine.stepping.record_loader import Records
-from stepwell.engine.stepping.responding import responding_versions
+from stepwell.engine.stepping.replies import responding_versions
 from stepwell.errors import ServiceError, not_a_record
-from stepwell.models.pair_state import pair_rows
-from stepwell.models.paired import PairedModel
 from stepwell.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, JoinedCommits, Outcome
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import (
@@ -53,9 +51,8 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
-    from stepwell.engine.stepping.replies import Replies
-    from stepwell.engine.stepping.responding import Responding
-    from stepwell.models.paired import Beside
+    from stepwell.engine.stepping.replies import Replies, Responding
+    from stepwell.models.joined import JoinedRun
     from stepwell.store.commits import CommitResult, Notification
 
 
@@ -67,8 +64,8 @@ class NextRecords(NamedTuple):
         commits: One for each.
         order: Of which row each commit is.
         output: Their predictions.
-        beside: Of a pair, what its run returned beside the predictions.
-        followed: Of a pair, which histories its rows continue; None: they begin again.
+        beside: What the run of joined versions returned beside the predictions.
+        followed: Of joined versions, which histories their rows continue; None: they begin again.
         responding: The versions that responded; None: that of the model, as before.
         created: Which of the rows, by their index, create their streams.
         one: Instead of headers and sources, the record of a single timestep as it is cached then.
@@ -78,7 +75,7 @@ class NextRecords(NamedTuple):
     commits: Sequence[Commit]
     order: Sequence[int]
     output: BatchOutput
-    beside: Beside | None = None
+    beside: JoinedRun | None = None
     followed: Followed | None = None
     responding: Responding | None = None
     created: frozenset[int] = frozenset()
@@ -138,7 +135,7 @@ class Committer:
             if (
                 found.created
                 or batch.lifecycle in STARTS
-                or any([row.standing is not None for row in batch.rows.values()])  # noqa: C419 - see all_finite
+                or any([row.placed is not None for row in batch.rows.values()])  # noqa: C419 - see all_finite
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
@@ -198,7 +195,7 @@ class Committer:
         batch, headers, states, n = records.batch, records.headers, run.states, len(records.at)
         outputs = select_returned(batch.keep, run.outputs)
         packed = pack_outputs(self._specs, outputs, n)
-        responding = responding_versions(self._served, records, states, run.beside)
+        responding = responding_versions(self._served, records, run.beside)
         own, sources, section = self._own_rows(records, is_uniform=responding is None)
         created = [j for j in own if batch.rows[records.at[j]].creates]
         alike = [j for j in created if self._is_alike(batch.rows[records.at[j]])] if section is None else []
@@ -382,15 +379,12 @@ class Committer:
         )
         return [one._replace(row=position[one.row]) for one in self._publisher.notifications(pending)]
 
-    def _candidates(self, beside: Beside, records: Records) -> list[CandidateOutputs | None]:
-        """Return what the candidate of a pair computed for each row; None: it failed."""
-        model, halves = self._served.step_model, self._served.halves
-        assert isinstance(model, PairedModel)
-        assert halves is not None
-        outputs = select_returned(records.batch.keep, beside.candidate(responds=model.mode == "ramp"))
-        has_failed = beside.failed[:, 0].tolist()
+    def _candidates(self, beside: JoinedRun, records: Records) -> list[CandidateOutputs | None]:
+        """Return what the last of joined versions computed for each row; None: it failed."""
+        computed, has_failed = beside.tried
+        outputs, version = select_returned(records.batch.keep, computed), self._served.parts[-1].version
         return [
-            None if failed else CandidateOutputs(halves[1].version, {name: array[i] for name, array in outputs.items()})
+            None if failed else CandidateOutputs(version, {name: array[i] for name, array in outputs.items()})
             for i, failed in enumerate(has_failed)
         ]
 
@@ -410,7 +404,7 @@ class Committer:
         return found.select(applied), remaining, applied
 
     def _cache_committed(self, found: NextRecords, results: CommitResults) -> None:
-        """Cache the committed records, and count what the versions of a pair computed."""
+        """Cache the committed records, and report those of joined versions."""
         records, beside, at = found.records, found.beside, results.expiry_set_at
         batch = records.batch
         if found.one is not None:
@@ -420,8 +414,9 @@ class Committer:
                 self._source_ids.renew_soon([source.digest for source in one.sources])
             return
         names = records.of(batch.names, records.at)
+        moving: Sequence[int] = ()
         if beside is not None:
-            self._committed(self._served, beside, records.states, found.followed)
+            moving = self._committed(self._served, beside, records.states, found.followed)
         if batch.lifecycle in ENDS:
             for name in names:
                 self._cache.drop(name)
@@ -430,11 +425,8 @@ class Committer:
         self._cache.put(names, records.headers, records.states, expiry_set_at, records.sources)
         if records.sources is not None and at is not None:
             self._source_ids.renew_soon(digests_in(records.sources))
-        if beside is not None and not all_true(beside.compared):
-            # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
-            is_final = (pair_rows(records.states)["failed"] > 0) | beside.is_warm_now
-            for i in np.flatnonzero(is_final).tolist():
-                self._cache.drop(names[i])
+        for i in moving:
+            self._cache.drop(names[i])
 
     def _handle_conflict(self, row: QueuedStep, result: CommitResult, header: Array) -> bool:
         """Handle a commit that was not applied; True: the row has to be decided again, else it has its reply."""

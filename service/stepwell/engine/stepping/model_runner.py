@@ -14,12 +14,12 @@ import numpy as np
 
 from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.errors import ServiceError
-from stepwell.models.paired import Beside
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
+    from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
 
 MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
@@ -34,14 +34,14 @@ class BatchRun:
         states: The packed states after the run, `(accepted rows, bytes)` uint8.
         rows: Indices of the accepted rows in the batch; None: all.
         rejected: The error of each other row, by its index in the batch.
-        beside: Of a pair, what it returns beside its predictions.
+        beside: What joined versions return beside their predictions.
     """
 
     outputs: dict[str, Array]
     states: Array
     rows: list[int] | None = None
     rejected: Mapping[int, ServiceError] = field(default_factory=dict)
-    beside: Beside | None = None
+    beside: JoinedRun | None = None
 
 
 class ModelRunner:
@@ -58,12 +58,12 @@ class ModelRunner:
         self._observer = observer
         self._inputs = served.inputs
         self.needed: set[str] = set()
-        # The last field of a pair is no state of a version: its bytes are not numbers.
-        fields = self._model.fields if served.halves is None else self._model.fields[:-1]
-        stored = {field.store_dtype for field in fields}
-        # If all states have the same type, they are checked as one array.
-        self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
-        self._checked_bytes = sum([field.nbytes for field in fields])
+        # If the floats have the same type and come first, they are checked as one array.
+        floats = [field for field in self._model.fields if field.store_dtype.kind == "f"]
+        types = {field.store_dtype for field in floats}
+        self._float_bytes = sum([field.nbytes for field in floats])
+        are_first = all(field.offset < self._float_bytes for field in floats)
+        self._one_float = types.pop() if len(types) == 1 and are_first else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
         self._row_s = math.inf  # measured seconds per row and timestep; infinite: the first run uses the thread
 
@@ -95,9 +95,9 @@ class ModelRunner:
             ServiceError: `model_timeout`: the run took too long and was ended.
         """
         result = await (self._run_with_values if self.needed else self._run_rows)(inputs, states)
-        if self._served.halves is None:
+        if (joined := self._served.joined) is None:
             return result
-        outputs, beside = Beside.split(result.outputs)
+        outputs, beside = joined.split(result.outputs)
         return replace(result, outputs=outputs, beside=beside)
 
     async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
@@ -174,7 +174,7 @@ class ModelRunner:
     def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> BatchRun:
         """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
         if self._one_float is not None:
-            values = states[:, : self._checked_bytes].view(self._one_float)
+            values = states[:, : self._float_bytes].view(self._one_float)
             if all_finite([*outputs.values(), values]):
                 return BatchRun(outputs, states)
         finite, not_finite = finite_rows(

@@ -20,7 +20,7 @@ from stepwell.engine.stepping.replies import Replies, failed
 from stepwell.errors import OutcomeUnknownError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Followed, Placement
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.record_cache import RecordCache
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.tenant_limits import StreamQuota
-    from stepwell.models.paired import Beside
+    from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
     from stepwell.store.source_ids import SourceIds
     from stepwell.store.state_store import StateStore
@@ -56,7 +56,7 @@ class PipelineDeps:
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
         placement: Which version steps a stream.
-        committed: Called with the committed rows of a pair; see `Placing.committed`.
+        committed: Called with the committed rows of joined versions; see `Placing.committed`.
         sampler: Sees committed batches; None: nothing does.
         source_ids: Writes the ids of sources before records have their digests.
     """
@@ -72,7 +72,7 @@ class PipelineDeps:
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
     placement: Placement
-    committed: Callable[[ServedModel, Beside, Array, Followed | None], None]
+    committed: Callable[[ServedModel, JoinedRun, Array, Followed | None], Sequence[int]]
     sampler: Sampler | None
     source_ids: SourceIds
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepwell.engine.placing import Standing
+from stepwell.engine.placing import Placed
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.protocol.positions import advanced, overlap_of
 from stepwell.engine.tenant_limits import Reservation
@@ -53,10 +53,8 @@ class QueuedStep(Struct, eq=False, gc=False):
         cached_sources: The positions of sources of the cached record, if none was loaded.
         sources: The positions of sources after it; set by `advance_sources`.
         source_changed: Whether its source replaces another one; set likewise.
-        standing: What the new record shows of releases, if the stream is moved or begins by one.
-        responded_before: If the stream is moved: fingerprint of the version that responded before.
-        cannot_move: The stream was to be moved, but its state cannot be made here; it stays where it is.
-        leaves_trial: Its state cannot be made anywhere, so it takes no part in the trial any more.
+        placed: How its record continues if the stream was moved, or begins by a release.
+        note: What places the stream keeps here from one attempt to the next.
     """
 
     timestep: Timestep
@@ -84,10 +82,8 @@ class QueuedStep(Struct, eq=False, gc=False):
     cached_sources: tuple[SourcePosition, ...] = ()
     sources: tuple[SourcePosition, ...] = ()
     source_changed: bool = False
-    standing: Standing | None = None
-    responded_before: bytes = b""
-    cannot_move: bool = False
-    leaves_trial: bool = False
+    placed: Placed | None = None
+    note: str = ""
 
     @property
     def is_decided_by_position(self) -> bool:
@@ -100,6 +96,11 @@ class QueuedStep(Struct, eq=False, gc=False):
             or timestep.create == "must"
             or timestep.idempotency_key is not None
         )
+
+    @property
+    def moved_from(self) -> bytes:
+        """Fingerprint of the version that responded to the stream before it moved; empty: it has not."""
+        return b"" if self.placed is None else self.placed.responded_before
 
     @property
     def may_have_entry(self) -> bool:
@@ -153,7 +154,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         self.skipped, known = overlap_of(record, source)
         if self.timestep.keep == "all" and len(record.outputs) == answer_bytes * len(record.answered_at):
             self.kept_at = tuple([record.answered_at[i] for i in known])
-            default = 0 if self.responded_before else version
+            default = 0 if self.moved_from else version
             self.kept_versions = tuple([record.versions[i] or default for i in known])
             self.kept = b"".join([record.outputs[i * answer_bytes : (i + 1) * answer_bytes] for i in known])
 
@@ -207,7 +208,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         self.is_exact = exact
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
-        self.standing, self.responded_before = None, b""
+        self.placed = None
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""

@@ -18,7 +18,6 @@ from stepwell.engine.protocol.decide import Decision, decide
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
 from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError, wrong_state_size
-from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import decode, history_hash_of, step_of
@@ -168,7 +167,7 @@ class RecordLoader:
 
     def _cached_one(self, batch: Batch) -> Records | None:
         """Return the cached record of a single timestep that certainly applies to it."""
-        if self._served.halves is not None or (cached := self._cache.get_one(batch.names[0])) is None:
+        if self._served.parts or (cached := self._cache.get_one(batch.names[0])) is None:
             return None
         header = cached.header
         if not batch.continues(step_of(header), history_hash_of(header)):
@@ -253,11 +252,11 @@ class RecordLoader:
         elif existing:
             states[existing] = [np.frombuffer(batch.rows[i].record.state, np.uint8) for i in existing]  # type: ignore[union-attr]
         for i, row in zip(rows, decided, strict=True):
-            if row.standing is not None:
-                headers["moved"][i] = row.standing.moved
+            if (placed := row.placed) is not None:
+                headers["moved"][i] = placed.moved
                 headers["fingerprint"][i] = np.void(self._served.fingerprint)
-                if row.standing.pair is not None:
-                    states[i, -PAIR_BYTES:] = np.frombuffer(row.standing.pair.encode(), np.uint8)
+                if placed.tail:
+                    states[i, -len(placed.tail) :] = np.frombuffer(placed.tail, np.uint8)
 
     def _start(self, records: Records) -> None:
         """Let streams begin again from the initial state, by no release."""

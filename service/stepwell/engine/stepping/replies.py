@@ -1,26 +1,24 @@
-"""`Replies`: replies to the rows of a batch, and counts the replies."""
+"""`Replies`: replies to the rows of a batch, and counts the replies; `responding_versions`: who has responded."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
 
 from stepwell.engine.packing import select_returned, unpack_outputs
-from stepwell.engine.placing import Standing
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from stepwell.engine.stepping.batch import ColumnBatch
 from stepwell.engine.stepping.queued import QueuedStep
-from stepwell.engine.stepping.responding import Responding, responding_versions
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
-from stepwell.types import BatchOutput, Prediction
+from stepwell.types import STARTS, BatchOutput, Prediction
 from stepwell_client.wire.outcomes import Applied
 
 if TYPE_CHECKING:
@@ -28,8 +26,72 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.record_loader import Records
+    from stepwell.models.joined import JoinedRun
+    from stepwell.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
+
+
+class Responding(NamedTuple):
+    """The versions that have responded to the rows of a batch.
+
+    Attributes:
+        versions: The number of each; in a chunk, of the one that has responded to its last timestep.
+        fingerprints: The fingerprint of each, 8 bytes.
+        changed: Whether each is another one than before.
+        by_timestep: For each row of several versions, the number of the one that has responded to each timestep; empty
+            for all others.
+    """
+
+    versions: Sequence[int]
+    fingerprints: Sequence[bytes]
+    changed: Sequence[bool]
+    by_timestep: Sequence[tuple[int, ...]]
+
+    def select(self, indices: Sequence[int]) -> Responding:
+        """Return some of the rows."""
+        return Responding(*([column[i] for i in indices] for column in self))  # type: ignore[arg-type]
+
+
+def responding_versions(served: ServedModel, records: Records, beside: JoinedRun | None) -> Responding | None:
+    """Return the versions that have responded; None: that of the model, and no stream has changed its version.
+
+    Args:
+        served: The model that was run.
+        records: The records before the run.
+        beside: What the run of joined versions returned beside the predictions.
+    """
+    n, objects = len(records.at), records.batch.rows
+    rows = [objects.get(i) for i in records.at] if objects else []
+    if (joined := served.joined) is None or beside is None:
+        fingerprint = served.fingerprint
+        changed = [row is not None and row.moved_from not in (b"", fingerprint) for row in rows]
+        return Responding([served.version] * n, [fingerprint] * n, changed, [()] * n) if any(changed) else None
+    before, responders = joined.responded(records.states), beside.responders
+    usual = served.parts.index(served.responding)
+    if not objects and (before == usual).all() and (responders == usual).all():
+        return None
+    versions = [part.version for part in served.parts]
+    fingerprints = [part.fingerprint for part in served.parts]
+    after = responders[:, -1].tolist()
+    return Responding(
+        [versions[i] for i in after],
+        [fingerprints[i] for i in after],
+        [
+            _has_changed(row, fingerprints[is_now], fingerprints[was])
+            for row, is_now, was in zip(rows or [None] * n, after, before.tolist(), strict=True)
+        ],
+        [tuple([versions[i] for i in row]) if len({*row}) > 1 else () for row in responders.tolist()],
+    )
+
+
+def _has_changed(row: QueuedStep | None, after: bytes, before: bytes) -> bool:
+    if row is not None:
+        if row.moved_from:
+            return row.moved_from != after
+        if row.creates or row.timestep.lifecycle in STARTS:
+            return False
+    return after != before
 
 
 class Replies:
@@ -129,7 +191,7 @@ class Replies:
         found = [row.record for row in rows]
         steps = [batch.length + (0 if record is None else record.step) for record in found]
         output = BatchOutput(outputs, steps, [b"" if record is None else record.history_hash for record in found])
-        responding = responding_versions(self._served, records, run.states, run.beside)
+        responding = responding_versions(self._served, records, run.beside)
         for j, row in enumerate(rows):
             version, has_changed = self._served.version, False
             if responding is not None:
@@ -187,8 +249,8 @@ class Replies:
         if isinstance(stored, IdempotencyEntry):
             versions = stored.versions if prediction.batch.arrays and len(stored.versions) > 1 else ()
             return replace(prediction, version=version, shows_version=stored.shows_version, versions=versions)
-        if self._served.halves is not None and (pair := Standing.of(stored).pair) is not None:
-            version = self._served.halves[pair.responded].version
+        if stored.fingerprint == self._served.fingerprint and (part := self._served.responding_part(stored.state)):
+            version = part.version
         if prediction.shows_version:  # it has a source
             return replace(prediction, version=prediction.version or version)
         has_changed = bool(stored.flags & CHANGED_VERSION)

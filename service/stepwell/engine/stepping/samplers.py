@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """Sees committed batches of one model version, or of a pair."""
+    """Sees committed batches of one model version."""
 
     def skips(self) -> bool:
         """Whether the batch that was committed now is not wanted; called once for each."""

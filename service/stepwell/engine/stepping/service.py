@@ -230,7 +230,7 @@ class StepService:
 
     @property
     def models(self) -> list[ServedModel]:
-        """The model versions, and pairs of them, that have run timesteps."""
+        """The model versions, joined ones included, that have run timesteps."""
         return list(self._versions)
 
     @property
@@ -272,7 +272,7 @@ class StepService:
         await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
 
     def close_unused(self) -> None:
-        """Close pairs and replaced models that have neither a timestep nor a cached record."""
+        """Close joined and replaced models that have neither a timestep nor a cached record."""
         self._close_idle(cached=False)
 
     def _version(self, served: ServedModel) -> BatchedVersion:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_half
+from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_part
 from stepwell.engine.streams.resets import replay_position
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import state_changed, stream_exists, wrong_state_size
@@ -248,7 +248,7 @@ class StreamCopies:
     async def _responding(self, model: str, record: Record, version: int | None) -> tuple[ServedModel, Record]:
         """Return the version that responded last to a stream, which is `version` if that is given, and its record."""
         models = self._deps.models
-        served, record = await responding_half(models, model, record)
+        served, record = await responding_part(models, model, record)
         requested = None if version is None else models.get(model, version)
         if served is None or (requested is not None and requested.fingerprint != record.fingerprint):
             raise models.changed_error(
@@ -260,7 +260,7 @@ class StreamCopies:
 
     async def _status(self, model: str, name: str, snapshot: StoredSnapshot) -> SnapshotStatus:
         record = snapshot.record
-        served, _ = await responding_half(self._deps.models, model, record)
+        served, _ = await responding_part(self._deps.models, model, record)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.history_hash, snapshot.taken_ms)
 

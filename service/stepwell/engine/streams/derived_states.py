@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, replace
 
 from stepwell.engine.packing import prediction_bytes
-from stepwell.engine.placing import Placing, Standing
+from stepwell.engine.placing import Placing
 from stepwell.errors import ServiceError, wrong_state_size
-from stepwell.models.pair_state import PAIR_BYTES
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
@@ -80,22 +79,22 @@ class NewState:
         )
 
 
-async def responding_half(models: ModelRegistry, model: str, record: Record) -> tuple[ServedModel | None, Record]:
+async def responding_part(models: ModelRegistry, model: str, record: Record) -> tuple[ServedModel | None, Record]:
     """Return the version that responded last to a stream, None if it cannot be loaded, and the stream's record of it.
 
     Args:
         models: The loaded models.
         model: The model's name.
-        record: The stream's record; that of a pair is returned as the record of one of its halves.
+        record: The stream's record; that of joined versions is returned as the record of one of them.
     """
-    served, pair = await models.find(model, record.fingerprint, record.state), Standing.of(record).pair
-    if served is None or served.halves is None or pair is None:
+    served = await models.find(model, record.fingerprint, record.state)
+    if served is None or (joined := served.joined) is None:
         return served, record
-    if len(record.state) != served.step_model.state_bytes:
-        raise wrong_state_size(len(record.state), served.step_model.state_bytes)
-    split = served.halves[0].step_model.state_bytes
-    state = record.state[split:-PAIR_BYTES] if pair.responded else record.state[:split]
-    return served.halves[pair.responded], replace(record, fingerprint=pair.responding, state=state)
+    part = served.responding_part(record.state)
+    if part is None:
+        raise wrong_state_size(len(record.state), joined.state_bytes)
+    state = joined.part(record.state, served.parts.index(part))
+    return part, replace(record, fingerprint=part.fingerprint, state=state)
 
 
 class DerivedStates:
@@ -124,7 +123,7 @@ class DerivedStates:
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        self._models.pairs.announce_record(key.model, record.fingerprint, record.state)
+        self._models.joined.announce(key.model, record.fingerprint, record.state)
         return record
 
     async def from_snapshot(
@@ -150,7 +149,7 @@ class DerivedStates:
                 f"Stream {key.stream!r} has no snapshot {snapshot_name[:100]!a}.",
                 fix="`GET .../snapshots` lists those that it has.",
             )
-        self._models.pairs.announce_record(key.model, snapshot.record.fingerprint, snapshot.record.state)
+        self._models.joined.announce(key.model, snapshot.record.fingerprint, snapshot.record.state)
         if renew_ttl:
             await self._models.keep(key.model, snapshot.record.fingerprint, deadline)
         return snapshot
@@ -171,7 +170,7 @@ class DerivedStates:
         fingerprint, state = record.fingerprint, record.state
         if version is not None:
             target, moved = self._models.get(model, version), self._placing.pinned(model, record.moved)
-            writer, half = await responding_half(self._models, model, record)
+            writer, half = await responding_part(self._models, model, record)
             fingerprint, state = half.fingerprint, half.state
             if target.fingerprint != fingerprint:
                 _check_same_states(writer, target, half)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stepwell.engine.packing import finite_rows, last_prediction
 from stepwell.engine.streams.copies import StreamCopies
 from stepwell.engine.streams.deletions import delete_stream
-from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_half
+from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_part
 from stepwell.engine.streams.reset_all import reset_all_streams
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, reset_op_id
 from stepwell.errors import ServiceError
@@ -54,7 +54,7 @@ class StreamService:
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        served, _ = await responding_half(models, key.model, record)
+        served, _ = await responding_part(models, key.model, record)
         return StreamStatus(
             key,
             None if served is None else served.version,

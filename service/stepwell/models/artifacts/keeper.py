@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from stepwell.errors import ServiceError, StoreUnavailableError
 from stepwell.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, seal, unpack, unseal
 from stepwell.models.files import file_signature
-from stepwell.models.paired import PairedModel
+from stepwell.models.joined import AnyModel
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.step_model import StepModel
 
@@ -305,7 +305,7 @@ class ArtifactKeeper:
         return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
 
 
-def not_kept_reason(path: Path, model: StepModel | PairedModel, *, max_bytes: int, is_off: bool) -> str:
+def not_kept_reason(path: Path, model: AnyModel, *, max_bytes: int, is_off: bool) -> str:
     """Return why a model's artifact is not kept; empty: it is."""
     if is_off:
         return "`artifacts` is off"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepwell.models.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint
+from stepwell.addons.releases.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint, pair_rows
 from stepwell.models.version_differences import tensors_differ
 from stepwell_export.runtime.errors import ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
@@ -48,6 +48,7 @@ class Beside(NamedTuple):
         compared: Which timesteps can be compared, `(rows, T)` bool.
         failed: Whether the candidate failed in this run, `(rows, 1)` uint8; see `paired.FAILED`.
         warm_now: Whether the candidate has consumed the last of its `warm_steps` in this run, `(rows, 1)` bool.
+        mode: Which half responds.
     """
 
     answers: Mapping[str, Array]
@@ -55,6 +56,7 @@ class Beside(NamedTuple):
     compared: Array
     failed: Array
     warm_now: Array
+    mode: PairMode
 
     @property
     def is_warm_now(self) -> Array:
@@ -62,24 +64,18 @@ class Beside(NamedTuple):
         column: Array = self.warm_now[:, 0]
         return column
 
-    @classmethod
-    def split(cls, outputs: Mapping[str, Array]) -> tuple[dict[str, Array], Beside | None]:
-        """Return the predictions of a paired run, and what is beside them; None: there was no row."""
-        if COMPARED not in outputs:
-            return dict(outputs), None
-        others = {name[len(OTHER) :]: array for name, array in outputs.items() if name.startswith(OTHER)}
-        answers = {name: outputs[name] for name in others}
-        return answers, cls(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW])
+    @property
+    def responders(self) -> Array:
+        """Which half has responded to each timestep: 0 the old version, 1 the candidate; `(rows, T)` uint8."""
+        return self.compared.astype(np.uint8) if self.mode == "ramp" else np.zeros(self.compared.shape, np.uint8)
 
-    def candidate(self, *, responds: bool) -> dict[str, Array]:
-        """Return the candidate's predictions, `(rows, T, *row)`; `responds`: it responds where it can be compared."""
-        if not responds:
-            return dict(self.others)
-        where = self.compared
-        return {
-            name: np.where(where.reshape(*where.shape, *(1,) * (answers.ndim - 2)), answers, self.others[name])
-            for name, answers in self.answers.items()
-        }
+    @property
+    def tried(self) -> tuple[Mapping[str, Array], list[bool]]:
+        """The candidate's predictions, `(rows, T, *row)` by output, and for each row whether it failed now."""
+        has_failed, where = (self.failed[:, 0] > 0).tolist(), self.compared
+        if self.mode == "shadow":
+            return self.others, has_failed
+        return {name: _chosen(where, answers, self.others[name]) for name, answers in self.answers.items()}, has_failed
 
     def select(self, indices: Sequence[int]) -> Beside:
         """Return some of the rows."""
@@ -90,6 +86,7 @@ class Beside(NamedTuple):
             self.compared[rows],
             self.failed[rows],
             self.warm_now[rows],
+            self.mode,
         )
 
 
@@ -165,6 +162,23 @@ class PairedModel:
     def unpack(self, packed: Array) -> dict[str, Array]:
         """Undo `pack`."""
         return unpack(self.fields, packed)
+
+    def split(self, outputs: Mapping[str, Array]) -> tuple[dict[str, Array], Beside | None]:
+        """Return the predictions of a run, and what is beside them; None: there was no row."""
+        if COMPARED not in outputs:
+            return dict(outputs), None
+        others = {name[len(OTHER) :]: array for name, array in outputs.items() if name.startswith(OTHER)}
+        answers = {name: outputs[name] for name in others}
+        return answers, Beside(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW], self.mode)
+
+    def responded(self, states: Array) -> Array:
+        """Return which half responded to the newest timestep of each packed row: 0 the old version, 1 the candidate."""
+        responded: Array = pair_rows(states)["responded"]
+        return responded
+
+    def part(self, state: bytes, i: int) -> bytes:
+        """Return the packed state of a half, 0 the old version, 1 the candidate, from that of the pair."""
+        return state[self.old.state_bytes : -PAIR_BYTES] if i else state[: self.old.state_bytes]
 
     def terminate(self, *, longer_than: float = 0.0) -> None:
         """End runs of either half that take too long; each has the whole time for itself."""

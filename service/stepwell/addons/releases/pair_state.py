@@ -1,4 +1,4 @@
-"""`PairState`: what the record of a pair of versions holds beside the states of both."""
+"""`Standing`: what a stream's record shows of releases; `PairState`: what that of a pair holds beside both states."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from stepwell.engine.placing import Placed
+from stepwell.store.record import Record
 from stepwell_export.runtime.manifest import Array
 
 PairMode = Literal["shadow", "ramp"]
@@ -59,9 +61,9 @@ class PairState(NamedTuple):
     responded: bool = False
 
     @property
-    def fingerprint(self) -> bytes:
-        """The fingerprint of the record."""
-        return pair_fingerprint(self.old, self.new, self.mode)
+    def assignment(self) -> Assignment:
+        """What steps its stream."""
+        return Assignment(self.old, self.new, self.mode)
 
     @property
     def responding(self) -> bytes:
@@ -99,9 +101,69 @@ def pair_state_of(fingerprint: bytes, state: bytes) -> PairState | None:
         bool(row["failed"]),
         bool(row["responded"]),
     )
-    return pair if pair.fingerprint == fingerprint else None
+    return pair if pair.assignment.fingerprint == fingerprint else None
 
 
 def pair_rows(packed: Array) -> Array:
     """Return what packed rows of a pair, `(rows, bytes)` uint8, hold beside the states, `(rows,)` of `PAIR_DTYPE`."""
     return np.ascontiguousarray(packed[:, -PAIR_BYTES:]).view(PAIR_DTYPE)[:, 0]
+
+
+class Assignment(NamedTuple):
+    """What steps a stream: one version, or a pair.
+
+    Attributes:
+        old: Fingerprint of the version, or of the pair's old half, 8 bytes.
+        new: Fingerprint of the pair's candidate; empty: one version alone.
+        mode: Which half of a pair responds.
+    """
+
+    old: bytes
+    new: bytes = b""
+    mode: PairMode = "shadow"
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The fingerprint of the records of its streams, 8 bytes."""
+        return pair_fingerprint(self.old, self.new, self.mode) if self.new else self.old
+
+
+class Standing(NamedTuple):
+    """What a stream's record shows of releases.
+
+    Attributes:
+        assignment: What has stepped the stream.
+        moved_by: Revision of the release that moved it last; 0: none.
+        has_left: It has left the trial of that release.
+        pair: What the record of a pair holds beside both states.
+    """
+
+    assignment: Assignment
+    moved_by: int = 0
+    has_left: bool = False
+    pair: PairState | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> Standing:
+        """Return that of a record."""
+        pair = pair_state_of(record.fingerprint, record.state)
+        assignment = Assignment(record.fingerprint) if pair is None else pair.assignment
+        return cls(assignment, record.moved >> 1, bool(record.moved & 1), pair)
+
+    @property
+    def responding(self) -> bytes:
+        """Fingerprint of the version that responded to the newest timestep."""
+        return self.assignment.old if self.pair is None else self.pair.responding
+
+    def left(self, revision: int) -> Standing:
+        """Return that of a stream which leaves the trial of a release, and stays where it is."""
+        return self._replace(moved_by=revision, has_left=True)
+
+    def placed(self, responded_before: bytes = b"") -> Placed:
+        """Return how the record continues by which it becomes visible; see `Placed`."""
+        return Placed(self.moved, b"" if self.pair is None else self.pair.encode(), responded_before)
+
+    @property
+    def moved(self) -> int:
+        """The field `moved` of the record."""
+        return self.moved_by << 1 | self.has_left
