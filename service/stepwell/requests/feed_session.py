@@ -18,9 +18,9 @@ from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.models.served import ServedModel
-from stepwell.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from stepwell.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from stepwell.requests.context import AppContext
+from stepwell.requests.handlers import bulk_document, submit_columns, submit_typed, to_timestep
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import problem_document, status_of
 from stepwell.store.keys import record_key

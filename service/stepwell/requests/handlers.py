@@ -1,6 +1,7 @@
 """`StepHandler`, `BulkHandler`: handle a step or bulk request, from its parsed head to the body of its response.
 
 The declared routes and the fast path parse heads and write responses in their own code; they share these handlers.
+The functions below, from decoded bodies to timesteps and from predictions to responses, are for every transport.
 """
 
 from __future__ import annotations
@@ -11,17 +12,31 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from msgspec import UNSET
+
 from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
 from stepwell.codec.request_decoder import ReadStep
-from stepwell.codec.responses import encode_json_step, encode_step
-from stepwell.codec.typed_decoder import DECODE_ERRORS
+from stepwell.codec.responses import bulk_response, bulk_response_of_rows, encode_json_step, encode_step
+from stepwell.codec.sources import source_of
+from stepwell.codec.stream_lists import StreamListCache, StreamNames
+from stepwell.codec.strict.tensors import pack_inputs, pack_rows
+from stepwell.codec.typed_decoder import DECODE_ERRORS, LARGE_BYTES, TypedStep
 from stepwell.engine.stepping.outcomes import BulkOutcomes, StepOutcome
 from stepwell.errors import ServiceError
-from stepwell.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
-from stepwell.requests.large_bodies import LargeBodies
+from stepwell.requests.problems import problem_document
 from stepwell.store.keys import record_key
-from stepwell.types import BulkPrediction, StreamHandle, StreamKey
+from stepwell.types import (
+    BulkPrediction,
+    BulkTimesteps,
+    Prediction,
+    ReplyCallback,
+    StreamHandle,
+    StreamKey,
+    Timestep,
+    Transport,
+)
 from stepwell_client.wire.formats import encode
+from stepwell_client.wire.ids import decode_state_id
 from stepwell_client.wire.outcomes import ReturnMode
 
 if TYPE_CHECKING:
@@ -113,8 +128,30 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
+        decode = self._decode
         try:
-            self._submit(body, done)
+            if self._read is not None and len(body) <= LARGE_BYTES:  # the most frequent kind
+                try:
+                    typed = self._read(body)
+                except DECODE_ERRORS:
+                    decode = self._decode_strictly
+                else:
+                    submit_typed(
+                        self._engine,
+                        typed,
+                        self._stream,
+                        done,
+                        served=self.served,
+                        idempotency_key=self.idempotency_key,
+                    )
+                    return
+            self.context.large_bodies.run(
+                body,
+                self._decoder,
+                partial(decode, body),
+                lambda step: self._submit_decoded(step, done),
+                partial(self._fail, done),
+            )
         except ServiceError as exc:
             self._engine.observer.refused(*self.key, exc)
             raise
@@ -122,26 +159,6 @@ class StepHandler:
     def _fail(self, done: Callable[[StepOutcome], None], error: ServiceError) -> None:
         self._engine.observer.refused(*self.key, error)
         done(error)
-
-    def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
-        decode = self._decode
-        if self._read is not None and not LargeBodies.is_large(body):  # the most frequent kind
-            try:
-                typed = self._read(body)
-            except DECODE_ERRORS:
-                decode = self._decode_strictly
-            else:
-                submit_typed(
-                    self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
-                )
-                return
-        self.context.large_bodies.run(
-            body,
-            self._decoder,
-            partial(decode, body),
-            lambda step: self._submit_decoded(step, done),
-            partial(self._fail, done),
-        )
 
     def _decode(self, body: bytes, decoder: RequestDecoder) -> DecodedStep:
         return (decoder.steps if self.chunk else decoder.step)(body, self.request_format)
@@ -241,3 +258,106 @@ async def run(submit: Callable[[Callable[[Any], None]], None], handler: RequestH
     if isinstance(result, ServiceError):
         raise result
     return handler.encode_response(result)
+
+
+# ---------------------------------------------------------------- for every transport
+
+
+def to_timestep(
+    step: DecodedStep, key: StreamKey, version: int | None, *, transport: Transport, idempotency_key: str | None = None
+) -> Timestep:
+    """Return the engine's timestep (or chunk) of a decoded body."""
+    return Timestep(
+        key,
+        pack_inputs(step.inputs),
+        step.length,
+        idempotency_key=idempotency_key,
+        version=version,
+        transport=transport,
+        **step.body.options(),
+    )
+
+
+def submit_typed(
+    engine: Engine,
+    step: TypedStep,
+    handle: StreamHandle,
+    done: ReplyCallback,
+    *,
+    served: ServedModel,
+    idempotency_key: str | None = None,
+) -> None:
+    """Submit a single timestep that was decoded in one pass."""
+    body, inputs, is_plain = step
+    if is_plain and idempotency_key is None:
+        seq = None if body.seq is UNSET else body.seq
+        after = None if body.after is UNSET else decode_state_id(body.after)
+        source = None if body.source is UNSET else source_of(body.source)
+        engine.steps.submit_single(handle, inputs, seq, after, source, done, served=served)
+        return
+    timestep = Timestep(
+        handle.key,
+        inputs,
+        idempotency_key=idempotency_key,
+        version=handle.version,
+        transport=handle.transport,
+        name=handle.name,
+        **body.options(),
+    )
+    engine.steps.submit(timestep, done, served)
+
+
+def submit_columns(
+    engine: Engine,
+    bulk: DecodedBulk,
+    version: int | None,
+    done: Callable[[BulkOutcomes], None],
+    *,
+    stream_lists: StreamListCache,
+    tenant: str,
+    served: ServedModel,
+    transport: Transport,
+    idempotency_key: str | None = None,
+) -> None:
+    """Submit a bulk request, one timestep or chunk per stream; `done` gets the results once all streams have one."""
+    body = bulk.body
+
+    def make_names() -> StreamNames:
+        keys = [StreamKey(tenant, served.name, stream) for stream in body.streams]
+        return keys, [record_key(*key) for key in keys]
+
+    keys, names = stream_lists.names(body.streams, tenant, make_names)
+    rows = BulkTimesteps(
+        keys,
+        names,
+        bulk.inputs,
+        list(pack_rows(bulk.inputs)),
+        bulk.length,
+        bulk.column(body.seq),
+        [after and decode_state_id(after) for after in bulk.column(body.after)],
+        bulk.sources,
+        idempotency_key=idempotency_key,
+        version=version,
+        transport=transport,
+        **body.options(),
+    )
+    for i, fault in bulk.faults.items():
+        engine.observer.refused(*keys[i], fault)
+    engine.steps.submit_bulk(rows, done, served, bulk.faults)
+
+
+def bulk_document(
+    bulk: DecodedBulk, results: BulkOutcomes, served: ServedModel, response_format: Format
+) -> dict[str, Any]:
+    """Return the response to a bulk request."""
+    if isinstance(results, BulkPrediction):
+        return bulk_response(results, served.manifest.answered, response_format, chunk=bulk.chunk, keep=bulk.keep)
+    return bulk_response_of_rows(
+        [result if isinstance(result, Prediction) else None for result in results],
+        {i: problem_document(result) for i, result in enumerate(results) if isinstance(result, ServiceError)},
+        served.manifest.answered,
+        response_format,
+        length=bulk.length,
+        chunk=bulk.chunk,
+        keep=bulk.keep,
+    )

@@ -9,8 +9,8 @@ import numpy as np
 
 from stepwell.addons.grpc_api.messages import Message
 from stepwell.addons.oip.errors import bad_request, quote
-from stepwell.addons.oip.infer_bodies import ID_LIMIT, InferBody, InferInput, Parameters, RequestedOutput
-from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
+from stepwell.addons.oip.infer_bodies import ID_LIMIT, Parameters
+from stepwell.addons.oip.infer_codec import InferCodec, InferRequest, RawTensor
 from stepwell.addons.oip.infer_handler import InferResult
 from stepwell.addons.oip.tensors import DATATYPES, raw_bytes
 
@@ -35,19 +35,12 @@ _WIDE: Final[Mapping[str, np.dtype[Any]]] = {
 def decode(message: Message, codec: InferCodec) -> InferRequest:
     """Decode a `ModelInferRequest` by the rules of the HTTP routes.
 
-    Its tensors become raw bytes, as in a request with binary data, whose document has everything else.
-
     Raises:
         ServiceError: `bad_request`, `bad_input` or `non_finite`.
     """
-    inputs, body = _tensors(message)
-    document = InferBody(
-        inputs,
-        message.id or None,
-        _request_parameters(message),
-        [RequestedOutput(output.name, _parameters(output)) for output in message.outputs],
-    )
-    return codec.check(document, body, 0)
+    tensors = _tensors(message)
+    outputs = [(output.name, _parameters(output)) for output in message.outputs]
+    return codec.check(message.id or None, _request_parameters(message), tensors, outputs)
 
 
 def stream_of(message: Message) -> str | None:
@@ -113,10 +106,10 @@ def _unsigned(sequence: Any) -> Any:
     return sequence + ID_LIMIT if type(sequence) is int and sequence < 0 else sequence
 
 
-def _parameters(message: Message) -> Parameters | None:
-    """Return the parameters of a request or tensor by name; None if it has none."""
+def _parameters(message: Message) -> Parameters:
+    """Return the parameters of a tensor by name."""
     found = message.parameters
-    return {name: _value(found[name]) for name in found} if found else None
+    return {name: _value(found[name]) for name in found}
 
 
 def _value(parameter: Message) -> Any:
@@ -127,23 +120,21 @@ def _value(parameter: Message) -> Any:
 # ---------------------------------------------------------------- tensors
 
 
-def _tensors(message: Message) -> tuple[list[InferInput], bytes]:
-    """Return the inputs as of a request with binary data, and their raw bytes."""
-    raw, inputs = message.raw_input_contents, []
-    parts: list[bytes] = []
+def _tensors(message: Message) -> list[RawTensor]:
+    """Return the inputs with their raw bytes; one in a shared memory, which the codec rejects, has none."""
+    raw, n_raw, tensors = message.raw_input_contents, 0, []
     for tensor in message.inputs:
-        parameters = _parameters(tensor) or {}
+        parameters, data = _parameters(tensor), b""
         if not any(name.startswith("shared_memory_") for name in parameters):
-            part = _next_raw(message, tensor, len(parts)) if raw else _typed(tensor)
-            parts.append(part)
-            parameters["binary_data_size"] = len(part)
-        inputs.append(InferInput(tensor.name, list(tensor.shape), tensor.datatype, parameters))
-    if raw and len(raw) != len(parts):
+            data = _next_raw(message, tensor, n_raw) if raw else _typed(tensor)
+            n_raw += 1
+        tensors.append(RawTensor(tensor.name, tensor.datatype, list(tensor.shape), parameters, data))
+    if raw and len(raw) != n_raw:
         bad_request(
-            f"unexpected number of raw_input_contents for model '{message.model_name}', expecting {len(parts)}, got "
+            f"unexpected number of raw_input_contents for model '{message.model_name}', expecting {n_raw}, got "
             f"{len(raw)}"
         )
-    return inputs, parts[0] if len(parts) == 1 else b"".join(parts)
+    return tensors
 
 
 def _next_raw(message: Message, tensor: Message, at: int) -> bytes:

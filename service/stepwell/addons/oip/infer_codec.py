@@ -19,7 +19,6 @@ from stepwell.addons.oip.infer_bodies import (
     InferOutput,
     InferResponse,
     Parameters,
-    RequestedOutput,
     may_repeat_keys,
 )
 from stepwell.addons.oip.infer_parameters import (
@@ -29,6 +28,7 @@ from stepwell.addons.oip.infer_parameters import (
     read_peek,
     read_source,
     read_step,
+    reject_shared_memory,
 )
 from stepwell.addons.oip.tensors import DeclaredTensor, raw_bytes
 from stepwell.codec.strict.parse import parse, preview
@@ -36,6 +36,24 @@ from stepwell.ids import check_stream_id
 from stepwell.types import Source
 from stepwell_client.wire.formats import JSON
 from stepwell_export.runtime.manifest import Array, Manifest
+
+
+class RawTensor(NamedTuple):
+    """An input tensor of a request that is no JSON document.
+
+    Attributes:
+        name: Its name.
+        datatype: The protocol's name of its dtype.
+        shape: Its shape.
+        parameters: Its parameters.
+        data: Its values, little-endian, row-major.
+    """
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    parameters: Parameters
+    data: bytes
 
 
 class InferRequest(NamedTuple):
@@ -116,39 +134,55 @@ class InferCodec:
         """
         if document_bytes == 0:
             return self._read_raw(body)
+        document = _document(body, document_bytes)
         return self.check(
-            _document(body, document_bytes), body, len(body) if document_bytes is None else document_bytes
+            document.id,
+            document.parameters or {},
+            document.inputs,
+            [(output.name, output.parameters or {}) for output in document.outputs or ()],
+            body,
+            len(body) if document_bytes is None else document_bytes,
         )
 
-    def check(self, request: InferBody, body: bytes, offset: int) -> InferRequest:
-        """Check a request whose document is decoded, and decode its tensors.
+    def check(  # noqa: PLR0917 - the parts of a request
+        self,
+        name: str | None,
+        parameters: Parameters,
+        tensors: Sequence[InferInput | RawTensor],
+        outputs: Sequence[tuple[str, Parameters]],
+        body: bytes = b"",
+        offset: int = 0,
+    ) -> InferRequest:
+        """Check the parts of a request, and decode its tensors to rows.
 
         Args:
-            request: The document.
-            body: Has the raw bytes of the tensors that are not in the document, in the order of the inputs.
+            name: The client's id of the request, or None.
+            parameters: Its parameters.
+            tensors: Its inputs.
+            outputs: Name and parameters of each output to return; empty: all.
+            body: Has the raw bytes of the tensors that are in no document, in the order of the inputs.
             offset: Where in `body` they begin.
 
         Raises:
             ServiceError: `bad_request`, `bad_input` or `non_finite`.
         """
-        parameters = request.parameters or {}
-        for name in parameters:
-            if name.startswith("triton_"):
+        for parameter in parameters:
+            if parameter.startswith("triton_"):
                 bad_request(
                     "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
                 )
         sequence = self._sequence(parameters.get("sequence_id", 0))
         start, end = read_flag(parameters, "sequence_start"), read_flag(parameters, "sequence_end")
-        rows = self._rows(request.inputs, body, offset, one_row=sequence is not None)
+        rows = self._rows(tensors, body, offset, one_row=sequence is not None)
         return InferRequest(
             rows,
-            request.id,
+            name,
             sequence,
             start,
             end,
             read_step(parameters.get("step"), start=start, sequence=sequence),
             read_idempotency_key(parameters.get("idempotency_key")),
-            self._requested_outputs(request.outputs, binary=read_flag(parameters, "binary_data_output")),
+            self._requested_outputs(outputs, binary=read_flag(parameters, "binary_data_output")),
             read_source(parameters, sequence),
             read_peek(parameters, start=start, end=end),
         )
@@ -182,7 +216,7 @@ class InferCodec:
         return None
 
     def _rows(
-        self, tensors: Sequence[InferInput], body: bytes, offset: int, *, one_row: bool
+        self, tensors: Sequence[InferInput | RawTensor], body: bytes, offset: int, *, one_row: bool
     ) -> Sequence[tuple[bytes, ...]]:
         columns: dict[str, Sequence[bytes]] = {}
         rows = 0
@@ -201,6 +235,10 @@ class InferCodec:
                     f"input '{name}' batch size does not match other inputs for '{self._model}'", code="bad_input"
                 )
             rows = tensor_rows
+            if isinstance(tensor, RawTensor):
+                reject_shared_memory(name, tensor.parameters)
+                columns[name] = declared.from_bytes(tensor.data, 0, len(tensor.data), rows)
+                continue
             size = None if tensor.parameters is None else read_binary_size(tensor, tensor.parameters)
             if size is not None:
                 columns[name] = declared.from_bytes(body, offset, size, rows)
@@ -244,17 +282,16 @@ class InferCodec:
         return rows
 
     def _requested_outputs(
-        self, requested: Sequence[RequestedOutput] | None, *, binary: bool
+        self, requested: Sequence[tuple[str, Parameters]], *, binary: bool
     ) -> Sequence[tuple[DeclaredTensor, bool]]:
         if not requested:
             return self._all_outputs[binary]
         outputs = []
-        for output in requested:
-            declared = self._outputs.get(output.name) or reject_name("output", output.name, self._model)
-            parameters = output.parameters or {}
-            for name in parameters:
-                if name == "classification" or name.startswith("shared_memory_"):
-                    not_supported(f"output {quote(output.name)}: the parameter '{name}'")
+        for name, parameters in requested:
+            declared = self._outputs.get(name) or reject_name("output", name, self._model)
+            for parameter in parameters:
+                if parameter == "classification" or parameter.startswith("shared_memory_"):
+                    not_supported(f"output {quote(name)}: the parameter '{parameter}'")
             outputs.append((declared, read_flag(parameters, "binary_data", default=binary)))
         return outputs
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
 from stepwell.addons.oip.errors import TritonError, missing_start_flag, unknown_model
 from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
 from stepwell.codec import Format
-from stepwell.engine.stepping.outcomes import StepOutcome
+from stepwell.engine.stepping.outcomes import BulkResults, StepOutcome
 from stepwell.errors import ServiceError
-from stepwell.requests.bulk import submit_rows
 from stepwell.types import Lifecycle, Prediction, StreamKey, Timestep, Transport
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
+    from stepwell.engine.engine import Engine
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
     from stepwell.requests.hot_routes import RequestHeaders
@@ -119,7 +120,7 @@ class InferHandler:
         served, engine, self._request = self.served, self.context.engine, request
         idempotency_key = self._check_idempotency_key(request)
         if request.stream is None:
-            submit_rows(engine, self._rows(request), lambda results: done(_first_error(results) or results))
+            _submit_rows(engine, self._rows(request), lambda results: done(_first_error(results) or results))
             return
         timestep = Timestep(
             StreamKey(self.tenant, served.name, request.stream),
@@ -184,6 +185,13 @@ class InferHandler:
             assert self._request.sequence is not None
             return missing_start_flag(self.served.name, self._request.sequence)
         return result
+
+
+def _submit_rows(engine: Engine, timesteps: Sequence[Timestep], done: Callable[[list[StepOutcome]], None]) -> None:
+    """Submit timesteps of no stream; `done` gets their results, in order, once all are there."""
+    results = BulkResults(len(timesteps), lambda found: done(cast("list[StepOutcome]", found)))  # none is in columns
+    for i, timestep in enumerate(timesteps):
+        engine.steps.submit(timestep, partial(results.receive, i))
 
 
 def _first_error(results: Sequence[StepOutcome]) -> ServiceError | None:

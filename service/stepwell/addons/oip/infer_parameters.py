@@ -15,9 +15,7 @@ from stepwell_client.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
 def read_binary_size(tensor: InferInput, parameters: Parameters) -> int | None:
     """Return the size of a tensor's raw bytes after the document, None if its values are in the document."""
-    for name in parameters:
-        if name.startswith("shared_memory_"):
-            not_supported(f"input {quote(tensor.name)}: the parameter '{name}'")
+    reject_shared_memory(tensor.name, parameters)
     size = parameters.get("binary_data_size")
     if size is None:
         return None
@@ -26,6 +24,13 @@ def read_binary_size(tensor: InferInput, parameters: Parameters) -> int | None:
     if tensor.data is not UNSET:
         bad_request(f"input {quote(tensor.name)} has both 'data' and 'binary_data_size'; expected one of them")
     return size
+
+
+def reject_shared_memory(tensor: str, parameters: Parameters) -> None:
+    """Check that no parameter of an input tensor names a shared memory."""
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            not_supported(f"input {quote(tensor)}: the parameter '{name}'")
 
 
 def read_flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:

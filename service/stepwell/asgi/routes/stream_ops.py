@@ -39,8 +39,8 @@ from stepwell.codec.stream_ops import (
     states_of,
 )
 from stepwell.engine.given_states import states_in
-from stepwell.requests.bulk import to_timestep
 from stepwell.requests.context import AppContext
+from stepwell.requests.handlers import to_timestep
 from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamState
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id

@@ -95,7 +95,7 @@ class ModelRunner:
             ServiceError: `model_timeout`: the run took too long and was ended.
         """
         result = await (self._run_with_values if self.needed else self._run_rows)(inputs, states)
-        if (joined := self._served.joined) is None:
+        if not self._served.parts or (joined := self._served.joined) is None:
             return result
         outputs, beside = joined.split(result.outputs)
         return replace(result, outputs=outputs, beside=beside)
@@ -140,14 +140,11 @@ class ModelRunner:
             loop = asyncio.get_running_loop()
             result, run_s = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
             seconds = time.perf_counter() - started
-        self._record_duration(run_s / (rows * length))
+        row_s, average = run_s / (rows * length), self._row_s
+        # The average rises slowly after a long run, since other work may have kept the machine busy.
+        self._row_s = row_s if math.isinf(average) else average + (row_s - average) * (0.5 if row_s < average else 0.05)
         self._observer.batch_run(self._served.name, rows, seconds)
         return result
-
-    def _record_duration(self, row_s: float) -> None:
-        """Update the average; slowly after a long run, since other work may have kept the machine busy."""
-        average = self._row_s
-        self._row_s = row_s if math.isinf(average) else average + (row_s - average) * (0.5 if row_s < average else 0.05)
 
     def _timed(
         self, inputs: Mapping[str, Array], packed: Array, length: int

@@ -56,11 +56,6 @@ class Records(NamedTuple):
     sources: Array | None = None
     one: CachedRecord | None = None
 
-    @classmethod
-    def of_one(cls, batch: Batch, cached: CachedRecord) -> Records:
-        """Return the cached record of a batch of one row: for one row, a call of NumPy takes longer than its work."""
-        return cls(batch, _FIRST, _NOTHING, cached.state, _NOTHING, None, cached)
-
     def in_columns(self) -> Records:
         """Return the same without `one`."""
         if self.one is None:
@@ -176,7 +171,8 @@ class RecordLoader:
         if sources is None:
             return None
         self._observer.cache_lookup(1, 0)
-        return Records.of_one(batch, cached)
+        # For one row, a call of NumPy takes longer than its work.
+        return Records(batch, _FIRST, _NOTHING, cached.state, _NOTHING, None, cached)
 
     async def _load_missed(
         self, records: Records, missed: Sequence[int], deadline: float
