@@ -117,34 +117,30 @@ class ModelRunner:
         return replace(result, rows=accepted, rejected=rejected)
 
     async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
+        rows, length = next(iter(inputs.values())).shape[:2]
+        started = time.perf_counter()
         try:
-            outputs, new_states = await self._run(inputs, states)
+            if self._row_s * rows * length < MAX_INLINE_S:
+                outputs, new_states = self._execute(inputs, states, length)
+                seconds = run_s = time.perf_counter() - started
+            else:
+                run = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, inputs, states, length)
+                (outputs, new_states), run_s = await run
+                seconds = time.perf_counter() - started
         except ModelTimeoutError as exc:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
-            if len(states) == 1:
+            if rows == 1:
                 return BatchRun({}, states[:0], [], {0: model_rejected_input(exc)})
-            single_rows = [slice(i, i + 1) for i in range(len(states))]
+            single_rows = [slice(i, i + 1) for i in range(rows)]
             return _concatenated(
                 [await self._run_rows({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
             )
-        return self._drop_non_finite(outputs, new_states)
-
-    async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
-        rows, length = next(iter(inputs.values())).shape[:2]
-        started = time.perf_counter()
-        if self._row_s * rows * length < MAX_INLINE_S:
-            result = self._execute(inputs, states, length)
-            seconds = run_s = time.perf_counter() - started
-        else:
-            loop = asyncio.get_running_loop()
-            result, run_s = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
-            seconds = time.perf_counter() - started
         row_s, average = run_s / (rows * length), self._row_s
         # The average rises slowly after a long run, since other work may have kept the machine busy.
         self._row_s = row_s if math.isinf(average) else average + (row_s - average) * (0.5 if row_s < average else 0.05)
         self._observer.batch_run(self._served.name, rows, seconds)
-        return result
+        return self._drop_non_finite(outputs, new_states)
 
     def _timed(
         self, inputs: Mapping[str, Array], packed: Array, length: int
