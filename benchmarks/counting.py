@@ -54,7 +54,7 @@ def _records(streams: int) -> Iterator[dict[str, bytes]]:
     pair = PairState(OLD, NEW, "ramp", 1, responded=True)
     of_pair, of_version = (
         Record(1, 1, 1, Kind.STEP, bytes(16), bytes(16), fingerprint, 1, 1, bytes(8), state).encode()
-        for fingerprint, state in ((pair.fingerprint, bytes(512) + pair.encode()), (OLD, bytes(256)))
+        for fingerprint, state in ((pair.assignment.fingerprint, bytes(512) + pair.encode()), (OLD, bytes(256)))
     )
     for at in range(0, streams, _AT_ONCE):
         numbers = range(at, min(at + _AT_ONCE, streams))

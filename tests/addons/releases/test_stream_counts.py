@@ -37,7 +37,7 @@ def record(fingerprint: bytes, state: bytes = b"state" * 10, *, with_source: boo
 
 def pair(*, responded: bool) -> bytes:
     state = PairState(OLD, NEW, "ramp", 1, responded=responded)
-    return record(state.fingerprint, b"both states" + state.encode())
+    return record(state.assignment.fingerprint, b"both states" + state.encode())
 
 
 def put(server: Server, tenant: str, model: str, *records: bytes) -> None:
