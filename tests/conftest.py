@@ -18,7 +18,7 @@ from hypothesis import Phase, settings
 
 from stepwell.garbage_collection import collector_paused
 from tests.programs.start import forked_starts, real_starts
-from tests.quick import is_left_out, is_long
+from tests.quick import is_left_out, is_long, left_out_of_many, runs_all_files
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
@@ -62,6 +62,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
+    parser.addoption("--all", action="store_true", help="also what a run of all tests has one in four of: see `many`")
 
 
 def pytest_configure() -> None:
@@ -104,9 +105,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     computing = sorted(others, key=lambda path: not path.is_relative_to(TESTS / "model_export"))
     places |= {path: i for i, path in enumerate(computing)}
     items.sort(key=lambda item: places[item.path])
-    if config.getoption("quick"):
-        config.hook.pytest_deselected(items=[item for item in items if is_long(item)])
-        items[:] = [item for item in items if not is_long(item)]
+    left_out = {item for item in items if config.getoption("quick") and is_long(item)}
+    if runs_all_files(config) and not config.getoption("all"):
+        left_out |= left_out_of_many(items)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,11 @@
-"""Which tests `--quick` runs, by the processor time that they take."""
+"""Which tests a run leaves out: `--quick`, by the processor time that they take, and any run of all without `--all`."""
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,7 @@ LONG = (
     "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
 )
 """Tests of other files that take seconds each."""
+_ONE_IN = 4
 
 
 def is_left_out(path: Path, config: pytest.Config) -> bool:
@@ -69,6 +74,23 @@ def is_long(item: pytest.Item) -> bool:
     """Whether `--quick` leaves one test out."""
     marked = any(map(item.get_closest_marker, ("slow", "browser", "compose")))
     return marked or item.nodeid.removeprefix("tests/").startswith(LONG)
+
+
+def runs_all_files(config: pytest.Config) -> bool:
+    """Whether the command line names no file, folder or expression, so that all tests run."""
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    return named <= {TESTS, TESTS.parent} and not config.getoption("keyword") and not config.getoption("markexpr")
+
+
+def left_out_of_many(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Return the cases of each test marked `many` that run with `--all` alone: all but one in four, drawn by name."""
+    cases: dict[str, list[tuple[int, pytest.Item]]] = {}
+    for item in items:
+        if item.get_closest_marker("many"):
+            test, _, case = item.nodeid.partition("[")
+            cases.setdefault(test, []).append((zlib.crc32(case.encode()), item))
+    drawn = (sorted(alike, key=itemgetter(0)) for alike in cases.values())
+    return {item for alike in drawn for _, item in alike[math.ceil(len(alike) / _ONE_IN) :]}
 
 
 def _is_listed(path: Path) -> bool:

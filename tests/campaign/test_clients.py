@@ -43,6 +43,7 @@ async def test_no_promise_is_broken_through_a_client(client: Client, short_path:
     assert tally.deliberate["answers to clients lost"] > 0
 
 
+@pytest.mark.many
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("lacks", LACKS)

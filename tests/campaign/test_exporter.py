@@ -57,6 +57,7 @@ def test_no_model_normalizes_a_single_number() -> None:
     assert [one.id for one in drawn if "norm" in one.blocks and one.features == 1] == []
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("rare", [*SEQUENCE, *STEPWISE, *CELLS, *IDS])
 def test_every_condition_runs_in_onnx(rare: str) -> None:
     one = case(rare)
@@ -65,6 +66,7 @@ def test_every_condition_runs_in_onnx(rare: str) -> None:
     assert onnx_models.build(one).run(x).shape == (len(x), 40, 2)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("front_end", ["torch", "keras"])
 @pytest.mark.parametrize("rare", [*SEQUENCE, *STEPWISE])
 def test_a_condition_is_the_same_in_every_front_end(rare: str, front_end: str) -> None:

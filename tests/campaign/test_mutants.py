@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import keyword
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from campaign.mutants import LOADED, MUTANTS, ROOT, MutantError, broken_copy, check_originals, survives, survivors
+from campaign.mutants import LOADED, MUTANTS, ROOT, Mutant, MutantError, broken_copy, check_originals, survives
 from tests.programs.start import WarmProcess, can_fork_here
 
 
@@ -32,10 +33,21 @@ def test_a_broken_line_has_only_names_of_its_file() -> None:
     assert unknown == {}
 
 
+@pytest.fixture(scope="module")
+def warm() -> Iterator[WarmProcess | None]:
+    """A process that has imported what the tests of mutants need of other packages; None where there can be none."""
+    if not can_fork_here():
+        yield None
+        return
+    with contextlib.closing(WarmProcess("pytest", LOADED)) as one:
+        yield one
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_every_mutant_is_caught(tmp_path: Path) -> None:
-    assert survivors(tmp_path) == {}
+@pytest.mark.many
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_caught(mutant: Mutant, warm: WarmProcess | None, tmp_path: Path) -> None:
+    assert survives(mutant, tmp_path / "copy", warm=warm) == ""
 
 
 def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
@@ -45,14 +57,12 @@ def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
         broken_copy(gone, tmp_path)
 
 
-@pytest.mark.skipif(not can_fork_here(), reason="needs Linux, with file descriptors of processes")
-def test_the_tests_of_a_mutant_pass_where_its_line_is_whole(tmp_path: Path) -> None:
+def test_the_tests_of_a_mutant_pass_where_its_line_is_whole(warm: WarmProcess | None, tmp_path: Path) -> None:
     """Else they would fail on each mutant, whatever it breaks."""
     some = next(each for each in MUTANTS if "test_decide" in each.tests[0])
     whole = dataclasses.replace(some, replacement=some.original)
 
-    with contextlib.closing(WarmProcess("pytest", LOADED)) as warm:
-        assert " passed" in survives(whole, tmp_path / "copy", warm=warm)
+    assert " passed" in survives(whole, tmp_path / "copy", warm=warm)
 
 
 def test_the_original_of_a_broken_file_stays_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +66,33 @@ def test_a_path_is_relative_to_the_callers_folder(clone: Path) -> None:
     assert "1 passed" in run(clone, "-q", "test_one.py::test_good", cwd=clone / "tests").stdout
 
 
-def test_a_quick_run_is_a_part_of_the_tests() -> None:
-    done = run(REPOSITORY, "--quick", "--collect-only", "-q", cwd=REPOSITORY)
-    folders = {line.split("/")[1] for line in done.stdout.splitlines() if "::" in line}
+def collected(*words: str) -> list[str]:
+    """Return the tests that a run of this repository has."""
+    done = run(REPOSITORY, *words, "--collect-only", "-q", cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
 
-    assert done.returncode == 0
+
+@pytest.fixture(scope="module")
+def quick() -> list[str]:
+    """The tests of `--quick`."""
+    return collected("--quick")
+
+
+def test_a_quick_run_is_a_part_of_the_tests(quick: list[str]) -> None:
+    folders = {name.split("/")[1] for name in quick}
+
     assert folders > {"addons", "api", "commands", "engine", "protocols", "model_export", "store"}
     assert folders.isdisjoint({"dashboard", "examples", "faults"})
+
+
+def test_a_run_of_all_tests_has_one_in_four_cases_of_a_test_with_many_and_its_own_file_has_each(
+    quick: list[str],
+) -> None:
+    file = "tests/model_export/streaming/test_zoo.py"
+    cases = [name for name in collected(file) if "test_a_graph_of_the_zoo" in name]
+
+    assert len({*quick} & {*cases}) == math.ceil(len(cases) / 4)
 
 
 def test_each_path_of_the_quick_run_is_there() -> None:

@@ -74,26 +74,31 @@ NUMBERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_an_example_succeeds(example_run: ExampleRun) -> None:
     assert example_run.process.returncode == 0, example_run.process.stdout + example_run.process.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_an_example_compares_every_prediction_with_the_original_model(example_run: ExampleRun) -> None:
     assert [count for _, count in example_run.comparisons] == NUMBERS[example_run.name]
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_an_example_agrees_with_the_original_model(example_run: ExampleRun) -> None:
     assert max(most for most, _ in example_run.comparisons) <= 5e-6
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRun) -> None:
     assert list(example_run.folder.iterdir()) == []
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_an_example_of_the_gallery_draws_the_picture_of_its_page(example_run: ExampleRun) -> None:
     if example_run.name not in GALLERY:
         assert example_run.picture is None

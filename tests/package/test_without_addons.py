@@ -65,6 +65,7 @@ def answer_with_a_store(url: str, folder: Path, env: Mapping[str, str]) -> list[
         service.stop()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("addons", LEFT_OUT)
 def test_the_service_steps_streams_without(addons: Collection[str], tmp_path: Path, shared_redis: Server) -> None:
     being_written = shutil.ignore_patterns("*.pyc.*")

@@ -21,7 +21,8 @@ _EXPECTED = (
 )
 _OWN_HELP = """
 These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in six
-processes, in about a quarter of an hour; with --quick a part of them, in a few minutes."""
+processes, in about a quarter of an hour, with one in four cases of tests that have many; with --all each case, with
+--quick a part of the tests, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
 
@@ -32,7 +33,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests in six processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
+    """Run all tests in six processes, a part with `--quick`, every case with `--all`; arguments go to pytest."""
     root = _clone()
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

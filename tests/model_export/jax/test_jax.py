@@ -26,6 +26,7 @@ from tests.model_export.jax.zoo import ZOO, example
 SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ZOO)
 def test_every_function_of_the_zoo_is_stepped(name: str) -> None:
     _, report = verify_model(convert(ZOO[name](), name=name))
@@ -235,6 +236,7 @@ _OF_SIGMOID = {"silu", "gelu"}
 """A sigmoid, and 1 + tanh, are as exact as their largest value, not for what is nearly 0."""
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", _PRIMITIVES)
 def test_primitives_equal_those_of_jax_at_every_size(name: str) -> None:
     """Within 16 units in the last place of the result, NaN and infinity where JAX has them."""

@@ -92,6 +92,7 @@ def ulps(found: Array, expected: Array, size: Array | None = None) -> float:
     return float(np.where(same | tiny, 0, apart).max())
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ONE)
 def test_a_function_of_one_number_is_within_a_few_units_of_the_last_place(name: str) -> None:
     assert ulps(*ours_and_keras(ONE[name], numbers())) <= 12
@@ -210,6 +211,7 @@ def integers() -> Array:
     return np.concatenate([drawn, ends]).astype(np.int32)[None]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", INTEGERS)
 def test_a_function_of_whole_numbers_is_exact(name: str) -> None:
     assert ulps(*ours_and_keras(INTEGERS[name], integers())) == 0

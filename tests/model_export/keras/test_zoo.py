@@ -14,6 +14,7 @@ from tests.model_export.keras import zoo
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_model_of_the_zoo_equals_keras_step_by_step(name: str) -> None:
     """Compared are 64 timesteps of nine sequences, and rows in a batch with rows alone."""

@@ -155,6 +155,7 @@ def test_the_operator_with_fewer_heads_for_keys_keeps_those_alone() -> None:
     assert all(np.prod(shape) == 2 * 1 * 2 * (LENGTH - 1) for shape in shapes)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("build", [*DECLARED.values(), *WRITTEN.values()], ids=[*DECLARED, *WRITTEN])
 def test_a_graph_of_a_declared_length_equals_itself_step_by_step(build: Callable[[], onnx.ModelProto]) -> None:
     graph_bytes, report = verify_model(convert(build(), name="m", length=LENGTH))

@@ -93,6 +93,7 @@ def test_there_are_cases_of_every_operator() -> None:
     assert {case.model.graph.node[0].op_type for case in CASES.values()} == OPERATORS & known
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", STEPPED)
 def test_a_case_is_equal_to_its_sequence_step_by_step(name: str) -> None:
     case = CASES[name]
@@ -113,6 +114,7 @@ def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str
     assert REFUSED[name] in caught.value.problem
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", STEPPED)
 def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
     """That form is what the step graph is held against: layout 1 turned round, shapes forgotten."""

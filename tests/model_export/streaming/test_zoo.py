@@ -20,6 +20,7 @@ ONE_ROW = {
 """Graphs whose rows cannot be run together."""
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ZOO)
 def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     """The proof compares 64 timesteps of nine sequences, rows in a batch with rows alone, chunks with steps."""

@@ -17,6 +17,7 @@ from tests.model_export.torch.zoo_parts import torch
 pytestmark = pytest.mark.torch
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     """The proof compares 64 timesteps of nine sequences, rows in a batch with rows alone, chunks with steps."""

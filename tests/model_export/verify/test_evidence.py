@@ -93,6 +93,7 @@ def test_a_right_graph_passes_at_every_scale_and_its_proof_is_strong(
     assert scale / 100 < line.scale.largest < scale * 100
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])
 @pytest.mark.parametrize("front", FRONTS)

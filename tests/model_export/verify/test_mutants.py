@@ -159,6 +159,7 @@ def outcome(candidate: ConvertedModel, precision: Precision) -> str:
     return "weak" if report.weak else "equal"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("scale", [1e-9, 1e7])
 @pytest.mark.parametrize("way", WAYS)
 def test_only_the_right_graph_passes(made: Callable[[str], ConvertedModel], way: str, scale: float) -> None:
@@ -260,6 +261,7 @@ def for_one_row(folder: Path, scale: float) -> Path:
     return path
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("scale", [1e-9, 1e7])
 @pytest.mark.parametrize("mutant", [None, *MUTANTS, *ROW_MUTANTS])
 def test_a_wrong_graph_that_runs_rows_together_is_caught(
@@ -279,6 +281,7 @@ def test_a_wrong_graph_that_runs_rows_together_is_caught(
     assert (tmp_path / "new.onnx").exists() == (mutant is None)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
 @pytest.mark.parametrize("length", [2, 6])
 def test_a_wrong_graph_with_bounded_caches_is_caught(
