@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,8 +28,6 @@ from stepwell.engine.observer import all_of
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
 from stepwell.metrics import Metrics
-from stepwell.models.artifacts.folder import ArtifactFolder
-from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
 from stepwell.requests.auth.api_keys import ApiKeys
@@ -39,7 +36,6 @@ from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error
 from stepwell.service_addon import ServiceAddon
 from stepwell.settings import Settings, SharedFolders
-from stepwell.store.artifacts import StoredArtifacts
 from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.errors import StepwellError
@@ -138,16 +134,11 @@ def _build_engine(
         queue_bytes=settings.queue_bytes,
     )
     vetting = ModelVetting(settings, folders.verdicts)
-    artifacts = ArtifactKeeper(
-        _artifact_backend(settings, store),
-        vetting.load,
-        max_bytes=settings.artifact_max_bytes,
-        folder=folders.artifacts,
-    )
+    kept = (addon.artifacts(store, vetting.load, folders.artifacts) for addon in addons)
     models = ModelRegistry(
         settings.models,
         vetting.load,
-        artifacts,
+        next((one for one in kept if one is not None), None),
         find_timeout_s=settings.request_timeout_s,
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
@@ -159,15 +150,6 @@ def _build_engine(
     engine = Engine(store, models, options, observer, placing=placing, publisher=publisher, samplers=addons)
     engine.runs += [runs for addon in addons if (runs := addon.model_runs(engine)) is not None]
     return engine
-
-
-def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
-    """Return where artifacts are kept; None: nowhere."""
-    if settings.artifacts == "off":
-        return None
-    if settings.artifacts == "store":
-        return StoredArtifacts(store, longest_ttl_s=settings.longest_ttl_s)
-    return ArtifactFolder(Path(settings.artifacts), longest_ttl_s=settings.longest_ttl_s)
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastapi import FastAPI
 
     from stepwell.asgi.socket_messages import SocketDocumentation
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from stepwell.engine.placing import Placing
     from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.samplers import Sampler
+    from stepwell.models.artifacts import Artifacts, LoadModel
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
     from stepwell.requests.auth.api_keys import Caller
@@ -67,6 +70,16 @@ class ServiceAddon:
 
     def observer(self) -> EngineObserver | None:
         """Return what the engine notifies of its work, besides the metrics; None: nothing."""
+        return None
+
+    def artifacts(self, store: StateStore, load: LoadModel, folder: Path | None) -> Artifacts | None:
+        """Return what keeps model files for the streams that need them; None: nothing does. At most one add-on does.
+
+        Args:
+            store: The store.
+            load: Vets and loads a model file.
+            folder: For copies of the files, which the workers share; None: there is none.
+        """
         return None
 
     def placing(self, store: StateStore, models: ModelRegistry) -> Placing | None:

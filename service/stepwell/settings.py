@@ -112,6 +112,10 @@ class AddonSettings(SettingsGroup):
         """Whether bearer tokens that are no API keys are accepted: by `ServiceAddon.caller_of_token`."""
         return False
 
+    def not_kept_reason(self, files: Sequence[Path]) -> str:
+        """Return why the streams of a model need its files, although the add-on keeps others; empty: it keeps them."""
+        return ""
+
     def limits(self) -> Mapping[str, float]:
         """Return those of its settings that `GET /v1/info` shows among the limits, by name."""
         return {}
@@ -198,11 +202,6 @@ class Settings(SettingsGroup):
     """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
     model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
-    artifacts: Annotated[str, Field(min_length=1)] = "store"
-    """Where model files are kept by fingerprint for streams that need them: store, a folder that all replicas share, or
-    off."""
-    artifact_max_bytes: Bytes = 256 * 2**20
-    """Maximum size of a model file with its weights that is kept; streams of a larger one need its file."""
     watch_models: bool = False
     """Check for changed model files every second, and reload them."""
     require_preconditions: bool = False

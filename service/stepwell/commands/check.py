@@ -16,12 +16,11 @@ import typer
 from stepwell.commands.flags import with_setting_flags
 from stepwell.commands.serve import START_CHECKS, open_store
 from stepwell.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, table
-from stepwell.models.artifacts.keeper import not_kept_reason
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell.models.vetting import ModelVetting
 from stepwell.process import server
-from stepwell.settings import Settings
+from stepwell.settings import Settings, addon_settings
 from stepwell_export.runtime.errors import ManifestError, StepwellError
 from stepwell_export.runtime.feedback import fault_of
 
@@ -90,10 +89,10 @@ def examine(settings: Settings) -> Checked:
     checked.failed.extend(settings.unknown_history(registry.names()))
     for name in registry.names():
         for version in registry.versions(name):
-            served, is_off = registry.get(name, version), settings.artifacts == "off"
-            max_bytes = settings.artifact_max_bytes
-            if reason := not_kept_reason(served.path, served.step_model, max_bytes=max_bytes, is_off=is_off):
-                checked.not_kept.append(f"{name}/{version}: {reason}")
+            served = registry.get(name, version)
+            files = [served.path, *served.step_model.weight_files]
+            reasons = [settings.of(addon).not_kept_reason(files) for addon in addon_settings()]
+            checked.not_kept.extend(f"{name}/{version}: {reason}" for reason in reasons if reason)
             try:
                 checked.models.append(_run_one_step(served))
             except StepwellError as exc:

@@ -7,9 +7,7 @@ import contextlib
 import os
 import resource
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -150,26 +148,6 @@ def check_providers(settings: Settings) -> None:
         )
 
 
-def check_artifacts(settings: Settings) -> None:
-    """Check that the folder of artifacts can be written, if they are kept in one; create it if its path has a slash.
-
-    Raises:
-        StartError: It cannot.
-    """
-    if settings.artifacts in ("store", "off"):
-        return
-    folder = Path(settings.artifacts)
-    try:
-        if "/" in settings.artifacts:
-            folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as exc:
-        raise StartError(
-            f"`artifacts` is {settings.artifacts!r}, and no file can be created in that folder: {exc.strerror or exc}.",
-            fix="Set it to store, off, or a folder that can be written, which all replicas share.",
-        ) from exc
-
-
 def check_keys(settings: Settings) -> None:
     """Check that the file of API keys can be used, as for `ApiKeys`."""
     ApiKeys(settings.api_keys_file)
@@ -186,7 +164,6 @@ START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
         check_bind_address,
         check_model_folders,
         check_providers,
-        check_artifacts,
         check_keys,
         check_addons,
     ),

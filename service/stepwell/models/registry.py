@@ -7,12 +7,11 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from stepwell.errors import ServiceError
 from stepwell.models import files
-from stepwell.models.artifacts.keeper import ArtifactKeeper
+from stepwell.models.artifacts import Artifacts, LoadModel
 from stepwell.models.changes import ModelChange, ModelHistory, ReloadReport, changes_between
 from stepwell.models.joined import JoinedModels
 from stepwell.models.retired import RetiredModels
@@ -23,15 +22,13 @@ from stepwell_export.runtime.step_model import StepModel
 
 _log = logging.getLogger(__name__)
 
-Loader = Callable[[Path], StepModel]
-
 
 class ModelRegistry:
     """The models that can be served; a reload replaces all of them at once.
 
     Attributes:
         joined: Finds the models that an add-on joins of several versions.
-        artifacts: Keeps models for other replicas and later starts; None: it does not.
+        artifacts: Keeps models for other replicas and later starts.
         generation: Grows when the served models change.
         unloaded: Names of models that `reload` does not load, although their files are there.
     """
@@ -39,8 +36,8 @@ class ModelRegistry:
     def __init__(
         self,
         folders: Sequence[Path],
-        load: Loader = StepModel,
-        artifacts: ArtifactKeeper | None = None,
+        load: LoadModel = StepModel,
+        artifacts: Artifacts | None = None,
         *,
         find_timeout_s: float = 10.0,
         retired_ttl_s: float = math.inf,
@@ -58,11 +55,11 @@ class ModelRegistry:
         """
         self._folders = list(folders)
         self._load = load
-        self.artifacts = artifacts
+        self.artifacts = Artifacts() if artifacts is None else artifacts
         self._on_change = on_change
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the highest first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
-        load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
+        load_artifact = None if self.artifacts.is_off else self._load_artifact
         self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
@@ -200,18 +197,16 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Delete the copies of the models' files."""
-        if self.artifacts is not None:
-            self.artifacts.close()
+        self.artifacts.close()
 
     def drop_unused(self) -> None:
         """Drop the models that are not in the folders and that no stream can name any more."""
         self._retired.drop_unused()
 
     async def _load_artifact(self, name: str, fingerprint: bytes) -> ServedModel | None:
-        if self.artifacts is None or (found := await self.artifacts.load(name, fingerprint)) is None:
+        if (found := await self.artifacts.load(name, fingerprint)) is None:
             return None
-        version, path, step_model, artifact = found
-        return ServedModel(name, version, step_model, path, (), artifact)
+        return ServedModel(name, found.version, found.model, found.path, (), found.artifact)
 
     def is_current(self, model: ServedModel) -> bool:
         """Whether this model is the one that is served under its name and version."""
@@ -309,10 +304,8 @@ class ModelRegistry:
         step_model = self._load(path)
         if step_model.weight_files:
             signature = files.file_signature(path, step_model.weight_files)
-        model = ServedModel(name, version, step_model, path, signature)
-        if self.artifacts is not None:
-            artifact = self.artifacts.copy(name, version, path, step_model, signature)
-            model = replace(model, artifact=artifact)
+        artifact = self.artifacts.copy(name, version, path, step_model, signature)
+        model = ServedModel(name, version, step_model, path, signature, artifact)
         _warn_about_feedback(model)
         return model
 

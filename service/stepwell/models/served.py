@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from stepwell.models.artifacts.keeper import KeptArtifact
+from stepwell.models.artifacts import Artifact
 from stepwell.models.joined import AnyModel, JoinedModel
 from stepwell_export.runtime.manifest import InputSpec, Manifest
 
@@ -36,7 +36,7 @@ class ServedModel:
     step_model: AnyModel
     path: Path
     file_signature: tuple[int, ...]
-    artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
+    artifact: Artifact = field(default_factory=Artifact)
     parts: tuple[ServedModel, ...] = ()
 
     @property
@@ -50,7 +50,7 @@ class ServedModel:
         return self.parts or (self,)
 
     @property
-    def artifacts(self) -> list[KeptArtifact]:
+    def artifacts(self) -> list[Artifact]:
         """The artifacts without which its records cannot be used."""
         return [each.artifact for each in self.versions]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.addons.artifacts.keeper import ArtifactKeeper
+from stepwell.addons.artifacts.settings import ArtifactSettings
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.keys import release_key
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore, StoredRelease
 from stepwell.addons.releases.translations import Translations
-from stepwell.models.artifacts.keeper import ArtifactKeeper
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.pubsub import StorePubSub
@@ -112,7 +113,7 @@ async def test_a_model_that_is_slow_to_load_does_not_delay_the_releases_of_other
 ) -> None:
     away = AwayBackend()
     models = ModelRegistry(
-        [write_models(tmp_path, fold, total)], StepModel, ArtifactKeeper(away, StepModel, max_bytes=2**20)
+        [write_models(tmp_path, fold, total)], StepModel, ArtifactKeeper(away, StepModel, ArtifactSettings())
     )
     assert not (await models.reload()).failed
     store = StateStore(redis_server.url)

@@ -21,7 +21,7 @@ from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
-    from stepwell.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
+    from stepwell.models.artifacts import Artifact, Artifacts
     from stepwell.models.served import ServedModel
 
 
@@ -102,7 +102,7 @@ class Translation:
 
 class _Loaded(NamedTuple):
     translation: Translation
-    artifact: KeptArtifact | None
+    artifact: Artifact | None
 
 
 class Translations(ModelRuns):
@@ -115,7 +115,7 @@ class Translations(ModelRuns):
         artifacts: Keeps them for other replicas; None: they are not kept.
     """
 
-    def __init__(self, artifacts: ArtifactKeeper | None) -> None:
+    def __init__(self, artifacts: Artifacts | None) -> None:
         self._artifacts = artifacts
         self._loaded: dict[tuple[bytes, bytes, bytes], _Loaded] = {}
 

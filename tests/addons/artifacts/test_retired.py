@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.models.artifacts.folder import ArtifactFolder
-from stepwell.models.artifacts.keeper import ArtifactKeeper
+from stepwell.addons.artifacts.folder import ArtifactFolder
+from stepwell.addons.artifacts.keeper import ArtifactKeeper
+from stepwell.addons.artifacts.settings import ArtifactSettings
 from stepwell.models.registry import ModelRegistry
 from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, write_model
@@ -23,7 +24,7 @@ class Registry(ModelRegistry):
         self.folder = folder
         self.loads: list[Path] = []
         self.keeper = ArtifactKeeper(
-            ArtifactFolder(folder.parent / "artifacts", longest_ttl_s=1000), self.load, max_bytes=10**6
+            ArtifactFolder(folder.parent / "artifacts", longest_ttl_s=1000), self.load, ArtifactSettings()
         )
         super().__init__([folder], self.load, self.keeper, retired_ttl_s=retired_ttl_s)
 

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+from stepwell.addons.artifacts.packing import ArtifactError, copy_files, files_of, pack, seal, unpack, unseal
+from stepwell.addons.artifacts.settings import ArtifactSettings
 from stepwell.errors import ServiceError, StoreUnavailableError
-from stepwell.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, seal, unpack, unseal
+from stepwell.models.artifacts import Artifact, Artifacts, LoadedArtifact, LoadModel
 from stepwell.models.files import file_signature
-from stepwell.models.joined import AnyModel
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.step_model import StepModel
 
@@ -45,13 +46,8 @@ class ArtifactBackend(Protocol):
         """Return an artifact, None if there is none."""
 
 
-class KeptArtifact:
-    """The artifact of one model that this worker has loaded.
-
-    Attributes:
-        reason: Why it is not kept; empty: it is, from the first record on.
-        check_at: Time of `time.monotonic` from which on a commit has to call `check_soon`; infinite: never.
-    """
+class KeptArtifact(Artifact):
+    """The artifact of one model that this worker has loaded, which is kept from the first record on."""
 
     def __init__(
         self,
@@ -59,9 +55,8 @@ class KeptArtifact:
         version: int,
         fingerprint: bytes,
         *,
-        backend: ArtifactBackend | None = None,
-        read: Callable[[], bytes] = bytes,
-        reason: str = "",
+        backend: ArtifactBackend,
+        read: Callable[[], bytes],
     ) -> None:
         """Create it; nothing is stored yet.
 
@@ -69,12 +64,11 @@ class KeptArtifact:
             name: Name of the model.
             version: Version of the model.
             fingerprint: Of the model.
-            backend: Where it is kept; None: nowhere.
+            backend: Where it is kept.
             read: Returns the artifact.
-            reason: Why it is not kept, if so.
         """
-        self.reason = reason
-        self.check_at = -math.inf if backend is not None else math.inf
+        super().__init__()
+        self.check_at = -math.inf
         self._name = name
         self._version = version
         self._fingerprint = fingerprint
@@ -94,7 +88,7 @@ class KeptArtifact:
         Raises:
             StoreUnavailableError: The store did not reply, or the artifact was not stored before the deadline.
         """
-        if self._backend is None or time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at:
             return
         if self._running is None:
             self._start()
@@ -110,8 +104,6 @@ class KeptArtifact:
 
     def check_soon(self) -> None:
         """Check in the background that the artifact is stored, and store it again if it is not."""
-        if self._backend is None:
-            return
         self.check_at = time.monotonic() + self._backend.check_s
         if self._running is None:
             self._start()
@@ -127,7 +119,6 @@ class KeptArtifact:
             task.exception()  # every request that waited may have been cancelled
 
     async def _check(self, deadline: float) -> None:
-        assert self._backend is not None
         label = f"model {self._name}/{self._version} ({self._fingerprint.hex()})"
         try:
             is_stored = await self._backend.renew(self._name, self._fingerprint, deadline=deadline)
@@ -157,15 +148,15 @@ class KeptArtifact:
             _log.error("The artifact of %s cannot be stored; it is served without: %s", label, error)
 
 
-class ArtifactKeeper:
+class ArtifactKeeper(Artifacts):
     """Copies the files of loaded models, so that they can be stored later, and loads models from artifacts."""
 
     def __init__(
         self,
         backend: ArtifactBackend | None,
-        load: Callable[[Path], StepModel],
+        load: LoadModel,
+        settings: ArtifactSettings,
         *,
-        max_bytes: int,
         folder: Path | None = None,
     ) -> None:
         """Create the keeper.
@@ -173,24 +164,20 @@ class ArtifactKeeper:
         Args:
             backend: Where artifacts are kept; None: nowhere.
             load: Vets and loads a model file.
-            max_bytes: Models with larger files are not kept.
+            settings: Which models are kept.
             folder: For the copies, shared by the workers of a service; None: a temporary one.
         """
+        self.is_off = backend is None
         self._backend = backend
         self._load = load
-        self._max_bytes = max_bytes
+        self._settings = settings
         self._temporary = None
         if backend is not None and folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="stepwell-artifacts-")
             folder = Path(self._temporary.name)
         self._folder = folder
 
-    @property
-    def is_off(self) -> bool:
-        """Whether no artifacts are kept."""
-        return self._backend is None
-
-    def copy(self, name: str, version: int, path: Path, model: StepModel, signature: tuple[int, ...]) -> KeptArtifact:
+    def copy(self, name: str, version: int, path: Path, model: StepModel, signature: tuple[int, ...]) -> Artifact:
         """Copy the files of a model, unless it is not to be kept.
 
         Args:
@@ -201,14 +188,13 @@ class ArtifactKeeper:
             signature: `file_signature` of its files before it was loaded.
         """
         fingerprint = model.fingerprint
-        reason = not_kept_reason(path, model, max_bytes=self._max_bytes, is_off=self._backend is None)
-        if reason or self._folder is None:
-            return KeptArtifact(name, version, fingerprint, reason=reason)
+        reason = self._settings.not_kept_reason([path, *model.weight_files])
+        if reason or self._folder is None or self._backend is None:
+            return Artifact(reason)
         copies = self._folder / fingerprint.hex()
         try:
             if not copies.is_dir() and not self._copy(path, model, copies, signature):
-                reason = "its files were overwritten while they were loaded; reload it again"
-                return KeptArtifact(name, version, fingerprint, reason=reason)
+                return Artifact("its files were overwritten while they were loaded; reload it again")
         except OSError as exc:
             _log.warning(
                 "The files of model %s/%d cannot be copied to %s, so their artifact can be stored only while they are "
@@ -222,7 +208,7 @@ class ArtifactKeeper:
             return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
         return self._kept(name, version, fingerprint, copies)
 
-    async def load(self, name: str, fingerprint: bytes) -> tuple[int, Path, StepModel, KeptArtifact] | None:
+    async def load(self, name: str, fingerprint: bytes) -> LoadedArtifact | None:
         """Return version, file and model of a fingerprint from its artifact; None if there is none.
 
         Raises:
@@ -236,7 +222,7 @@ class ArtifactKeeper:
         artifact = await self._backend.get(name, fingerprint)
         return None if artifact is None else await asyncio.to_thread(self._unpack, name, fingerprint, artifact)
 
-    def kept_file(self, name: str, version: int, fingerprint: bytes, content: bytes) -> KeptArtifact:
+    def kept_file(self, name: str, version: int, fingerprint: bytes, content: bytes) -> Artifact:
         """Return the artifact of one file that stands beside a model; nothing is stored yet.
 
         Args:
@@ -245,8 +231,8 @@ class ArtifactKeeper:
             fingerprint: Identifies the file, 8 bytes.
             content: Its bytes.
         """
-        if self._backend is None or len(content) > self._max_bytes:
-            return KeptArtifact(name, version, fingerprint, reason="`artifacts` is off, or the file is too large")
+        if self._backend is None or len(content) > self._settings.artifact_max_bytes:
+            return Artifact("`artifacts` is off, or the file is too large")
         return KeptArtifact(name, version, fingerprint, backend=self._backend, read=partial(seal, content))
 
     async def put_file(self, name: str, fingerprint: bytes, content: bytes) -> None:
@@ -256,7 +242,7 @@ class ArtifactKeeper:
             StoreUnavailableError: The store did not reply.
             OSError: It cannot be written.
         """
-        if self._backend is not None and len(content) <= self._max_bytes:
+        if self._backend is not None and len(content) <= self._settings.artifact_max_bytes:
             await self._backend.put(name, fingerprint, seal(content))
 
     async def read_file(self, name: str, fingerprint: bytes) -> bytes | None:
@@ -275,7 +261,7 @@ class ArtifactKeeper:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _unpack(self, name: str, fingerprint: bytes, artifact: bytes) -> tuple[int, Path, StepModel, KeptArtifact]:
+    def _unpack(self, name: str, fingerprint: bytes, artifact: bytes) -> LoadedArtifact:
         assert self._folder is not None
         copies = self._folder / fingerprint.hex()
         with _new_folder(self._folder) as new:
@@ -288,7 +274,7 @@ class ArtifactKeeper:
                 )
             _move(new, copies)
         kept = self._kept(name, unpacked.version, fingerprint, copies)
-        return unpacked.version, copies / unpacked.path.name, model, kept
+        return LoadedArtifact(unpacked.version, copies / unpacked.path.name, model, kept)
 
     def _copy(self, path: Path, model: StepModel, copies: Path, signature: tuple[int, ...]) -> bool:
         """Copy a model's files; False: they are not those that were loaded any more."""
@@ -301,16 +287,9 @@ class ArtifactKeeper:
             return True
 
     def _kept(self, name: str, version: int, fingerprint: bytes, copies: Path) -> KeptArtifact:
+        assert self._backend is not None
         read = partial(_pack_copies, copies, version)
         return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
-
-
-def not_kept_reason(path: Path, model: AnyModel, *, max_bytes: int, is_off: bool) -> str:
-    """Return why a model's artifact is not kept; empty: it is."""
-    if is_off:
-        return "`artifacts` is off"
-    size = sum(file.stat().st_size for file in [path, *model.weight_files])
-    return f"its files have {size} bytes, and `artifact_max_bytes` is {max_bytes}" if size > max_bytes else ""
 
 
 def _pack_unchanged(path: Path, weights: list[Path], version: int, signature: tuple[int, ...]) -> bytes:

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from stepwell.addons.artifacts.keeper import KeptArtifact
 from stepwell.errors import StoreUnavailableError
-from stepwell.models.artifacts.keeper import KeptArtifact
 
 
 class SlowBackend:
@@ -35,7 +35,7 @@ class SlowBackend:
 
 async def test_a_request_that_is_about_to_expire_does_not_fail_those_that_wait_with_it() -> None:
     backend, now = SlowBackend(), asyncio.get_running_loop().time()
-    artifact = KeptArtifact("pump", 1, b"version1", backend=backend)
+    artifact = KeptArtifact("pump", 1, b"version1", backend=backend, read=bytes)
     late, early = (asyncio.create_task(artifact.ensure(now + seconds)) for seconds in (0.05, 30))
     with pytest.raises(StoreUnavailableError, match="before the deadline"):
         await late

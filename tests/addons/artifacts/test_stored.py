@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from stepwell.store.artifacts import StoredArtifacts
+from stepwell.addons.artifacts.stored import StoredArtifacts
 from stepwell.store.keys import artifact_key
 from stepwell.store.state_store import StateStore
 from tests.servers import Server

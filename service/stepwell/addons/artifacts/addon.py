@@ -1,0 +1,28 @@
+"""`KeptArtifacts`: keeps the files of models that records name, in the store or in a folder that replicas share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepwell.addons.artifacts.folder import ArtifactFolder
+from stepwell.addons.artifacts.keeper import ArtifactBackend, ArtifactKeeper
+from stepwell.addons.artifacts.settings import ArtifactSettings
+from stepwell.addons.artifacts.stored import StoredArtifacts
+from stepwell.models.artifacts import LoadModel
+from stepwell.service_addon import ServiceAddon
+from stepwell.store.state_store import StateStore
+
+
+class KeptArtifacts(ServiceAddon):
+    """The artifacts of one worker."""
+
+    def artifacts(self, store: StateStore, load: LoadModel, folder: Path | None) -> ArtifactKeeper:
+        """Return what keeps them where the settings name."""
+        settings = self.context.settings.of(ArtifactSettings)
+        longest_ttl_s = self.context.settings.longest_ttl_s
+        backend: ArtifactBackend | None = None
+        if settings.artifacts == "store":
+            backend = StoredArtifacts(store, longest_ttl_s=longest_ttl_s)
+        elif settings.artifacts != "off":
+            backend = ArtifactFolder(Path(settings.artifacts), longest_ttl_s=longest_ttl_s)
+        return ArtifactKeeper(backend, load, settings, folder=folder)
