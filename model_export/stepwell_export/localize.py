@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell_export.graph.described import mentioned
-from stepwell_export.graph.nodes import needed_nodes
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 from stepwell_export.runtime.step_model import StepModel
@@ -41,10 +40,6 @@ class Activation:
 _BY_ZERO = (
     "Let the divisor be a positive number where it is 0, as by torch.clamp(n, min=1) or ops.maximum(n, 1) of a number "
     "of timesteps."
-)
-_OF_ONE = (
-    "x.std(1) and x.var(1) of PyTorch divide by the number of timesteps less 1, which is 0 at the first: for these, "
-    "write x.std(1, correction=0), or torch.nan_to_num(x.std(1))."
 )
 
 LayerOutputs = Callable[[Mapping[str, Array]], Sequence[Activation]]
@@ -124,14 +119,7 @@ def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: Diffe
     node = nodes[first if np.isfinite(sums[inverse]) else inverse]
     if node.op_type not in {"Div", "Reciprocal"}:
         return f"It comes from {mentioned(node)}."
-    hint = _OF_ONE if _divides_variance(proto.graph.node, node) else _BY_ZERO
-    return f"It comes from {mentioned(node)}, which divides by 0. {hint}"
-
-
-def _divides_variance(nodes: Sequence[onnx.NodeProto], node: onnx.NodeProto) -> bool:
-    """Whether a quotient is that of a variance over time, by the names of its states."""
-    used = {name for needed in needed_nodes(nodes, node.input[:1]) for name in needed.input}
-    return any(name.endswith((".squares", ".variance")) for name in used)
+    return f"It comes from {mentioned(node)}, which divides by 0. {_BY_ZERO}"
 
 
 def _run(

@@ -26,7 +26,7 @@ BACKWARDS_FIX = (
 SORTED_FIX = (
     "All timesteps would have to be kept. Let it take the last n of them, with zeros in front of the first ones: "
     "F.pad(x, (0, 0, n - 1, 0))[:, -n:] in PyTorch, ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras. Over all timesteps, "
-    "the largest, the smallest, the mean and the standard deviation can be followed."
+    "the largest, the smallest and the mean can be followed."
 )
 """For whatever sorts the timesteps of a sequence."""
 

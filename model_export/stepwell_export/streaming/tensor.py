@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 from stepwell_export.runtime.errors import RefusedModelError, StepwellError
 from stepwell_export.streaming.axes.measured_shapes import Dim
@@ -17,24 +17,6 @@ Kind = Literal["constant", "static", "per_step", "by_position", "at_end", "pairw
 Range = tuple[float, float]
 ANY: Range = (-math.inf, math.inf)
 ONE = Dim(Fraction(1))
-PARTS = ("scores", "shift", "weight", "values", "factor")
-
-
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """The difference between a tensor and its mean over time, which changes with every later timestep.
-
-    Attributes:
-        tensor: The tensor of the sequence graph.
-        mean: Its mean.
-        axes: The axes that the mean is taken over, time among them.
-        is_squared: Whether it is the square of the difference.
-    """
-
-    tensor: str
-    mean: str
-    axes: tuple[int, ...]
-    is_squared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +42,6 @@ class StepTensor:
         first: Whether it is the first timestep of a sequence.
         weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
             does; it is refused for all other uses.
-        deviation: What a variance over time can be made of, in the same way.
         refused_as_answer: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they
             are masked on the way.
         error: Why it is refused.
@@ -77,7 +58,6 @@ class StepTensor:
     padded_samples: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None
-    deviation: Deviation | None = None
     refused_as_answer: RefusedModelError | None = None
     error: StepwellError | None = None
 
@@ -101,51 +81,29 @@ class WeightedPart:
 
 @dataclass(frozen=True, slots=True)
 class TimeWeights:
-    """What a value of each timestep is made of: `values * weight * exp(scores - shift) * factor`.
+    """What a value of each timestep is made of: `values` times the softmax over time of `scores`.
 
     Attributes:
-        scores: What the exponential is taken of; None: there is none.
-        shift: What is subtracted from the scores, an answer for the whole sequence; None: the exponentials are divided
-            by their sum over time, as in a softmax.
-        weight: A factor that is never negative, of which `factor` has the sum over time as a divisor.
-        values: The other factors of each timestep; None: ones.
-        factor: An answer for the whole sequence.
-        is_log: Whether the value is `scores - shift` itself, which an exponential is still taken of.
-        divisor: The tensor of the sequence graph whose sum over time is the divisor in `factor`.
-        mask: The condition under which scores count, and its sense; empty: there is none.
-        infinite: Whether some scores were minus infinity.
-        bounds: Between which numbers the scores lie, by the operators that make them; where there are none, the weight.
+        scores: What the exponential is taken of.
+        values: What the weights are multiplied with; None: ones.
+        bounds: Between which numbers the scores lie, by the operators that make them.
         is_uneven: Whether a mask or gate may leave nearly all weight out: what is left is then all that counts.
-        zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
     """
 
-    scores: WeightedPart | None = None
-    shift: WeightedPart | None = None
-    weight: WeightedPart | None = None
+    scores: WeightedPart
     values: WeightedPart | None = None
-    factor: WeightedPart | None = None
-    is_log: bool = False
-    divisor: str = ""
-    mask: str = ""
-    infinite: bool = False
     bounds: Range = ANY
     is_uneven: bool = False
-    zero_of_nothing: bool = False
-
-    @property
-    def parts(self) -> list[WeightedPart]:
-        """All parts that there are."""
-        return [part for name in PARTS if (part := getattr(self, name)) is not None]
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        """The axes of the product of all parts."""
-        return joint_dims(*(part.dims for part in self.parts))
+        """The axes of the product."""
+        return joint_dims(self.scores.dims, *([] if self.values is None else [self.values.dims]))
 
     def mapped(self, change: Callable[[WeightedPart], WeightedPart]) -> TimeWeights:
         """Return the same of changed parts."""
-        made: dict[str, Any] = {name: change(part) for name in PARTS if (part := getattr(self, name)) is not None}
-        return replace(self, **made)
+        values = None if self.values is None else change(self.values)
+        return replace(self, scores=change(self.scores), values=values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +111,10 @@ class Total:
     """The sum over time of weights, as tensors of the step graph.
 
     Attributes:
-        total: The sum so far, relative to the largest score where the weights are exponentials.
+        total: The sum so far, relative to the largest score if there is one.
         is_heavy: Whether this timestep weighs more than all before; empty: that makes no difference.
         share: This timestep's part of the sum, or minus that of all before if it is heavy.
-        largest: The largest score so far; empty: they are none.
+        largest: The largest score so far; empty: scores are small.
     """
 
     total: WeightedPart

@@ -145,8 +145,9 @@ def whole_numbers(ids: Any) -> Any:
 
 
 def spread(x: Any) -> Any:
-    """The variance over time, and over features."""
-    return jnp.concatenate([jnp.var(x, axis=1), jnp.var(x, axis=2)[:, -1:]], axis=-1)
+    """The variance over features, and that over time as its moments."""
+    over_time = jnp.mean(x * x, axis=1) - jnp.mean(x, axis=1) ** 2
+    return jnp.concatenate([over_time, jnp.var(x, axis=2)[:, -1:]], axis=-1)
 
 
 def with_a_static(w: Any, x: Any, site: Any) -> Any:

@@ -310,13 +310,14 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: of(lambda x: ops.quantile(x, 0.25, axis=1)),
         "ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras",
     ),
-    "absolute deviation": (
-        lambda: of(lambda x: ops.mean(ops.abs(x - ops.mean(x, axis=1, keepdims=True)), axis=1)),
-        "use the variance or the standard deviation over time",
-    ),
+    "variance": (lambda: of(lambda x: ops.var(x, axis=1)), "the variance is that of the squares less the square of it"),
     "skewness": (
         lambda: of(lambda x: ops.mean((x - ops.mean(x, axis=1, keepdims=True)) ** 3, axis=1)),
-        "For skewness and other moments, take the last n timesteps",
+        "or take the last n timesteps",
+    ),
+    "a softmax written out": (
+        lambda: of(lambda x: ops.sum(x * (ops.exp(x) / ops.sum(ops.exp(x), axis=1, keepdims=True)), axis=1)),
+        "as a softmax over time",
     ),
     "softmax behind a mask": (lambda: sequence(L.Masking(), L.Softmax()), "Activation('softmax')"),
 }

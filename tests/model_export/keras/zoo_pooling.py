@@ -46,9 +46,6 @@ class Pooling(keras.Layer):  # type: ignore[misc]  # Keras has no types
             return ops.einsum("bt,btd->bd", ops.softmax(scores[..., 0], axis=-1), h)
         if self.way == "heads":
             return ops.matmul(ops.transpose(ops.softmax(scores, axis=1), (0, 2, 1)), h)
-        if self.way == "quotient":
-            shares = ops.exp(ops.tanh(scores))
-            return ops.sum(h * (shares / (ops.sum(shares, axis=1, keepdims=True) + 1e-7)), axis=1)
         scores = scores if mask is None else ops.where(mask[..., None], scores, -1e9)
         return ops.sum(h * ops.softmax(scores, axis=1), axis=1)
 
@@ -66,11 +63,6 @@ ZOO: dict[str, ZooModel] = {
         lambda: sequence(L.GRU(4, **RS), Pooling("heads")),
         "several heads of it, with ops.transpose and ops.matmul",
         _HOW,
-    ),
-    "pooling_quotient": ZooModel(
-        lambda: sequence(L.GRU(4, **RS), Pooling("quotient")),
-        "exponentials divided by their sum over time, as weights of a sum over time",
-        "both sums of the timesteps so far",
     ),
     "pooling_masked": ZooModel(
         lambda: sequence(L.Masking(), L.GRU(4, **RS), Pooling("masked")),

@@ -220,33 +220,28 @@ def test_a_refusal_from_within_a_module_ends_the_export() -> None:
         convert(whole(of(run, conv=nn.Conv1d(4, 4, 1))), name="refuses")
 
 
-def test_a_variance_that_is_nan_for_one_timestep_is_refused_with_what_to_write() -> None:
-    """PyTorch divides by the number of timesteps less 1; with NaN replaced, all other answers stay the same."""
-    with pytest.raises(ParityError) as caught:
-        verify_model(convert(whole(of(lambda _, x: x.std(1))), name="module"), long_steps=0)
+def test_a_deviation_over_time_is_refused_with_what_to_write() -> None:
+    with pytest.raises(RefusedModelError, match="is known after the last timestep only") as caught:
+        convert(whole(of(lambda _, x: x.std(1))), name="module")
 
-    assert "divides by 0. x.std(1) and x.var(1) of PyTorch divide by" in caught.value.problem
-    assert "torch.nan_to_num(x.std(1))" in caught.value.problem
+    assert "the variance is that of the squares less the square of it" in caught.value.fix
 
-    _, report = verify_model(convert(whole(of(lambda _, x: torch.nan_to_num(x.std(1)))), name="module"), long_steps=100)
+    spec = whole(of(lambda _, x: ((x * x).mean(1) - x.mean(1) ** 2).clamp(min=1e-6).sqrt()))
 
-    assert report.parity.max_abs <= 1e-5
+    assert verify_model(convert(spec, name="module"), long_steps=100)[1].parity.max_abs <= 1e-5
 
 
-@pytest.mark.parametrize("divide_first", [False, True])
-def test_weights_that_are_divided_by_a_number_of_keys_are_refused_with_what_to_write(divide_first: bool) -> None:
-    """There is none at the first timestep; that is no matter of a standard deviation."""
+def test_weights_that_are_divided_by_a_number_of_keys_are_refused_with_what_to_write() -> None:
+    """There is none at the first timestep."""
 
     def run(m: Any, x: Any) -> Any:
         counts = (x > 2).float()
-        weights, n = m.score(x).softmax(1) * counts, counts.sum(1, keepdim=True)
-        return ((weights / n) * x).sum(1) if divide_first else (weights * x).sum(1) / n.squeeze(1)
+        return (m.score(x).softmax(1) * counts * x).sum(1) / counts.sum(1)
 
     with pytest.raises(ParityError) as caught:
         verify_model(convert(whole(of(run, score=nn.Linear(4, 1))), name="module"), long_steps=0)
 
     assert "which divides by 0. Let the divisor be a positive number where it is 0" in caught.value.problem
-    assert "std" not in caught.value.problem
 
 
 def test_the_place_of_an_extreme_is_in_the_sequence_where_all_are_masked() -> None:

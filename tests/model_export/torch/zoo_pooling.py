@@ -1,4 +1,4 @@
-"""Zoo: attention pooling and quotients of sums over time, as heads of published models have them."""
+"""Zoo: attention pooling and masked means, as heads of published models have them."""
 
 from __future__ import annotations
 
@@ -42,17 +42,6 @@ def statistics(m: Any, h: Any) -> Any:
     return mean + spread
 
 
-def by_hand(m: Any, h: Any) -> Any:
-    scores = 20 * m.score(h)
-    shares = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
-    return (h * (shares / shares.sum(dim=1, keepdim=True))).sum(dim=1)
-
-
-def by_logarithms(m: Any, h: Any) -> Any:
-    scores = m.score(h)
-    return (h * torch.exp(scores - torch.logsumexp(scores, dim=1, keepdim=True))).sum(dim=1)
-
-
 def masked_heads(m: Any, h: Any) -> Any:
     scores = m.score(h).transpose(1, 2).masked_fill((h[..., 0] < 0).unsqueeze(1), -1e9)
     weights = torch.softmax(scores, dim=-1).unsqueeze(-1)
@@ -60,23 +49,10 @@ def masked_heads(m: Any, h: Any) -> Any:
     return (weights * values).sum(dim=2).flatten(1)
 
 
-def masked_softmax(m: Any, h: Any) -> Any:
-    """A softmax that is masked and divided by its sum again, as in AllenNLP."""
-    mask = (h[..., 0] > 0).to(h.dtype)
-    weights = torch.softmax(m.score(h).squeeze(-1) * mask, dim=-1) * mask
-    weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
-    return torch.matmul(weights.unsqueeze(1), h).squeeze(1)
-
-
 def masked_mean(m: Any, h: Any) -> Any:
     """The mean of the tokens that count, as in sentence embeddings."""
     mask = (h[..., 0] > 0).unsqueeze(-1).expand(h.size()).float()
     return (h * mask).sum(1) / mask.sum(1).clamp(min=1e-6)
-
-
-def gates(m: Any, h: Any) -> Any:
-    gate = torch.sigmoid(m.score(h))
-    return (gate * h).sum(dim=1) / gate.sum(dim=1) + (h / h.exp().sum(dim=1, keepdim=True)).sum(dim=1)
 
 
 def window(m: Any, x: Any) -> Any:
@@ -115,24 +91,11 @@ ZOO = {
         "a GRU, attentive statistics pooling: weighted mean and standard deviation of each channel",
         "two weighted means, the sums of the weights, the largest scores",
     ),
-    "pooled_by_hand": ZooModule(
-        pooled(by_hand), "a GRU, a softmax over time written out with `exp` and `max`", _SOFTMAX
-    ),
-    "pooled_by_logarithms": ZooModule(
-        pooled(by_logarithms), "a GRU, weights by `exp(scores - logsumexp(scores))`", _SOFTMAX
-    ),
     "pooled_masked_heads": ZooModule(
         pooled(masked_heads, 2), "a GRU, two heads of a softmax over time with `masked_fill` of -1e9", _SOFTMAX
     ),
-    "pooled_masked_softmax": ZooModule(
-        pooled(masked_softmax), "a GRU, a softmax over time times a mask, divided by its sum again", _SOFTMAX
-    ),
     "masked_mean": ZooModule(
         pooled(masked_mean), "a GRU, the sum of what a mask lets through, divided by its count",
-        "the mean and the count",
-    ),
-    "pooled_by_gates": ZooModule(
-        pooled(gates), "a GRU, sums over time divided by the sum of gates, and by that of exponentials",
-        "the weighted mean and the sums",
+        "the sum and the count",
     ),
 }  # fmt: skip

@@ -29,7 +29,7 @@ from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import emit_by_position, emit_table, shape_at_one_step, shape_to_reshape
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.masks import hidden
-from stepwell_export.streaming.rules.pooling.ranges import range_of
+from stepwell_export.streaming.rules.ranges import range_of
 from stepwell_export.streaming.rules.reductions import read_axes
 from stepwell_export.streaming.tensor import StepTensor
 from stepwell_export.streaming.walk import StreamingWalk

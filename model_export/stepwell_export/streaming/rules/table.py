@@ -5,94 +5,27 @@ Operators with a state of their own, and their graphs, come from `stepwell_expor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import onnx
-
-from stepwell_export.graph.nodes import uses
 from stepwell_export.graph.operators import RUNNING, STATEFUL, OperatorCase
-from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.rules.attention import attention
 from stepwell_export.streaming.rules.elementwise import by_timestep, count_up, reshape
 from stepwell_export.streaming.rules.loops import loop, scan
-from stepwell_export.streaming.rules.pooling.factors import (
-    by_the_whole,
-    difference,
-    exponential,
-    masked,
-    product,
-    quotient_of_sums,
-    softmax,
-)
-from stepwell_export.streaming.rules.pooling.parts import expanded, joint, permuted, picked, refolded, repeated
-from stepwell_export.streaming.rules.pooling.products import einsum, matmul
-from stepwell_export.streaming.rules.pooling.sums import log_sum_exp, summed_so_far
+from stepwell_export.streaming.rules.pooling import WEIGHTED, log_sum_exp, softmax, with_weights
 from stepwell_export.streaming.rules.recurrent import running, stateful_op
 from stepwell_export.streaming.rules.reductions import (
-    DEVIATING,
     GLOBAL_POOLS,
     PLACES,
     REDUCTIONS,
-    count_so_far,
     place_of_extreme,
-    read_axes,
     reduction,
     top_k,
-    with_deviations,
 )
 from stepwell_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from stepwell_export.streaming.rules.window import WINDOW_POOLS, convolution, transposed
-from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.walk import Rule, StreamingWalk
-
-
-def with_weights(operator: str, otherwise: Rule) -> Rule:
-    """Return the rule of an operator that may take a weight over time; `otherwise` is its rule without one."""
-
-    def rule(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-        waiting = list(dict.fromkeys(name for name in uses(node) if walk.tensors[name].weights is not None))
-        if waiting:
-            if (len(waiting) > 1 and operator != "Concat") or not WEIGHTED[operator](walk, node, waiting[0]):
-                walk.need(*waiting)
-            return
-        if operator == "Div" and quotient_of_sums(walk, node):
-            return
-        try:
-            otherwise(walk, node)
-        except RefusedModelError as exc:
-            if (weights := by_the_whole(walk, node)) is None:
-                raise
-            walk.tensors[node.output[0]] = StepTensor("refused", error=exc, weights=weights)
-
-    return rule
-
-
-def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
-    """ReduceSum or ReduceMean over time."""
-    weights, dims = walk.tensors[name].weights, walk.facts.dims(name)
-    if weights is None or weights.is_log or walk.facts.time_axis(name) not in read_axes(walk, node):
-        return False
-    total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(name)), dims)
-    made = walk.emit_like(node, 0, i0=total.step).output[0]
-    if node.op_type == "ReduceMean":
-        out = node.output[0]
-        made = walk.graph.op("Div", made, count_so_far(walk, walk.facts.dims(out), walk.dtype(out)))
-    walk.set_output(node, node.output[0], made, "at_end")
-    return True
-
-
-WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
-    **dict.fromkeys(("Mul", "Div"), product),
-    **dict.fromkeys(("Cast", "Dropout", "Expand", "Identity", "Tile"), repeated),
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), refolded),
-    **dict.fromkeys(("Gather", "Slice", "Split"), picked),
-    **dict.fromkeys(("ReduceMean", "ReduceSum"), _sum),
-    "Concat": joint, "Einsum": einsum, "Exp": exponential, "MatMul": matmul, "Sub": difference,
-    "Transpose": permuted, "Where": masked,
-}  # fmt: skip
-"""What operators make of a weight over time; False: nothing that a step can have."""
+from stepwell_export.streaming.walk import Rule
 
 
 _CHANNELS = "c = Transpose <perm = [0, 2, 1]> (x)"
@@ -152,11 +85,6 @@ TABLE: Mapping[str, StepRule] = {
     **_each(("GroupQueryAttention", "MultiHeadAttention"), attention, None),
     "Softmax": StepRule(
         softmax, OperatorCase("w = OP <axis = 1> (x) v = Mul (w, x) y = ReduceSum (v, axes)", integers={"axes": (1,)})
-    ),
-    "LogSoftmax": StepRule(
-        softmax,
-        OperatorCase("l = OP <axis = 1> (x) w = Exp (l) v = Mul (w, x) y = ReduceSum (v, axes)",
-                     integers={"axes": (1,)}),
     ),
     "Conv": StepRule(convolution, OperatorCase(f"{_CHANNELS} y = OP <pads = [2, 0]> (c, W)", {"W": (3, 4, 3)})),
     **_each(
@@ -221,11 +149,9 @@ TABLE: Mapping[str, StepRule] = {
 
 RULES: dict[str, Rule] = {name: entry.rule for name, entry in TABLE.items()}
 RULES |= {name: with_weights(name, RULES.get(name, by_timestep)) for name in WEIGHTED}
-RULES |= {name: with_deviations(RULES.get(name, by_timestep)) for name in DEVIATING}
 """Operators that need more than to be emitted as they are."""
 
 
 def takes_refused(operator: str, tensor: StepTensor) -> bool:
-    """Whether an operator's rule takes what is refused for others: a weight over time, a difference from a mean."""
-    weighs, deviates = tensor.weights is not None, tensor.deviation is not None
-    return (weighs and operator in WEIGHTED) or (deviates and operator in DEVIATING)
+    """Whether an operator's rule takes what is refused for others: a weight over time."""
+    return tensor.weights is not None and operator in WEIGHTED

@@ -64,10 +64,17 @@ def range_of(walk: StreamingWalk, name: str) -> Range:
     if name not in walk.ranges:
         for node in walk.model.graph.node:
             new = [out for out in node.output if out and out not in walk.ranges]
-            walk.ranges |= {out: _rounded(walk, out, _of_node(walk, node, out)) for out in new}
+            walk.ranges |= {out: _of_node(walk, node, out) for out in new}
             if name in node.output:
                 break
     return walk.ranges[name]
+
+
+def source(walk: StreamingWalk, name: str) -> str:
+    """Return the tensor that another one is a copy of, in another layout or type."""
+    while (maker := walk.makers.get(name)) is not None and maker.op_type in COPYING:
+        name = maker.input[0]
+    return name
 
 
 def is_gate(walk: StreamingWalk, name: str) -> bool:
@@ -89,13 +96,6 @@ def _of_values(walk: StreamingWalk, name: str) -> Range:
     if walk.tensors[name].kind != "constant":
         return _BY_KIND.get(value.dtype.kind, _FINITE)
     return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
-
-
-def _rounded(walk: StreamingWalk, name: str, bounds: Range) -> Range:
-    """Return a range from zero where the least number is too small for the tensor's type, which rounds it to zero."""
-    low, high = bounds
-    is_lost = 0 < low < 1 and low < np.finfo(walk.dtype(name)).tiny
-    return (0 if is_lost else low), high
 
 
 def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
