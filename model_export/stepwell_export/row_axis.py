@@ -17,14 +17,37 @@ from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import attributes, constants, read_opset, replace_items, subgraphs, tensor_names
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph_session import GraphSession
-from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, Manifest
 from stepwell_export.runtime.specs import shape_of_rows
+from stepwell_export.runtime.step_model import StepModel
 
 _OPSET = 18
 """The first one in which all axes are inputs."""
 
+_WAY_OUT = "Leave out `--batchify`: it runs one row at a time. Or export the model anew with a dynamic batch axis."
+
 Shape = tuple[int, ...]
+
+
+def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+    """Return a graph that runs rows together, and its manifest: two rows give what each gives alone.
+
+    Args:
+        model: The graph, local functions inlined, weights inside.
+        manifest: Its description as a graph of single rows.
+
+    Raises:
+        RefusedModelError: There is no rule for an operator that rows reach, or rows differ when they run together.
+    """
+    try:
+        many, described = with_row_axis(model, manifest)
+        if StepModel(many.SerializeToString(), described).batched:
+            return many, described
+        problem = "two rows run together do not equal each alone."
+    except ModelLoadError as exc:
+        problem = exc.problem
+    raise RefusedModelError(f"{manifest.name} cannot run rows together: {problem}", fix=_WAY_OUT)
 
 
 def with_row_axis(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
@@ -375,7 +398,7 @@ class _Rows:
 def _no_rule(node: onnx.NodeProto, why: str) -> RefusedModelError:
     return RefusedModelError(
         f"Node {node.name or node.output[0]!r} ({node.op_type}) cannot be given an axis of rows: {why}.",
-        fix="Leave out `--batchify`: it runs one row at a time.",
+        fix=_WAY_OUT,
         layer=node.name or node.output[0],
     )
 

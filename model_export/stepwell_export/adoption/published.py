@@ -11,11 +11,11 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from stepwell_export.adoption.autoconfigure import adopt
-from stepwell_export.adoption.dynamic_batch import batchify
 from stepwell_export.adoption.overrides import Overrides
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.graph.nodes import replace_items
 from stepwell_export.graph.onnx_file import read_model, without_functions
+from stepwell_export.row_axis import batchify
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.step_model import StepModel

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from stepwell_export.adoption.dynamic_batch import batchify
 from stepwell_export.adoption.verify_adopted import check_equal, report_comparison, run_chunk
 from stepwell_export.converted import with_manifest
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.graph.onnx_file import read_model
+from stepwell_export.row_axis import batchify
 from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import ParityError, UnclearModelError
 from stepwell_export.runtime.files import write_atomically

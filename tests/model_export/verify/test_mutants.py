@@ -17,11 +17,11 @@ from onnx import numpy_helper
 
 from stepwell_export.adoption.adopt_file import adopt_file
 from stepwell_export.adoption.caches.bounded_graph import with_bounded_caches
-from stepwell_export.adoption.dynamic_batch import batchify
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
 from stepwell_export.exporter import convert_source
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.precision import Precision
+from stepwell_export.row_axis import batchify
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.step_model import StepModel
