@@ -26,7 +26,6 @@ from stepwell_export.adoption.ort_graph import OrtGraph
 from stepwell_export.adoption.overrides import Kind, Overrides, write_flags
 from stepwell_export.adoption.pairing import Pairing, pair_states
 from stepwell_export.adoption.row_search import Shapes, ask_for_length, find_rows, try_rows
-from stepwell_export.adoption.time_axis import find_chunks
 from stepwell_export.adoption.verify_adopted import verify_adopted
 from stepwell_export.graph.nodes import read_flow
 from stepwell_export.graph.onnx_file import read_model
@@ -122,8 +121,7 @@ def adopt(
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
     verified = verify_adopted(path, model, manifest, steps, notes)
-    manifest = find_chunks(path, model, verified.manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
-    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
+    return Adoption(verified.manifest, write_flags(verified.manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:
