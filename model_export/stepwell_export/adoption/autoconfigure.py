@@ -121,7 +121,9 @@ def adopt(
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
     verified = verify_adopted(path, model, manifest, steps, notes)
-    return Adoption(verified.manifest, write_flags(verified.manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
+    return Adoption(
+        verified.manifest, write_flags(verified.manifest, graph.inputs, hints), pairing.how, notes, verified.unknown
+    )
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:

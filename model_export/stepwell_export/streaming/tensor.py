@@ -87,13 +87,11 @@ class TimeWeights:
         scores: What the exponential is taken of.
         values: What the weights are multiplied with; None: ones.
         bounds: Between which numbers the scores lie, by the operators that make them.
-        is_uneven: Whether a mask or gate may leave nearly all weight out: what is left is then all that counts.
     """
 
     scores: WeightedPart
     values: WeightedPart | None = None
     bounds: Range = ANY
-    is_uneven: bool = False
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -112,13 +110,11 @@ class Total:
 
     Attributes:
         total: The sum so far, relative to the largest score if there is one.
-        is_heavy: Whether this timestep weighs more than all before; empty: that makes no difference.
-        share: This timestep's part of the sum, or minus that of all before if it is heavy.
+        share: This timestep's part of the sum.
         largest: The largest score so far; empty: scores are small.
     """
 
     total: WeightedPart
-    is_heavy: str
     share: str
     largest: str = ""
 

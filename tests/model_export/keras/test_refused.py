@@ -310,7 +310,7 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: of(lambda x: ops.quantile(x, 0.25, axis=1)),
         "ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras",
     ),
-    "variance": (lambda: of(lambda x: ops.var(x, axis=1)), "the variance is that of the squares less the square of it"),
+    "variance": (lambda: of(lambda x: ops.var(x, axis=1)), "the mean of the squares less the square of the mean"),
     "skewness": (
         lambda: of(lambda x: ops.mean((x - ops.mean(x, axis=1, keepdims=True)) ** 3, axis=1)),
         "or take the last n timesteps",

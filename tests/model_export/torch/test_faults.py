@@ -224,7 +224,7 @@ def test_a_deviation_over_time_is_refused_with_what_to_write() -> None:
     with pytest.raises(RefusedModelError, match="is known after the last timestep only") as caught:
         convert(whole(of(lambda _, x: x.std(1))), name="module")
 
-    assert "the variance is that of the squares less the square of it" in caught.value.fix
+    assert "the mean of the squares less the square of the mean" in caught.value.fix
 
     spec = whole(of(lambda _, x: ((x * x).mean(1) - x.mean(1) ** 2).clamp(min=1e-6).sqrt()))
 

@@ -119,15 +119,23 @@ def _softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | 
     found = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
     if len(inputs) != 2 or len(found) != 1 or not inputs[1].is_known:  # over a part
         return None
-    if tuple(jaxpr.outvars[0].aval.shape) != inputs[0].shape:  # under vmap, which moves axes
-        return None
     [x, _], axes = inputs, sorted(int(axis) for axis in found[0])
-    if len(axes) == 1:
-        return JaxValue(x.shape, x.dtype, graph.op("Softmax", graph.whole(x), axis=axes[0]))
+    shape, moved = tuple(jaxpr.outvars[0].aval.shape), _permutation(jaxpr)
+    if len(axes) == 1 and (moved is not None or shape == x.shape):
+        made = graph.op("Softmax", graph.whole(x), axis=axes[0])
+        return JaxValue(shape, x.dtype, made if moved is None else graph.op("Transpose", made, perm=moved))
+    if shape != x.shape:
+        return None
     if axes != list(range(len(x.shape) - len(axes), len(x.shape))):
         return None
     flat = graph.op("Reshape", graph.whole(x), graph.sizes([*x.shape[: axes[0]], product(x.shape[axes[0] :])]))
     return JaxValue(x.shape, x.dtype, graph.op("Reshape", graph.op("Softmax", flat, axis=-1), graph.sizes(x.shape)))
+
+
+def _permutation(jaxpr: Any) -> list[int] | None:
+    """Return how vmap moves the axes of what a function takes; None: it leaves them."""
+    moved = [e for e in jaxpr.eqns if e.primitive.name == "transpose" and e.invars[0] is jaxpr.invars[0]]
+    return [int(axis) for axis in moved[0].params["permutation"]] if len(moved) == 1 else None
 
 
 @function_rule("log_softmax")

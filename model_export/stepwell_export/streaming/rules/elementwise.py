@@ -39,10 +39,10 @@ _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop
 _REFOLDING = {"Reshape", "Flatten"}
 _WHOLE_FIX = (
     "Every timestep of a stream would change it for all timesteps before. Train the model with what is known at each "
-    "timestep: the first one or the one before, a cumulative sum, the mean or extreme of those so far. If a sum over time "
-    "follows: write weights that are divided by their sum as a softmax over time of scores (-1e9 where nothing counts), "
-    "and of differences from the mean, the variance is that of the squares less the square of it; for other moments, or "
-    "take the last n timesteps, x[:, -n:], with n - 1 timesteps of zeros padded in front."
+    "timestep: the first one or the one before, a cumulative sum, the mean or extreme of those so far. If a sum over "
+    "time follows: write weights that are divided by their sum as a softmax over time of scores (-1e9 where nothing "
+    "counts), and a variance as the mean of the squares less the square of the mean; for other moments, "
+    "or take the last n timesteps, x[:, -n:], with n - 1 timesteps of zeros padded in front."
 )
 
 

@@ -35,7 +35,7 @@ from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.causality import check_causal
 from stepwell_export.streaming.known_values import reshaped, shape_at_one_step
 from stepwell_export.streaming.rules.elementwise import by_timestep, pointwise
-from stepwell_export.streaming.rules.ranges import is_far, is_gate, range_of, source
+from stepwell_export.streaming.rules.ranges import range_of
 from stepwell_export.streaming.rules.reductions import count_so_far, is_whole, over_time, read_axes
 from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.tensor import ANY, ONE, StepTensor, TimeWeights, Total, WeightedPart, joint_dims
@@ -62,11 +62,8 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
     infinite = any(np.isneginf(value).any() for value in walk.facts.values(name))
-    weights = TimeWeights(
-        WeightedPart(walk.operand(name, 0), walk.facts.dims(name)),
-        bounds=ANY if infinite else range_of(walk, name),
-        is_uneven=_is_masked(walk, name),
-    )
+    scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
+    weights = TimeWeights(scores, bounds=ANY if infinite else range_of(walk, name))
     walk.tensors[out] = StepTensor("refused", error=error, weights=weights)
 
 
@@ -83,14 +80,6 @@ def with_weights(operator: str, otherwise: Rule) -> Rule:
     return rule
 
 
-def _is_masked(walk: StreamingWalk, name: str) -> bool:
-    """Whether scores may be far below others: by a choice, or a large number that is added."""
-    maker = walk.makers.get(source(walk, name))
-    if maker is None or maker.op_type not in {"Add", "Sub", "Where"}:
-        return False
-    return maker.op_type == "Where" or any(is_far(walk, each) or _is_masked(walk, each) for each in maker.input)
-
-
 # ---------------------------------------------------------------- products with values of each timestep
 
 
@@ -102,8 +91,7 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
         return False
     rank = len(walk.facts.dims(out))
     weights = weights.mapped(lambda part: _ranked(walk, part, rank))
-    values = _times(walk, weights.values, _part_of(walk, other, rank))
-    return _set(walk, out, name, replace(weights, values=values, is_uneven=weights.is_uneven or is_gate(walk, other)))
+    return _set(walk, out, name, replace(weights, values=_times(walk, weights.values, _part_of(walk, other, rank))))
 
 
 def _matmul(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
@@ -180,8 +168,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     if early:
         dims = tuple(ONE if axis in early else dim for axis, dim in enumerate(values.dims))
         values = WeightedPart(graph.op("ReduceSum", values.step, graph.ints(early), keepdims=1), dims)
-    is_uneven = weights.is_uneven or any(is_gate(walk, given) for given in others.values())
-    weights = replace(weights, values=values, is_uneven=is_uneven)
+    weights = replace(weights, values=values)
     total = _summed_so_far(walk, plain(node.name), weights, walk.dtype(out)).step
     total = graph.op("ReduceSum", total, graph.ints(gone), keepdims=0) if gone else total
     walk.set_output(node, out, total, "at_end")
@@ -349,8 +336,7 @@ def _total(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) ->
     low, high = weights.bounds
     is_small = max(-low, high) <= _SMALL and dtype != "float16"
     has_some = low > -math.inf
-    is_even = has_some and not weights.is_uneven
-    key = f"{scores.step} {is_small} {has_some} {is_even}"
+    key = f"{scores.step} {is_small} {has_some}"
     if key not in walk.totals:
         before, spec = graph.state_like(f"{label}.weights", scores.dims, dtype, None)
         now, highest = scores.step, ""
@@ -369,22 +355,15 @@ def _total(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) ->
         graph.next_state_like(spec, total, scores.dims)
         if not has_some:
             divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
-        is_heavy = "" if is_even else graph.op("Less", before, now)
-        lighter = graph.op("Where", is_heavy, graph.op("Neg", before), now) if is_heavy else now
-        share = graph.op("Div", lighter, divisor)
-        walk.totals[key] = Total(WeightedPart(total, scores.dims), is_heavy, share, highest)
+        walk.totals[key] = Total(WeightedPart(total, scores.dims), graph.op("Div", now, divisor), highest)
     return walk.totals[key]
 
 
 def _mean(walk: StreamingWalk, label: str, values: WeightedPart, so_far: Total, dtype: str) -> WeightedPart:
-    """Move the mean so far towards this timestep's values, or these towards the mean, whichever weighs less.
-
-    Neither then cancels the other out, so that a mean of a few small numbers keeps its digits.
-    """
+    """Move the mean so far towards this timestep's values, by its share of all weight."""
     graph, dims = walk.graph, joint_dims(values.dims, so_far.total.dims)
     state, spec = graph.state_like(f"{label}.mean", dims, dtype, None)
-    nearest = graph.op("Where", so_far.is_heavy, values.step, state) if so_far.is_heavy else state
-    mean = graph.op("Add", nearest, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
+    mean = graph.op("Add", state, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
     graph.next_state_like(spec, mean, dims)
     return WeightedPart(mean, dims)
 

@@ -13,14 +13,11 @@ from stepwell_export.graph.operators import PICKING, RESHAPING, RNN
 from stepwell_export.streaming.tensor import ANY, Range
 from stepwell_export.streaming.walk import StreamingWalk
 
-COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
+_COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
 """Operators that give the same numbers in another layout or type."""
 
 _FAR = 1e30
 """Models compute with smaller numbers; a larger one, as a mask has, counts as infinite."""
-
-_LARGE = 1e3
-"""Scores that are so much lower than others weigh nothing."""
 
 _FINITE: Range = (-_FAR, _FAR)
 _POSITIVE: Range = (0, math.inf)
@@ -70,24 +67,6 @@ def range_of(walk: StreamingWalk, name: str) -> Range:
     return walk.ranges[name]
 
 
-def source(walk: StreamingWalk, name: str) -> str:
-    """Return the tensor that another one is a copy of, in another layout or type."""
-    while (maker := walk.makers.get(name)) is not None and maker.op_type in COPYING:
-        name = maker.input[0]
-    return name
-
-
-def is_gate(walk: StreamingWalk, name: str) -> bool:
-    """Whether a tensor lies between zero and one, as masks and gates do."""
-    low, high = range_of(walk, name)
-    return low >= 0 and high <= 1
-
-
-def is_far(walk: StreamingWalk, name: str) -> bool:
-    """Whether a tensor may have a large number where others are small, as what is added to scores to mask them."""
-    return _LARGE <= max(map(abs, range_of(walk, name))) != _FAR
-
-
 def _of_values(walk: StreamingWalk, name: str) -> Range:
     """Return the range of a constant, or of an input; texts and lists of tensors have none."""
     value = walk.facts.value(name)
@@ -108,7 +87,7 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
         return _BY_KIND[value.dtype.kind]
     if kind in _BY_OPERATOR:
         return _BY_OPERATOR[kind]
-    if kind in COPYING | PICKING:
+    if kind in _COPYING | PICKING:
         return _of_operand(walk, node.input[0], out)
     if kind in RNN:
         return _of_recurrence(walk, node, out)

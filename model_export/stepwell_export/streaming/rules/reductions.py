@@ -240,4 +240,3 @@ def count_so_far(walk: StreamingWalk, dims: Sequence[Dim], dtype: str, offset: i
     if offset:
         count = graph.op("Max", count, graph.ints([1]))
     return graph.op("Cast", count, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-

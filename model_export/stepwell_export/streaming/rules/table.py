@@ -27,7 +27,6 @@ from stepwell_export.streaming.rules.window import WINDOW_POOLS, convolution, tr
 from stepwell_export.streaming.tensor import StepTensor
 from stepwell_export.streaming.walk import Rule
 
-
 _CHANNELS = "c = Transpose <perm = [0, 2, 1]> (x)"
 _BODY = """
     body (float[b, 3] h, float[b, 4] xi) => (float[b, 3] hn, float[b, 3] yi) {
