@@ -16,7 +16,7 @@ from stepwell_export.graph.nodes import all_graphs
 from stepwell_export.localize import LayerOutputs, localize_layer, locate_not_finite
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest
-from stepwell_export.runtime.memory import release
+from stepwell_export.runtime.session import release
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer

@@ -11,8 +11,7 @@ from onnx import numpy_helper
 
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.memory import with_weights_outside
-from stepwell_export.runtime.session import open_session, trial_run
+from stepwell_export.runtime.session import open_session, trial_run, with_weights_outside
 
 
 class GraphSession:

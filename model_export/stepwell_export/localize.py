@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell_export.graph.described import mentioned
+from stepwell_export.graph.nodes import mentioned
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 from stepwell_export.runtime.step_model import StepModel

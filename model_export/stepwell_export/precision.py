@@ -10,11 +10,10 @@ from typing import Literal
 import numpy as np
 
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.state_packing import pack_layout
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel, random_rows
 from stepwell_export.verify.runners import stepped
 from stepwell_export.verify.tolerance import ATOL, RTOL, Tolerance, difference, largest
 from stepwell_export.weights import ATOL as WEIGHTS_ATOL

@@ -12,14 +12,12 @@ import numpy as np
 
 from stepwell_export.export_sources import named_object
 from stepwell_export.forecasts_after_a_move import FirstForecasts, first_forecasts
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import FileError, RefusedModelError, StepwellError
-from stepwell_export.runtime.layout import TensorLayout, from_graph, to_graph
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.operator_scan import check_operators
 from stepwell_export.runtime.session import open_session
-from stepwell_export.runtime.state_packing import StateField
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.state_packing import StateField, TensorLayout, from_graph, to_graph
+from stepwell_export.runtime.step_model import StepModel, random_rows
 
 _STEPS = 8
 _ROWS = 3

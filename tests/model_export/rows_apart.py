@@ -9,9 +9,8 @@ import onnx
 
 from stepwell_export.graph.nodes import all_nodes
 from stepwell_export.graph.operators import RNN
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel, random_rows
 
 STEPS = 4
 WILD = (np.nan, np.inf, 1e30)

@@ -10,8 +10,15 @@ import onnxruntime as ort
 import pytest
 
 from stepwell_export.chunk.analysis import NoChunkError
-from stepwell_export.chunk.dynamic import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
-from stepwell_export.chunk.selection import choose_chunk, too_heavy
+from stepwell_export.chunk.selection import (
+    AT_ONCE,
+    INSIDE,
+    TIME,
+    choose_chunk,
+    dynamic_graphs,
+    dynamic_manifest,
+    too_heavy,
+)
 from stepwell_export.graph.decompose_rnn import decompose_rnn
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.step_model import StepModel

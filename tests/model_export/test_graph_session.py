@@ -8,7 +8,7 @@ import pytest
 
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
-from stepwell_export.runtime.memory import with_weights_outside
+from stepwell_export.runtime.session import with_weights_outside
 from tests.model_export.streaming.zoo_parts import graph
 
 SIZE = 600

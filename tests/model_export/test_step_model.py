@@ -11,11 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.chunk.dynamic import dynamic_graphs, dynamic_manifest
-from stepwell_export.runtime.batch_independence import nearly_equal
+from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
-from stepwell_export.runtime.step_model import MOST_ROWS, MOST_STEPS, StepModel
+from stepwell_export.runtime.step_model import MOST_ROWS, MOST_STEPS, StepModel, nearly_equal
 from tests import graphs
 
 HONEST: dict[str, graphs.Build] = {

@@ -8,10 +8,9 @@ from typing import Final
 import numpy as np
 
 from stepwell_export.adoption.verify_adopted import ITSELF, largest_difference
-from stepwell_export.runtime.batch_independence import nearly_equal
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.runtime.psi import data_reference
-from stepwell_export.runtime.step_model import StepModel, stacked
+from stepwell_export.runtime.step_model import StepModel, nearly_equal, stacked
 from stepwell_export.verify.parity import USER
 from stepwell_export.verify.runners import rows_alone, stepped
 from stepwell_export.verify.samplers import read_user_data

@@ -13,11 +13,10 @@ from stepwell_export.converted import with_manifest
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.row_axis import batchify
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import ParityError, UnclearModelError
 from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel, random_rows
 
 Change = Literal["fold-context", "batchify"]
 

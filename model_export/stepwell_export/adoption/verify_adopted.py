@@ -11,10 +11,9 @@ import numpy as np
 
 from stepwell_export.adoption.rare_rows import RARE, SCALES, runnable_rare_rows
 from stepwell_export.graph.nodes import all_nodes
-from stepwell_export.runtime.batch_independence import nearly_equal, random_rows
 from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.manifest import Array, Manifest, Parity
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel, nearly_equal, random_rows
 from stepwell_export.structure.rows import rows_of_step
 from stepwell_export.verify.evidence import Evidence
 from stepwell_export.verify.report import is_weak

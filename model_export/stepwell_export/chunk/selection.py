@@ -1,21 +1,41 @@
-"""Whether a model gets a graph with a time axis: decided by the size of what it does, and measured for the report."""
+r"""A graph with a time axis of any length, made of a step graph: one timestep and a chunk are two branches of it.
+
+The weights stand in front of the branches, so they are there once. Where onnxruntime is told that the axis has
+length 1, it takes the branch away and runs the step graph itself.
+
+Before and after:
+
+    x (B, 4)   h                           x (B, T, 4)   h
+       |      /                              |          /
+    the step graph                    ->   If T = 1 { the step graph } else { the branch for T timesteps }
+       |      \                              |          \
+    y (B, 5)   h                           y (B, T, 5)   h of the last timestep
+
+Whether a model gets one is decided by the size of what it does, and measured for the report.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import helper
 
-from stepwell_export.chunk.analysis import NoChunkError
-from stepwell_export.chunk.dynamic import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
-from stepwell_export.graph.decompose_rnn import decompose_rnn
-from stepwell_export.runtime.batch_independence import random_rows
+from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
+from stepwell_export.chunk.loops import LENGTHS, is_of_operators, tensors
+from stepwell_export.chunk.vectorize import Vectorizer, whole
+from stepwell_export.graph.builder import element_type
+from stepwell_export.graph.decompose_rnn import RnnSteps, decompose_rnn
+from stepwell_export.graph.nodes import needed_nodes, renamed, uses, without_copies
+from stepwell_export.graph.operators import RNN
 from stepwell_export.runtime.errors import InternalError, ModelLoadError
-from stepwell_export.runtime.manifest import Array, Manifest
-from stepwell_export.runtime.memory import release
-from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec, TensorSpec
+from stepwell_export.runtime.session import release
+from stepwell_export.runtime.step_model import StepModel, random_rows
 from stepwell_export.structure.rows import rows_of_step
 from stepwell_export.verify.report import ChunkChoice, Timing
 
@@ -23,6 +43,176 @@ if TYPE_CHECKING:
     import onnx
 
     from stepwell_export.verify.tolerance import Tolerance
+
+# ---------------------------------------------------------------- the graphs
+
+TIME, BATCH = "time", "batch"
+AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
+"""How a chunk is run."""
+
+_STEP = "step/"
+_CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
+
+
+def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple[str, onnx.ModelProto, int]]:
+    """Return graphs that give the same as the step graph, with a time axis of any length.
+
+    Args:
+        proto: The step graph.
+        manifest: What it takes, carries and gives.
+
+    Returns:
+        How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
+        is likely to be quickest first. None of them is proven.
+
+    Raises:
+        NoChunkError: The step graph is not one that chunks are made of.
+    """
+    reading = StepGraphAnalysis(proto, manifest)
+    at_once = {name for loop in reading.loops if is_of_operators(reading, loop) for name in loop.made}
+    if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
+        reading = StepGraphAnalysis(written_out, manifest)
+    inside = reading
+    if reading.may_give_nan:  # of which onnxruntime's operators make numbers
+        inside = StepGraphAnalysis(decompose_rnn(reading.model), manifest)
+    reason: NoChunkError | None = None
+    is_made = False
+    for read, loops in ((reading, reading.loops), (inside, whole(inside))):
+        builder = Vectorizer(read, loops)
+        try:
+            branch = _chunk_branch(builder)
+        except NoChunkError as exc:
+            reason = exc
+            continue
+        is_made = True
+        looped = any(node.op_type == "Scan" for node in branch.node)
+        yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(read, loops)
+    if reason is not None and not is_made:
+        raise reason
+
+
+def dynamic_manifest(manifest: Manifest) -> Manifest:
+    """Return the manifest of such a graph: a time axis behind the batch axis, then the row as it is on the wire."""
+
+    def plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+        return [spec.model_copy(update={"graph_shape": None}) for spec in specs]
+
+    time = manifest.time.model_copy(update={"chunk": "dynamic"})
+    return manifest.model_copy(
+        update={"time": time, "inputs": plain(manifest.inputs), "outputs": plain(manifest.outputs)}
+    )
+
+
+def operator_products(proto: onnx.ModelProto) -> int:
+    """Return how many numbers of weights the recurrent operators of a step graph use in each timestep of a chunk.
+
+    What its loops use is at least that, and is known only once the graph has been run.
+    """
+    sizes = {init.name: math.prod(init.dims) for init in proto.graph.initializer}
+    return sum(sizes.get(name, 0) for node in proto.graph.node if node.op_type in RNN for name in _looped(node))
+
+
+def _looped(node: onnx.NodeProto) -> list[str]:
+    """Return what a node uses in each timestep; W, an operator's second input, is used for all of them at once."""
+    return [name for name in uses(node) if node.op_type not in RNN or name != node.input[1]]
+
+
+def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
+    """Return how many numbers of weights the loops use in each timestep."""
+    sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
+    for node in reading.nodes:  # weights that are expanded, cut or without an axis before they are used
+        if reading.fixed.issuperset(filter(None, node.output)):
+            size = max((sizes.get(name, 0) for name in node.input), default=0) // len(node.output)
+            sizes |= dict.fromkeys(node.output, size)
+    used = {id(node): node for loop in loops for node in loop.nodes}
+    return sum(sizes.get(name, 0) for node in used.values() for name in _looped(node))
+
+
+def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
+    reading = builder.reading
+    manifest, graph = reading.manifest, reading.model.graph
+    names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
+    first_row, steps, unit, is_step, zero = _CONDITION
+    written_out = RnnSteps(reading.model)
+    front = [node for node in reading.nodes if node.output[0] in reading.fixed] + written_out.front
+    condition = [  # of one row's shape, all of which is known where the number of timesteps is
+        helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
+        helper.make_node("Shape", [first_row], [steps], start=0, end=1),
+        helper.make_node("Equal", [steps, unit], [is_step]),
+        helper.make_node("If", [is_step], names, then_branch=_step_branch(reading, written_out), else_branch=branch),
+    ]
+    constants = [
+        *graph.initializer, *written_out.constants, *builder.emitter.constants,
+        onnx.numpy_helper.from_array(np.array([1], np.int64), unit),
+        onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
+    ]  # fmt: skip
+    nodes = needed_nodes([*front, *condition], names)
+    needed = {name for node in nodes for name in uses(node)}
+    states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
+    takes = [_timed(spec) for spec in manifest.fed]
+    takes += [value for value in graph.input if value.name in states | set(manifest.constants)]
+    kept = {value.name: value for value in graph.output}
+    gives = [_timed(spec) for spec in manifest.outputs]
+    gives += [kept[state.output] for state in manifest.states if state.output not in {o.name for o in manifest.outputs}]
+    model = onnx.ModelProto()
+    model.CopyFrom(reading.model)
+    model.graph.CopyFrom(helper.make_graph(nodes, graph.name, takes, gives, [c for c in constants if c.name in needed]))
+    return model
+
+
+def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.GraphProto:
+    manifest = reading.manifest
+    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
+    gives = [*(spec.name for spec in manifest.outputs), *reading.after.values()]
+    moving = needed_nodes(written_out.expand(moving, gives), gives)
+    names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
+    before, behind, gives = [], [], []
+    for given in manifest.fed:
+        names[given.name] = f"{_STEP}{given.name}"
+        before += _reshape(given.name, names[given.name], given.graph_row_shape, (1, *given.row_shape))
+    for spec in manifest.outputs:
+        gives.append(f"{_STEP}give/{spec.name}")
+        behind += _reshape(names[spec.name], gives[-1], (1, *spec.row_shape), spec.graph_row_shape)
+    for state in manifest.states:
+        gives.append(f"{_STEP}give_state/{state.output}")
+        behind.append(helper.make_node("Identity", [names.get(state.output, state.output)], [gives[-1]]))
+    kinds = _kinds(manifest)
+    nodes = [*before, *(renamed(node, names) for node in moving), *behind]
+    return helper.make_graph(without_copies(nodes, gives), "step", [], tensors(gives, kinds))
+
+
+def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
+    """Return the branch.
+
+    Raises:
+        NoChunkError: The loops cannot be run that way.
+    """
+    manifest = builder.reading.manifest
+    outputs, states = builder.build()
+    emitter = builder.emitter
+    gives = [emitter.op("Identity", name) for name in (*outputs, *states)]
+    lengths = helper.make_node("Shape", [manifest.inputs[0].name], [LENGTHS], start=0, end=2)
+    kinds = _kinds(manifest)
+    nodes = without_copies(needed_nodes([lengths, *emitter.nodes], gives), gives)
+    return helper.make_graph(nodes, "chunk", [], tensors(gives, kinds))
+
+
+def _reshape(given: str, made: str, to: tuple[int, ...], of: tuple[int, ...]) -> list[onnx.NodeProto]:
+    """Give each row another shape, and a tensor another name."""
+    if to == of:
+        return [helper.make_node("Identity", [given], [made])]
+    shape = helper.make_node("Constant", [], [f"{made}/shape"], value_ints=[-1, *to])
+    return [shape, helper.make_node("Reshape", [given, f"{made}/shape"], [made])]
+
+
+def _kinds(manifest: Manifest) -> list[int]:
+    dtypes = [spec.dtype for spec in manifest.outputs] + [state.dtype for state in manifest.states]
+    return [element_type(dtype) for dtype in dtypes]
+
+
+def _timed(spec: TensorSpec | OutputSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, element_type(spec.dtype), [BATCH, TIME, *spec.shape])
+
 
 STEPS = 100
 """Timesteps of the chunk that is measured; fewer where a model is slow."""

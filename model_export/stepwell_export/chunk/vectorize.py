@@ -18,8 +18,7 @@ from graphlib import TopologicalSorter
 import onnx
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
-from stepwell_export.chunk.branch import PREFIX, ChunkBuilder
-from stepwell_export.chunk.loops import Window, emit_loop, pick
+from stepwell_export.chunk.loops import PREFIX, ChunkBuilder, Window, emit_loop, pick
 from stepwell_export.graph.nodes import renamed, uses
 
 

@@ -13,7 +13,7 @@ from jax.extend.core import Literal
 from onnx import helper
 
 from stepwell_export.graph.builder import BATCH, NodeBuilder, element_type
-from stepwell_export.graph.described import numbered, set_layer
+from stepwell_export.graph.nodes import numbered, set_layer
 from stepwell_export.jax.values import Dim, JaxValue, constant, emit_size, folded
 from stepwell_export.runtime.errors import RefusedModelError
 

@@ -27,10 +27,10 @@ from stepwell_export.keras.trace import UntracedError, trace
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Manifest
 from stepwell_export.streaming.axes.inputs import vocabularies
-from stepwell_export.streaming.causality import SORTED_FIX
 from stepwell_export.streaming.rules.attention import CAUSAL_FIX, LENGTH_FIX
 from stepwell_export.streaming.rules.slicing import EARLY_FIX
 from stepwell_export.streaming.step import SequenceStep, make_step
+from stepwell_export.streaming.walk import SORTED_FIX
 
 assert rules
 

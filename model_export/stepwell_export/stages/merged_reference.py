@@ -10,10 +10,9 @@ import numpy as np
 
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.localize import Activation
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
-from stepwell_export.runtime.step_model import StepModel, stacked
+from stepwell_export.runtime.step_model import StepModel, random_rows, stacked
 from stepwell_export.stages.history import MISSING
 from stepwell_export.stages.learning import LearningStage
 from stepwell_export.stages.values import NamedValue, Node, is_truth

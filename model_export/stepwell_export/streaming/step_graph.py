@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.builder import GraphBuilder
-from stepwell_export.graph.described import forget_layers, shared_name
-from stepwell_export.graph.nodes import uses
+from stepwell_export.graph.nodes import forget_layers, shared_name, uses
 from stepwell_export.runtime.manifest import Array, StateSpec
 from stepwell_export.streaming.axes.measured_shapes import Dim
 

@@ -18,22 +18,237 @@ Before and after:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 
-from stepwell_export.graph.described import described, mentioned
-from stepwell_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
+from stepwell_export.graph.nodes import captures, constants, described, mentioned, read_opset, rename_captures, uses
+from stepwell_export.graph.operators import STATEFUL
 from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
+from stepwell_export.streaming.axes.dependence import DATA
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
-from stepwell_export.streaming.causality import check_outputs, check_sizes, how_ahead
 from stepwell_export.streaming.known_values import emit_by_position, emit_known, history, is_by_position
 from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_order
-from stepwell_export.streaming.tensor import Kind, Range, StepTensor, Total
+
+# ---------------------------------------------------------------- tensors
+
+Kind = Literal["constant", "static", "per_step", "by_position", "at_end", "pairwise", "refused"]
+
+Range = tuple[float, float]
+ANY: Range = (-math.inf, math.inf)
+ONE = Dim(Fraction(1))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensor:
+    """What is known of a tensor of the sequence graph.
+
+    Attributes:
+        kind: `constant`: from the weights and the sizes alone; `static`: from inputs without time axis;
+            `by_position`: one value for each timestep of the declared length, from the sizes alone; `per_step`: one
+            value per timestep; `at_end`: one value, known after the last timestep; `pairwise`: a number for every
+            timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
+            matters only if something needs it.
+        step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
+        offset: At step t the step graph holds element t + offset; None: all elements are equal.
+        position: Whether it counts the timesteps, so that it grows without end.
+        looks_ahead_by: The node that made it look ahead, and how, for messages.
+        repeats_first: Whether its elements before the first timestep equal that of the first timestep.
+        window: How many timesteps, the present one included, scores are kept for, or the end of a sequence has; at the
+            beginning of a stream some of them are before its first timestep.
+        keys: The axis of these timesteps.
+        padded_samples: What it pads with zeros in front, and by how many samples, where that is no whole number of
+            timesteps; a convolution can have it.
+        first: Whether it is the first timestep of a sequence.
+        weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
+            does; it is refused for all other uses.
+        refused_as_answer: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they
+            are masked on the way.
+        error: Why it is refused.
+    """
+
+    kind: Kind
+    step: str = ""
+    offset: int | None = None
+    position: bool = False
+    looks_ahead_by: str = ""
+    repeats_first: bool = False
+    window: int = 0
+    keys: int | None = None
+    padded_samples: tuple[str, int] | None = None
+    first: bool = False
+    weights: TimeWeights | None = None
+    refused_as_answer: RefusedModelError | None = None
+    error: StepwellError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPart:
+    """A factor of such a value, as it is at this timestep.
+
+    Attributes:
+        step: The tensor of the step graph.
+        dims: Its axes, as many as the value has; of length 1 where it is the same for all elements of an axis.
+    """
+
+    step: str
+    dims: tuple[Dim, ...]
+
+    def varies(self, axis: int) -> bool:
+        """Whether it may differ along an axis."""
+        return self.dims[axis].at_one_step() != (1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWeights:
+    """What a value of each timestep is made of: `values` times the softmax over time of `scores`.
+
+    Attributes:
+        scores: What the exponential is taken of.
+        values: What the weights are multiplied with; None: ones.
+        bounds: Between which numbers the scores lie, by the operators that make them.
+    """
+
+    scores: WeightedPart
+    values: WeightedPart | None = None
+    bounds: Range = ANY
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The axes of the product."""
+        return joint_dims(self.scores.dims, *([] if self.values is None else [self.values.dims]))
+
+    def mapped(self, change: Callable[[WeightedPart], WeightedPart]) -> TimeWeights:
+        """Return the same of changed parts."""
+        values = None if self.values is None else change(self.values)
+        return replace(self, scores=change(self.scores), values=values)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sum over time of weights, as tensors of the step graph.
+
+    Attributes:
+        total: The sum so far, relative to the largest score if there is one.
+        share: This timestep's part of the sum.
+        largest: The largest score so far; empty: scores are small.
+    """
+
+    total: WeightedPart
+    share: str
+    largest: str = ""
+
+
+def joint_dims(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Return the axes of a product of tensors, which broadcast."""
+    turned = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=ONE)
+    return tuple(next((dim for dim in dims if dim.at_one_step() != (1, 0)), dims[0]) for dims in turned)[::-1]
+
+
+# ---------------------------------------------------------------- what mixes timesteps
+
+BACKWARDS_FIX = (
+    "A stream has no last timestep to begin at. Train a causal model, whose output at a timestep depends on no later "
+    "one: with recurrent layers of one direction, and without flipping the sequence. For outputs that may come n "
+    "timesteps late, train it on targets that are shifted by n. A model over the last n timesteps may look at them in "
+    "any order: let it pad n - 1 in front, and begin with x[:, -n:]."
+)
+"""For whatever goes from the last timestep to the first: no module of one timestep computes the same."""
+
+SORTED_FIX = (
+    "All timesteps would have to be kept. Let it take the last n of them, with zeros in front of the first ones: "
+    "F.pad(x, (0, 0, n - 1, 0))[:, -n:] in PyTorch, ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras. Over all timesteps, "
+    "the largest, the smallest and the mean can be followed."
+)
+"""For whatever sorts the timesteps of a sequence."""
+
+VALUES_FIX = "Keep the size, and choose by values: torch.where(condition, x, 0) instead of x[condition]."
+
+LIMIT_FIX = (
+    "A stream has no end: take out what counts timesteps up to a limit. If no sequence is longer, declare that: "
+    "`--length N`, `StepSpec(length=N)`."
+)
+
+_NORMALISING = (
+    "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+    "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
+)  # fmt: skip
+_REASONS = {
+    **dict.fromkeys(_NORMALISING, "it is normalised over the time axis"),
+    **dict.fromkeys(("MatMul", "Einsum"), "it looks ahead, as attention without a causal mask does"),
+    "ReverseSequence": "it reads the sequence backwards",
+    "Attention": "it attends to timesteps to come",
+    "Where": "its mask lets timesteps to come through",
+}
+
+
+def check_sizes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a node whose outputs have sizes that depend on values, or on the length up to a limit only.
+
+    Raises:
+        RefusedModelError: They have.
+    """
+    for name in filter(None, node.output):
+        depends = walk.facts.depends(name)
+        if DATA in depends.shape and walk.timed(node):
+            raise walk.refuse(node, "gives a tensor whose size depends on values", VALUES_FIX)
+        if not depends.has_even_sizes and any(dim.has_time or dim.has_batch for dim in walk.facts.dims(name)):
+            raise walk.refuse(node, "gives as many timesteps as it takes up to a limit only", LIMIT_FIX)
+
+
+def check_outputs(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a node that looks ahead, or note it where what it takes may still be masked.
+
+    Raises:
+        RefusedModelError: The message has from which timestep to which.
+    """
+    refused_as_answer = next(
+        (error for name in uses(node) if (error := walk.tensors[name].refused_as_answer) is not None), None
+    )
+    for name in filter(None, node.output):
+        try:
+            check_causal(walk, node, name)
+        except RefusedModelError:
+            if refused_as_answer is None:
+                raise
+            walk.tensors[name] = replace(walk.tensors[name], refused_as_answer=refused_as_answer)
+
+
+def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
+    """Refuse a node whose answers change before the timestep that was changed.
+
+    Raises:
+        RefusedModelError: They do; the message has from which timestep to which.
+    """
+    tensor = walk.tensors[name]
+    if tensor.kind != "per_step" or tensor.offset is None:
+        return
+    first = walk.facts.earliest_change(name)
+    if first is not None and first < walk.facts.perturbed + tensor.offset:
+        raise walk.refuse(
+            node,
+            f"mixes timesteps: a change at timestep {walk.facts.perturbed + 1} changes its answer for "
+            f"timestep {first - tensor.offset + 1}" + why(node),
+        )
+
+
+def how_ahead(node: onnx.NodeProto) -> str:
+    """Return how a node whose inputs do not look ahead gives a tensor that does, for messages."""
+    if node.op_type in STATEFUL or node.op_type in {"Loop", "Scan"}:
+        return "begins in the padding in front of the sequence"
+    return "pads or shifts it on the right of the time axis"
+
+
+def why(node: onnx.NodeProto) -> str:
+    """Return why an operator mixes timesteps, for messages; empty: there is no more to it."""
+    return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""
+
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]

@@ -25,8 +25,7 @@ import onnx.defs
 import onnx.shape_inference
 from onnx import numpy_helper
 
-from stepwell_export.graph.described import described
-from stepwell_export.graph.nodes import attributes, in_order, needed_nodes, read_opset
+from stepwell_export.graph.nodes import attributes, described, in_order, needed_nodes, read_opset
 from stepwell_export.graph.onnx_file import without_functions
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Manifest

@@ -20,8 +20,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from stepwell_export.graph.builder import element_type
-from stepwell_export.graph.described import numbered, set_layer
-from stepwell_export.graph.nodes import renamed, replace_items
+from stepwell_export.graph.nodes import numbered, renamed, replace_items, set_layer
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.session import open_session
 from stepwell_export.torch.attention import attention_written_out

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import magnitude
 from stepwell_export.verify.decisions.record import Decision, Observed, Observer
 from stepwell_export.verify.tolerance import OutputParity, Scale, Tolerance, numbers
 

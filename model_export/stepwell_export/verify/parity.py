@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.errors import ModelLoadError, ParityError
 from stepwell_export.runtime.labels import labels_of
 from stepwell_export.runtime.manifest import Array, DataReference, Manifest, Parity
 from stepwell_export.runtime.psi import data_reference
-from stepwell_export.runtime.step_model import StepModel, stacked
+from stepwell_export.runtime.step_model import StepModel, magnitude, stacked
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer
 from stepwell_export.verify.driven import (

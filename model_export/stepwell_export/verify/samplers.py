@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell_export.runtime.batch_independence import random_rows
 from stepwell_export.runtime.errors import TensorError
 from stepwell_export.runtime.files import read_npz
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
+from stepwell_export.runtime.step_model import random_rows
 
 Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
 """`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwell_export.runtime.batch_independence import magnitude
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import magnitude
 
 _ROUNDING = 8.0
 """In units of the last place of a tensor's largest value: what rounding makes of any number of it."""

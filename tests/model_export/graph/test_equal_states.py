@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.graph.equal_states import without_equal_states
+from stepwell_export.graph.unit_axes import without_equal_states
 from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.streaming.zoo_parts import graph

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from stepwell_export.graph.builder import GraphBuilder
-from stepwell_export.graph.equal_states import without_equal_states
+from stepwell_export.graph.unit_axes import without_equal_states
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec, StateSpec
 
 Emit = Callable[[GraphBuilder, str, str], str]

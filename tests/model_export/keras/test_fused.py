@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from stepwell_export.chunk.dynamic import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.tolerance import Tolerance

@@ -11,7 +11,7 @@ import pytest
 from stepwell_export.runtime.errors import UnclearModelError
 from stepwell_export.streaming.axes.axis_search import find_inputs
 from stepwell_export.streaming.axes.inputs import ROWS
-from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.measured_shapes import TensorRuns
 from stepwell_export.streaming.normal_form.plain_form import load_graph
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 

@@ -11,8 +11,7 @@ import pytest
 from stepwell_export.graph.nodes import constants
 from stepwell_export.streaming.axes.axis_search import find_inputs
 from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME, mixed_axes
-from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
-from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, TensorRuns, measure_shapes
 from stepwell_export.streaming.normal_form.plain_form import load_graph
 from tests.model_export.streaming.zoo_parts import X, graph, ints
 

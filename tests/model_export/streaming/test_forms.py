@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.chunk.dynamic import AT_ONCE, dynamic_graphs
+from stepwell_export.chunk.selection import AT_ONCE, dynamic_graphs
 from stepwell_export.converted import verify_model
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, X, batch_first, channels, graph, ints

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from stepwell_export.graph.described import LAYER, described, layer_of, set_layer
-from stepwell_export.graph.nodes import all_nodes, subgraphs
+from stepwell_export.graph.nodes import LAYER, all_nodes, described, layer_of, set_layer, subgraphs
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming import convert
 from stepwell_export.streaming.normal_form.plain_form import load_graph

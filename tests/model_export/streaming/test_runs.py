@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from stepwell_export.streaming.axes.axis_search import find_inputs
-from stepwell_export.streaming.axes.measured_shapes import measure_shapes
-from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.measured_shapes import TensorRuns, measure_shapes
 from stepwell_export.streaming.normal_form.plain_form import load_graph
 from tests.model_export.streaming.zoo import ZOO
 

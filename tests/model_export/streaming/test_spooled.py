@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepwell_export.streaming.axes.runs import Spooled, spooled
+from stepwell_export.streaming.axes.measured_shapes import Spooled, spooled
 
 VALUES = {
     "scores": np.arange(6e6, dtype=np.float32).reshape(2, 3, -1),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepwell_export import StepSpec
-from stepwell_export.chunk.dynamic import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
 from stepwell_export.converted import verify_model
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert

@@ -11,10 +11,10 @@ import numpy as np
 from stepwell_export.adoption.axes import Declared
 from stepwell_export.adoption.caches.bounded_graph import COUNT, GrowingGraph
 from stepwell_export.adoption.ort_graph import OrtGraph
-from stepwell_export.runtime.batch_independence import nearly_equal
 from stepwell_export.runtime.errors import ModelLoadError, ParityError, RefusedModelError
-from stepwell_export.runtime.layout import to_graph
 from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.state_packing import to_graph
+from stepwell_export.runtime.step_model import nearly_equal
 
 FAR = 2**24
 """A position that no table has."""

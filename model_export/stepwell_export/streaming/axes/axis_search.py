@@ -16,7 +16,7 @@ from stepwell_export.graph.operators import RUNNING, STATEFUL
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES
 from stepwell_export.streaming.axes.inputs import LENGTHS, ROWS, SequenceInputs, find_slot, trial_lengths
-from stepwell_export.streaming.axes.runs import TensorRuns, Values
+from stepwell_export.streaming.axes.measured_shapes import TensorRuns, Values
 from stepwell_export.streaming.normal_form.plain_form import Declared
 from stepwell_export.verify.onnx_original import InputLayout
 

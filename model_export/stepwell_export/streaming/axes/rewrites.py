@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.graph.described import layer_of, set_layer
-from stepwell_export.graph.nodes import constants, read_opset, renamed, replace_items
+from stepwell_export.graph.nodes import constants, layer_of, read_opset, renamed, replace_items, set_layer
 from stepwell_export.graph.onnx_file import with_opset
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME
 from stepwell_export.streaming.axes.inputs import ROWS, SequenceInputs
-from stepwell_export.streaming.axes.measured_shapes import measure_shapes
-from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.measured_shapes import TensorRuns, measure_shapes
 
 
 def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:

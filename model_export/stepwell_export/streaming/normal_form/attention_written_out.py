@@ -16,8 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from stepwell_export.graph.builder import NodeBuilder
-from stepwell_export.graph.described import described, layer_of, set_layer
-from stepwell_export.graph.nodes import attributes, replace_items, tensor_names
+from stepwell_export.graph.nodes import attributes, described, layer_of, replace_items, set_layer, tensor_names
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.runtime.errors import RefusedModelError
 

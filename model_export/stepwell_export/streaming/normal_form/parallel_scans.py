@@ -24,8 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from stepwell_export.graph.nodes import attributes, captures, constants, in_order, read_opset, replace_items, uses
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.normal_form.first_copy import Begun, FirstCopy
-from stepwell_export.streaming.normal_form.scan_body import ScanBody, TimeSlice, live_nodes
+from stepwell_export.streaming.normal_form.scan_body import Begun, FirstCopy, ScanBody, TimeSlice, live_nodes
 
 _ABOUT_SIZES = {"Cast", "Concat", "ConstantOfShape", "Reshape", "Slice", "Transpose", "Unsqueeze"}
 _FEWEST_ROUNDS = 3

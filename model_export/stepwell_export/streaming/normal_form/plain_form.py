@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from stepwell_export.graph.described import numbered
-from stepwell_export.graph.nodes import all_graphs, attributes, constants, in_order, renamed, replace_items
+from stepwell_export.graph.nodes import all_graphs, attributes, constants, in_order, numbered, renamed, replace_items
 from stepwell_export.graph.onnx_file import infer_types, read_model, without_functions, without_weights
 from stepwell_export.graph.operators import RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError

@@ -24,13 +24,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from stepwell_export.graph.described import take_layer
-from stepwell_export.graph.nodes import attributes, captures, constants, in_order, read_opset, replace_items, uses
+from stepwell_export.graph.nodes import (
+    attributes,
+    captures,
+    constants,
+    in_order,
+    read_opset,
+    replace_items,
+    take_layer,
+    uses,
+)
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.normal_form.first_copy import Begun, FirstCopy
 from stepwell_export.streaming.normal_form.parallel_scans import with_scans_rolled
-from stepwell_export.streaming.normal_form.scan_body import FEWEST, ScanBody, live_nodes, time_slices
+from stepwell_export.streaming.normal_form.scan_body import FEWEST, Begun, FirstCopy, ScanBody, live_nodes, time_slices
 
 _MOST_LOOPS = 64
 _ANY = -1

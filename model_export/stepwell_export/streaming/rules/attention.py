@@ -31,8 +31,7 @@ from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.masks import hidden
 from stepwell_export.streaming.rules.ranges import range_of
 from stepwell_export.streaming.rules.reductions import read_axes
-from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import StepTensor, StreamingWalk
 
 # ---------------------------------------------------------------- a number for every timestep against every other
 

@@ -29,9 +29,8 @@ from stepwell_export.graph.nodes import all_graphs, attributes, renamed, subgrap
 from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.causality import why
 from stepwell_export.streaming.known_values import shape_at_one_step, shape_to_reshape
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import StreamingWalk, why
 from stepwell_export.structure.rows import read_rows
 
 _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}

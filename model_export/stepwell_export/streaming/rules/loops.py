@@ -18,13 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from stepwell_export.graph.described import shared_name
-from stepwell_export.graph.nodes import attributes, captures, constants, renamed, subgraphs, uses
-from stepwell_export.streaming.causality import LIMIT_FIX
+from stepwell_export.graph.nodes import attributes, captures, constants, renamed, shared_name, subgraphs, uses
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.recurrent import Carried, carried, first_offset, give_final, hand_on
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import LIMIT_FIX, StreamingWalk
 
 _OLDEST_SCAN = 9
 _SCAN_FIX = "Export the model again with opset 9 or later; 18 is best."

@@ -32,14 +32,23 @@ import onnx
 from stepwell_export.graph.nodes import attributes, uses
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.causality import check_causal
 from stepwell_export.streaming.known_values import reshaped, shape_at_one_step
 from stepwell_export.streaming.rules.elementwise import by_timestep, pointwise
 from stepwell_export.streaming.rules.ranges import range_of
 from stepwell_export.streaming.rules.reductions import count_so_far, is_whole, over_time, read_axes
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.tensor import ANY, ONE, StepTensor, TimeWeights, Total, WeightedPart, joint_dims
-from stepwell_export.streaming.walk import Rule, StreamingWalk
+from stepwell_export.streaming.walk import (
+    ANY,
+    ONE,
+    Rule,
+    StepTensor,
+    StreamingWalk,
+    TimeWeights,
+    Total,
+    WeightedPart,
+    check_causal,
+    joint_dims,
+)
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

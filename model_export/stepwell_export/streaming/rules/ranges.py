@@ -10,8 +10,7 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN
-from stepwell_export.streaming.tensor import ANY, Range
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import ANY, Range, StreamingWalk
 
 _COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
 """Operators that give the same numbers in another layout or type."""

@@ -22,11 +22,10 @@ from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import RUNNING, STATEFUL
 from stepwell_export.runtime.manifest import Array, StateSpec
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.causality import BACKWARDS_FIX
 from stepwell_export.streaming.known_values import initial_row
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import BACKWARDS_FIX, StreamingWalk
 
 _ONE = Dim(Fraction(1))
 

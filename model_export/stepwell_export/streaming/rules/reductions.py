@@ -19,11 +19,10 @@ import onnx
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.measured_shapes import Dim
-from stepwell_export.streaming.causality import SORTED_FIX
 from stepwell_export.streaming.known_values import reshaped
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import Rule, StreamingWalk
+from stepwell_export.streaming.walk import SORTED_FIX, Rule, StreamingWalk
 
 _JOINS = {
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),

@@ -19,12 +19,10 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.streaming.causality import BACKWARDS_FIX, LIMIT_FIX
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.reductions import is_whole
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import BACKWARDS_FIX, LIMIT_FIX, StepTensor, StreamingWalk
 
 _END = 2**31 - 1
 _WHOLE = "Pad and cut whole timesteps."

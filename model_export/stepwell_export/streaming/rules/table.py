@@ -24,8 +24,7 @@ from stepwell_export.streaming.rules.reductions import (
 )
 from stepwell_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from stepwell_export.streaming.rules.window import WINDOW_POOLS, convolution, transposed
-from stepwell_export.streaming.tensor import StepTensor
-from stepwell_export.streaming.walk import Rule
+from stepwell_export.streaming.walk import Rule, StepTensor
 
 _CHANNELS = "c = Transpose <perm = [0, 2, 1]> (x)"
 _BODY = """

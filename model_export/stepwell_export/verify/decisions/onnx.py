@@ -16,8 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.memory import with_weights_outside
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
 from stepwell_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard
 
 FLAGS = "stepwell.decisions"

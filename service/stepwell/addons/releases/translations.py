@@ -15,9 +15,9 @@ import onnxruntime as ort
 
 from stepwell.engine.model_runs import ModelRuns
 from stepwell_export.runtime.errors import ModelLoadError, StepwellError
-from stepwell_export.runtime.layout import TensorLayout, from_graph, to_graph
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.state_packing import TensorLayout, from_graph, to_graph
 from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
