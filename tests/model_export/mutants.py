@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from stepwell_export.converted import ConvertedModel
+from stepwell_export.graph.nodes import read_opset
 from stepwell_export.runtime.manifest import Array, StateSpec
 from stepwell_export.verify.reference import PrefixAnswers
 
@@ -173,9 +174,12 @@ def leaking_rows(proto: onnx.ModelProto, manifest: Any) -> None:
     state = manifest.states[-1]
     tensor = _hide(proto, state.output)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(1e-3, np.float32), "leak"))
-    own = [helper.make_attribute("axes", [state.batch_axis])]
     mean = helper.make_node("ReduceMean", [tensor], ["rows/mean"])
-    mean.attribute.extend(own)
+    if read_opset(proto) < 18:
+        mean.attribute.append(helper.make_attribute("axes", [state.batch_axis]))
+    else:
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([state.batch_axis]), "leak/axes"))
+        mean.input.append("leak/axes")
     away = helper.make_node("Sub", ["rows/mean", tensor], ["rows/away"])
     part = helper.make_node("Mul", ["rows/away", "leak"], ["rows/part"])
     proto.graph.node.extend([mean, away, part, helper.make_node("Add", [tensor, "rows/part"], [state.output])])
