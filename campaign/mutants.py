@@ -523,10 +523,10 @@ MUTANTS = (
     ),
     Mutant(
         "a stream's id is a number",
-        "service/stepwell/text_values.py",
+        "service/stepwell/addons/text_values.py",
         "return check_stream_id(id_text_of(value))",
         "return check_stream_id(str(number_of(value) or value))",
-        ("tests/test_text_values.py::test_a_streams_id_is_the_text_as_it_stands",),
+        ("tests/addons/test_text_values.py::test_a_streams_id_is_the_text_as_it_stands",),
     ),
     Mutant(
         "a connector goes on behind an operation that was found again before all is settled",

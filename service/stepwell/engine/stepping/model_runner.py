@@ -16,6 +16,7 @@ from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.state_packing import pack, unpack
 
 if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
@@ -56,10 +57,11 @@ class ModelRunner:
         self._served = served
         self._model = served.step_model
         self._observer = observer
-        self._inputs = served.inputs
+        self._inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
         self.needed: set[str] = set()
         # If the floats have the same type and come first, they are checked as one array.
-        floats = [field for field in self._model.fields if field.store_dtype.kind == "f"]
+        self._fields = self._model.fields
+        floats = [field for field in self._fields if field.store_dtype.kind == "f"]
         types = {field.store_dtype for field in floats}
         self._float_bytes = sum([field.nbytes for field in floats])
         are_first = all(field.offset < self._float_bytes for field in floats)
@@ -80,8 +82,8 @@ class ModelRunner:
         """
         rows = len(data)
         return {
-            spec.name: np.frombuffer(b"".join(column), spec.dtype).reshape(rows, length, *spec.row_shape)
-            for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
+            name: np.frombuffer(b"".join(column), dtype).reshape(rows, length, *row)
+            for (name, dtype, row), column in zip(self._inputs, zip(*data, strict=True), strict=True)
         }
 
     async def run(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
@@ -156,13 +158,13 @@ class ModelRunner:
 
     def _execute(self, inputs: Mapping[str, Array], packed: Array, length: int) -> tuple[dict[str, Array], Array]:
         """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. May run in a thread."""
-        states = self._model.unpack(packed)
+        states = unpack(self._fields, packed)
         if length > 1:
             outputs, states = self._model.chunk(inputs, states)
         else:
             outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
             outputs = {name: array[:, None] for name, array in outputs.items()}
-        return outputs, self._model.pack(states, rows=len(packed))
+        return outputs, pack(self._fields, states, len(packed))
 
     def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> BatchRun:
         """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
@@ -171,7 +173,7 @@ class ModelRunner:
             if all_finite([*outputs.values(), values]):
                 return BatchRun(outputs, states)
         finite, not_finite = finite_rows(
-            {f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states)
+            {f"output {name}": a for name, a in outputs.items()} | unpack(self._fields, states)
         )
         if not not_finite:
             return BatchRun(outputs, states)
