@@ -29,6 +29,7 @@ from tests.addons.connect.readers import first_messages_around_a_loss, next_mess
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
 from tests.faults.proxy import Proxy
+from tests.graphs import fold_reference
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -240,6 +241,19 @@ def test_check_tells_how_many_messages_the_broker_lets_wait(
 
     assert one.process.wait(60) == 0, one.text()
     assert "at most 65,535 messages wait: amqp lets no more be open at a time" in one.text()
+
+
+def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(
+    service: ServiceProcess, queues: RabbitQueues, tmp_path: Path
+) -> None:
+    words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "1h"]
+    queues.add([{"stream": "full", "x": t, "t": t} for t in (2, 1, 4, 3, 6, 5)])
+    out = tmp_path / "out.jsonl"
+    with connector(tmp_path, queues.url("in"), *words, "--order-messages", "4", "--to", f"file://{out}") as one:
+        wait_for(lambda: "all that the broker lets wait" in one.text(), what=one.text)
+        wait_for(lambda: out.exists() and len(out.read_text().splitlines()) >= 3, what=one.text)
+    found = [json.loads(line) for line in out.read_text().splitlines()[:3]]
+    assert [row["outputs"]["y"][0] for row in found] == fold_reference([1, 2, 3])
 
 
 async def test_a_stream_whose_queue_is_not_there_is_refused_alone(queues: RabbitQueues) -> None:

@@ -181,6 +181,43 @@ def test_more_streams_than_the_broker_lets_wait_go_on_and_the_oldest_pause(
             wait_for(lambda: "pause before --gap" in one.text(), what=one.text)
 
 
+def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(service: ServiceProcess, tmp_path: Path) -> None:
+    with or_skip(nats, tmp_path) as process:
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(_nats_stream(address))
+        url, out = f"nats://{address}/in", tmp_path / "out.jsonl"
+        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "1h"]
+        asyncio.run(_write(url, [{"stream": "full", "x": t, "t": t} for t in (2, 1, 4, 3, 6, 5)]))
+        with connector(tmp_path, url, *words, "--order-messages", "4", "--to", f"file://{out}") as one:
+            wait_for(lambda: "all that the broker lets wait" in one.text(), what=one.text)
+            wait_for(lambda: len(lines_of(out)) >= 3, what=one.text)
+    assert [row["outputs"]["y"][0] for row in lines_of(out)][:3] == fold_reference([1, 2, 3])
+
+
+async def _redeliveries(url: str, most_s: float) -> int:
+    """Return how often a message was delivered again that is read, and stays open while nothing more comes."""
+    reader: Any = BrokerUrl.parse(url).reader(ReaderOptions(most_open=10))
+    await reader.open()
+    found: list[BrokerMessage] = []
+    while not found:
+        found += await reader.poll(10)
+    ends = asyncio.get_running_loop().time() + most_s
+    while asyncio.get_running_loop().time() < ends:
+        await reader.poll(10)
+    info = await reader._js.consumer_info("IN", "stepwell")
+    await reader.close()
+    return int(info.num_redelivered)
+
+
+def test_what_waits_long_is_kept_alive_in_nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with or_skip(nats, tmp_path) as process:
+        monkeypatch.setattr("stepwell.addons.connect.brokers.nats_jetstream._ACK_WAIT_S", 1.0)
+        address = f"127.0.0.1:{process.port}"
+        asyncio.run(_nats_stream(address))
+        asyncio.run(_write(f"nats://{address}/in", [{"x": 1}]))
+        assert asyncio.run(_redeliveries(f"nats://{address}/in", 2.5)) == 0
+
+
 async def _lags(url: str) -> list[int | None]:
     """Return the lag behind three messages that were read: before they are done, and then."""
     reader: Any = BrokerUrl.parse(url).reader(ReaderOptions(most_open=10))

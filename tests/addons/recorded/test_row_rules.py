@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ def test_the_timesteps_of_all_streams_are_in_the_order_of_their_times(tmp_path: 
 def test_a_row_before_1970_is_left_out_and_counted(tmp_path: Path) -> None:
     found, data = read(tmp_path, "id,t,x\na,-1,1\na,2,2\n", ORDER)
     assert (found, data.n_left_out) == ([("a", 2, 2)], 1)
+
+
+def test_a_time_ahead_of_the_clock_is_a_time_of_recorded_data(tmp_path: Path) -> None:
+    tomorrow = int(time.time()) + 86_400
+    found, data = read(tmp_path, f"id,t,x\na,{tomorrow},1\n", ORDER)
+    assert (found, data.n_left_out) == ([("a", tomorrow, 1)], 0)
 
 
 def test_rows_of_a_tick_without_a_value_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -439,7 +439,9 @@ def _plan_of(descriptor: Any) -> Callable[[Any], dict[str, Any]]:
         for one in unknown if len(unknown) else ():  # most messages have none, which is found faster so
             if (name := numbers.get(one.field_number)) is not None:
                 raise BadMessageError("bad_message", f"the field {name!r} has another type in the message")
-        document = {name: getattr(message, name) for name in plain}
+        document = {}
+        for name in plain:  # a comprehension would be a call of its own until Python 3.12
+            document[name] = getattr(message, name)
         for name in lists:
             document[name] = getattr(message, name)[:]
         for name, enum in enums:
