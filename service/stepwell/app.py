@@ -161,8 +161,9 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
 
-        reloads = ModelReloads(engine.store, engine.models)
-        stack.push_async_callback(reloads.fleet.close)
+        shared = (addon.reloads(engine.store, engine.models) for addon in addons)
+        reloads = next((one for one in shared if one is not None), None) or ModelReloads(engine.models)
+        stack.push_async_callback(reloads.close)
         await reloads.load()
         context.engine, context.reloads = engine, reloads
         settings = context.settings
@@ -182,7 +183,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        works = (reloads.fleet.run(), *_background(context), *(w for addon in addons for w in addon.background()))
+        works = (reloads.run(), *_background(context), *(w for addon in addons for w in addon.background()))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         stack.callback(context.metrics.refresh)  # metrics requests to other workers include this one

@@ -74,11 +74,13 @@ if TYPE_CHECKING:
     from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.engine.engine import Engine
+    from stepwell.engine.model_reloads import ModelReloads
     from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placement, Placing
     from stepwell.engine.publisher import PendingCommits, Publisher
     from stepwell.engine.stepping.samplers import Sampler
+    from stepwell.models.artifacts import Artifact, Artifacts, LoadedArtifact, LoadModel
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
@@ -95,6 +97,8 @@ __all__ = [
     "AddonError",
     "AddonSettings",
     "AppContext",
+    "Artifact",
+    "Artifacts",
     "Broker",
     "BrokerMessage",
     "BrokerModule",
@@ -110,9 +114,12 @@ __all__ = [
     "HotRoute",
     "HttpApi",
     "Key",
+    "LoadModel",
+    "LoadedArtifact",
     "MessageReader",
     "MessageWriter",
     "Model",
+    "ModelReloads",
     "ModelRuns",
     "Notification",
     "OutMessage",
@@ -143,6 +150,8 @@ _LOADED_WHEN_USED: Final = {
     "GraphBuilder": "stepwell_export.graph.builder",
     "Engine": "stepwell.engine.engine",
     "EngineObserver": "stepwell.engine.observer",
+    "ModelReloads": "stepwell.engine.model_reloads",
+    **dict.fromkeys(("Artifact", "Artifacts", "LoadModel", "LoadedArtifact"), "stepwell.models.artifacts"),
     "ModelRuns": "stepwell.engine.model_runs",
     "RequestTracer": "stepwell.requests.tracer",
     **dict.fromkeys(("RedisTransport", "open_transport"), "stepwell.store.transport.transport"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.engine.engine import Engine
+    from stepwell.engine.model_reloads import ModelReloads
     from stepwell.engine.model_runs import ModelRuns
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Placing
@@ -88,6 +89,13 @@ class ServiceAddon:
 
     def publisher(self, store: StateStore) -> Publisher | None:
         """Return what decides what is published with commits; None: nothing is. At most one add-on does."""
+        return None
+
+    def reloads(self, store: StateStore, models: ModelRegistry) -> ModelReloads | None:
+        """Return what loads and reloads the models, in the place of `ModelReloads`; None: nothing else does.
+
+        At most one add-on does.
+        """
         return None
 
     def model_runs(self, engine: Engine) -> ModelRuns | None:

@@ -198,7 +198,7 @@ def test_the_statistics_of_all_models_are_collected_in_one_go(shared_redis: Serv
     with running_service(shared_redis.url, folder) as own:
 
         async def bind_gauges() -> None:
-            own.app.state.context.metrics.bind_gauges(queue_rows=queue_rows, watchers=int, websockets=int, ready=bool)
+            own.app.state.context.metrics.bind_gauges(queue_rows=queue_rows, websockets=int, ready=bool)
             read.clear()
 
         own.run_in_loop(bind_gauges)

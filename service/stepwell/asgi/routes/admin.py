@@ -71,7 +71,7 @@ class AdminRoutes:
         """Reload new and changed models from the model folders, in every worker of every replica."""
         authorize(request, self._context, "models")
         with audited(request, self._context, "reload") as audit:
-            report = await self._context.reloads.reload_fleet()
+            report = await self._context.reloads.reload()
             audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
         document = ReloadResponse(
             loaded=report.loaded,

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from stepwell.addons.fleet import announcements as fleet_reloads
+from stepwell.addons.fleet.announcements import Announcement, FleetReloads
 from stepwell.errors import ServiceError
-from stepwell.store import fleet_reloads
-from stepwell.store.fleet_reloads import Announcement, FleetReloads
 from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
