@@ -17,8 +17,7 @@ from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import NothingCarriedError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.latency import with_latency
-from stepwell_export.stages.learning import LearningStage
-from stepwell_export.stages.learning_graph import learning_graph
+from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merge import OLDEST_OPSET, merge
 from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
@@ -42,9 +41,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
     _describe_inputs(values)
     opset = max(OLDEST_OPSET, *(read_opset(model.proto) for model in models.values()))
     for node in values.nodes:
-        if isinstance(node.stage, LearningStage):
-            node.model = learning_graph(node, node.stage, opset)
-        elif node.stage is not None:
+        if node.stage is not None:
             node.model = _stage(node, node.stage, opset)
         for output, value in node.gives.items():
             value.spec = next(spec for spec in node.step.manifest.outputs if spec.name == output)
@@ -256,9 +253,12 @@ def _labels_before(stage: Stage, row: Row, into: TensorSpec) -> list[str]:
 
 
 def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
-    """Return a stage as a step graph."""
+    """Return a stage as a step graph, and its NumPy code as the original."""
+    learns = isinstance(stage, LearningStage)
+    if isinstance(stage, LearningStage):
+        _describe_truth(stage, [*node.reads.values()])
     specs = [_computed(stage, value) for value in node.reads.values()]
-    rows, labels = [spec.row_shape for spec in specs], _labels(specs[0])
+    rows = [spec.row_shape for spec in specs]
     for row in rows:
         stage.check(row)
     graph = GraphBuilder(stage.title)
@@ -268,13 +268,17 @@ def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
     after = stage.rows_after(rows)
     if is_float and stage.takes != stage.computes:
         xs = [graph.cast(x, stage.computes) for x in xs]
-    made = stage.emit_all(graph, xs, rows)
-    for output, row, tensor in zip(node.gives, after, made, strict=True):
+    marks = [graph.add_input(InputSpec(name=LEARN, dtype="bool", shape=[]))] if learns else []
+    made = stage.emit_all(graph, [*xs, *marks], rows)
+    described = stage.described(next(iter(node.reads.values())).name)
+    for at, (output, row, tensor) in enumerate(zip(node.gives, after, made, strict=True)):
         answer = tensor if is_float and stage.returns == stage.computes else graph.cast(tensor, stage.returns)
-        graph.add_output(OutputSpec(name=output, dtype=stage.returns, shape=[*row]), answer)
-    manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    known = stage.labels_after(labels)
-    manifest = with_labels(manifest, {graph.outputs[0].name: known} if known else {})
+        spec = OutputSpec(name=output, dtype=stage.returns, shape=[*row])
+        graph.add_output(spec.model_copy(update=described[at]) if described else spec, answer)
+    manifest = Manifest(inputs=graph.inputs[: len(given)], states=graph.states, outputs=graph.outputs)
+    manifest = manifest.model_copy(update={"learn": LEARN}) if learns else manifest
+    labels = zip(node.gives, stage.labels_of([_labels(spec) for spec in specs]), strict=False)
+    manifest = with_labels(manifest, {output: names for output, names in labels if names})
 
     def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
         values = [inputs[spec.name] for spec in given]
@@ -282,6 +286,14 @@ def _stage(node: Node, stage: Stage, opset: int) -> ConvertedModel:
         return {output: value.astype(stage.returns) for output, value in zip(node.gives, found, strict=True)}
 
     return ConvertedModel(graph.proto("stage", {"": opset}), manifest, reference, against=f"numpy {np.__version__}")
+
+
+def _describe_truth(stage: LearningStage, values: Sequence[NamedValue]) -> None:
+    """Give a truth that nothing else reads its row."""
+    for value in values[1:]:
+        if value.spec is None and values[0].spec is not None:
+            row = stage.truth_row(values[0].spec.row_shape)
+            value.spec = InputSpec(name=value.name, dtype="float32", shape=list(row), missing="nan")
 
 
 def _computed(stage: Stage, value: NamedValue) -> TensorSpec:

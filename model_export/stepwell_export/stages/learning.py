@@ -23,6 +23,9 @@ from stepwell_export.stages.stage import ManyValued, Row, count, numbers
 if TYPE_CHECKING:
     from stepwell_export.graph.builder import GraphBuilder
 
+LEARN = "learn"
+"""The input that marks the timesteps that are learned from, where no other has this name."""
+
 STEPS = 2000
 """Timesteps over which a pipeline that learns is compared with the twins of its stages."""
 
@@ -85,19 +88,24 @@ class LearningStage(ManyValued):
         """Return the names of the numbers of its values, given those that it reads."""
         return [list(labels[0]) for _ in self.gives]
 
-    def described(self, value: str, of: str) -> StageSpec:
-        """Return what the manifest has of the stage at one of its values.
-
-        Args:
-            value: The value's documented name.
-            of: The name of the value that the stage reads.
-        """
+    def described(self, of: str) -> list[dict[str, Any]]:
+        """Return what the manifest has of the stage at each of its values; `of`: the value that it reads."""
         truth = getattr(self, "truth", None)
         place = None if truth is None else str(truth).removeprefix("inputs.")
-        horizon = getattr(self, "horizon", 1)
-        return StageSpec(
-            kind=type(self).__name__, value=value, of=of.removeprefix("inputs."), truth=place, horizon=horizon
-        )
+        given: dict[str, Any] = {
+            "of": of.removeprefix("inputs."),
+            "truth": place,
+            "horizon": getattr(self, "horizon", 1),
+        }
+        return [
+            {"stage": StageSpec(kind=type(self).__name__, value=value, **given)}
+            | ({"drift": False} if value in self.no_drift else {})
+            for value in self.gives
+        ]
+
+    def references(self, values: Sequence[Array]) -> list[Array]:
+        """Return its values where each timestep is learned from."""
+        return self.follow(values, np.ones(values[0].shape[:2], bool))
 
     def truth_row(self, row: Row) -> Row:
         """Return the row of a truth that nothing else reads, given that of its first value."""

@@ -14,7 +14,7 @@ from stepwell_export.graph.nodes import read_opset, tensor_names
 from stepwell_export.graph.onnx_file import with_opset, without_functions
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
-from stepwell_export.stages.learning import LearningStage
+from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merged_reference import MergedReference
 from stepwell_export.stages.phases import with_turned_phases
 from stepwell_export.stages.renaming import with_names
@@ -23,9 +23,6 @@ from stepwell_export.stages.values import NamedValue, Node
 
 OLDEST_OPSET = 13
 """The first opset in which the operators of stages and joints have their present form."""
-
-LEARN = "learn"
-"""The name of the input that marks the timesteps that are learned from, where no other has it."""
 
 
 def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]) -> ConvertedModel:

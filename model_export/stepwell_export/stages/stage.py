@@ -146,6 +146,15 @@ class Stage(ABC):
         """Emit the same as `emit`, for all values that it reads and gives."""
         return [self.emit(graph, xs[0], rows[0])]
 
+    def labels_of(self, labels: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Return the same as `labels_after`, of all values that it reads, and of the first ones that it gives."""
+        return [self.labels_after(labels[0])]
+
+    def described(self, of: str) -> list[dict[str, Any]]:
+        """Return what else the manifest has at each of its values, by field; `of`: the value that it reads."""
+        del of
+        return []
+
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         """Return random sequences for verification that the stage maps to about the given ones.
 

@@ -14,13 +14,11 @@ from stepwell_export.runtime.errors import MissingExtraError
 if TYPE_CHECKING:
     from stepwell_export.converted import ConvertedModel
     from stepwell_export.spec import StepSpec
-    from stepwell_export.torch.autostep import AutoStep
     from stepwell_export.torch.layers import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
     from stepwell_export.torch.step import export_step
     from stepwell_export.verify.parity import Progress
 
 __all__ = [
-    "AutoStep",
     "CachedAttention",
     "CausalConv1d",
     "LinearRecurrentUnit",
@@ -30,7 +28,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AutoStep": "autostep",
     "CachedAttention": "layers",
     "CausalConv1d": "layers",
     "LinearRecurrentUnit": "layers",

@@ -30,9 +30,8 @@ from stepwell_export.runtime.manifest import (
 )
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch.checks import first_line, in_turn, prepared
-from stepwell_export.torch.graph import OPSET, quiet
+from stepwell_export.torch.graph import OPSET, optimized, quiet
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
-from stepwell_export.torch.optimizing import optimized
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.step import AGAINST
 

@@ -13,7 +13,7 @@ import contextlib
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,12 +63,10 @@ class CapturedTensor(Tensor):
     Attributes:
         inner: The numbers.
         capture: Where it was made.
-        times: The timesteps that each number depends on, where the capture follows them.
     """
 
     inner: Tensor
     capture: Capture
-    times: Tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -203,23 +201,6 @@ class Capture(TorchDispatchMode):
         self._keep(self._shared, numbers)
         return numbers
 
-    def made(self, value: Tensor, *, depends: bool) -> CapturedTensor:
-        """Return numbers that were computed aside as a part of the run.
-
-        Args:
-            value: The numbers.
-            depends: Whether they depend on an input.
-        """
-        if depends:
-            self._mark(value)
-        return CapturedTensor(value, self)
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Compute with plain tensors within the run."""
-        with no_dispatch():
-            yield
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do an operation."""
         kwargs = kwargs or {}
@@ -245,24 +226,7 @@ class Capture(TorchDispatchMode):
                 memory = value.untyped_storage()
                 self._of_sizes[memory._cdata] = memory, made_of | self._made_of(value)
         made = tree_map_only(Tensor, lambda value: CapturedTensor(value, self), found)
-        made = _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
-        self.follow(func, args, kwargs, made)
-        return made
-
-    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
-        """Follow an operation that was done; nothing, but in a capture of more than decisions."""
-
-    def layers_of(self, module: Any) -> Mapping[Any, Callable[..., Any]]:
-        """Return the layers of a module that are called as one operation, each with what answers for it.
-
-        Recurrent layers of torch's own decide by no values.
-        """
-        own = {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
-        return {
-            layer: partial(self._as_one, layer)
-            for layer in module.modules()
-            if isinstance(layer, nn.RNNBase) and type(layer).forward in own
-        }
+        return _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
 
     # ---------------------------------------------------------------- within
 
@@ -314,10 +278,15 @@ class Capture(TorchDispatchMode):
 
     @contextlib.contextmanager
     def _layers_as_one(self, module: Any) -> Iterator[None]:
-        """Answer for layers in their place; a layer keeps what answers for it already."""
-        layers = {layer: how for layer, how in self.layers_of(module).items() if "forward" not in vars(layer)}
-        for layer, how in layers.items():
-            layer.forward = how
+        """Call recurrent layers of torch's own as one operation: they decide by no values."""
+        own = {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
+        layers = [
+            part
+            for part in module.modules()
+            if isinstance(part, nn.RNNBase) and type(part).forward in own and "forward" not in vars(part)
+        ]
+        for layer in layers:
+            layer.forward = partial(self._as_one, layer)
         try:
             yield
         finally:
@@ -327,9 +296,12 @@ class Capture(TorchDispatchMode):
     def _as_one(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         self.operations += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        with self.aside():
+        with no_dispatch():
             found = type(layer).forward(layer, *plain(args), **plain(kwargs))
-        return tree_map_only(Tensor, partial(self.made, depends=any(map(self.depends, given))), found)
+        if any(map(self.depends, given)):
+            for value in _tensors_in(found):
+                self._mark(value)
+        return tree_map_only(Tensor, lambda value: CapturedTensor(value, self), found)
 
 
 def _number(value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.torch.subclasses import with_layers_of_torch
+from stepwell_export.torch.cells import with_layers_of_torch
 
 HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, and give that:
 

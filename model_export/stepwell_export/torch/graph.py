@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
 from onnx import helper
+from onnxscript.rewriter.rules.common import _no_op
 from torch import Tensor, nn
 
 from stepwell_export.graph.builder import element_type
@@ -24,12 +27,11 @@ from stepwell_export.graph.nodes import numbered, renamed, replace_items, set_la
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.session import open_session
 from stepwell_export.torch.attention import attention_written_out
-from stepwell_export.torch.cells import decomposed, patch_recurrent_layers
+from stepwell_export.torch.cells import layers_written_out
 from stepwell_export.torch.checks import first_line, in_turn, unfused, unvalidated
 from stepwell_export.torch.decompositions import Decomposed, Stable
 from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
 from stepwell_export.torch.naming import flatten, numpy_dtype
-from stepwell_export.torch.optimizing import exact
 from stepwell_export.torch.python_numbers import PythonNumbers
 from stepwell_export.torch.recurrences import associative_scans_written_out
 
@@ -65,8 +67,8 @@ def trace(
     computes of sizes, where the older one writes what became of them in its run.
 
     Args:
-        module: It takes tensors and returns a tuple of tensors. Its recurrent layers run by `decomposed` where they are
-            called with one timestep.
+        module: It takes tensors and returns a tuple of tensors. Its recurrent layers run as `layers_written_out` lets
+            them.
         values: An example of each, of more than one row: one row would be taken for a constant.
         axes: By the name of what it takes or gives: where it has `batch` and `time`, which are of any length.
         names: Of what it takes, and of what it gives.
@@ -90,7 +92,7 @@ def trace(
                 numbers.check(NoGraphError)
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
             same = contextlib.nullcontext() if numbers is None else numbers.repeated()
-            with _tracing(), same, patch_recurrent_layers(own, decomposed):
+            with _tracing(), same, layers_written_out(own):
                 proto = _plain(export(own, values, axes, names, length), name, layers)
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto
@@ -269,3 +271,27 @@ def _plain(exported: Any, name: str, layers: Any) -> onnx.ModelProto:
         node.name = numbered(called, counts[called])  # onnxruntime requires a name of its own
         set_layer([node], layer)
     return proto
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Keep torch's optimizer of ONNX graphs from leaving out what adds nearly zero or multiplies by nearly one.
+
+    It takes any constant up to 1e-8 for zero and anything within 1e-5 of one for one, and leaves out `x + 1e-8`, which
+    keeps a division by `sqrt(mean(x ** 2) + 1e-8)` finite.
+    """
+    rewriter: Any = onnxscript.rewriter
+    inexact = set(map(id, _no_op.rules))
+    with in_turn():
+        before = rewriter._DEFAULT_REWRITE_RULES
+        rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if id(rule) not in inexact)
+        try:
+            yield
+        finally:
+            rewriter._DEFAULT_REWRITE_RULES = before
+
+
+def optimized(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph with its constants computed."""
+    with exact():
+        return onnxscript.optimizer.optimize(proto)

@@ -1,7 +1,7 @@
 """Layers with a state that torch has not: causal convolution, attention with a cache, linear recurrence.
 
-Each runs over whole sequences in training and by single timesteps in a stream, and `AutoStep` handles them all, as it
-handles any `StepLayer` of yours.
+Each runs over whole sequences in training, and every module that has one of them, or a `StepLayer` of yours, can be
+exported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class StepLayer(nn.Module):
-    """A layer that can take one timestep: derive from it, and `AutoStep` steps every module that has your layer.
+    """A layer that can take one timestep: derive from it, and every module that has your layer can be exported.
 
     `forward` runs a whole sequence timestep by timestep, from the initial states; override it where there is a
-    faster way to the same numbers.
+    faster way to the same numbers, which can then be stepped itself: it is what an export traces.
 
     Attributes:
         time_axis: Where `forward` has its time axis, in what it takes and gives.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.torch.axis_inference import LENGTHS, Sequences
+from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.checks import hooked, user_frame
 from stepwell_export.torch.noted_code import profiled
 from stepwell_export.torch.python_numbers import PythonNumbers
@@ -87,18 +87,6 @@ def check_lengths(whole: Sequences, length: int | None) -> PythonNumbers | None:
                 raise _refused(steps, short, *place)
             break
     return followed
-
-
-def check_one_timestep(whole: Sequences) -> None:
-    """Check that a module does for one timestep what it does for each of several.
-
-    Raises:
-        RefusedModelError: It does not; the message has the line.
-    """
-    if whole.lengths == LENGTHS:
-        runs = [lines_of(whole, steps) for steps in LENGTHS]
-        if place := _Expected(LENGTHS, *runs).differs(lines_of(whole, 1), 1):
-            raise _refused(1, LENGTHS[0], *place)
 
 
 def _refused(steps: int, short: int, file: str, line: int) -> RefusedModelError:

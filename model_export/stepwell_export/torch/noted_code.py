@@ -51,6 +51,9 @@ _REACHED = 500_000
 _OF_FRAMES = {"dir", "eval", "exec", "globals", "locals", "super", "vars"}
 """Functions that look at the frame that calls them."""
 
+IN_AXES = 10
+"""The first place of an operand that is an index of one of several axes, as only tensors have them."""
+
 TAKEN = "taken"
 """How often something was taken of an iterator, as an operand."""
 
@@ -71,6 +74,7 @@ class Site:
         called: What it called.
         sizes: How long the container was that it took something of.
         tensors: Whether there were tensors among its operands, and whether one of them followed from an input.
+        tables: How many numbers a tensor has that follows from no input, and of which something is taken.
     """
 
     kind: str
@@ -81,6 +85,7 @@ class Site:
     called: set[Any] = field(default_factory=set)
     sizes: Values = field(default_factory=dict)
     tensors: set[bool] = field(default_factory=set)
+    tables: Values = field(default_factory=dict)
     last: Any = None
 
     @property
@@ -91,6 +96,12 @@ class Site:
             return bool(names & _MAKES_DATA) or (self.tensors == {False} and not names <= _MOVES)
         return self.kind == "BinOp" and self.tensors == {False}
 
+    @property
+    def takes(self) -> bool:
+        """Whether numbers are places in a tensor that follows from no input."""
+        names = {one.__name__ for one in self.called if is_of_torch(one)}
+        return bool(self.tables) and (self.kind == "Subscript" or not names.isdisjoint(MOVES | {"narrow"}))
+
 
 class NotedCode:
     """Lets functions note the operands of their operations.
@@ -98,6 +109,7 @@ class NotedCode:
     Attributes:
         sites: The operations.
         steps: The number of timesteps of the run.
+        captures: Whether what follows from an input is seen in the run.
         runs: The numbers of timesteps of all runs.
         unread: A function whose source cannot be read; None: there is none.
     """
@@ -107,6 +119,7 @@ class NotedCode:
         codes = _codes(whole)
         self.sites: list[Site] = []
         self.steps = 0
+        self.captures = False
         self.runs: list[int] = []
         self.unread: str | None = None
         self._repeats = False
@@ -146,7 +159,7 @@ class NotedCode:
             if _is_number(owner):  # `t.bit_length()`
                 self._note(site, "self", owner)
             if isinstance(owner, Tensor):
-                site.tensors.add(isinstance(owner, CapturedTensor) and owner.capture.depends(owner))
+                site.tensors.add(self._is_known(site, owner))
             return value
         if site.kind in {"Subscript", "Compare"} and not isinstance(value, Tensor) and hasattr(value, "__len__"):
             site.sizes.setdefault(self.steps, set()).add(len(value))
@@ -158,13 +171,23 @@ class NotedCode:
         elif place != "container":
             self._note(site, place, value)
             if isinstance(value, Tensor):
-                site.tensors.add(isinstance(value, CapturedTensor) and value.capture.depends(value))
+                site.tensors.add(self._is_known(site, value))
             both = site.last, value
             if place and site.kind in {"Compare", "Call"} and all(map(_is_number, both)):
                 values = site.differences.setdefault(place, {})
                 values.setdefault(self.steps, set()).add(both[0] - both[1])
             site.last = value
+        elif isinstance(value, Tensor):
+            self._is_known(site, value)
         return value
+
+    def _is_known(self, site: Site, value: Tensor) -> bool:
+        """Whether a tensor follows from an input; one that does not is a table."""
+        if isinstance(value, CapturedTensor) and value.capture.depends(value):
+            return True
+        if self.captures:
+            site.tables.setdefault(self.steps, set()).add(value.numel())
+        return False
 
     def _note(self, site: Site, place: Any, value: Any, *, depth: int = 2) -> None:
         if _is_number(value):
@@ -417,12 +440,21 @@ class _Noting(ast.NodeTransformer):
         site = self._site(node)
         self.generic_visit(node)
         node.value = self._noted(site, "container", node.value)
-        if isinstance(node.slice, ast.Slice):
-            for at, name in enumerate(("lower", "upper", "step")):
-                if (part := getattr(node.slice, name)) is not None:
-                    setattr(node.slice, name, self._noted(site, at, part))
-        elif not any(isinstance(one, ast.Slice | ast.Starred) for one in ast.walk(node.slice)):  # of tensors alone
-            node.slice = self._noted(site, 0, node.slice)
+        if isinstance(node.slice, ast.Tuple) and any(
+            isinstance(one, ast.Slice | ast.Starred) for one in node.slice.elts
+        ):
+            node.slice.elts = [self._places(site, IN_AXES + 3 * at, one) for at, one in enumerate(node.slice.elts)]
+        else:
+            node.slice = self._places(site, 0, node.slice)
+        return node
+
+    def _places(self, site: int, at: int, node: Any) -> Any:
+        """Note the index of an axis: a place, or the ends of a slice."""
+        if not isinstance(node, ast.Slice | ast.Starred):
+            return self._noted(site, at, node)
+        for which, end in enumerate(("lower", "upper", "step")):
+            if (part := getattr(node, end, None)) is not None:
+                setattr(node, end, self._noted(site, at + which, part))
         return node
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.AST:

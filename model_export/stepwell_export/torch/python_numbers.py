@@ -21,7 +21,7 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.checks import in_turn
-from stepwell_export.torch.noted_code import TAKEN, NotedCode, Site, Values
+from stepwell_export.torch.noted_code import IN_AXES, TAKEN, NotedCode, Site, Values
 
 _LINEAR = {"Add", "Sub", "Mult", "Div"}
 
@@ -64,7 +64,9 @@ class PythonNumbers:
                     break
                 noted.steps = steps
                 try:
+                    noted.captures = False
                     whole.run(whole.drawn(1, steps))  # what it makes once, and keeps, is no tensor of the next run
+                    noted.captures = True
                     Capture().run(whole.module, whole.drawn(1, steps))
                 except RefusedModelError:  # it takes no sequence as long
                     continue
@@ -117,10 +119,11 @@ class PythonNumbers:
         if site.kind == "Compare":
             return self._is_clear_comparison(site, varying)
         if site.kind == "Subscript":  # a slice ends where what it is of ends
-            self.lengths |= {abs(int(value)) for values in site.operands.values() for value in self._all(values)}
+            ends = (values for at, values in site.operands.items() if not isinstance(at, int) or at < IN_AXES)
+            self.lengths |= {abs(int(value)) for values in ends for value in self._all(values)}
         if not varying:
             return True
-        if self._in_a_loop and site.makes_data:
+        if self._in_a_loop and (site.makes_data or (site.takes and self._is_short(site, varying))):
             return False
         if site.kind == "BinOp":
             return self._is_linear(site, varying)
@@ -129,6 +132,11 @@ class PythonNumbers:
         if site.kind == "test":
             return all(self._turns(site.operands[at]) for at in varying)
         return site.kind == "Call" and all(self._is_clear_call(site, called, varying, noted) for called in site.called)
+
+    def _is_short(self, site: Site, varying: Sequence[Any]) -> bool:
+        """Whether the places of timesteps in a tensor have an end, which no run has come to."""
+        counts = any(len(values) > 1 for at in varying for values in site.operands[at].values())
+        return counts and not self._varies(site.tables)
 
     def _is_linear(self, site: Site, varying: Sequence[Any]) -> bool:
         what, (other,) = site.what[0], {0, 1} - {varying[0]} if len(varying) == 1 else (None,)

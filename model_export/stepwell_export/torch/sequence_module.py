@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from stepwell_export.converted import ConvertedModel
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
+from stepwell_export.runtime.errors import (
+    ModelLoadError,
+    RefusedModelError,
+    StepwellError,
+    TensorError,
+    UnclearModelError,
+)
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.spec import StepSpec
 from stepwell_export.structure.rows import ROWS_DEPEND, ROWS_FIX
-from stepwell_export.torch.autostep import AutoStep
 from stepwell_export.torch.axis_inference import DOUBLED, LENGTHS, ROWS, Sequences
+from stepwell_export.torch.cells import has_no_operator
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from stepwell_export.torch.decompositions import Decomposed
 from stepwell_export.torch.graph import NoGraphError, trace
@@ -26,12 +32,9 @@ from stepwell_export.torch.lengths import check_lengths, lines_of
 from stepwell_export.torch.naming import named
 from stepwell_export.torch.own_scans import OwnScan, own_scans, own_scans_replaced
 from stepwell_export.torch.python_numbers import PythonNumbers
-from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
+from stepwell_export.torch.step import AGAINST, ids_of
 from stepwell_export.verify.decisions.torch import TorchObserver
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
-
-_STEPPED = (StepLayer, nn.RNNCellBase)
-"""Layers that take one timestep at a time."""
 
 _TRACED_ROWS = 17
 """Rows of the example that is traced: no width is a multiple of it, so an axis of rows is found by its length."""
@@ -49,11 +52,6 @@ _SAME_OPERATIONS = (
 def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
-    There are two ways. By its graph, everything that mixes timesteps is stepped, and a step takes less time; a refusal
-    of what a graph does with them is final. By its layers, the module itself runs on one timestep, if nothing else in
-    it mixes them; that comes first for loops over time, and for layers that torch's exporters write as loops or not at
-    all, and follows where a module has no graph.
-
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
@@ -67,25 +65,12 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
             numbers = check_lengths(whole, spec.length)
         except RefusedModelError as exc:  # a module whose loop has complex numbers is refused in any case
             raise (_complex() if whole.loops and whole.is_complex else exc) from exc.__cause__
-    if scans:
-        return _by_its_graph(whole, spec, name, numbers, scans)
-    in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
-    if not in_steps:
-        try:
-            return _by_its_graph(whole, spec, name, numbers)
-        except NoGraphError as exc:
-            with contextlib.suppress(RefusedModelError):
-                return _by_its_layers(whole, spec, name, numbers)
-            raise (_complex() if whole.is_complex else exc) from exc.__cause__
     try:
-        return _by_its_layers(whole, spec, name, numbers)
-    except RefusedModelError as of_layers:
-        try:
-            return _by_its_graph(whole, spec, name, numbers)
-        except RefusedModelError as exc:
-            if whole.loops:
-                raise _hidden(whole, of_layers, exc) from exc
-            raise
+        return _by_its_graph(whole, spec, name, numbers, scans)
+    except RefusedModelError as exc:
+        if whole.is_complex and (whole.loops or isinstance(exc, NoGraphError)):
+            raise _complex() from exc.__cause__
+        raise
 
 
 def _check_rows(whole: Sequences, spec: StepSpec, name: str) -> None:
@@ -105,14 +90,6 @@ def _check_rows(whole: Sequences, spec: StepSpec, name: str) -> None:
     raise RefusedModelError(
         f"{ROWS_DEPEND}: {mixed.called} for a sequence changes with the other sequences of its batch.", fix=ROWS_FIX
     )
-
-
-def _is_for_timesteps(layer: nn.Module) -> bool:
-    """Whether a layer has a timestep of its own, or no operator over whole sequences that onnxruntime runs."""
-    has_no_operator = isinstance(layer, nn.RNNBase) and (
-        layer.proj_size or any(weight.dtype != torch.float32 for weight in layer.parameters())
-    )
-    return isinstance(layer, StepLayer) or bool(has_no_operator)
 
 
 class SequenceModuleReference:
@@ -180,28 +157,6 @@ class SequenceModuleReference:
         return TorchObserver(whole.module, run, [one.name for one in whole.inputs])
 
 
-def _by_its_layers(whole: Sequences, spec: StepSpec, name: str, numbers: PythonNumbers | None) -> ConvertedModel:
-    """Step the module with the states of its recurrent layers.
-
-    Raises:
-        RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
-    """
-    if numbers is not None:
-        numbers.check()
-    module = AutoStep(whole.module)
-    module.learn(whole)
-    taken = {one.name for one in whole.inputs}
-    states = {_free(state, taken): value for state, value in module.initial_states().items()}
-    step = Step(module, whole.draw, whole.inputs, states, [0] * len(states), [one.path for one in whole.outputs])
-    return convert_step(
-        step,
-        lambda names: SequenceModuleReference(whole, names),
-        name=name,
-        names=spec.output_names,
-        only_length=whole.only_length or spec.length,
-    )
-
-
 def _by_its_graph(
     whole: Sequences, spec: StepSpec, name: str, numbers: PythonNumbers | None = None, scans: Sequence[OwnScan] = ()
 ) -> ConvertedModel:
@@ -239,12 +194,13 @@ def _by_its_graph(
             layers=whole.module,
             numbers=numbers,
         )
-    if whole.loops:
+    written_out = any(map(has_no_operator, whole.module.modules()))
+    if whole.loops or written_out:
         written, proto = proto, with_loops_rolled(proto)
-        if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
+        if proto is written and whole.loops:  # the graph of exactly so many timesteps may be one that can be stepped
             if not lengths_written_out(proto):
                 raise _other_operations(_line_of_other_operations(whole))
-            raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
+            raise _hidden(whole)
     in_logs = _sums_in_log_space(whole)
     original = SequenceModuleReference(whole, gives, is_exact=in_logs)
     try:
@@ -260,6 +216,8 @@ def _by_its_graph(
     except ModelLoadError as exc:
         raise NoGraphError(exc.problem, fix=exc.fix) from exc
     except StepwellError as exc:
+        if whole.loops and isinstance(exc, UnclearModelError):  # what is left of a loop runs for one length alone
+            raise _hidden(whole) from exc
         raise RefusedModelError(exc.problem, fix=exc.fix) from exc
     return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
 
@@ -284,28 +242,15 @@ def _complex() -> RefusedModelError:
     )
 
 
-def _hidden(whole: Sequences, reason: RefusedModelError, of_graph: RefusedModelError) -> RefusedModelError:
-    """Return the error for a module with a loop over time that can be stepped in neither way."""
-    if whole.is_complex:
-        return _complex()
-    loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
-    if not loops and of_graph.problem.startswith(_OTHER_OPERATIONS):
-        return of_graph
-    if not loops:
-        where = _line_of_other_operations(whole)
-        return (
-            _other_operations(where)
-            if where
-            else RefusedModelError(
-                "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
-                fix=HOW_TO_WRITE_IT,
-            )
-        )
+def _hidden(whole: Sequences) -> RefusedModelError:
+    """Return the error for a module whose loop over time is not found in its graph."""
+    kinds = (StepLayer, nn.RNNCellBase)
+    loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, kinds)]
+    with_what = f" with {', '.join(loops)}" if loops else ""
     return RefusedModelError(
-        f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
-        f"{reason.problem}",
-        fix="What that is cannot be seen in such a module. A padded convolution: make it a "
-        f"stepwell.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
+        f"The module has a loop over the timesteps in its own code{with_what}, and "
+        "what is carried in it cannot be seen.",
+        fix=HOW_TO_WRITE_IT,
     )
 
 
@@ -364,9 +309,3 @@ def _threads_for(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_state"
-    return name

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,12 @@ from torch import Tensor
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
-from stepwell_export.torch.autostep import AutoStep
 from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.checks import check_behaviour, prepared, run
-from stepwell_export.torch.graph import PlainOutputs, trace
+from stepwell_export.torch.graph import PlainOutputs, optimized, trace
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
-from stepwell_export.torch.optimizing import optimized
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.verify.decisions.torch import TorchObserver
-from stepwell_export.verify.reference import PrefixAnswers
 
 ROWS = 3
 AGAINST = f"torch {torch.__version__}"
@@ -37,7 +34,6 @@ class Step:
         inputs: What it takes.
         states: Initial values by name, with one row on their batch axis.
         axes: The batch axis of each state.
-        paths: Where each output stands in what the original returns; none: in what the module returns.
     """
 
     module: Any
@@ -45,7 +41,6 @@ class Step:
     inputs: Sequence[ExampleInput]
     states: Mapping[str, Tensor]
     axes: Sequence[int]
-    paths: Sequence[str] = ()
 
     def initial(self, rows: int) -> list[Tensor]:
         """Return the states of so many new streams, in the module's own axes."""
@@ -83,10 +78,10 @@ def export_step(
     """Make a step graph of a module that takes and returns its states; not yet proven.
 
     Args:
-        module: `forward(*inputs, *states) -> (*outputs, *next_states)`, or an `AutoStep`.
+        module: `forward(*inputs, *states) -> (*outputs, *next_states)`.
         inputs: An example of one timestep by name, shape `(batch, *row)`, in the order of `forward`.
         states: The initial value by name, shape `(1, *row)`, in the order of `forward`; a batch axis of size 1 may
-            also stand elsewhere. An `AutoStep` has its own.
+            also stand elsewhere.
         name: The model's name in its manifest.
         output_names: Names for the outputs, in order.
 
@@ -95,8 +90,6 @@ def export_step(
     """
     mine = prepared(module)
     given = tensors(inputs)
-    if states is None and isinstance(mine, AutoStep):
-        states = mine.initial_states(*given.values())
     begin = tensors(states or {}, may_be_empty=True)
     if both := given.keys() & begin.keys():
         raise RefusedModelError(
@@ -104,26 +97,14 @@ def export_step(
             fix="Give each input and state its own name.",
         )
     step = run_to_fixed_point(mine, given, begin)
-    return convert_step(step, lambda names: StepReference(step, names), name=name, names=output_names)
-
-
-def convert_step(
-    step: Step,
-    original: Callable[[Sequence[str]], ModuleReference],
-    *,
-    name: str,
-    names: Sequence[str] | None,
-    only_length: int | None = None,
-) -> ConvertedModel:
-    """Trace a step, and describe it."""
     takes = [one.name for one in step.inputs] + list(step.states)
     example = step.example(ROWS)
     outputs, _ = step(example)
     next_names = [f"{state}_next" for state in step.states]
-    given_names = named(step.paths or [path for path, _ in outputs], names, [*takes, *next_names])
+    given_names = named([path for path, _ in outputs], output_names, [*takes, *next_names])
     places = dict.fromkeys([*(one.name for one in step.inputs), *given_names], 0)
-    for states in (step.states, next_names):
-        places |= dict(zip(states, step.axes, strict=True))
+    for group in (step.states, next_names):
+        places |= dict(zip(group, step.axes, strict=True))
     traced = trace(
         PlainOutputs(step.module),
         example,
@@ -143,16 +124,14 @@ def convert_step(
             for output, (_, value) in zip(given_names, outputs, strict=True)
         ],
     )
-    samplers = {step.draw.kind: step.draw}
-    reference = original(given_names)
+    original = StepReference(step, given_names)
     return ConvertedModel(
         proto,
         manifest,
-        reference,
+        original,
         AGAINST,
-        samplers=samplers,
-        only_length=only_length,
-        observer=reference.observer,
+        samplers={step.draw.kind: step.draw},
+        observer=original.observer,
         vocabularies=ids_of(step.inputs),
     )
 
@@ -160,19 +139,6 @@ def convert_step(
 def ids_of(inputs: Sequence[ExampleInput]) -> dict[str, int]:
     """Return how many ids each input that is looked up in a table may have."""
     return {one.name: one.ids for one in inputs if one.ids}
-
-
-class ModuleReference(Protocol):
-    """A module as the original of a verification."""
-
-    @property
-    def observer(self) -> TorchObserver:
-        """What records its decisions."""
-        ...
-
-    def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array | PrefixAnswers]:
-        """Return each output's answers; see `ReferenceModel`."""
-        ...
 
 
 class StepReference:

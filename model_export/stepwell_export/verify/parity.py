@@ -269,6 +269,13 @@ class _Failure(NamedTuple):
         return _JUST_ABOVE if abs(self.got - self.want) <= _NEAR * self.allowed else _DIFFERENT
 
 
+def _first(bad: Array) -> tuple[int, int, list[int]]:
+    """Return where a number is too far off at the first timestep: row, place among the timesteps, place in the row."""
+    column = int(np.argmax(bad.any(axis=tuple(axis for axis in range(bad.ndim) if axis != 1))))
+    row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
+    return row, column, place
+
+
 @dataclass(slots=True)
 class _Check:
     """One verification: what it is about, and what it has found so far."""
@@ -442,17 +449,12 @@ class _Check:
         excused = np.zeros(len(next(iter(rare.data.values()))), bool)
         failures = []
         compared = beyond_rounding(self.original, run, rare, self.tolerance, usual, self._sizes(rare.data))
-        for name, compared_output in compared.items():
-            excused |= compared_output.excused
-            if compared_output.bad.any():
-                column = int(
-                    np.argmax(compared_output.bad.any(axis=tuple(i for i in range(compared_output.bad.ndim) if i != 1)))
-                )
-                row, *place = (int(i) for i in np.argwhere(compared_output.bad[:, column])[0])
-                want, got = (
-                    float(array[(row, column, *place)]) for array in (compared_output.want, compared_output.got)
-                )
-                size = float(np.abs(compared_output.want[row, column]).max()) if self.tolerance.scaled else 1.0
+        for name, one in compared.items():
+            excused |= one.excused
+            if one.bad.any():
+                row, column, place = _first(one.bad)
+                want, got = (float(array[(row, column, *place)]) for array in (one.want, one.got))
+                size = float(np.abs(one.want[row, column]).max()) if self.tolerance.scaled else 1.0
                 allowed = self.tolerance.atol * size + self.tolerance.rtol * abs(want)
                 failures.append(_Failure(rare.want[name].steps[column], name, row, place, want, got, allowed))
         if failures:
@@ -529,8 +531,7 @@ class _Check:
             if not bad.any():
                 self.worth[name].note(off, values)
             else:
-                column = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1))))
-                row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
+                row, column, place = _first(bad)
                 want_there, found_there = (float(array[(row, column, *place)]) for array in (values, ours))
                 if limits:
                     tolerance = limits[int(np.ravel_multi_index(place, values.shape[2:])) if place else 0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.torch import AutoStep, convert
+from stepwell_export.torch import convert
 from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.checks import prepared
 from stepwell_export.torch.lengths import check_lengths
@@ -121,16 +121,6 @@ def test_a_module_with_a_declared_length_may_decide_by_longer_ones() -> None:
     made = convert(replace(spec_of(a_comparison), length=64), name="declared")
 
     assert made.only_length == 64
-
-
-def test_a_module_that_does_something_else_for_one_timestep_is_not_stepped_by_its_layers() -> None:
-    def run(m: Any, x: Any) -> Any:
-        return m.rnn(x if x.shape[1] == 1 else x.clamp(max=8))[0]
-
-    module = of(run, rnn=nn.LSTM(4, 6, proj_size=3, batch_first=True)).eval()
-
-    with pytest.raises(RefusedModelError, match="for a sequence of 1 timestep than for one of 11"):
-        AutoStep(module).initial_states(torch.randn(2, 4))
 
 
 ZOO = ["cells_in_a_loop", "mamba", "codec", "banded_encoder", "scanned_recurrence", "window"]

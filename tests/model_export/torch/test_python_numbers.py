@@ -249,6 +249,50 @@ def test_a_padding_of_the_length_that_is_always_zero_is_none() -> None:
     assert [state.shape for state in StepModel(graph).manifest.states][:1] == [[2, 4]]
 
 
+def weighted_by(take: Callable[[Any, int], Any]) -> Callable[..., Any]:
+    """Return a module with a loop, whose timesteps have a weight from a table that is 1 for the first 2,500."""
+
+    def run(m: Any, x: Any) -> Any:
+        table = torch.ones(5000)
+        table[2500:] = 2.0
+        h, found = torch.zeros(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + x[:, t] * take(table, t)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return run
+
+
+OF_A_TABLE: dict[str, Callable[[Any, int], Any]] = {
+    "a place": lambda table, t: table[t],
+    "from the end": lambda table, t: table[-1 - t],
+    "a place of a view": lambda table, t: table[None][:, t],
+    "a slice": lambda table, t: table[t : t + 1],
+    "a piece": lambda table, t: table.unbind(0)[t],
+    "select": lambda table, t: table.select(0, t),
+    "select as a function": lambda table, t: torch.select(table, 0, t),
+    "narrow": lambda table, t: table.narrow(0, t, 1),
+    "roll": lambda table, t: table.roll(-t)[0],
+}
+
+
+@pytest.mark.parametrize("what", OF_A_TABLE)
+def test_what_stands_in_a_table_for_later_timesteps_is_refused(what: str) -> None:
+    found = numbers_of(weighted_by(OF_A_TABLE[what]))
+
+    with pytest.raises(RefusedModelError, match=r"cannot be followed to longer sequences \(test_python_numbers.py"):
+        found.check()
+
+
+def test_a_table_of_as_many_entries_as_timesteps_is_followed() -> None:
+    def run(m: Any, x: Any) -> Any:
+        decay = torch.exp(-torch.arange(x.shape[1]) / 10.0)
+        return torch.stack([x[:, t] * decay[t] for t in range(x.shape[1])], 1)
+
+    assert numbers_of(run).place is None
+
+
 def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
     run = halved_where(lambda m, t, n: t == 0)
     before = run.__code__

@@ -285,7 +285,7 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     ),
     "layer_and_a_sum": (
         lambda: whole(of(tagged_layer, own=Smoothing())),
-        "goes through the timesteps with 'own' (Smoothing), and carries something besides",
+        "a loop over the timesteps in its own code with 'own' (Smoothing)",
     ),
     "encoder_decoder": (
         lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=lstm())),

@@ -21,9 +21,8 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.verify.decisions.record import TRUE_FALSE, Observed, is_guard
-
-_COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
+from stepwell_export.verify.decisions import record
+from stepwell_export.verify.decisions.record import Observed, is_guard
 
 DECIDING = {
     "_where", "where", "clip", "maximum", "minimum", "relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu",
@@ -38,9 +37,6 @@ _MASKED_SCAN = "keras/src/backend/jax/rnn.py"
 
 _JAX = str(Path(jax.__file__).parent)
 _FRAMEWORKS = (_JAX, str(Path(__file__).parents[2]))
-
-_NO_LIMIT = 1e30
-"""A limit beyond this is the largest number of a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +265,9 @@ class _Walk:
         points = [point for traced in counts for point in traced]
         taken = [flags[i] for i in range(sum(sizes))]
         if own[0]:
-            outcomes = TRUE_FALSE[::-1] if len(branches) == 2 else tuple(f"branch {i}" for i in range(len(branches)))
+            outcomes = (
+                record.TRUE_FALSE[::-1] if len(branches) == 2 else tuple(f"branch {i}" for i in range(len(branches)))
+            )
             points.append(_Point(f"{place} {label} cond", f"cond{_called_place(place)}", outcomes))
             at = jnp.clip(index.astype(jnp.int32), 0, len(branches) - 1)
             taken += [at == i for i in range(len(branches))]
@@ -283,54 +281,53 @@ class _Walk:
         kind, params = eqn.primitive.name, eqn.params
         if not made or not made[0].size:
             return
-        if kind in _COMPARED:
+        if kind in record.COMPARED:
             if _is_index_check(eqn):
                 return
             self._note_values(eqn.invars, given)
-            yield _COMPARED[kind], TRUE_FALSE, [made[0].any(), (~made[0]).any()]
+            yield record.COMPARED[kind], record.TRUE_FALSE, [made[0].any(), (~made[0]).any()]
         elif kind == "select_n" and given[0].dtype == bool and eqn.invars[0] not in guards:
             if not isinstance(eqn.invars[0], core.Literal):
-                yield "Where", TRUE_FALSE, [given[0].any(), (~given[0]).any()]
+                yield "Where", record.TRUE_FALSE, [given[0].any(), (~given[0]).any()]
         elif kind in {"max", "min"}:
             yield from self._larger(kind, eqn, given, label)
         elif kind == "clamp":
             low, x, high = given
-            yield "Clip", ("above its lower limit", "at its lower limit"), [(x > low).any(), (x <= low).any()]
-            yield "Clip ", ("below its upper limit", "at its upper limit"), [(x < high).any(), (x >= high).any()]
+            yield "Clip", record.LOWER, [(x > low).any(), (x <= low).any()]
+            yield "Clip ", record.UPPER, [(x < high).any(), (x >= high).any()]
         elif kind in {"argmax", "argmin"} or str(params.get("name")) in {"argmax", "argmin"}:
-            yield "ArgMax", ("one place", "another place"), [jnp.array(True), made[0].max() > made[0].min()]
+            yield "ArgMax", record.PLACES, [jnp.array(True), made[0].max() > made[0].min()]
         elif kind == "rem" or str(params.get("name")) in {"remainder", "fmod"}:
             self._note_values(eqn.invars, given)
             x = given[0]
-            yield "Mod", ("below its divisor", "wrapped"), [(made[0] == x).any(), (made[0] != x).any()]
+            yield "Mod", record.WRAPPED, [(made[0] == x).any(), (made[0] != x).any()]
 
     def _larger(
         self, kind: str, eqn: Any, given: list[Any], label: str
     ) -> Iterable[tuple[str, tuple[str, ...], list[Any]]]:
         limits = [_number(var, value) for var, value in zip(eqn.invars, given, strict=True)]
         if any(
-            limit is not None and (abs(limit) > _NO_LIMIT or (kind == "max" and is_guard(limit))) for limit in limits
+            limit is not None and (abs(limit) > record.NO_LIMIT or (kind == "max" and is_guard(limit)))
+            for limit in limits
         ):
             return
         self._note_values(eqn.invars, given)
         a, b = given
         called = label.strip("_").capitalize() if label in _ACTIVATIONS else kind.capitalize()
         if limits == [None, None]:
-            yield called, ("the first", "the second"), [(a >= b).any(), (a <= b).any()]
+            yield called, record.SIDES, [(a >= b).any(), (a <= b).any()]
             return
         x, limit = (a, b) if limits[0] is None else (b, a)
         if kind == "max":
-            yield called, ("above its lower limit", "at its lower limit"), [(x > limit).any(), (x <= limit).any()]
+            yield called, record.LOWER, [(x > limit).any(), (x <= limit).any()]
         else:
-            yield called, ("below its upper limit", "at its upper limit"), [(x < limit).any(), (x >= limit).any()]
+            yield called, record.UPPER, [(x < limit).any(), (x >= limit).any()]
 
     def _note_values(self, variables: Sequence[Any], given: Sequence[Any]) -> None:
         for var, value in zip(variables, given, strict=True):
             number = _number(var, value)
             if number is not None and np.isfinite(number):
-                self._constants.note_values([number])
-                if number.is_integer():
-                    self._constants.candidates.add(abs(int(number)))
+                self._constants.note_value(number)
 
     def _place(self, eqn: Any, outer: str) -> str:
         """Return what identifies the place of an equation, then a bar, then how a message calls it."""
@@ -354,17 +351,8 @@ class _Walk:
 
 
 _ACTIVATIONS = {
-    "relu",
-    "relu6",
-    "hard_sigmoid",
-    "hard_tanh",
-    "hard_silu",
-    "leaky_relu",
-    "elu",
-    "clip",
-    "maximum",
-    "minimum",
-}
+    "relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu", "leaky_relu", "elu", "clip", "maximum", "minimum",
+}  # fmt: skip
 
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
-from stepwell_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard
+from stepwell_export.verify.decisions import record
+from stepwell_export.verify.decisions.record import Observed, is_guard
 
 FLAGS = "stepwell.decisions"
 NEVER = -9
@@ -29,8 +30,6 @@ Read = Callable[[int, int], dict[str, bool]]
 _COMPARED = {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
 _RELUS = {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "PRelu"}
 _LOGIC = {"Not", "And", "Or", "Xor"}
-_NO_LIMIT = 1e30
-"""A limit beyond this is the largest number of a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +93,16 @@ class OnnxObserver:
         return seen
 
 
-def _true_false(high: int, low: int) -> dict[str, bool]:
-    return dict(zip(TRUE_FALSE, (high >= 1, low >= 0), strict=True))
-
-
-def _signs(above: str, below: str) -> Read:
-    return lambda high, low: {above: high >= 1, below: low >= 0}
+def _signs(outcomes: tuple[str, str]) -> Read:
+    return lambda high, low: dict(zip(outcomes, (high >= 1, low >= 0), strict=True))
 
 
 def _sides(high: int, low: int) -> dict[str, bool]:
-    return {"the first": high >= 0, "the second": low >= 0}
+    return dict(zip(record.SIDES, (high >= 0, low >= 0), strict=True))
 
 
 def _differs(high: int, low: int) -> dict[str, bool]:
-    return {"one place": True, "another place": high != -low}
+    return dict(zip(record.PLACES, (True, high != -low), strict=True))
 
 
 class _Recorder:
@@ -178,17 +173,17 @@ class _Recorder:
         if kind in _COMPARED:
             if not (node.output[0] in scope.sizes and any(map(_is_no_size, given))):
                 self._note_values(given)
-                yield self._whole(node.output[0], kept), kind, _true_false
+                yield self._whole(node.output[0], kept), kind, _signs(record.TRUE_FALSE)
         elif kind in _RELUS:
-            yield self._whole(self._add("Sign", [node.input[0]], kept), kept), kind, _signs(*ABOVE_BELOW)
+            yield self._whole(self._add("Sign", [node.input[0]], kept), kept), kind, _signs(record.ABOVE_BELOW)
         elif kind in {"Where", "If"}:
             condition = node.input[0]
             if condition in scope.follows and condition not in scope.guards | scope.sizes:  # sizes: where compared
-                yield self._whole(condition, kept), kind, _true_false
+                yield self._whole(condition, kept), kind, _signs(record.TRUE_FALSE)
         elif kind == "Mod":
             self._note_values(given)
             same = self._add("Equal", [node.output[0], node.input[0]], kept)
-            yield self._whole(same, kept), kind, lambda high, low: {"below its divisor": high >= 1, "wrapped": low >= 0}
+            yield self._whole(same, kept), kind, _signs(record.WRAPPED)
         elif kind in {"ArgMax", "ArgMin"}:
             yield self._whole(node.output[0], kept), kind, _differs
         elif kind in {"Max", "Min"} and len(node.input) == 2:
@@ -216,13 +211,13 @@ class _Recorder:
         constant = scope.constants.get(limit)
         is_number = constant is not None and constant.size == 1
         number = float(constant.item()) if constant is not None and is_number else 0.0
-        if not limit or (is_number and (abs(number) > _NO_LIMIT or (kind == "Max" and is_guard(number)))):
+        if not limit or (is_number and (abs(number) > record.NO_LIMIT or (kind == "Max" and is_guard(number)))):
             return
         self._note_values([constant])
         if kind == "Max":
-            yield self._order(value, limit, kept), name, _signs("above its lower limit", "at its lower limit")
+            yield self._order(value, limit, kept), name, _signs(record.LOWER)
         else:
-            yield self._order(limit, value, kept), name, _signs("below its upper limit", "at its upper limit")
+            yield self._order(limit, value, kept), name, _signs(record.UPPER)
 
     def _bodies(self, node: onnx.NodeProto, scope: _Scope, path: str) -> tuple[list[_Point], int]:
         """Record what the bodies of a node decide, and let it return that; return also how many numbers this is."""
@@ -294,9 +289,7 @@ class _Recorder:
     def _note_values(self, given: Iterable[Array | None]) -> None:
         for value in given:
             if value is not None and value.size == 1 and value.dtype.kind in "iuf":
-                self._seen.note_values([number := float(value.item())])
-                if number.is_integer():
-                    self._seen.candidates.add(abs(int(number)))
+                self._seen.note_value(float(value.item()))
 
     def _note_lengths(self, node: onnx.NodeProto, scope: _Scope) -> None:
         """Note whole numbers that may meet the time axis: the ends of slices, widths of windows, kernels, padding."""

@@ -31,8 +31,19 @@ GUARD = 1e-3
 _LENGTHS = range(2, 2**31 - 1)
 """Constants that a length may meet: smaller ones are met in any run, and a larger one is an end that is left open."""
 
+NO_LIMIT = 1e30
+"""A limit beyond this is the largest number of a type."""
+
 TRUE_FALSE = ("true", "false")
 ABOVE_BELOW = ("above 0", "at or below 0")
+LOWER = ("above its lower limit", "at its lower limit")
+UPPER = ("below its upper limit", "at its upper limit")
+SIDES = ("the first", "the second")
+WRAPPED = ("below its divisor", "wrapped")
+PLACES = ("one place", "another place")
+
+COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
+"""What messages call comparisons, by the names that JAX and PyTorch have for them."""
 
 
 @dataclass(slots=True)
@@ -114,9 +125,11 @@ class Observed:
         if abs(constant) in _LENGTHS:
             self.lengths.setdefault(abs(constant), where)
 
-    def note_values(self, constants: Iterable[float]) -> None:
-        """Take constants that values are compared with into account."""
-        self.values.update(float(value) for value in constants)
+    def note_value(self, constant: float) -> None:
+        """Take a constant that values are compared with into account; a whole number may also meet a length."""
+        self.values.add(constant)
+        if constant.is_integer():
+            self.candidates.add(abs(int(constant)))
 
 
 Observer = Callable[[Mapping[str, Array]], Observed]

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard, note_constants_of
+from stepwell_export.verify.decisions import record
+from stepwell_export.verify.decisions.record import Observed, is_guard, note_constants_of
 
-_COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
 _RELUS = {"relu", "relu_", "leaky_relu", "elu", "prelu", "_prelu_kernel", "rrelu", "celu", "selu", "threshold"}
 _LIMITED = {"clamp", "clamp_min", "clamp_max", "hardtanh"}
 _GUARDS = {"isnan", "isinf", "isfinite"}
@@ -128,14 +128,14 @@ class _Recording(TorchDispatchMode):
     ) -> tuple[str, tuple[str, ...], Flags] | None:
         """Return what is decided before an operator runs, as it may overwrite what it takes."""
         self._note_length(name, args)
-        if name in _COMPARED or name in _DIVIDED:
+        if name in record.COMPARED or name in _DIVIDED:
             self._note_constants(args)
         if not given or not given[0].numel():
             return None
         x = args[0]
         if name in _RELUS:
             at = _number(args[1]) if name == "threshold" else 0
-            return _called(name), ABOVE_BELOW, [(x > at).any(), (x <= at).any()]
+            return _called(name), record.ABOVE_BELOW, [(x > at).any(), (x <= at).any()]
         if name in _LIMITED:
             return self._limited(name, args, kwargs)
         if name in {"hardsigmoid", "hardswish"}:
@@ -145,14 +145,14 @@ class _Recording(TorchDispatchMode):
             return _called(name), ("inside its limits", "outside"), [(x.abs() <= limit).any(), (x.abs() > limit).any()]
         if name in {"maximum", "minimum", "fmax", "fmin"}:
             a, b = args[:2]
-            return _called(name), ("the first", "the second"), [(a >= b).any(), (a <= b).any()]
+            return _called(name), record.SIDES, [(a >= b).any(), (a <= b).any()]
         if name in {"where", "masked_fill"}:
             condition = _condition(name, args)
             if condition.dtype == torch.bool and name == "where" and len(args) < 3:
                 return None
-            return _called(name), TRUE_FALSE, [condition.any(), (~condition.bool()).any()]
+            return _called(name), record.TRUE_FALSE, [condition.any(), (~condition.bool()).any()]
         if name == "_local_scalar_dense" and x.dtype == torch.bool:
-            return "if", TRUE_FALSE, [x.any(), (~x).any()]
+            return "if", record.TRUE_FALSE, [x.any(), (~x).any()]
         return None
 
     def _limited(self, name: str, args: Any, kwargs: Any) -> tuple[str, tuple[str, ...], Flags] | None:
@@ -165,14 +165,15 @@ class _Recording(TorchDispatchMode):
         low, high = kwargs.get("min", low), kwargs.get("max", high)
         if low is not None and not isinstance(low, torch.Tensor) and is_guard(float(low)):
             low = None
-        outcomes, flags = [], []
+        outcomes: list[str] = []
+        flags: Flags = []
         if low is not None:
-            outcomes += ["above its lower limit", "at its lower limit"]
+            outcomes += record.LOWER
             flags += [(x > low).any(), (x <= low).any()]
         if high is not None:
-            outcomes += ["below its upper limit", "at its upper limit"]
+            outcomes += record.UPPER
             flags += [(x < high).any(), (x >= high).any()]
-        self._seen.note_values(float(v) for v in (low, high) if isinstance(v, int | float))
+        self._seen.values.update(float(v) for v in (low, high) if isinstance(v, int | float))
         return ("Clip", tuple(outcomes), flags) if flags else None
 
     def _note(self, name: str, outcomes: tuple[str, ...], flags: Flags) -> None:
@@ -202,10 +203,7 @@ class _Recording(TorchDispatchMode):
             is_tensor = isinstance(value, torch.Tensor)
             if is_tensor and (value.numel() != 1 or value.untyped_storage()._cdata in self._depends):
                 continue
-            number = float(value)
-            self._seen.note_values([number])
-            if number.is_integer():
-                self._seen.candidates.add(abs(int(number)))
+            self._seen.note_value(float(value))
 
     def _note_length(self, name: str, args: Any) -> None:
         """Note constants that meet the time axis: the ends of slices, widths of windows, kernels and padding."""
@@ -235,22 +233,22 @@ def _called(name: str) -> str:
 
 def _compared(name: str) -> Callable[[Any, torch.Tensor], Any]:
     return lambda args, result: (
-        (_COMPARED[name], TRUE_FALSE, [result.any(), (~result).any()]) if result.numel() else None
+        (record.COMPARED[name], record.TRUE_FALSE, [result.any(), (~result).any()]) if result.numel() else None
     )
 
 
 def _wrapped(args: Any, result: torch.Tensor) -> Any:
-    return ("Mod", ("below its divisor", "wrapped"), [(result == args[0]).any(), (result != args[0]).any()])
+    return ("Mod", record.WRAPPED, [(result == args[0]).any(), (result != args[0]).any()])
 
 
 def _chosen(args: Any, result: torch.Tensor) -> Any:
     if (args[0].dim() and len(args) > 1 and args[1] is not None and args[0].shape[args[1]] < 2) or not result.numel():
         return None
-    return ("ArgMax", ("one place", "another place"), [(result == result.min()).any(), result.max() > result.min()])
+    return ("ArgMax", record.PLACES, [(result == result.min()).any(), result.max() > result.min()])
 
 
 _BY_RESULT: Mapping[str, Callable[[Any, torch.Tensor], Any]] = {
-    **{name: _compared(name) for name in _COMPARED},
+    **{name: _compared(name) for name in record.COMPARED},
     "remainder": _wrapped,
     "fmod": _wrapped,
     "argmax": _chosen,

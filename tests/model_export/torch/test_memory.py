@@ -1,4 +1,4 @@
-"""A module that is stepped by its layers has no other memory, however rarely that shows."""
+"""What a module remembers beside its recurrent layers is stepped with them or refused, however rarely it shows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from stepwell_export import StepSpec
 from stepwell_export.converted import verify_model
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.torch import AutoStep, convert
-from stepwell_export.torch.axis_inference import Sequences
-from stepwell_export.torch.checks import prepared
-from stepwell_export.torch.timesteps import check_timesteps
-from tests.model_export.torch import zoo
+from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -164,39 +160,7 @@ CARRIED = {
     "raised": in_the_loop(lambda h, x: h + F.relu(x[:, :1] - 8)),
     "written": in_the_loop(lambda h, x: h.mul_((x[:, :1] < 8).float())),
     "turned": in_the_loop(lambda h, x: torch.cat([h[:, 1:], h[:, :1]], 1)),
-    "skipped": skipped,
 }
-
-
-def sequences(spec: StepSpec) -> Sequences:
-    assert spec.time_axis is not None
-    return Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
-
-
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("name", MIXING)
-def test_an_operation_that_mixes_timesteps_is_seen_however_rarely_it_shows(name: str, around: Any) -> None:
-    found = sequences(around(MIXING[name]))
-
-    with pytest.raises(RefusedModelError, match=r"depends on|given numbers of several timesteps"):
-        check_timesteps(found)
-
-
-@pytest.mark.parametrize("name", CARRIED)
-def test_a_state_that_is_changed_between_two_timesteps_is_seen_however_rarely_it_shows(name: str) -> None:
-    with pytest.raises(RefusedModelError, match="does not go on from what it gave"):
-        check_timesteps(sequences(CARRIED[name]()))
-
-
-@pytest.mark.parametrize("change", [by_a_row_of_a_table, by_a_piece_of_a_table, by_a_number])
-def test_what_differs_from_timestep_to_timestep_is_seen_before_it_shows(change: Any) -> None:
-    with pytest.raises(RefusedModelError, match=r"given numbers of several timesteps|depends on the position"):
-        check_timesteps(sequences(of_the_position(change)))
-
-
-@pytest.mark.parametrize("around", AROUND)
-def test_what_treats_each_timestep_by_itself_is_no_memory(around: Any) -> None:
-    assert check_timesteps(sequences(around(lambda x: F.relu(x) * 2 - x.softmax(-1) + x.mean(-1, keepdim=True))))
 
 
 @pytest.mark.parametrize("build", [projected, cell_loop, doubles])
@@ -233,21 +197,6 @@ def test_a_rare_memory_beside_a_loop_over_time_is_stepped_with_it(name: str) -> 
     np.testing.assert_allclose(answers(convert(spec, name="latch"), x), want, atol=1e-5)
 
 
-def test_a_state_that_starts_from_a_rare_value_of_the_first_timestep_is_computed() -> None:
-    module = AutoStep(started_rarely().module.eval())
-    x = loud()
-    x[0, 0, 1] = 9.0
-    given = torch.from_numpy(x)
-
-    states = [value.repeat_interleave(2, 0) for value in module.initial_states(given[:, 0]).values()]
-    found = []
-    for now in given.unbind(1):
-        answer, *states = module(now, *states)
-        found.append(answer)
-
-    torch.testing.assert_close(torch.stack(found, 1), module.module(given), atol=1e-6, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["gain_by_the_largest", "peek", "mean_of_rare"])
 def test_a_refusal_of_what_a_graph_does_with_time_is_final(name: str) -> None:
     spec = whole(of(lambda m, x: m.rnn(MIXING[name](x))[0], rnn=nn.GRU(4, 6, batch_first=True)))
@@ -256,12 +205,23 @@ def test_a_refusal_of_what_a_graph_does_with_time_is_final(name: str) -> None:
         convert(spec, name="final")
 
 
-STEPPED = [
-    "projected", "cells_in_a_loop", "state_passed_on", "causal_network", "transformer", "linear_recurrence",
-    "own_layer", "in_float64", "stacked", "viewed", "two_in_two_out", "folded_head", "frequency_both_ways", "frames",
-]  # fmt: skip
+@pytest.mark.parametrize("name", [*CARRIED, "started_rarely"])
+def test_a_state_that_is_changed_between_two_timesteps_is_stepped_so(name: str) -> None:
+    spec = started_rarely() if name == "started_rarely" else CARRIED[name]()
+    x = loud()
+    x[1, 0, 1] = 9.0
+
+    want = spec.module(torch.from_numpy(x)).detach().numpy()
+
+    np.testing.assert_allclose(answers(convert(spec, name="carried"), x), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", STEPPED)
-def test_a_module_of_the_zoo_whose_memory_is_in_its_layers_mixes_no_timesteps(name: str) -> None:
-    check_timesteps(sequences(zoo.build(name)))
+@pytest.mark.parametrize("change", [by_a_row_of_a_table, by_a_piece_of_a_table, by_a_number])
+def test_what_differs_from_timestep_to_timestep_is_refused(change: Any) -> None:
+    with pytest.raises(RefusedModelError):
+        convert(of_the_position(change), name="position")
+
+
+def test_a_state_of_the_timestep_before_the_last_one_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="a loop over the timesteps in its own code with 'cell'"):
+        convert(skipped(), name="skipped")
