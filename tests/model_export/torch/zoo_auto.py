@@ -1,4 +1,4 @@
-"""Zoo: modules over whole sequences whose memory is in layers that are known, stepped by `AutoStep`."""
+"""Zoo: modules over whole sequences whose memory is in recurrent layers, and in layers with a state."""
 
 from __future__ import annotations
 
