@@ -19,8 +19,8 @@ from tests.model_export.torch.zoo_parts import nn, of, torch
 pytestmark = pytest.mark.torch
 
 AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
-FUSED = ["stacked", "bare", "last_state", "learned_start", "state_passed_on", "both_of_two"]
-LOOPED = ["projected", "transformer", "cells_in_a_loop"]
+FUSED = ["stacked", "bare", "last_state", "learned_start", "state_passed_on", "both_of_two", "transformer"]
+LOOPED = ["projected", "cells_in_a_loop"]
 
 
 @pytest.mark.parametrize(("name", "how"), [*((n, AT_ONCE) for n in FUSED), *((n, INSIDE) for n in LOOPED)])
