@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import attributes, constants, read_opset, replace_items, subgraphs, tensor_names
 from stepwell_export.graph.onnx_file import with_opset
+from stepwell_export.graph.operators import ELEMENTWISE, REDUCTIONS
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, Manifest
@@ -410,29 +411,18 @@ _ALONG: Final[Mapping[str, int]] = {
 }  # fmt: skip
 """Operators along one axis, with its default."""
 
-_ELEMENTWISE: Final = (
-    "Abs", "Acos", "Add", "And", "Asin", "Atan", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
-    "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu",
-    "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub",
-    "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
-)  # fmt: skip
 _BATCHED: Final = (
     "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization",
     "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth",
 )  # fmt: skip
-_REDUCED: Final = (
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
-    "ReduceLogSum", "ReduceLogSumExp",
-)  # fmt: skip
 
 _RULES: Final[Mapping[str, Rule]] = {
-    **dict.fromkeys(_ELEMENTWISE, _Rows.elementwise),
+    **dict.fromkeys(sorted(ELEMENTWISE), _Rows.elementwise),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _Rows.reshaped),
     **dict.fromkeys(_ALONG, _Rows.along),
     **dict.fromkeys(_BATCHED, _Rows.batched),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _Rows.recurrent),
-    **dict.fromkeys(_REDUCED, _Rows.reduced),
+    **dict.fromkeys(REDUCTIONS, _Rows.reduced),
     "Transpose": _Rows.transposed, "Concat": _Rows.concatenated, "Gather": _Rows.gathered, "Slice": _Rows.sliced,
     "Pad": _Rows.padded, "Expand": _Rows.expanded, "Tile": _Rows.tiled, "MatMul": _Rows.multiplied,
     "Gemm": _Rows.gemm, "ScatterND": _Rows.scattered, "Shape": _Rows.shape, "CumSum": _Rows.cumulated,

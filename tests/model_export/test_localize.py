@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.converted import ConvertedModel, verify_model
-from stepwell_export.localize import Activation, LayerOutputs
+from stepwell_export.converted import Activation, ConvertedModel, LayerOutputs, verify_model
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array
 from tests import graphs

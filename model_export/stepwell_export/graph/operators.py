@@ -1,4 +1,4 @@
-"""The ONNX operators that carry states, and those that only move data: the one table of both.
+"""The ONNX operators that carry states, that only move data, that work element by element, that reduce: the one table.
 
 A new operator with a state needs an entry here and nothing else, or a rule in `stepwell_export.streaming.rules.table`
 if `stateful_op` and `running` do not fit. The tests step the case of each entry.
@@ -102,3 +102,25 @@ RESHAPING: Final = frozenset({"Identity", "Squeeze", "Unsqueeze", "Transpose", "
 
 PICKING: Final = frozenset({"Slice", "Split", "Gather"})
 """Operators that give some of the numbers of their first input."""
+
+UNARY: Final = frozenset({
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
+    "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
+"""Operators that make of each element of their first input one element at the same place."""
+
+BROADCASTING: Final = frozenset({
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike", "Clip", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum",
+    "Where", "Xor",
+})  # fmt: skip
+"""Operators that make of elements at the same place of several inputs one element there."""
+
+ELEMENTWISE: Final = UNARY | BROADCASTING
+
+REDUCTIONS: Final = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip

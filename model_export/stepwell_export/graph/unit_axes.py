@@ -37,21 +37,15 @@ from stepwell_export.graph.nodes import (
     uses,
 )
 from stepwell_export.graph.onnx_file import infer_types, without_weights
-from stepwell_export.graph.operators import RNN
+from stepwell_export.graph.operators import ELEMENTWISE, RNN
 from stepwell_export.runtime.manifest import StateSpec
 
 Axes = tuple[int, ...]
 Sizes = tuple[tuple[int, int], ...]
 """The length of each axis for two numbers of rows: what differs is the axis of the batch."""
 
+_POINTWISE = ELEMENTWISE - {"Dropout", "Identity"}
 LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-ELEMENTWISE = {
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos",
-    "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid",
-    "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod",
-    "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
-    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
-}  # fmt: skip
 ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
 """Operators along an axis that is an attribute, and which it is where there is none."""
 
@@ -233,7 +227,7 @@ def _needed(node: onnx.NodeProto, name: str, needed: Mapping[str, set[int]], kno
     if out is None or node.domain not in {"", "ai.onnx"}:
         return set(range(rank))
     behind = needed.get(node.output[0], set()).union(wide_axes(out))
-    if node.op_type in ELEMENTWISE or (node.op_type in LIKE_FIRST and name == node.input[0]):
+    if node.op_type in _POINTWISE or (node.op_type in LIKE_FIRST and name == node.input[0]):
         own = [attributes(node).get("axis", -1)] if node.op_type in LIKE_FIRST else []
         return {axis + rank - len(out) for axis in behind if axis + rank >= len(out)} | {axis % rank for axis in own}
     if node.op_type == "Transpose":
@@ -389,7 +383,7 @@ class _Rewriting:
         if idle := self._idle(node):
             self._tensors[node.output[0]] = self._tensors[idle]
             return True
-        if node.op_type in ELEMENTWISE:
+        if node.op_type in _POINTWISE:
             return self._elementwise(node)
         if node.op_type == "MatMul":
             return self._matmul(node)

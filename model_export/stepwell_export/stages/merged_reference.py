@@ -8,8 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stepwell_export.converted import ConvertedModel
-from stepwell_export.localize import Activation
+from stepwell_export.converted import Activation, ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
 from stepwell_export.runtime.step_model import StepModel, random_rows, stacked

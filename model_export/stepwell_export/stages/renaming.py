@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import onnx
 
-from stepwell_export.converted import ConvertedModel
+from stepwell_export.converted import Activation, ConvertedModel
 from stepwell_export.graph.nodes import renamed, replace_items
-from stepwell_export.localize import Activation
 from stepwell_export.runtime.manifest import Manifest
 from stepwell_export.verify.samplers import Sampler
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 
+from stepwell_export.converted import Activation
 from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_from, read_flow, uses
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_states, without_unit_axes
 from stepwell_export.graph_session import GraphSession
-from stepwell_export.localize import Activation
 from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepwell_export.graph.operators import RNN, RUNNING, STATEFUL
+from stepwell_export.graph.operators import BROADCASTING, REDUCTIONS, RNN, RUNNING, STATEFUL, UNARY
 from stepwell_export.structure.facts import (
     TRIALS,
     MixedError,
@@ -591,26 +591,14 @@ def _mixing(what: str) -> Rule:
 
 
 _UNARY = [
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
-    "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
-    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
-    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "QuickGelu", "FastGelu",
-    "BiasGelu", "Binarizer", "LabelEncoder", "Imputer", "Bernoulli", "RandomNormalLike", "RandomUniformLike",
-]  # fmt: skip
-_JOINT = [
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike", "Clip", "Div", "Equal", "Greater",
-    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum",
-    "Where", "Xor",
-]  # fmt: skip
-_REDUCTIONS = [
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare",
+    *sorted(UNARY), "Bernoulli", "BiasGelu", "Binarizer", "FastGelu", "Imputer", "LabelEncoder", "QuickGelu",
+    "RandomNormalLike", "RandomUniformLike",
 ]  # fmt: skip
 _DYNAMIC = "takes one scale from all rows of the batch"
 
 RULES: Final[Mapping[str, Rule]] = {
-    **dict.fromkeys([*_UNARY, *_JOINT], _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys([*_UNARY, *BROADCASTING], _elementwise),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(RNN, _recurrent),
     **dict.fromkeys(
         (
@@ -764,6 +752,6 @@ SIZES: Final[Mapping[str, frozenset[int]]] = {
     "Reshape": frozenset({1}), "Expand": frozenset({1}), "Tile": frozenset({1}), "Slice": frozenset({1, 2, 3, 4}),
     "Pad": frozenset({1, 3}), "Resize": frozenset({1, 2, 3}), "Upsample": frozenset({1}), "Squeeze": frozenset({1}),
     "Unsqueeze": frozenset({1}), "Split": frozenset({1}), "ConstantOfShape": frozenset({0}),
-    **dict.fromkeys(_REDUCTIONS, frozenset({1})),
+    **dict.fromkeys(REDUCTIONS, frozenset({1})),
 }  # fmt: skip
 """By operator, the inputs that are sizes, which may follow from the number of rows without harm."""

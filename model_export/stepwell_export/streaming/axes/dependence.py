@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import attributes, constants, subgraphs
-from stepwell_export.graph.operators import RESHAPING, RUNNING
+from stepwell_export.graph.operators import ELEMENTWISE as _ELEMENTWISE
+from stepwell_export.graph.operators import REDUCTIONS, RESHAPING, RUNNING
 from stepwell_export.streaming.axes.inputs import LENGTHS, SequenceInputs
 
 if TYPE_CHECKING:
@@ -27,35 +28,26 @@ DATA, TIME, BATCH = "data", "time", "batch"
 
 SIZES = frozenset({TIME, BATCH})
 
-ELEMENTWISE = frozenset({
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
-    "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "DequantizeLinear", "Div",
-    "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
-    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean",
-    "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round",
-    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan",
-    "StringConcat", "Tanh", "ThresholdedRelu", "Where", "Xor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder",
+ELEMENTWISE = _ELEMENTWISE | {
+    "DequantizeLinear", "QuantizeLinear", "StringConcat", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder",
     "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
-})  # fmt: skip
+}  # fmt: skip
 """Operators whose elements depend on those at the same place of their inputs alone."""
 
 _ALIKE = ELEMENTWISE | RESHAPING | {
-    "ConcatFromSequence", "ConstantOfShape", "Einsum", "Expand", "Flatten", "Gather", "Gemm", "LayerNormalization",
-    "LogSoftmax", "MatMul", "OneHot", "Pad", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
-    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Shape", "Size", "Slice", "Softmax",
-    "Split", "SplitToSequence", "Tile", "Concat",
+    *REDUCTIONS, "ConcatFromSequence", "ConstantOfShape", "Einsum", "Expand", "Flatten", "Gather", "Gemm",
+    "LayerNormalization", "LogSoftmax", "MatMul", "OneHot", "Pad", "Shape", "Size", "Slice", "Softmax", "Split",
+    "SplitToSequence", "Tile", "Concat",
 }  # fmt: skip
 """Operators that give equal elements along an axis where those that they take are equal along it."""
 
 _SIZED_BY = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (0, 1),
-    "ConstantOfShape": (0,), "DFT": (1,), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "If": (0,),
-    "MaxUnpool": (1, 2), "NonMaxSuppression": (0, 1, 2, 3, 4), "NonZero": (0,), "OneHot": (1,), "Pad": (1, 3),
-    "Range": (0, 1, 2), "ReduceL1": (1,), "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,),
-    "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,),
-    "ReduceSumSquare": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3), "SequenceAt": (1,),
-    "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,), "Squeeze": (1,), "StringSplit": (0, 1), "Tile": (1,),
-    "TopK": (1,), "Unique": (0,), "Unsqueeze": (1,), "Upsample": (1,),
+    **dict.fromkeys(REDUCTIONS, (1,)), "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,),
+    "Col2Im": (1, 2), "Compress": (0, 1), "ConstantOfShape": (0,), "DFT": (1,), "Expand": (1,), "HammingWindow": (0,),
+    "HannWindow": (0,), "If": (0,), "MaxUnpool": (1, 2), "NonMaxSuppression": (0, 1, 2, 3, 4), "NonZero": (0,),
+    "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3),
+    "SequenceAt": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,), "Squeeze": (1,),
+    "StringSplit": (0, 1), "Tile": (1,), "TopK": (1,), "Unique": (0,), "Unsqueeze": (1,), "Upsample": (1,),
 }  # fmt: skip
 """By operator, the inputs whose values decide the sizes of its outputs."""
 

@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper
 
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import attributes, replace_items, tensor_names, uses
+from stepwell_export.graph.operators import BROADCASTING
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.inputs import ROWS, draw_input, trial_lengths
@@ -32,10 +33,6 @@ from stepwell_export.verify.onnx_original import InputLayout
 _MOST_READINGS = 6
 
 Feeds = Mapping[str, Array]
-_BROADCASTING = frozenset({
-    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod",
-    "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
-})  # fmt: skip
 
 
 def opened_graphs(
@@ -283,7 +280,7 @@ def _together(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[list[t
     """Yield the axes of a node's inputs, as (input, axis), that have to have one size or 1."""
     given = [(place, ranks[name]) for place, name in enumerate(node.input) if name]
     attrs = attributes(node)
-    if node.op_type in _BROADCASTING:
+    if node.op_type in BROADCASTING:
         for back in range(1, max(rank for _, rank in given) + 1):
             yield [(place, rank - back) for place, rank in given if rank >= back]
     elif node.op_type == "MatMul" and min(rank for _, rank in given) > 1:

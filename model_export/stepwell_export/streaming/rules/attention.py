@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.graph.operators import ELEMENTWISE
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.axes.measured_shapes import Dim
@@ -197,12 +198,6 @@ def _windows(table: Array, size: int, front: int) -> Array:
 
 # ---------------------------------------------------------------- the window that is looked at
 
-_ELEMENTWISE = {
-    "Abs", "Add", "And", "Cast", "CastLike", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
-    "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid",
-    "Softplus", "Softsign", "Sqrt", "Sub", "Tanh", "Where", "Xor",
-}  # fmt: skip
 _MOVING = {"Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze", *SHAPED}
 _TABLED = 256
 """Timesteps of a window up to which a table of their square is small beside a model's weights."""
@@ -243,7 +238,7 @@ def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     out = node.output[0]
     if node.op_type == "Softmax":
         step = _softmax(walk, node, square)
-    elif node.op_type in _ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
+    elif node.op_type in ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
         step = walk.emit_like(node, 0, **operands(walk, node, square)).output[0]
     else:
         raise without_rule(walk, node)
@@ -347,7 +342,7 @@ def _softmax_behind(walk: StreamingWalk, name: str, axes: list[int]) -> _Weights
             axis = _axis(walk, node)
             if axis in axes:
                 return _Weights(out, axes, axes.index(axis))
-        elif node.op_type in _ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
+        elif node.op_type in ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
             moved = [axis_in_output(walk, node, place, axis) for axis in axes]
             there = [axis for axis in moved if axis is not None]
             if len(there) == len(axes) and (softmax := _softmax_behind(walk, out, there)) is not None:
