@@ -451,30 +451,46 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "metrics"
 
 
-@pytest.fixture
-def two_workers(folder: Path) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
+Pages = tuple[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def of_both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pages, bytes]]:
+    """The pages of two workers, and that of the first one after the second was killed."""
+    folder = tmp_path_factory.mktemp("workers") / "metrics"
     first, second = WorkerProcess(folder, queued=1), WorkerProcess(folder, queued=10, ready=False)
-    yield first, second
-    first.kill()
+    pages = first.page(), second.page()
     second.kill()
+    yield pages, first.page()
+    first.kill()
 
 
-def test_any_worker_serves_the_metrics_of_all(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    pages = [worker.page() for worker in two_workers]
+@pytest.fixture
+def pages(of_both: tuple[Pages, bytes]) -> Pages:
+    """The pages of two workers, of which one has 1 queued row, and the other one 10 and is not ready."""
+    return of_both[0]
 
+
+@pytest.fixture
+def left(of_both: tuple[Pages, bytes]) -> bytes:
+    """The page of the first worker after the second was killed."""
+    return of_both[1]
+
+
+def test_any_worker_serves_the_metrics_of_all(pages: Pages) -> None:
     assert [value(page, "stepwell_steps_total", model="pump", door="http") for page in pages] == [10, 10]
 
 
-def test_histograms_of_workers_are_summed(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    assert value(two_workers[0].page(), "stepwell_step_seconds_count", model="pump") == 2
+def test_histograms_of_workers_are_summed(pages: Pages) -> None:
+    assert value(pages[0], "stepwell_step_seconds_count", model="pump") == 2
 
 
-def test_queues_of_workers_are_summed(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    assert value(two_workers[0].page(), "stepwell_queue_rows", model="pump") == 11
+def test_queues_of_workers_are_summed(pages: Pages) -> None:
+    assert value(pages[0], "stepwell_queue_rows", model="pump") == 11
 
 
-def test_ready_is_0_while_one_worker_is_not_ready(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    assert value(two_workers[0].page(), "stepwell_ready") == 0
+def test_ready_is_0_while_one_worker_is_not_ready(pages: Pages) -> None:
+    assert value(pages[0], "stepwell_ready") == 0
 
 
 def test_the_start_of_the_service_is_that_of_its_first_worker(folder: Path) -> None:
@@ -489,29 +505,20 @@ def test_the_start_of_the_service_is_that_of_its_first_worker(folder: Path) -> N
     assert alone == together == left
 
 
-def test_memory_and_files_are_those_of_all_live_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    first, second = two_workers
-    both = first.page()
-    second.kill()
-    one = first.page()
-
+def test_memory_and_files_are_those_of_all_live_workers(pages: Pages, left: bytes) -> None:
     for name in ("process_resident_memory_bytes", "process_open_fds"):
-        assert 0 < value(one, name) < 0.7 * value(both, name)
+        assert 0 < value(left, name) < 0.7 * value(pages[0], name)
 
 
-def test_cpu_time_includes_that_of_killed_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    first, second = two_workers
-    both = value(first.page(), "process_cpu_seconds_total")
-    second.kill()
-
-    assert value(first.page(), "process_cpu_seconds_total") >= both > 0
+def test_cpu_time_includes_that_of_killed_workers(pages: Pages, left: bytes) -> None:
+    assert value(left, "process_cpu_seconds_total") >= value(pages[0], "process_cpu_seconds_total") > 0
 
 
-def test_the_version_appears_once_for_all_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    assert value(two_workers[0].page(), "stepwell_build_info", version="1") == 1
+def test_the_version_appears_once_for_all_workers(pages: Pages) -> None:
+    assert value(pages[0], "stepwell_build_info", version="1") == 1
 
 
-def test_several_workers_have_the_same_metric_names(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
+def test_several_workers_have_the_same_metric_names(pages: Pages) -> None:
     labelled_by_what_was_not_told = {name for name, (_, labels) in PROMISED.items() if labels} - {
         "stepwell_steps_total",
         "stepwell_step_seconds",
@@ -520,27 +527,20 @@ def test_several_workers_have_the_same_metric_names(two_workers: tuple[WorkerPro
         "stepwell_build_info",
     }
     of_addons = {"stepwell_watchers"}
-    families = {family.name for family in text_string_to_metric_families(two_workers[0].page().decode())}
+    families = {family.name for family in text_string_to_metric_families(pages[0].decode())}
 
     assert families == {
         name.removesuffix("_total") for name in PROMISED.keys() - labelled_by_what_was_not_told - of_addons
     }
 
 
-def test_the_counts_of_a_killed_worker_are_kept(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    first, second = two_workers
-    second.kill()
-
-    assert value(first.page(), "stepwell_steps_total", model="pump", door="http") == 10
+def test_the_counts_of_a_killed_worker_are_kept(left: bytes) -> None:
+    assert value(left, "stepwell_steps_total", model="pump", door="http") == 10
 
 
-def test_the_gauges_of_a_killed_worker_are_dropped(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
-    first, second = two_workers
-    second.kill()
-    page = first.page()
-
-    assert value(page, "stepwell_queue_rows", model="pump") == 1
-    assert value(page, "stepwell_ready") == 1
+def test_the_gauges_of_a_killed_worker_are_dropped(left: bytes) -> None:
+    assert value(left, "stepwell_queue_rows", model="pump") == 1
+    assert value(left, "stepwell_ready") == 1
 
 
 def test_a_folder_that_is_configured_too_late_is_reported_and_not_used(

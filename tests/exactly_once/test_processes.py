@@ -57,7 +57,6 @@ async def run_under_kills(services: list[ServiceProcess], seed: int) -> Campaign
     return campaign
 
 
-@pytest.mark.usefixtures("with_and_without_fast_lane")
 @pytest.mark.slow
 async def test_random_routing_and_duplicate_requests_equal_the_fold(
     models: Path, tmp_path: Path, redis: Server
