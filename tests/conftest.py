@@ -23,10 +23,10 @@ from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
 _SLOW_UNTIL = 0.5  # of the other files
-_WAITING = {
+WAITING = {
     *(
-        "client/test_client.py",
-        "client/test_limits.py",
+        "python_client/test_client.py",
+        "python_client/test_limits.py",
         "addons/drift/test_service.py",
         "addons/cluster/test_transport.py",
     ),
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The last slow ones come long before the end, where one of them would run alone.
     """
     slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
-    waiting = {TESTS / name for name in _WAITING}
+    waiting = {TESTS / name for name in WAITING}
     slow |= dict.fromkeys(item.path for item in items if item.path in waiting)
     others = dict.fromkeys(item.path for item in items if item.path not in slow)
     places = {path: _SLOW_UNTIL * len(others) * i / len(slow) for i, path in enumerate(slow)}

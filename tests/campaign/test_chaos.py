@@ -79,6 +79,7 @@ async def test_the_campaign_over_grpc_fails_on_a_build_without(lacks: str, short
     assert tally.violations
 
 
+@pytest.mark.many
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("lacks", mutants.BROKEN)

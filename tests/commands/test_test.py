@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WAITING
 from tests.quick import LEFT_OUT, LONG, OF_THESE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -95,8 +96,8 @@ def test_a_run_of_all_tests_has_one_in_four_cases_of_a_test_with_many_and_its_ow
     assert len({*quick} & {*cases}) == math.ceil(len(cases) / 4)
 
 
-def test_each_path_of_the_quick_run_is_there() -> None:
-    for name in (*LEFT_OUT, *OF_THESE, *LONG):
+def test_each_path_that_decides_what_runs_and_when_is_there() -> None:
+    for name in (*LEFT_OUT, *OF_THESE, *LONG, *WAITING):
         file, _, test = name.partition("::")
 
         assert (REPOSITORY / "tests" / file).exists()

@@ -52,6 +52,7 @@ def serious(page: Page, axe: str) -> list[str]:
     return list(page.evaluate(FOUND))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("dialog", [None, "#reset", "#keys-open"])
 def test_a_stream_has_no_serious_finding(

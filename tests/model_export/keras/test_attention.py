@@ -195,6 +195,7 @@ def test_masked_attention_whose_first_answers_are_means_of_all_timesteps_is_caug
         export_model(over(build), name="m")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("steps", range(2, 8))
 def test_causal_attention_of_few_declared_timesteps_equals_keras(steps: int) -> None:
     model = over(causal(L.MultiHeadAttention(2, 3)), steps)

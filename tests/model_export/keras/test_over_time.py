@@ -93,6 +93,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_over_time_equals_keras(name: str) -> None:
     model = KINDS[name]()

@@ -100,6 +100,7 @@ LAYERS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_of_ones_own_equals_keras(name: str) -> None:
     """Compared are whole sequences, and rows in a batch with rows alone."""
