@@ -44,6 +44,8 @@ class JoinedModel(Protocol):
     state_bytes: int
     initial_state: bytes
     weight_files: list[Path]
+    is_fixed: bool
+    """Whether the same version responds to every timestep."""
 
     def step(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True

@@ -67,7 +67,7 @@ class Beside(NamedTuple):
     @property
     def responders(self) -> Array:
         """Which half has responded to each timestep: 0 the old version, 1 the candidate; `(rows, T)` uint8."""
-        return self.compared.astype(np.uint8) if self.mode == "ramp" else np.zeros(self.compared.shape, np.uint8)
+        return self.compared.view(np.uint8) if self.mode == "ramp" else np.zeros(self.compared.shape, np.uint8)
 
     @property
     def tried(self) -> tuple[Mapping[str, Array], list[bool]]:
@@ -97,6 +97,7 @@ class PairedModel:
         old: The old version.
         new: The candidate.
         mode: Which half responds.
+        is_fixed: The same half responds to every timestep: the mode is `shadow`.
         manifest: That of the half that responds.
         fields: The states of both, prefixed, and the state that describes the pair.
         state_bytes: Bytes of one packed state row.
@@ -117,7 +118,7 @@ class PairedModel:
         """
         if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
             raise ValueError(difference)
-        self.old, self.new, self.mode = old, new, mode
+        self.old, self.new, self.mode, self.is_fixed = old, new, mode, mode == "shadow"
         self.manifest = (old if mode == "shadow" else new).manifest
         self.fingerprint = pair_fingerprint(old.fingerprint, new.fingerprint, mode)
         self.weight_files: list[Path] = []

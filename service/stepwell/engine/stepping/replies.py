@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from stepwell.engine.packing import select_returned, unpack_outputs
+from stepwell.engine.packing import all_true, select_returned, unpack_outputs
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from stepwell.engine.stepping.batch import ColumnBatch
@@ -67,9 +67,11 @@ def responding_versions(served: ServedModel, records: Records, beside: JoinedRun
         fingerprint = served.fingerprint
         changed = [row is not None and row.moved_from not in (b"", fingerprint) for row in rows]
         return Responding([served.version] * n, [fingerprint] * n, changed, [()] * n) if any(changed) else None
+    if joined.is_fixed and not objects:
+        return None
     before, responders = joined.responded(records.states), beside.responders
     usual = served.parts.index(served.responding)
-    if not objects and (before == usual).all() and (responders == usual).all():
+    if not objects and all_true(before == usual) and all_true(responders == usual):
         return None
     versions = [part.version for part in served.parts]
     fingerprints = [part.fingerprint for part in served.parts]
