@@ -5,10 +5,10 @@ Naming habits met in published models: `x` / `x_next`, `x_out`, `xN`, `x_n`, `ne
 where dtype and shape fit and no operator contradicts it; so is one that a recurrent operator makes. Without either, a
 shape is believed where only one input and one output have it.
 
-Several of one shape are a question. Which inputs reach which outputs cannot decide it: in a stack of layers only one
-pairing may let every state reach its own next value, but in a shift register (the past outputs of a filter) the older
-tap reaches only the next value of the newer one, and the same reasoning pairs them crosswise. What the flow suggests is
-proposed in the message: an output that is a copy of a state input is the next value of the tap behind that input.
+Several of one shape are a question, and nothing is proposed: which inputs reach which outputs cannot decide it. In a
+stack of layers only one pairing may let every state reach its own next value, but in a shift register (the past outputs
+of a filter) the older tap reaches only the next value of the newer one, and the same reasoning pairs them crosswise.
+The message has which outputs are copies of an input: each is the next value of the tap behind it.
 """
 
 from __future__ import annotations
@@ -188,78 +188,24 @@ def _check_rivals(
         flow: What the graph's nodes show about them.
 
     Raises:
-        UnclearModelError: One does; names the rivals, and the flags of the likeliest pairing of all states.
+        UnclearModelError: One does; names the rivals.
     """
     questions: list[str] = []
-    likely, swapped = dict(pairs), dict[str, str]()
     for tensor in inputs:
         rivals = [i.name for i in inputs if i.fits(tensor)]
         options = [o.name for o in outputs if o.fits(tensor)]
-        if not options or tensor.name != rivals[0]:
+        if not options or tensor.name != rivals[0] or len(rivals) == len(options) == 1:
             continue
         copies = {o: flow.copied[o] for o in options if o in flow.copied}
-        found = _likely(rivals, options, copies, flow, others=len(inputs) > len(rivals))
-        is_sent = tensor is inputs[0] and options[0] == outputs[0].name  # they come first and look alike
-        if len(rivals) == len(options) == 1:
-            likely |= {} if is_sent else found
-            continue
         questions.append(
             f"{_and(rivals)} could be followed by {_and(options)} ({tensor.dtype} {list(tensor.shape)})"
             + "".join(f"; {o!r} is a copy of {i!r}, as in a shift register" for o, i in copies.items())
         )
-        likely |= found
-        if len(found) == 2:
-            swapped |= dict(zip(found, reversed(found.values()), strict=True))
     if questions:
         raise UnclearModelError(
             f"By dtype and shape, {'; '.join(questions)}. Neither names nor operators decide; expected one choice.",
-            fix=f"Set every state: {_flags(likely)} if that is right"
-            + f", or the other way round: {_flags(likely | swapped)}" * bool(swapped)
-            + ".",
+            fix=f"Set every state as the model has it: {_flags(pairs | {'IN': 'OUT'})} for each of these.",
         )
-
-
-def _likely(
-    rivals: Sequence[str], options: Sequence[str], copies: dict[str, str], flow: Flow, *, others: bool
-) -> dict[str, str]:
-    """Return the likeliest pairs, for an example.
-
-    Args:
-        rivals: Inputs of one dtype and shape.
-        options: Outputs of the same.
-        copies: The input by each output that is a copy of one.
-        flow: What reaches what.
-        others: Whether there are other inputs.
-    """
-    if copies and (found := _taps(rivals, options, copies, others=others)):
-        return found
-    if found := _only_pairing({r: [o for o in options if r in flow.reached.get(o, ())] for r in rivals}, options):
-        return {name: found[name] for name in rivals}
-    return _in_order(rivals, options, others=others)
-
-
-def _taps(
-    rivals: Sequence[str], options: Sequence[str], copies: dict[str, str], *, others: bool
-) -> dict[str, str] | None:
-    """Return the pairs of shift registers whose taps are declared behind each other; None: there are none."""
-    for inputs in (list(rivals), list(reversed(rivals))):
-        behind = dict(itertools.pairwise(inputs))
-        found = {behind[i]: o for o, i in copies.items() if i in behind}
-        lost = [i for i in copies.values() if i in rivals and i not in behind]
-        if lost or len(found) != sum(i in rivals for i in copies.values()):
-            continue
-        rest = [i for i in rivals if i not in found]
-        found |= _in_order(rest if others else rest[1:], [o for o in options if o not in found.values()], others=True)
-        return {name: found[name] for name in rivals if name in found}
-    return None
-
-
-def _in_order(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> dict[str, str]:
-    """Return pairs in order: what is sent and answered comes before the states."""
-    count = min(len(rivals), len(options))
-    if count == len(rivals) > 1 and not others:
-        count -= 1  # not every input is a state
-    return dict(zip(rivals[len(rivals) - count :], options[len(options) - count :], strict=True))
 
 
 def _check_numbers(pairs: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:
@@ -325,27 +271,6 @@ def _check_names(by_shape: dict[str, str], inputs: Sequence[ShapedTensor], outpu
                     fix=f"Say `--state {before}={after}` if that is meant; else export the graph with one shape for "
                     f"{other.name} and {after}.",
                 )
-
-
-def _only_pairing(options: dict[str, list[str]], outputs: Sequence[str]) -> dict[str, str] | None:
-    """Return the only way to give every input an output of its own that it reaches; None: there is none, or several.
-
-    Where there is only one, some input always has a single choice left.
-    """
-    if len(options) != len(outputs):
-        return None
-    pairs: dict[str, str] = {}
-    while len(pairs) < len(options):
-        left = {
-            name: [option for option in reached if option not in pairs.values()]
-            for name, reached in options.items()
-            if name not in pairs
-        }
-        name = min(left, key=lambda name: len(left[name]))
-        if len(left[name]) != 1:
-            return None
-        pairs[name] = left[name][0]
-    return pairs
 
 
 def _lookalikes(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> list[str]:

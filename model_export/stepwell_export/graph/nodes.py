@@ -249,23 +249,19 @@ class Flow:
     """What a graph's nodes show about its states.
 
     Attributes:
-        reached: For each graph output, the graph inputs that it depends on.
         carried: For each graph input that an operator takes as a state, the outputs that are, but for their layout,
             that state's next value. Where states of several layers are packed into one tensor, it is that of all.
         copied: For each graph output that has the values of a graph input, unchanged and in the same order, that input.
     """
 
-    reached: dict[str, Marks] = field(default_factory=dict)
     carried: dict[str, list[str]] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
 
 
 def read_flow(graph: Any) -> Flow:
     """Follow every input of a graph to the outputs."""
-    reached = propagate_labels(graph, {value.name: frozenset([value.name]) for value in graph.input})
     before, after = _states_in(graph), _states_out(graph)
     return Flow(
-        {output.name: reached.get(output.name, frozenset()) for output in graph.output},
         {
             name: [output for output, slots_there in after.items() if slots_there == slots]
             for name, slots in before.items()

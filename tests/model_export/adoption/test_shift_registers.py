@@ -1,42 +1,18 @@
-"""Filters with past values in shift registers: `adopt` does not choose between taps, and proposes the right pairing."""
+"""Filters with past values in shift registers: `adopt` does not choose between taps."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from stepwell_export.adoption.autoconfigure import adopt, write_sidecar
-from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.adoption.autoconfigure import adopt
 from stepwell_export.runtime.errors import UnclearModelError
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """A linear filter of single numbers: `y[n] = sum(b[k] x[n - k]) - sum(a[k] y[n - k])`."""
-
-    text: str
-    b: tuple[float, ...]
-    a: tuple[float, ...] = ()
-
-    def response(self, x: Array) -> Array:
-        """Return the outputs for one sequence, shape `(T,)` float64."""
-        y = np.zeros(len(x))
-        for n in range(len(x)):
-            past_x = sum(b * x[n - k] for k, b in enumerate(self.b) if k <= n)
-            y[n] = past_x - sum(a * y[n - k] for k, a in enumerate(self.a, 1) if k <= n)
-        return y
-
-
 FILTERS = {
-    "AR(2)": Filter(
-        """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] r, float[B,1] s) {
+    "AR(2)": """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] r, float[B,1] s) {
             a1 = Constant <value = float {0.6}> ()
             a2 = Constant <value = float {-0.3}> ()
             first = Mul (p, a1)
@@ -46,11 +22,8 @@ FILTERS = {
             r = Identity (y)
             s = Identity (p)
         }""",
-        (1.0,),
-        (-0.6, 0.3),
-    ),
-    "AR(2), the older tap first": Filter(
-        """g (float[B,1] x, float[B,1] q, float[B,1] p) => (float[B,1] y, float[B,1] s, float[B,1] r) {
+    "AR(2), the older tap first": """g (float[B,1] x, float[B,1] q, float[B,1] p)
+        => (float[B,1] y, float[B,1] s, float[B,1] r) {
             a1 = Constant <value = float {0.6}> ()
             a2 = Constant <value = float {-0.3}> ()
             first = Mul (p, a1)
@@ -60,11 +33,7 @@ FILTERS = {
             r = Identity (y)
             s = Identity (p)
         }""",
-        (1.0,),
-        (-0.6, 0.3),
-    ),
-    "AR(3)": Filter(
-        """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] r)
+    "AR(3)": """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] r)
             => (float[B,1] y, float[B,1] k, float[B,1] l, float[B,1] m) {
             a1 = Constant <value = float {0.5}> ()
             a2 = Constant <value = float {-0.3}> ()
@@ -78,19 +47,13 @@ FILTERS = {
             l = Identity (p)
             m = Identity (q)
         }""",
-        (1.0,),
-        (-0.5, 0.3, -0.2),
-    ),
-    "moving average of three": Filter(
-        """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] k, float[B,1] l) {
+    "moving average of three": """g (float[B,1] x, float[B,1] p, float[B,1] q)
+        => (float[B,1] y, float[B,1] k, float[B,1] l) {
             y = Mean (x, p, q)
             k = Identity (x)
             l = Identity (p)
         }""",
-        (1 / 3, 1 / 3, 1 / 3),
-    ),
-    "biquad": Filter(
-        """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] u, float[B,1] v)
+    "biquad": """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] u, float[B,1] v)
             => (float[B,1] y, float[B,1] k, float[B,1] l, float[B,1] m, float[B,1] n) {
             half = Constant <value = float {0.5}> ()
             a1 = Constant <value = float {0.6}> ()
@@ -105,11 +68,8 @@ FILTERS = {
             m = Identity (y)
             n = Identity (u)
         }""",
-        (1.0, 0.5, 0.5),
-        (-0.6, 0.3),
-    ),
-    "AR(2) whose answers have another shape": Filter(
-        """g (float[B,1] x, float[B] p, float[B] q) => (float[B,1] y, float[B] r, float[B] s) {
+    "AR(2) whose answers have another shape": """g (float[B,1] x, float[B] p, float[B] q)
+        => (float[B,1] y, float[B] r, float[B] s) {
             a1 = Constant <value = float {0.6}> ()
             a2 = Constant <value = float {-0.3}> ()
             axis = Constant <value = int64[1] {1}> ()
@@ -120,11 +80,7 @@ FILTERS = {
             y = Unsqueeze (r, axis)
             s = Identity (p)
         }""",
-        (1.0,),
-        (-0.6, 0.3),
-    ),
-    "biquad in direct form II": Filter(
-        """g (float[B,1] x, float[B] p, float[B] q) => (float[B,1] y, float[B] s, float[B] r) {
+    "biquad in direct form II": """g (float[B,1] x, float[B] p, float[B] q) => (float[B,1] y, float[B] s, float[B] r) {
             a1 = Constant <value = float {0.6}> ()
             a2 = Constant <value = float {-0.3}> ()
             axis = Constant <value = int64[1] {1}> ()
@@ -137,11 +93,7 @@ FILTERS = {
             y = Unsqueeze (row, axis)
             s = Identity (p)
         }""",
-        (1.0, 2.0, 1.0),
-        (-0.6, 0.3),
-    ),
-    "taps reshaped": Filter(
-        """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] k, float[B,1] l) {
+    "taps reshaped": """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] k, float[B,1] l) {
             axis = Constant <value = int64[1] {1}> ()
             past = Sub (p, q)
             y = Add (x, past)
@@ -149,8 +101,6 @@ FILTERS = {
             flat = Squeeze (p, axis)
             l = Unsqueeze (flat, axis)
         }""",
-        (1.0, 1.0, -1.0),
-    ),
 }
 
 
@@ -166,16 +116,9 @@ def proposed(error: UnclearModelError) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_the_taps_of_a_filter_are_asked_for_and_the_proposed_pairing_is_the_filter(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path, FILTERS[name].text)
-    with pytest.raises(UnclearModelError) as caught:
-        adopt(path)
-    write_sidecar(path, adopt(path, hints=Overrides(states=proposed(caught.value))).manifest)
-    model = StepModel(path)
-    x = np.random.default_rng(0).normal(size=40)
-    outputs, _ = model.chunk({"x": x.reshape(1, -1, 1).astype(np.float32)}, model.initial_states(1))
-
-    np.testing.assert_allclose(outputs["y"].ravel(), FILTERS[name].response(x), atol=1e-5)
+def test_the_taps_of_a_filter_are_asked_for(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnclearModelError, match=r"could be followed by .* is a copy of .*, as in a shift register"):
+        adopt(written(tmp_path, FILTERS[name]))
 
 
 def test_states_that_are_counted_from_different_numbers_become_no_inputs(tmp_path: Path) -> None:
