@@ -16,6 +16,7 @@ import pytest
 from stepwell import cli, extend
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.app import create_app
+from stepwell.service_addon import sole
 from stepwell.settings import Settings, setting_groups
 from stepwell.store.transport.transport import open_transport
 from stepwell_export import stages
@@ -87,6 +88,21 @@ def test_a_name_of_the_contract_can_be_imported(name: str) -> None:
         pytest.importorskip("onnx", reason="onnx is not installed")
 
     assert getattr(extend, name) is not None
+
+
+def test_two_add_ons_with_a_hook_that_one_alone_may_have_are_named() -> None:
+    class One(extend.ServiceAddon):
+        def publisher(self, store: Any) -> extend.Publisher:
+            return extend.Publisher()
+
+    class Other(One):
+        pass
+
+    context: Any = None
+    addons = [One(context, "1"), Other(context, "1")]
+
+    with pytest.raises(AddonError, match=r"One and .*Other all have `publisher`; at most one may"):
+        sole(addons, "publisher", lambda addon: addon.publisher(context))
 
 
 # -------------------------------------------------------------------- packages that cannot be used

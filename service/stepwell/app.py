@@ -34,7 +34,7 @@ from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.requests.context import AppContext
 from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error
-from stepwell.service_addon import ServiceAddon
+from stepwell.service_addon import ServiceAddon, sole
 from stepwell.settings import Settings, SharedFolders
 from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
@@ -63,7 +63,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
 
     Raises:
         KeysFileError: `api_keys_file` cannot be used.
-        AddonError: An installed package registers an add-on that cannot be used.
+        AddonError: An installed package registers an add-on that cannot be used, or two have what one alone may have.
         StepwellError: An add-on cannot be created.
     """
     version = importlib.metadata.version("stepwell")
@@ -81,14 +81,13 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     found = registered("stepwell.addons").values()
     addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
     app.state.addons = addons
-    readers = (reader for addon in addons if (reader := addon.caller_of_token()) is not None)
-    context.api_keys.caller_of_token = next(readers, None)
+    context.api_keys.caller_of_token = sole(addons, "caller_of_token", lambda addon: addon.caller_of_token())
     if settings.has_keys and not context.api_keys.required:
         raise AddonError(
             "The settings accept tokens, and no add-on verifies them: everybody could send requests.",
             fix="Install the add-on as a whole, or unset what makes it accept tokens.",
         )
-    context.tracer = next((tracer for addon in addons if (tracer := addon.tracer()) is not None), None)
+    context.tracer = sole(addons, "tracer", lambda addon: addon.tracer())
     context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
     app.router.route_class = raw_route_class(context)
@@ -134,17 +133,16 @@ def _build_engine(
         queue_bytes=settings.queue_bytes,
     )
     vetting = ModelVetting(settings, folders.verdicts)
-    kept = (addon.artifacts(store, vetting.load, folders.artifacts) for addon in addons)
     models = ModelRegistry(
         settings.models,
         vetting.load,
-        next((one for one in kept if one is not None), None),
+        sole(addons, "artifacts", lambda addon: addon.artifacts(store, vetting.load, folders.artifacts)),
         find_timeout_s=settings.request_timeout_s,
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
-    placing = next((one for addon in addons if (one := addon.placing(store, models)) is not None), None)
-    publisher = next((hook for addon in addons if (hook := addon.publisher(store)) is not None), None)
+    placing = sole(addons, "placing", lambda addon: addon.placing(store, models))
+    publisher = sole(addons, "publisher", lambda addon: addon.publisher(store))
     observers = [seen for addon in addons if (seen := addon.observer()) is not None]
     observer = all_of([metrics, *observers]) if observers else metrics
     engine = Engine(store, models, options, observer, placing=placing, publisher=publisher, samplers=addons)
@@ -161,8 +159,8 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
 
-        shared = (addon.reloads(engine.store, engine.models) for addon in addons)
-        reloads = next((one for one in shared if one is not None), None) or ModelReloads(engine.models)
+        shared = sole(addons, "reloads", lambda addon: addon.reloads(engine.store, engine.models))
+        reloads = shared or ModelReloads(engine.models)
         stack.push_async_callback(reloads.close)
         await reloads.load()
         context.engine, context.reloads = engine, reloads

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from stepwell.requests.hot_routes import HotRoute
     from stepwell.requests.tracer import RequestTracer
     from stepwell.store.state_store import StateStore
+
+_Made = TypeVar("_Made")
 
 
 class ServiceAddon:
@@ -132,3 +136,23 @@ class ServiceAddon:
 
     def end_sampler(self, served: ServedModel) -> None:
         """End what `sampler` began: the model version is not stepped any more."""
+
+
+def sole(addons: Iterable[ServiceAddon], hook: str, of: Callable[[ServiceAddon], _Made | None]) -> _Made | None:
+    """Return what a hook returns that at most one add-on may have; None: none has it.
+
+    Args:
+        addons: The add-ons.
+        hook: The name of the hook, for the error.
+        of: Calls it.
+
+    Raises:
+        AddonError: Several have it.
+    """
+    found = [(addon, made) for addon in addons if (made := of(addon)) is not None]
+    if len(found) > 1:
+        names = " and ".join(f"{type(addon).__module__}.{type(addon).__qualname__}" for addon, _ in found)
+        raise AddonError(
+            f"The add-ons {names} all have `{hook}`; at most one may.", fix="Uninstall the packages of all but one."
+        )
+    return found[0][1] if found else None
