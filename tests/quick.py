@@ -87,9 +87,10 @@ def is_long(item: pytest.Item) -> bool:
 
 
 def runs_all_files(config: pytest.Config) -> bool:
-    """Whether the command line names no file, folder or expression, so that all tests run."""
+    """Whether the command line names no file, folder, expression or earlier failures, so that all tests run."""
     named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
-    return named <= {TESTS, TESTS.parent} and not config.getoption("keyword") and not config.getoption("markexpr")
+    selected = any(config.getoption(option, None) for option in ("keyword", "markexpr", "lf"))
+    return named <= {TESTS, TESTS.parent} and not selected
 
 
 def left_out_of_many(items: Iterable[pytest.Item]) -> set[pytest.Item]:

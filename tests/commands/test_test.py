@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_a_run_of_all_tests_has_one_in_four_cases_of_a_test_with_many_and_its_ow
     cases = [name for name in collected(file) if "test_a_graph_of_the_zoo" in name]
 
     assert len({*quick} & {*cases}) == math.ceil(len(cases) / 4)
+
+
+def test_all_that_failed_runs_again(tmp_path: Path) -> None:
+    """Of cases that have failed, none is left out."""
+    cases = collected("tests/model_export/streaming/test_zoo.py")[:5]
+    (tmp_path / "v" / "cache").mkdir(parents=True)
+    (tmp_path / "v" / "cache" / "lastfailed").write_text(json.dumps(dict.fromkeys(cases, True)))
+
+    assert collected("--last-failed", "-o", f"cache_dir={tmp_path}") == cases
 
 
 def test_each_path_that_decides_what_runs_and_when_is_there() -> None:
