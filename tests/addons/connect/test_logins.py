@@ -386,6 +386,18 @@ def test_a_login_may_be_in_the_url(authority: Authority, password: Path, tmp_pat
         asyncio.run(opened(url))
 
 
+def test_dead_letters_have_a_login_of_their_own(authority: Authority, service: ServiceProcess, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"stream": "s", "n": 1}) + "\n")
+    with or_skip(partial(secured.redis, authority=authority), tmp_path) as place:
+        login = {"user": "alice", "password_env": "PUMP_PASSWORD", **place.login}
+        config = f'[from]\nurl = "file://{tmp_path}/in.jsonl"\nstream = "stream"\n'
+        config += toml(place.url("dead"), login, "dead_letter")
+
+        run = Run(tmp_path, service, config, PUMP_PASSWORD=SECRET + "x")
+
+        assert run.is_refused("of user 'alice' with password_env PUMP_PASSWORD", "([dead_letter.login])")
+
+
 class TestNatsKeys:
     """Ways to log in that only NATS has."""
 

@@ -131,6 +131,30 @@ def test_check_tells_how_many_messages_the_broker_lets_wait(
     assert "at most 4,096 messages wait: mqtt lets no more be open at a time" in one.text()
 
 
+def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
+    """The window is the connector's, and not the broker's own of 1,000 messages."""
+    words = [
+        topics.url("in/{stream}", "?client=full"),
+        *flags(service, topics),
+        "--time",
+        "t",
+        "--order",
+        "1h",
+        "--idle",
+        "1s",
+        "--json",
+    ]
+    with connector(tmp_path, *words) as one:
+        start(one)
+        for n in range(4200):
+            topics.publish("in/full", {"x": 1, "t": n / 1000})
+        wait_for(lambda: "all that the broker lets wait" in one.text(), what=one.text)
+        wait_for(lambda: topics.n_written() >= 2000, what=one.text)
+    assert [row["step"] for row in topics.out[:2000]] == list(range(1, 2001))
+
+
 def test_messages_of_topics_are_streams_by_a_segment(
     service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
