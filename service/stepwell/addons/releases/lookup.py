@@ -19,14 +19,13 @@ class Releases:
             clock: Seconds since 1970 on this machine; `set_store_time` corrects it.
         """
         self._documents: dict[str, ReleaseDocument] = {}
+        self.current: Callable[[str], ReleaseDocument | None] = self._documents.get
+        """Return the document of a model; None: it has none, and its highest version serves."""
+
         self._clock = clock
         self._ahead_s = 0.0  # the store's clock minus this machine's
         self._changes: Counter[str] = Counter()
         self._largest: Counter[str] = Counter()
-
-    def current(self, model: str) -> ReleaseDocument | None:
-        """Return the document of a model; None: it has none, and its highest version serves."""
-        return self._documents.get(model)
 
     def models(self) -> list[str]:
         """Return the names of the models that have a document."""
