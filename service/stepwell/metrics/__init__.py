@@ -7,6 +7,6 @@ shared_folder.py    where several workers share their values
 """
 
 from stepwell.metrics.exposition import CONTENT_TYPE, OPENMETRICS
-from stepwell.metrics.service_metrics import NO_ROUTE, SECONDS, Metrics, ModelCounts
+from stepwell.metrics.service_metrics import NO_ROUTE, SECONDS, Metrics
 
-__all__ = ["CONTENT_TYPE", "NO_ROUTE", "OPENMETRICS", "SECONDS", "Metrics", "ModelCounts"]
+__all__ = ["CONTENT_TYPE", "NO_ROUTE", "OPENMETRICS", "SECONDS", "Metrics"]

@@ -38,7 +38,7 @@ def exposed(collector: Collector, attach: Iterable[Attach], *, as_openmetrics: b
 
 
 class _PublicMetrics(Collector):
-    """The metrics without those that only `Metrics.counts` reads, and without the `_created` series.
+    """The metrics without those of the Open Inference Protocol's statistics, and without the `_created` series.
 
     The latter would double the output, and workers that share a folder do not have them.
     """

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
@@ -76,29 +75,6 @@ class BufferedHistogram(Histogram):
         counts = np.bincount(np.searchsorted(self._upper_bounds, amounts))  # bounds are inclusive in Prometheus
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCounts:
-    """Counts of one model, over all its versions and transports, since the service started.
-
-    Attributes:
-        timesteps: Applied timesteps.
-        runs: Model runs.
-        row_seconds: Total duration of the runs in seconds, counted once for each row of a run.
-        answers: Requests that the engine answered with a prediction.
-        answer_seconds: Their total duration in seconds, from receipt to response.
-        refusals: Requests that the engine rejected.
-        refusal_seconds: Their total duration in seconds.
-    """
-
-    timesteps: int = 0
-    runs: int = 0
-    row_seconds: float = 0.0
-    answers: int = 0
-    answer_seconds: float = 0.0
-    refusals: int = 0
-    refusal_seconds: float = 0.0
 
 
 class Metrics(EngineObserver):
@@ -327,31 +303,10 @@ class Metrics(EngineObserver):
         """
         if self._folder is not None:
             remove_dead_workers(self._folder)
-        return exposed(self._collector(), self._attach, as_openmetrics=as_openmetrics)
+        return exposed(self.collector(), self._attach, as_openmetrics=as_openmetrics)
 
-    def counts(self) -> dict[str, ModelCounts]:
-        """Return the counts of all workers as of their last `refresh`, by model."""
-        values_by_model: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for metric in self._collector().collect():
-            for sample in metric.samples:
-                if (model := sample.labels.get("model")) is not None:
-                    values_by_model[model][sample.name.removeprefix("stepwell_")] += sample.value
-        return {model: _counts_of(samples) for model, samples in values_by_model.items()}
-
-    def _collector(self) -> Collector:
-        """Return the collector of the metrics of all workers."""
+    def collector(self) -> Collector:
+        """Return the collector of the metrics of all workers, as of their last `refresh`."""
         if self._folder is None:
             return self.registry
         return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
-
-
-def _counts_of(samples: Mapping[str, float]) -> ModelCounts:
-    return ModelCounts(
-        timesteps=int(samples["steps_total"]),
-        runs=int(samples["model_run_seconds_count"]),
-        row_seconds=samples["oip_row_seconds_total"],
-        answers=int(samples["step_seconds_count"] - samples["oip_refused_seconds_count"]),
-        answer_seconds=samples["step_seconds_sum"] - samples["oip_refused_seconds_sum"],
-        refusals=int(samples["oip_refused_seconds_count"]),
-        refusal_seconds=samples["oip_refused_seconds_sum"],
-    )

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from stepwell.addons.oip.errors import TritonError, quote, unknown_model
 from stepwell.addons.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata, TensorMetadata
+from stepwell.addons.oip.statistics import ModelCounts, counts_by_model
 from stepwell.addons.oip.tensors import DATATYPES
-from stepwell.metrics import ModelCounts
 from stepwell.models.served import ServedModel
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.context import AppContext
@@ -74,7 +74,7 @@ async def model_stats(context: AppContext, served: Iterable[ServedModel] | None 
     metrics, models = context.metrics, context.engine.models
     chosen = [models.get(name) for name in models.names()] if served is None else served
     metrics.refresh()
-    counts = await asyncio.to_thread(metrics.counts)
+    counts = await asyncio.to_thread(counts_by_model, metrics)
     return ModelStats([_stats_of(model, counts.get(model.name, ModelCounts())) for model in chosen])
 
 
