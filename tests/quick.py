@@ -40,8 +40,9 @@ LEFT_OUT = {
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_export_sources.py")),
     *(f"model_export/streaming/{name}" for name in ("test_declared_length.py", "test_node_cases.py", "test_torch.py")),
     "model_export/adoption/test_recipes.py",
-    *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_mutants.py")),
+    *(f"model_export/verify/{name}" for name in ("test_decisions.py", "test_evidence.py", "test_mutants.py")),
     "model_export/test_localize.py",
+    "model_export/test_mixed_rows.py",
     *("asgi/test_openapi.py", "addons/cluster/test_watch.py"),
     *("addons/releases/test_ramp.py", "addons/releases/test_transitions.py", "addons/tracing/test_grpc_traces.py"),
 }

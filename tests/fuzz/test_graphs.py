@@ -51,6 +51,7 @@ def adopted(seed: int, folder: Path) -> str:
     return "written"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tens", range(COUNT // 10))
 def test_a_broken_sequence_graph_is_exported_or_refused_in_words(tens: int) -> None:
     assert all(exported(seed) for seed in range(10 * tens, 10 * tens + 10))
@@ -61,6 +62,7 @@ def test_a_broken_sequence_graph_that_failed_once_is_refused_in_words(seed: int)
     assert exported(seed)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tens", range(COUNT // 10))
 def test_a_broken_step_graph_is_adopted_or_refused_in_words(tens: int, tmp_path: Path) -> None:
     assert all(adopted(seed, tmp_path) for seed in range(10 * tens, 10 * tens + 10))
@@ -75,6 +77,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     return onnx.load(str(exported(tmp_path_factory.mktemp("decoder"), decoder("rotary"))))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tens", range(COUNT // 30))
 def test_a_broken_graph_with_growing_caches_is_bounded_or_refused_in_words(
     growing: onnx.ModelProto, tens: int, tmp_path: Path
