@@ -8,7 +8,6 @@ A trace runs code once, on abstract arrays whose numbers of rows and timesteps a
 from __future__ import annotations
 
 import linecache
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -127,33 +126,6 @@ def _module_of(path: str) -> str:
     """Return the package that a file of this process belongs to; empty: none that is imported by a name."""
     parts = Path(path).parts
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else ""
-
-
-# ---------------------------------------------------------------- what a run leaves alone
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let Keras not log what is tried with an open size and fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def stateless(model: Any) -> Iterator[None]:
-    """Let recurrent layers that keep a state between calls start from zeros, and leave it alone."""
-    kept = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
-    for layer in kept:
-        layer.stateful = False
-    try:
-        yield
-    finally:
-        for layer in kept:
-            layer.stateful = True
 
 
 # ---------------------------------------------------------------- how a decision is found

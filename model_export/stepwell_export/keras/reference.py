@@ -12,8 +12,7 @@ import keras
 import numpy as np
 
 from stepwell_export.converted import Activation
-from stepwell_export.keras.code_decisions import stateless
-from stepwell_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
+from stepwell_export.keras.replacements import find_wrappers, may_spread_timesteps, stateless, timesteps_as_rows
 from stepwell_export.keras.sequence import ExportedStep
 from stepwell_export.keras.subclassed import functional
 from stepwell_export.runtime.errors import TensorError

@@ -14,12 +14,11 @@ import keras
 from jax._src import config
 
 from stepwell_export.jax.graph import JaxGraph
-from stepwell_export.keras.code_decisions import CodeDecision, check_pure, has_own_code, noted, quiet, stateless
-from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
+from stepwell_export.keras.code_decisions import CodeDecision, check_pure, has_own_code, noted
 from stepwell_export.keras.layer_names import named_operations
 from stepwell_export.keras.own_layers import rules_in_place
 from stepwell_export.keras.recurrent import recurrent_layers
-from stepwell_export.keras.spectra import spectra_as_products
+from stepwell_export.keras.replacements import quiet, spectra_as_products, stateless, timesteps_as_rows
 from stepwell_export.keras.subclassed import describe_cause
 from stepwell_export.runtime.errors import RefusedModelError
 

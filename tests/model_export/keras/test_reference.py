@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from stepwell_export.keras.fast_time_distributed import may_spread_timesteps
 from stepwell_export.keras.reference import KerasReference
+from stepwell_export.keras.replacements import may_spread_timesteps
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.errors import ParityError, RefusedModelError, TensorError
 from stepwell_export.verify.parity import PrefixAnswers
