@@ -73,6 +73,11 @@ def product_with_mask(x: Any) -> Any:
     return L.Reshape((T, 8))(ops.dot_product_attention(q, k, v, mask=seen))
 
 
+def softmax_with_mask(x: Any) -> Any:
+    weights = L.Softmax(axis=1)(L.Dense(1)(x)[..., 0], mask=x[..., 0] > 0)
+    return ops.sum(x * weights[..., None], axis=1)
+
+
 def sorted_ends(x: Any) -> Any:
     last = L.ZeroPadding1D((4, 0))(x)[:, -5:]
     return ops.concatenate([ops.sort(last, axis=1)[:, 2], ops.top_k(ops.transpose(last, (0, 2, 1)), 2)[0][..., 1]], -1)
@@ -84,6 +89,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "statistics pooling": lambda: of(statistics),
     "learned queries": lambda: of(lambda x: L.Dense(2)(L.Flatten()(Learned(queries=True)(L.GRU(6, **RS)(x))))),
     "learned keys": lambda: of(Learned(queries=False)),
+    "a softmax over time with a mask": lambda: of(softmax_with_mask),
     "attention inside TimeDistributed": lambda: of(attention_inside, features=8),
     "any and all over time": lambda: of(extremes),
     "dot_product_attention with a mask": lambda: over(product_with_mask),

@@ -103,6 +103,25 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     return _set(walk, out, name, replace(weights, values=_times(walk, weights.values, _part_of(walk, other, rank))))
 
 
+def _masked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
+    """Where that has zeros in the place of some weights, as Keras' Softmax with a mask: zeros for their values."""
+    weights, (kept, left, right), out = walk.tensors[name].weights, node.input, node.output[0]
+    place, other = (0, right) if left == name else (1, left)
+    zero = walk.known(other)
+    if weights is None or zero is None or any(np.any(value) for value in zero):
+        return False
+    if weights.bounds[0] == -math.inf:  # where no score counts, the softmax is NaN, and zeros are none
+        return False
+    if not _is_beside(walk, kept) or not _keeps_time(walk, out):
+        return False
+    rank = len(walk.facts.dims(out))
+    by, weights = _part_of(walk, kept, rank), weights.mapped(lambda part: _ranked(walk, part, rank))
+    values = weights.values or _ones(walk, by, walk.dtype(out))
+    both = [walk.operand(other), values.step] if place else [values.step, walk.operand(other)]
+    now = WeightedPart(walk.graph.op("Where", by.step, *both), joint_dims(by.dims, values.dims))
+    return _set(walk, out, name, replace(weights, values=now))
+
+
 def _matmul(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """MatMul, as an Einstein sum."""
     ranks = [len(walk.facts.dims(given)) for given in node.input]
@@ -382,5 +401,6 @@ WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _refolded),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _sum),
     "Einsum": _einsum, "MatMul": _matmul, "Mul": _product, "Transpose": _permuted,
+    "Where": _masked,
 }  # fmt: skip
 """What operators make of a weight over time; False: nothing that a step can have."""
