@@ -140,6 +140,24 @@ def test_a_message_is_late_for_what_its_stream_has_applied_and_not_for_what_the_
     assert [json.loads(one["message"])["t"] for one in letters if one["code"] == "late"] == late
 
 
+def test_a_stream_of_which_the_service_refuses_all_backwards_has_a_dead_letter_for_each(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    """Each is late for the one before it, until that is refused."""
+    first = [{"stream": "backwards", "t": 0, "x": [1e37, 0.0]}]
+    first += [{"stream": "others", "t": t / 10, "x": [0.0, 0.0]} for t in range(1, 1401)]  # the next poll has all
+    first += [{"stream": "backwards", "t": 2000, "x": [3.4e38, 0.0]}]
+    refused = [{"stream": "backwards", "t": t, "x": [3.4e38, 0.0]} for t in range(1999, 1500, -1)]
+    source = write_lines(tmp_path / "in.jsonl", [*first, {"stream": "others", "t": 3000, "x": [0.0, 0.0]}, *refused])
+
+    counts = run_once(tmp_path, source, *flags(service, tmp_path, "--order", "1s", "--model", "total"), code=1)
+
+    letters = lines_of(tmp_path / "dead.jsonl")
+    assert {one["code"] for one in letters} == {"non_finite_state"}
+    assert [json.loads(one["message"])["t"] for one in letters] == list(range(2000, 1500, -1))
+    assert (counts["timesteps"], counts["late"]) == (1402, 0)
+
+
 def test_a_file_that_is_read_again_is_decided_as_before(service: ServiceProcess, tmp_path: Path) -> None:
     documents = [{"stream": "grown", "x": at, "t": at} for at in (10, 9, 30, 3)]
     source = write_lines(tmp_path / "in.jsonl", documents)

@@ -174,22 +174,25 @@ class _Round:
             return error
 
     async def _settle(self, chunk: StreamChunk, found: StepResult | ClientError) -> None:
+        """Bring a chunk to its end, and what is applied in the place of what was rejected."""
+        behind = await self._settle_once(chunk, found)
+        while behind:
+            first, rest = StreamChunk(chunk.stream, behind[: self._limits.steps]), behind[self._limits.steps :]
+            behind = [*await self._settle_once(first, await self._try_until_final(first)), *rest]
+
+    async def _settle_once(self, chunk: StreamChunk, found: StepResult | ClientError) -> list[int]:
+        """Bring a chunk to its end, and return what is applied after it."""
         if isinstance(found, StepResult):
             await self._on_applied(chunk, found)
         elif found.code in _PASSED:
             self.applied.append(AppliedChunks.of(chunk, None))
         elif found.code in _OF_A_TIMESTEP and len(chunk.timesteps) > 1:
-            await self._isolate(chunk)
+            return await self._isolate(chunk)
         elif found.code in _OF_A_TIMESTEP | _OF_A_STREAM:
-            await self._apply(chunk.stream, await self._on_rejected(chunk.timesteps, found, []))
+            return await self._on_rejected(chunk.timesteps, found, [])
         else:
             raise ConnectError(f"Stream {chunk.stream!r}: {found.problem}", fix=found.fix) from found
-
-    async def _apply(self, stream: str, timesteps: Sequence[int]) -> None:
-        """Apply timesteps behind one that was rejected."""
-        for start in range(0, len(timesteps), self._limits.steps):
-            chunk = StreamChunk(stream, [*timesteps[start : start + self._limits.steps]])
-            await self._settle(chunk, await self._try_until_final(chunk))
+        return []
 
     async def _on_applied(self, chunk: StreamChunk, found: StepResult) -> None:
         """Keep a result, and the predictions that the service has of timesteps before an unknown one.
@@ -204,8 +207,8 @@ class _Round:
                 await self._on_applied(before, earlier)
         self.applied.append(AppliedChunks.of(chunk, found))
 
-    async def _isolate(self, chunk: StreamChunk) -> None:
-        """Apply all timesteps of a chunk but those that the service rejects.
+    async def _isolate(self, chunk: StreamChunk) -> list[int]:
+        """Apply all timesteps of a chunk but those that the service rejects; return what is applied after it.
 
         Each attempt begins with the first timestep of the chunk, so that the response to the last one has the
         predictions of all.
@@ -229,8 +232,7 @@ class _Round:
                     low = size
                 else:
                     self._keep(StreamChunk(chunk.stream, good + rest[:low]), applied)
-                    await self._settle(StreamChunk(chunk.stream, rest[low:]), found)
-                    return
+                    return await self._settle_once(StreamChunk(chunk.stream, rest[low:]), found)
                 size = (low + high + 1) // 2
             good = good + rest[:low]
             if low == len(rest):
@@ -243,7 +245,7 @@ class _Round:
             if len(good) + len(rest) > self._limits.steps:
                 break
         self._keep(StreamChunk(chunk.stream, good), applied)
-        await self._apply(chunk.stream, rest)
+        return rest
 
     def _keep(self, chunk: StreamChunk, found: StepResult | None) -> None:
         if chunk.timesteps:

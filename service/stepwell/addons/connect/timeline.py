@@ -259,7 +259,8 @@ def decide_again(
     stream = refused[0].stream
     positions = {one.position for one in (*refused, *behind)}
     own = [one for one in late if one[0].stream == stream and one[1] in positions]
-    late[:] = [one for one in late if one not in own]
+    taken = {id(one[0]) for one in own}
+    late[:] = [one for one in late if id(one[0]) not in taken]
     decided: list[tuple[int, Ready]] = [(one.position, one) for one in behind]
     decided += [(newest, ready_of(item)) for item, newest in own]
     goes_on = []
