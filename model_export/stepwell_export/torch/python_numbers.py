@@ -154,8 +154,8 @@ class PythonNumbers:
     def _is_clear_comparison(self, site: Site, varying: Sequence[Any]) -> bool:
         if not {"In", "NotIn"}.isdisjoint(site.what):
             return not varying or self._varies(site.sizes)  # what is made once for each length
-        if any(isinstance(at, tuple) for at in varying):  # parts of tuples that are compared
-            return False
+        if any(isinstance(at, tuple) for at in varying):  # parts of tuples that are compared, and no `sizes is None`
+            return set(site.what) <= {"Is", "IsNot"}
         for at, values in site.differences.items():
             if not self._varies(values) or self._turns(values):
                 continue

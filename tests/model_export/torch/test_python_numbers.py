@@ -199,6 +199,7 @@ FOLLOWED: dict[str, Callable[[Any, int, int], Any]] = {
     "layers by turns": lambda m, t, n: sum(i % 2 for i in range(4)) == 1,
     "halves of a multiple": lambda m, t, n: (2 * t + 2) // 2 == 0,
     "rounded as it is": lambda m, t, n: math.ceil(t / 1) < 0,
+    "a shape that is there": lambda m, t, n: (t, n) is None,
 }
 
 
