@@ -30,7 +30,7 @@ HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, a
         return StepSpec(Step(), inputs={"x": torch.zeros(2, 16)}, states={"h": torch.zeros(1, 32)})
 """
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}/"  # and no torchrl beside it
 _TURN = threading.RLock()
 _HERE = str(Path(__file__).parent)
 

@@ -275,7 +275,7 @@ def is_of_torch(called: Any) -> bool:
         return False
     owner = getattr(called, "__self__", None)
     home = getattr(called, "__module__", None) or getattr(owner, "__module__", None) or type(owner).__module__
-    return isinstance(owner, Tensor) or str(home).startswith("torch")
+    return isinstance(owner, Tensor) or str(home).partition(".")[0] == "torch"
 
 
 def _plain_function(value: Any) -> Any:
@@ -328,7 +328,7 @@ def _functions(roots: Sequence[Any], codes: Mapping[CodeType, Any]) -> list[Func
                 found.append(one)
             parts = [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
         elif isinstance(one, type):
-            if not one.__module__.startswith(("torch", "builtins")):
+            if one.__module__.partition(".")[0] not in {"torch", "builtins"}:
                 parts = [*one.__mro__, *vars(one).values()]
         elif not isinstance(one, str | int | float | bytes | None | Tensor | ModuleType | CodeType | FrameType):
             parts = [type(one), *gc.get_referents(one)]

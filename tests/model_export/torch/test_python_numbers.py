@@ -17,6 +17,7 @@ from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
 from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.checks import prepared
+from stepwell_export.torch.noted_code import is_of_torch
 from stepwell_export.torch.python_numbers import PythonNumbers
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
@@ -302,3 +303,13 @@ def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
 
     assert run.__code__ is before
     assert "__stepwell_note__" not in globals()
+
+
+def test_a_function_of_a_package_whose_name_begins_with_torch_is_none_of_torch() -> None:
+    def scaled(x: Any) -> Any:
+        return x
+
+    scaled.__module__ = "torchrl.modules"
+
+    assert is_of_torch(torch.relu)
+    assert not is_of_torch(scaled)
