@@ -203,7 +203,18 @@ def test_a_single_row_graph_is_batched_and_its_states_are_stored_as_float16(tmp_
 
 
 def test_a_refused_rewrite_leaves_no_file(tmp_path: Path) -> None:
-    path, new = write_graph(tmp_path, graphs.no_batch_axis), tmp_path / "new.onnx"
+    def without_a_rule() -> graphs.Built:
+        return graphs.graph_from_text(
+            """without_a_rule (float[1,3] x, float[3] s) => (float[1,3] y, float[3] s_next) {
+                axis = Constant <value = int64[1] {0}> ()
+                row = Squeeze (x, axis)
+                total = Add (s, row)
+                s_next = Hardmax <axis = 0> (total)
+                y = Unsqueeze (s_next, axis)
+            }"""
+        ), graphs.no_batch_axis()[1]
+
+    path, new = write_graph(tmp_path, without_a_rule), tmp_path / "new.onnx"
 
     assert type(run_stepwell("adopt", path, "--batchify", "-o", new).exception) is RefusedModelError
     assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]

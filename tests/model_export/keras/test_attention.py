@@ -152,7 +152,7 @@ A_HEAD_EACH = np.stack([BANDED, np.tril(np.ones((T, T), bool))])[None]
 
 # name: (model of T timesteps, or of any number, words of the reason)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "not_causal": (lambda: over(mha), "every timestep with every other"),
+    "not_causal": (lambda: over(mha), "attends to timesteps to come"),
     "one_head_not_causal": (lambda: over(lambda x: L.Attention(name="odd")([x, x])), "attends to timesteps to come"),
     "endless": (lambda: over(causal(L.MultiHeadAttention(2, 2, name="odd")), None), "would grow without end"),
     "looks_ahead": (lambda: over(lambda x: mha(x, attention_mask=AHEAD)), "attends to timesteps to come"),

@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "attention": (lambda: of(lambda x: L.Attention(name="odd")([x, x])), "Attention", "attends to timesteps to come"),
     "self_attention": (
         lambda: of(lambda x: L.MultiHeadAttention(2, 2, name="odd")(x, x)),
-        "MultiHeadAttention", "every timestep with every other",
+        "MultiHeadAttention", "attends to timesteps to come",
     ),
     "lambda_over_time": (
         lambda: sequence(L.Lambda(lambda x: x[:, ::-1], name="odd")), "Lambda", "reads the sequence backwards",

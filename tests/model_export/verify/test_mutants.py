@@ -103,7 +103,7 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
     "keras: attention over a declared length": (lambda _: keras_model("attention_causal"), FULL),
     "onnx: a declared length": (lambda _: of_a_declared_length(), FULL),
     "onnx: a window": (lambda _: in_onnx("windowed_attention"), FULL),
-    "onnx: attention pooling": (lambda _: in_onnx("masked_after_the_softmax"), FULL),
+    "onnx: attention pooling": (lambda _: in_onnx("softmax_masked_by_a_large_number"), FULL),
     "onnx: a weighted mean": (lambda _: in_onnx("mean_of_what_counts"), FULL),
     "onnx: a running product": (lambda _: running_product(), FULL),
     "stages with a history": (lambda folder: with_stages(folder, RollingMean(5), Lag(2), Diff()), FULL),
