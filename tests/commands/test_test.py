@@ -45,7 +45,7 @@ def test_all_tests_run_in_parallel_after_a_line_with_the_expected_time_and_selec
 
     assert "workers" in everything.stdout
     assert "1 failed, 1 passed" in everything.stdout
-    assert "a quarter of an hour" in everything.stderr
+    assert "about ten minutes" in everything.stderr
     assert "workers" not in selected.stdout
     assert "hour" not in selected.stderr
 
