@@ -103,14 +103,14 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
     "keras: attention over a declared length": (lambda _: keras_model("attention_causal"), FULL),
     "onnx: a declared length": (lambda _: of_a_declared_length(), FULL),
     "onnx: a window": (lambda _: in_onnx("windowed_attention"), FULL),
-    "onnx: attention pooling": (lambda _: in_onnx("softmax_masked_by_a_large_number"), FULL),
+    "onnx: attention pooling": (lambda _: in_onnx("attention_pooling"), FULL),
     "onnx: a weighted mean": (lambda _: in_onnx("mean_of_what_counts"), FULL),
     "onnx: a running product": (lambda _: running_product(), FULL),
     "stages with a history": (lambda folder: with_stages(folder, RollingMean(5), Lag(2), Diff()), FULL),
     "stages with a state": (lambda folder: with_stages(folder, Impute("last"), Standardize(2.0, 3.0), EWMA(0.3)), FULL),
     "weights as fp16": (lambda _: wide(), FP16),
     "weights as int8": (lambda _: wide(), INT8),
-    "a masked softmax as float16": (lambda _: in_onnx("softmax_of_what_counts"), STORED),
+    "attention pooling as float16": (lambda _: in_onnx("attention_pooling"), STORED),
     "states as float16": (lambda _: wide(), STORED),
 }
 
