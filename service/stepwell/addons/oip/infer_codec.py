@@ -139,7 +139,7 @@ class InferCodec:
             document.id,
             document.parameters or {},
             document.inputs,
-            [(output.name, output.parameters or {}) for output in document.outputs or ()],
+            [(output.name, output.parameters or {}) for output in document.outputs] if document.outputs else (),
             body,
             len(body) if document_bytes is None else document_bytes,
         )
@@ -265,6 +265,8 @@ class InferCodec:
         return self._joined(columns)
 
     def _joined(self, columns: Mapping[str, Sequence[bytes]]) -> Sequence[tuple[bytes, ...]]:
+        if len(columns) == 1:
+            return [(row,) for row in columns[self._names[0]]]
         return [*zip(*[columns[name] for name in self._names], strict=True)]
 
     def _check_rows(self, rows: int, *, one_row: bool) -> int:

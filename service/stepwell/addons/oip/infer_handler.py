@@ -102,12 +102,13 @@ class InferHandler:
     transport: Transport = "oip"
     response_format: Format = Format.JSON
     extra_headers: Mapping[str, str] | None = None
+    _codec: InferCodec = field(init=False)
     _request: InferRequest = field(init=False)
     is_reusable: ClassVar[bool] = False
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
         """Submit the request's timesteps, or raise what is wrong with the body."""
-        codec = codec_of(self.context, self.served)
+        codec = self._codec = codec_of(self.context, self.served)
         if LargeBodies.is_large(body):
             self.context.large_bodies.submit(
                 lambda: codec.read(body, self.document_bytes), lambda request: self.submit_request(request, done), done
@@ -152,7 +153,7 @@ class InferHandler:
 
     def encode_response(self, result: Any) -> bytes:
         """Return the response body."""
-        body, document_bytes = codec_of(self.context, self.served).write(*self.response(result))
+        body, document_bytes = self._codec.write(*self.response(result))
         if document_bytes is not None:
             self.response_format = Format.BYTES
             self.extra_headers = {"inference-header-content-length": str(document_bytes)}
