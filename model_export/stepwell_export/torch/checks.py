@@ -149,6 +149,11 @@ def run(module: Any, values: Any, *, doing: str, is_eager: bool = False) -> Any:
     except Exception as exc:
         shapes = ", ".join(str(list(value.shape)) for value in values)
         where = place(traceback.extract_tb(exc.__traceback__))
+        if torch.jit.is_tracing():  # it has run before, but in a trace sizes are tensors
+            raise RefusedModelError(
+                f"The module does with its sizes what no graph can follow: {first_line(exc)}{where}.",
+                fix="Compute it with operations on tensors, or once, in `__init__`.",
+            ) from exc
         raise RefusedModelError(
             f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{where}.",
             fix="Give examples that it takes, with a batch axis, in the order of `forward`.",

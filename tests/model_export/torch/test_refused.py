@@ -404,6 +404,18 @@ def test_rows_that_depend_on_each_other_are_the_reason_whatever_else_cannot_be_s
     assert "class Step" not in refused.fix
 
 
+def test_what_only_numbers_of_python_can_is_refused_with_its_line_also_where_the_trace_has_tensors_for_them() -> None:
+    def whole_windows(self: Any, x: Any) -> Any:
+        return x if (x.shape[1] / 4).is_integer() else F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+    with pytest.raises(RefusedModelError) as caught:
+        convert(StepSpec(of(whole_windows), inputs={"x": torch.randn(2, 8, 4)}, time_axis=1, length=20), name="m")
+
+    assert "is_integer" in caught.value.problem
+    assert "test_refused.py, line" in caught.value.problem
+    assert "The module fails" not in caught.value.problem
+
+
 def test_a_loop_with_complex_numbers_is_refused_for_these() -> None:
     def run(m: Any, x: Any) -> Any:
         h, found = torch.zeros(x.shape[0], 4, dtype=torch.complex64), []
