@@ -11,28 +11,21 @@ from stepwell_export.adoption.autoconfigure import adopt
 from stepwell_export.runtime.errors import UnclearModelError
 from tests import graphs
 
+AR_2 = """ {
+            a1 = Constant <value = float {0.6}> ()
+            a2 = Constant <value = float {-0.3}> ()
+            first = Mul (p, a1)
+            second = Mul (q, a2)
+            past = Add (first, second)
+            y = Add (x, past)
+            r = Identity (y)
+            s = Identity (p)
+        }"""
+
 FILTERS = {
-    "AR(2)": """g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] r, float[B,1] s) {
-            a1 = Constant <value = float {0.6}> ()
-            a2 = Constant <value = float {-0.3}> ()
-            first = Mul (p, a1)
-            second = Mul (q, a2)
-            past = Add (first, second)
-            y = Add (x, past)
-            r = Identity (y)
-            s = Identity (p)
-        }""",
-    "AR(2), the older tap first": """g (float[B,1] x, float[B,1] q, float[B,1] p)
-        => (float[B,1] y, float[B,1] s, float[B,1] r) {
-            a1 = Constant <value = float {0.6}> ()
-            a2 = Constant <value = float {-0.3}> ()
-            first = Mul (p, a1)
-            second = Mul (q, a2)
-            past = Add (first, second)
-            y = Add (x, past)
-            r = Identity (y)
-            s = Identity (p)
-        }""",
+    "AR(2)": "g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] r, float[B,1] s)" + AR_2,
+    "AR(2), the older tap first": "g (float[B,1] x, float[B,1] q, float[B,1] p)"
+    " => (float[B,1] y, float[B,1] s, float[B,1] r)" + AR_2,
     "AR(3)": """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] r)
             => (float[B,1] y, float[B,1] k, float[B,1] l, float[B,1] m) {
             a1 = Constant <value = float {0.5}> ()

@@ -178,15 +178,7 @@ class ArtifactKeeper(Artifacts):
         self._folder = folder
 
     def copy(self, name: str, version: int, path: Path, model: StepModel, signature: tuple[int, ...]) -> Artifact:
-        """Copy the files of a model, unless it is not to be kept.
-
-        Args:
-            name: The model's name.
-            version: Its version.
-            path: Its file.
-            model: The model, as loaded from its file.
-            signature: `file_signature` of its files before it was loaded.
-        """
+        """Copy the files of a model, unless it is not to be kept. See `Artifacts`."""
         fingerprint = model.fingerprint
         reason = self._settings.not_kept_reason([path, *model.weight_files])
         if reason or self._folder is None or self._backend is None:
@@ -223,14 +215,7 @@ class ArtifactKeeper(Artifacts):
         return None if artifact is None else await asyncio.to_thread(self._unpack, name, fingerprint, artifact)
 
     def kept_file(self, name: str, version: int, fingerprint: bytes, content: bytes) -> Artifact:
-        """Return the artifact of one file that stands beside a model; nothing is stored yet.
-
-        Args:
-            name: The model's name.
-            version: Its version, for messages.
-            fingerprint: Identifies the file, 8 bytes.
-            content: Its bytes.
-        """
+        """Return the artifact of one file that stands beside a model; nothing is stored yet. See `Artifacts`."""
         if self._backend is None or len(content) > self._settings.artifact_max_bytes:
             return Artifact("`artifacts` is off, or the file is too large")
         return KeptArtifact(name, version, fingerprint, backend=self._backend, read=partial(seal, content))
