@@ -45,13 +45,9 @@ RECORDED: dict[str, bytes] = {
     "a step": request(GOOD),
     "a step with an id": request(GOOD, STEP, "X-Request-Id: one-7"),
     "a step with a trace": request(GOOD, STEP, "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-    "a step with an unprintable id": request(GOOD, STEP, "X-Request-Id: \xe9"),
     "a refusal with an id": request(b"{", STEP, "X-Request-Id: one-8"),
     "an unknown route with an id": request(GOOD, "/v1/none", "X-Request-Id: one-9"),
-    "msgpack with an id": request(PACKED, STEP, "X-Request-Id: p", "Content-Type: application/msgpack"),
     "infer with an id": infer(5, INFER, "X-Request-Id: i", sequence_id="id", sequence_start=True),
-    "raw infer with an id": raw_infer(b"\5" + b"\0" * 7, 8, "", "X-Request-Id: i", sequence_id=43),
-    "an infer refusal with an id": request(b"{", INFER, "X-Request-Id: i"),
     "no content with an id": request(b"", "/v1/models/fold/streams/gone", "X-Request-Id: d", method="DELETE"),
     "a head too long with an id": request(GOOD, STEP, "X-Request-Id: l", "X: " + "x" * 17_000),
     "a step by seq": request(b'{"inputs": [7], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
@@ -74,7 +70,6 @@ RECORDED: dict[str, bytes] = {
     "columns of chunks": request(b'{"streams": ["a", "b"], "inputs": [[[1], [2]], [[3], [4]]]}', BULK_STEPS),
     "columns with a bad row": request(b'{"streams": ["a", "!"], "inputs": [[1], [2]], "seq": [9, 1]}', BULK),
     "columns with one stream twice": request(b'{"streams": ["a", "a"], "inputs": [[1], [2]]}', BULK),
-    "columns of none": request(b'{"streams": [], "inputs": []}', BULK),
     "columns in msgpack": request(msgspec.msgpack.encode({"streams": ["a"], "inputs": [[1]]}), BULK,
                                   "content-type: application/msgpack"),
     "a run": request(b'{"inputs": [5], "state": null}', RUN),
@@ -109,11 +104,9 @@ RECORDED: dict[str, bytes] = {
     "no id of a stream": request(GOOD, "/v1/models/fold/streams/a%20b/step"),
     "a dot as stream": request(GOOD, "/v1/models/fold/streams/./step"),
     "two dots as stream": request(GOOD, "/v1/models/fold/streams/../step"),
-    "three dots as stream": request(GOOD, "/v1/models/fold/streams/.../step"),
     "an escaped letter": request(GOOD, "/v1/models/fold/streams/%73/step"),
     "an escaped slash": request(GOOD, "/v1/models/fold/streams/a%2Fb/step"),
     "an escaped slash before a stream": request(GOOD, "/v1/models/fold/streams%2Fs/step"),
-    "a long id": request(GOOD, f"/v1/models/fold/streams/{'a' * 128}/step"),
     "an id too long": request(GOOD, f"/v1/models/fold/streams/{'a' * 129}/step"),
     "a slash at the end": request(GOOD, STEP + "/"),
     "a fragment": request(GOOD, STEP + "#x"),
@@ -122,26 +115,18 @@ RECORDED: dict[str, bytes] = {
     "an unknown version": request(GOOD, STEP + "?version=2"),
     "no version": request(GOOD, STEP + "?version=x"),
     "version zero": request(GOOD, STEP + "?version=0"),
-    "a version too large": request(GOOD, STEP + "?version=99999999999"),
     "a version twice": request(GOOD, STEP + "?version=1&version=2"),
     "another query": request(GOOD, STEP + "?x=1"),
-    "an empty query": request(GOOD, STEP + "?"),
     "GET": request(b"", STEP, method="GET", length=None),
     "HEAD": request(b"", STEP, method="HEAD", length=None),
     "OPTIONS": request(b"", STEP, method="OPTIONS", length=None),
     "PUT": request(GOOD, method="PUT"),
-    "POST in small letters": request(GOOD, method="post"),
     "HTTP/1.0": request(GOOD, version="1.0"),
     "HTTP/1.0, kept": request(GOOD, STEP, "Connection: keep-alive", version="1.0"),
-    "HTTP/2.0": request(GOOD, version="2.0"),
     "no length": request(b"", length=None),
-    "a negative length": request(b"", length="-1"),
-    "a length with a plus": request(GOOD, length="+22"),
-    "a length with zeros": request(GOOD, length="0000022"),
     "a length in hexadecimal": request(GOOD, length="0x16"),
     "a huge length": request(b"", length="99999999999999999999"),
     "two lengths": request(GOOD, STEP, "content-length: 22"),
-    "two other lengths": request(GOOD, STEP, "content-length: 21"),
     "a length in another header": request(GOOD, STEP, "x: Content-Length: 3", "x-content-length: 4"),
     "a length and chunks": request(GOOD, STEP, "transfer-encoding: chunked"),
     "a body too large": request(b" " * (MAX_BODY + 1)),
@@ -156,26 +141,15 @@ RECORDED: dict[str, bytes] = {
     "a long key": request(GOOD, STEP, f"Idempotency-Key: {'k' * 256}"),
     "two keys": request(GOOD, STEP, "Idempotency-Key: a", "Idempotency-Key: b"),
     "a key that is not ASCII": request(GOOD, STEP, "Idempotency-Key: \xe9"),
-    "headers in capitals": request(GOOD, STEP, "CONTENT-TYPE: application/json", "ACCEPT: */*"),
-    "the length in capitals": request(b"", STEP, "CONTENT-LENGTH: 22", length=None) + GOOD,
-    "no space after the colon": request(b"", STEP, "Content-Length:22", length=None) + GOOD,
-    "spaces around a value": request(b"", STEP, "Content-Length:  22  ", length=None) + GOOD,
     "two types": request(GOOD, STEP, "content-type: application/json", "content-type: application/msgpack"),
-    "a folded header": request(GOOD, STEP, "x: a", " b"),
-    "a header without a name": request(GOOD, STEP, ": a"),
-    "a header without a colon": request(GOOD, STEP, "a"),
-    "a header with NUL": request(GOOD, STEP, "a: \0"),
     "its own origin": request(GOOD, STEP, "Origin: http://x"),
     "another origin": request(GOOD, STEP, "Origin: http://evil"),
     "a browser's page of another name": request(GOOD, STEP, "Sec-Fetch-Site: same-origin"),
     "a browser's page of its own origin": request(GOOD, STEP, "Sec-Fetch-Site: same-origin", "Origin: http://x"),
     "close": request(GOOD, STEP, "Connection: close"),
-    "keep": request(GOOD, STEP, "Connection: Keep-Alive"),
-    "close for a proxy": request(GOOD, STEP, "Proxy-Connection: close"),
     "an upgrade": request(GOOD, STEP, "Connection: upgrade, close", "Upgrade: h2c"),
     "expecting to go on": request(GOOD, STEP, "Expect: 100-continue"),
     "expecting something else": request(GOOD, STEP, "Expect: nothing"),
-    "a long head": request(GOOD, STEP, f"x: {'y' * 9000}"),
     "a head too long": request(GOOD, STEP, f"x: {'y' * 17000}"),
     "bare line ends": request(GOOD).replace(b"\r\n", b"\n"),
     "empty lines before": b"\r\n\r\n" + request(GOOD),
@@ -200,7 +174,6 @@ RECORDED: dict[str, bytes] = {
     "infer, too many bytes": raw_infer(b"\5" * 9),
     "infer, a wrong size": raw_infer(b"\5" * 4, 4),
     "infer, no length": raw_infer(length="x"),
-    "infer, a negative length": raw_infer(length="-5"),
     "infer, a length too large": raw_infer(length="99999"),
     "infer, two lengths": raw_infer(b"", 8, "7", "inference-header-content-length: 7"),
     "infer, a sequence and no document": raw_infer(length="0"),
@@ -210,9 +183,7 @@ RECORDED: dict[str, bytes] = {
     ),
     "infer, a version": infer(5, "/v2/models/fold/versions/1/infer"),
     "infer, an unknown version": infer(5, "/v2/models/fold/versions/2/infer"),
-    "infer, no version": infer(5, "/v2/models/fold/versions/x/infer"),
     "infer, version zero": infer(5, "/v2/models/fold/versions/0/infer"),
-    "infer, a query": infer(5, INFER + "?version=1"),
     "infer, another query": infer(5, INFER + "?x=1"),
     "infer, an unknown model": infer(5, "/v2/models/none/infer"),
     "infer, an escaped letter": infer(5, "/v2/models/f%6Fld/infer"),
@@ -227,11 +198,9 @@ RECORDED: dict[str, bytes] = {
     "infer, another origin": infer(5, INFER, "Origin: http://evil"),
     "infer, no JSON": request(b"{", INFER),
     "infer, an empty body": request(b"", INFER),
-    "infer, no object": request(b"[1]", INFER),
     "infer, a lone surrogate": request(b'{"inputs": [], "id": "\\ud800"}', INFER),
     "infer, deep nesting": request(b'{"inputs": ' + b"[" * 9999 + b"]" * 9999 + b"}", INFER),
     "infer, a float for an integer": infer(1.5),
-    "infer, a value out of range": infer(2**63),
     "infer, GET": request(b"", INFER, method="GET", length=None),
     "infer, chunks": chunked(b"{}", INFER),
     "infer, a body too large": request(b" " * (MAX_BODY + 1), INFER),
@@ -240,36 +209,32 @@ RECORDED: dict[str, bytes] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", RECORDED)
-def test_a_recorded_request_gets_the_same_response(both_paths: BothPaths, what: str) -> None:
-    answer = both_paths.answer(RECORDED[what], LAST)
-
-    assert answer
+def test_a_recorded_request_gets_the_same_response(both_paths: BothPaths) -> None:
+    for what, text in RECORDED.items():
+        assert both_paths.answer(text, LAST), what
 
 
-@pytest.mark.parametrize("authorization", [
-    None, "Bearer full", "bearer  full ", "Bearer other", "Bearer reader", "Bearer wrong", "Bearer", "Basic full", "",
-])  # fmt: skip
-def test_a_key_gets_the_same_response(keyed: BothPaths, authorization: str | None) -> None:
-    headers = [] if authorization is None else [f"Authorization: {authorization}"]
+def test_a_key_gets_the_same_response(keyed: BothPaths) -> None:
     paths = (STEP, BULK, "/v1/models/none/streams/s/step", INFER, "/v2/models/none/infer")
-    answer = keyed.answer(*(request(GOOD, path, *headers) for path in paths), LAST)
+    for keys in (
+        *(["Bearer full"], ["bearer  full "], ["Bearer other"], ["Bearer reader"], ["Bearer wrong"], ["Bearer"]),
+        *(["Basic full"], [""], [], ["Bearer full", "Bearer x"]),
+    ):
+        headers = [f"Authorization: {key}" for key in keys]
+        answer = keyed.answer(*(request(GOOD, path, *headers) for path in paths), LAST)
 
-    assert len(statuses(answer)) == len(paths) + 1
+        assert len(statuses(answer)) == len(paths) + 1, keys
 
 
-def test_two_authorization_headers_get_the_same_response(keyed: BothPaths) -> None:
-    assert keyed.answer(request(GOOD, STEP, "Authorization: Bearer full", "Authorization: Bearer x"), LAST)
-
-
-@pytest.mark.parametrize("kind", ["whole", "chunks"])
-def test_a_request_can_be_split_anywhere(both_paths: BothPaths, stream: str, kind: str) -> None:
+def test_requests_can_be_split_anywhere(both_paths: BothPaths, stream: str) -> None:
     path = f"/v1/models/fold/streams/{stream}/step"
-    text = request(GOOD, path) if kind == "whole" else chunked(GOOD, path)
-    for place in range(1, len(text)):
-        answer = both_paths.answer(text[:place], text[place:], LAST)
+    for text in (request(GOOD, path), chunked(GOOD, path)):
+        for place in range(1, len(text)):
+            assert statuses(both_paths.answer(text[:place], text[place:], LAST)) == [200, 404]
+    pipeline = request(GOOD, path) * 2 + LAST
+    byte_by_byte = both_paths.answer(*(pipeline[i : i + 1] for i in range(len(pipeline))))
 
-        assert statuses(answer) == [200, 404]
+    assert statuses(byte_by_byte) == [200, 200, 404]
 
 
 def test_an_internal_error_gets_the_same_response(both_paths: BothPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,14 +245,10 @@ def test_an_internal_error_gets_the_same_response(both_paths: BothPaths, monkeyp
         for method in ("submit", "submit_single", "submit_bulk"):
             monkeypatch.setattr(service.app.state.engine.steps, method, broken)
 
-    assert statuses(both_paths.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
+    answer = both_paths.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)
 
-
-def test_a_request_can_arrive_byte_by_byte(both_paths: BothPaths, stream: str) -> None:
-    text = request(GOOD, f"/v1/models/fold/streams/{stream}/step") * 2 + LAST
-    answer = both_paths.answer(*(text[i : i + 1] for i in range(len(text))))
-
-    assert statuses(answer) == [200, 200, 404]
+    assert statuses(answer) == [500, 500, 500, 404]
+    assert answer.count(b'"applied":"unknown"') == 2  # and a sentence in the errors of the Open Inference Protocol
 
 
 # ------------------------------------------------------------------- generated
