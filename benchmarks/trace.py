@@ -31,7 +31,7 @@ from stepwell.cli import main
 calls, counts = set(), []
 def trace(frame, event, arg):
     if event == "call" and "/stepwell" in (name := frame.f_code.co_filename):
-        if frame.f_code.co_name == "data_received" and "/protocols/" in name:
+        if frame.f_code.co_name == "data_received" and "fast_http" in name:
             counts.append(sorted(calls))
             del counts[:-200]
             calls.clear()

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from stepwell.addons.fast_path.header_cache import HeaderCache
+from stepwell.addons.fast_path.ws_frames import encode_frames, next_frame
 from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
 from stepwell.codec.step_bodies import guess_correlation
 from stepwell.codec.stream_ops import read_fork, read_packed_state, read_reset, read_snapshot, read_state, states_of
 from stepwell.engine.protocol.replay import replay_prediction
 from stepwell.errors import ServiceError
-from stepwell.protocols.header_cache import HeaderCache
-from stepwell.protocols.ws_frames import encode_frames, next_frame
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HEADER_BYTES, MAGIC, decode
 from stepwell.types import StreamKey, Timestep

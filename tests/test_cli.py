@@ -235,7 +235,8 @@ def test_serving_imports_nothing_that_only_other_commands_need() -> None:
     """What is imported at the start is most of what a start costs."""
     needless = "httpx2 rich pygments onnx keras torch jax"
     code = (
-        "import sys; from stepwell.cli import make_app; make_app('serve'); import stepwell.app, stepwell.protocols; "
+        "import sys; from stepwell.cli import make_app; make_app('serve'); import stepwell.app; "
+        "import stepwell.addons.fast_path.fast_http, stepwell.addons.fast_path.fast_feed; "
         f"print([name for name in '{needless}'.split() if name in sys.modules])"
     )
 

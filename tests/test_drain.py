@@ -19,8 +19,9 @@ import uvicorn
 from stepwell.app import create_app
 from stepwell.process import server
 from stepwell.settings import Settings
+from tests.addons.fast_path.both_paths import UPGRADE, read_to_end, request, statuses
+from tests.api.running import leave_out_fast_path
 from tests.graphs import fold, write_model
-from tests.protocols.both_paths import UPGRADE, read_to_end, request, statuses
 from tests.servers import Server
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such filter")
@@ -62,7 +63,10 @@ def end(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path, mo
 
     def run(at_the_end: Act, *, before: Act = nothing, parent: int | None = None) -> float:
         listening = server.listen(settings)
-        config = server.config(settings, create_app(settings), fast_lane=request.param)
+        app = create_app(settings)
+        if not request.param:
+            leave_out_fast_path(app)
+        config = server.config(settings, app)
         one = Ending(config, lambda: at_the_end(listening), parent)
 
         async def serve() -> float:

@@ -32,7 +32,6 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.models.vetting import ModelVetting
 from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.requests.context import AppContext
-from stepwell.requests.hot_routes import HOT_ROUTES
 from stepwell.requests.problems import internal_error
 from stepwell.service_addon import ServiceAddon, sole
 from stepwell.settings import Settings, SharedFolders
@@ -88,7 +87,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
             fix="Install the add-on as a whole, or unset what makes it accept tokens.",
         )
     context.tracer = sole(addons, "tracer", lambda addon: addon.tracer())
-    context.hot_routes = (*HOT_ROUTES, *(route for addon in addons for route in addon.hot_routes()))
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
     app.router.route_class = raw_route_class(context)
     # replaced as FastAPI documents it; called after all routes have been added

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from stepwell.engine.publisher import PendingCommits, Publisher
     from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.artifacts import Artifact, Artifacts, LoadedArtifact, LoadModel
+    from stepwell.protocols import Protocols
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
     from stepwell.requests.hot_routes import HotRoute
@@ -126,6 +127,7 @@ __all__ = [
     "PendingCommits",
     "Placement",
     "Placing",
+    "Protocols",
     "Publisher",
     "ReaderOptions",
     "RedisTransport",
@@ -153,6 +155,7 @@ _LOADED_WHEN_USED: Final = {
     "ModelReloads": "stepwell.engine.model_reloads",
     **dict.fromkeys(("Artifact", "Artifacts", "LoadModel", "LoadedArtifact"), "stepwell.models.artifacts"),
     "ModelRuns": "stepwell.engine.model_runs",
+    "Protocols": "stepwell.protocols",
     "RequestTracer": "stepwell.requests.tracer",
     **dict.fromkeys(("RedisTransport", "open_transport"), "stepwell.store.transport.transport"),
     "TracedId": "stepwell.requests.request_ids",

@@ -1,9 +1,14 @@
-"""Stream ids in requests, checked: what is none raises the service's error."""
+"""Stream ids in requests, checked: what is none raises the service's error; and the limit of idempotency keys."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from stepwell.errors import ServiceError
 from stepwell_client.wire.ids import is_stream_id, stream_id_problem
+
+IDEMPOTENCY_KEY_LIMIT: Final = 255
+"""Maximum length of an `Idempotency-Key`, in characters."""
 
 
 def check_stream_id(text: str) -> str:

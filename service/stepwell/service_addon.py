@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stepwell.models.artifacts import Artifacts, LoadModel
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
+    from stepwell.protocols import Protocols
     from stepwell.requests.auth.api_keys import Caller
     from stepwell.requests.context import AppContext
     from stepwell.requests.error_formats import ErrorFormat
@@ -51,8 +52,18 @@ class ServiceAddon:
         """Add routes, behind those of steps and before all others: the first one that matches a path answers."""
 
     def hot_routes(self) -> Iterable[HotRoute]:
-        """Return those of its routes that are requested often, so that the fast path handles them, too."""
+        """Return those of its routes that are requested often, for `protocols`."""
         return ()
+
+    def protocols(self, routes: Iterable[HotRoute]) -> Protocols | None:
+        """Return the classes of connections that answer some requests without FastAPI; None: FastAPI answers all.
+
+        At most one add-on has them. What they answer is byte for byte what FastAPI's route would.
+
+        Args:
+            routes: The `hot_routes` of all add-ons.
+        """
+        return None
 
     def sockets(self) -> Mapping[str, SocketDocumentation]:
         """Return the documentation of its WebSockets, by the names of their channels in `/asyncapi.json`."""

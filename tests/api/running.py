@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
+from stepwell.addons.fast_path.addon import FastPath
 from stepwell.app import create_app
 from stepwell.process import server
 from stepwell.settings import Settings
@@ -93,6 +94,11 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=2 * PATIENCE_S)
 
 
+def leave_out_fast_path(app: FastAPI) -> None:
+    """Leave all requests to FastAPI, as where the add-on is not installed."""
+    app.state.addons = [addon for addon in app.state.addons if not isinstance(addon, FastPath)]
+
+
 @contextlib.contextmanager
 def running_service(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
     """Run a service until the block ends, with limits of time that a busy machine keeps unless `settings` has others.
@@ -102,8 +108,10 @@ def running_service(redis: str, models: Path, *, lane: bool | None = None, **set
     defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, **_LIMITS}
     chosen = Settings.load(redis=redis, models=[models], **(defaults | settings))
     app = create_app(chosen)
+    if lane is False:
+        leave_out_fast_path(app)
     listening = server.listen(chosen)
-    uvicorn_server = uvicorn.Server(server.config(chosen, app, fast_lane=lane))
+    uvicorn_server = uvicorn.Server(server.config(chosen, app))
     service = Service(app, uvicorn_server, listening.getsockname()[1], lane=lane)
     started = threading.Event()
 

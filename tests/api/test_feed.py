@@ -21,8 +21,8 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
+from stepwell.addons.fast_path.fast_feed import FastFeedProtocol
 from stepwell.codec import JSON
-from stepwell.protocols import FastFeedProtocol
 from stepwell.requests.feed_session import FeedSession
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, write_models
@@ -616,7 +616,7 @@ def send_until_closed(slow: socket.socket, service: Service) -> None:
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the ten-second timeout, so that the tests are short."""
-    for module in ("stepwell.asgi.routes.feed", "stepwell.protocols.fast_feed"):
+    for module in ("stepwell.asgi.routes.feed", "stepwell.addons.fast_path.fast_feed"):
         monkeypatch.setattr(f"{module}.SEND_TIMEOUT_S", 0.2)
 
 
@@ -624,7 +624,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_client_that_does_not_read_is_closed(
     restart_with: Again, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("stepwell.asgi.websocket", "stepwell.protocols.fast_feed"):
+    for module in ("stepwell.asgi.websocket", "stepwell.addons.fast_path.fast_feed"):
         monkeypatch.setattr(f"{module}._CLOSE_TIMEOUT_S", 60)  # the client reads again, however late
     with restart_with() as own:
         own.config.ws_ping_interval = 600.0  # nor does it answer a ping
@@ -645,7 +645,7 @@ def test_a_client_that_never_reads_is_disconnected(
 ) -> None:
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
-    monkeypatch.setattr("stepwell.protocols.fast_feed._CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("stepwell.addons.fast_path.fast_feed._CLOSE_TIMEOUT_S", 0.2)
     with restart_with() as own:
         slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
         send_until_closed(slow, own)
@@ -661,7 +661,7 @@ def test_a_watcher_that_never_reads_is_disconnected(
     """Its connection is aborted, not only closed, so nothing waits for a client that may never react."""
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
-    monkeypatch.setattr("stepwell.protocols.fast_feed._CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("stepwell.addons.fast_path.fast_feed._CLOSE_TIMEOUT_S", 0.2)
     chunk = {"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60}
     with restart_with() as own:
         slow = open_unread_feed(own, "/v1/watch", receive_buffer=4096)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.addons.fast_path.both_paths import chunked, read_to_end, request, statuses
 from tests.api.running import Service, running_service
 from tests.fuzz.test_readers import mutated
 from tests.graphs import fold, write_models
-from tests.protocols.both_paths import chunked, read_to_end, request, statuses
 from tests.servers import Server
 
 FEW = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,14 +17,13 @@ from starlette.types import Receive, Scope, Send
 from stepwell.asgi.query import version_of
 from stepwell.codec import JSON, Format
 from stepwell.errors import ServiceError
-from stepwell.ids import check_stream_id
+from stepwell.ids import IDEMPOTENCY_KEY_LIMIT, check_stream_id
 from stepwell.models.served import ServedModel
 from stepwell.requests.audit import Action
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
-from stepwell.requests.hot_routes import KEY_LIMIT
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from stepwell.requests.request_ids import RESPONSE_HEADER, SCOPE_KEY, log_fields, request_id_of
@@ -260,12 +259,12 @@ def idempotency_key_of(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
     if not keys:
         return None
-    if len(keys) == 1 and 1 <= len(keys[0]) <= KEY_LIMIT:
+    if len(keys) == 1 and 1 <= len(keys[0]) <= IDEMPOTENCY_KEY_LIMIT:
         return keys[0]
     found = f"{len(keys)} of them" if len(keys) > 1 else f"{len(keys[0])} characters"
     raise ServiceError(
         "bad_request",
-        f"The Idempotency-Key header has {found}; expected one of 1 to {KEY_LIMIT} characters.",
+        f"The Idempotency-Key header has {found}; expected one of 1 to {IDEMPOTENCY_KEY_LIMIT} characters.",
         fix="Send one fresh key per request, and the same again with its retries.",
     )
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stepwell.engine.engine import Engine
     from stepwell.models.registry import ModelRegistry
+    from stepwell.service_addon import ServiceAddon
     from stepwell.settings import Settings, SharedFolders
 
 _log = logging.getLogger(__name__)
@@ -165,24 +166,23 @@ class Server(uvicorn.Server):
         self._start_drain()
 
 
-def config(settings: Settings, app: FastAPI, *, fast_lane: bool | None = None) -> uvicorn.Config:
+def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     """Return uvicorn's configuration for an application.
 
-    Args:
-        settings: The settings.
-        app: The application.
-        fast_lane: Whether frequent requests take the fast path; None: unless `STEPWELL_FAST_LANE` is off.
+    Raises:
+        AddonError: Two add-ons have protocols of connections.
     """
-    from stepwell.protocols import fast_feed_class, fast_http_class
     from stepwell.protocols.http_limits import limited_http_class
     from stepwell.protocols.ws_denials import DenyingWebSocketProtocol
+    from stepwell.service_addon import sole
 
-    if fast_lane is None:
-        fast_lane = os.environ.get("STEPWELL_FAST_LANE") != "off"
+    addons: list[ServiceAddon] = app.state.addons
+    routes = [route for addon in addons for route in addon.hot_routes()]
+    faster = sole(addons, "protocols", lambda addon: addon.protocols(routes))
     return uvicorn.Config(
         app,
-        http=(fast_http_class if fast_lane else limited_http_class)(app.state.context),
-        ws=fast_feed_class(app.state.context) if fast_lane else DenyingWebSocketProtocol,
+        http=faster.http if faster else limited_http_class(app.state.context),
+        ws=faster.websocket if faster else DenyingWebSocketProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # it needs 300 kB per socket, and numbers hardly compress
         lifespan="on",

@@ -1,13 +1,16 @@
-"""The fast path: hot requests are parsed from the socket's bytes, submitted with a callback, and answered in one write.
+"""The protocols of connections: uvicorn's, with limits on what a client can hold.
 
-A complete request with nothing unusual takes the fast path. Every other request is handled by uvicorn and FastAPI,
-which respond byte for byte the same. `stepwell.requests.hot_routes` is the table of hot routes; `header_cache` and
-`hot_requests` recognize their requests; `pipeline` and `fast_http` keep the order of responses and the limits.
+An add-on may have faster ones, `ServiceAddon.protocols`.
 """
 
 from __future__ import annotations
 
-from stepwell.protocols.fast_feed import FastFeedProtocol, fast_feed_class
-from stepwell.protocols.fast_http import FastHttpProtocol, fast_http_class
+import asyncio
+from typing import NamedTuple
 
-__all__ = ["FastFeedProtocol", "FastHttpProtocol", "fast_feed_class", "fast_http_class"]
+
+class Protocols(NamedTuple):
+    """The classes of HTTP and WebSocket connections, in the place of uvicorn's."""
+
+    http: type[asyncio.Protocol]
+    websocket: type[asyncio.Protocol]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from stepwell.errors import ServiceError
 from stepwell.protocols.http_upgrades import UpgradingHttpProtocol
-from stepwell.requests.close_codes import SEND_TIMEOUT_S
 from stepwell.requests.error_formats import RawHttpResponse
-from stepwell.requests.hot_routes import HOST
 from stepwell.requests.request_ids import RESPONSE_HEADER, request_id_of
+from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 
 if TYPE_CHECKING:
     from stepwell.metrics import Metrics
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 HEAD_LIMIT = 16 * 1024
 """Maximum bytes of a request's line and headers."""
+
+HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+"""The value of `Host`: a name or an address, and a port (RFC 9110, 7.2). It may be empty, but not missing."""
 
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _NEW_GRACE_S = 1.0  # how long a connection without a request so far stays open when the process ends

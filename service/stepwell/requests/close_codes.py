@@ -1,4 +1,4 @@
-"""Close codes of WebSockets (RFC 6455, section 7.4, and the IANA registry), and the timeout of a blocked send."""
+"""Close codes of WebSockets (RFC 6455, section 7.4, and the IANA registry)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,3 @@ TOO_BIG: Final = 1009
 FAILED: Final = 1011
 DRAINING: Final = 1012
 TOO_SLOW: Final = 1013
-
-SEND_TIMEOUT_S: Final = 10.0
-"""Seconds that one send may block before the connection is closed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from stepwell.codec import RequestDecoder
@@ -20,7 +20,6 @@ from stepwell.settings import is_loopback
 from stepwell.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
-    from stepwell.requests.hot_routes import HotRoute
     from stepwell.requests.tracer import RequestTracer
     from stepwell.settings import Settings
     from stepwell_export.runtime.manifest import Manifest
@@ -44,7 +43,6 @@ class AppContext:
         safety: Checks that the store's settings are safe; set while the application runs.
         tracer: Traces requests; None: none is traced.
         large_bodies: Decodes large bodies.
-        hot_routes: The routes of the fast path, with those of add-ons.
         error_formats: Formats of errors that add-ons have, by the first segment of the paths.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
@@ -69,7 +67,6 @@ class AppContext:
         self.websockets_of: Counter[str] = Counter()
         self.ready = False
         self.draining = False
-        self.hot_routes: Sequence[HotRoute] = ()
         self.error_formats: Mapping[str, ErrorFormat] = {}
         self._codecs: dict[tuple[Callable[..., Any], str, int], tuple[Manifest, Any]] = {}
         self._loopback_only = not settings.has_keys and is_loopback(settings.host)  # the address is the only protection

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from stepwell.asgi.socket_messages import FEEDS, SocketDocumentation
 from stepwell.requests import close_codes
+from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 from stepwell_client.wire.ids import STREAM_ID
 from stepwell_export.runtime.manifest import NAME
 
@@ -29,7 +30,7 @@ handshake has `Authorization: Bearer KEY`, or the first message is `{{"auth": KE
 The service closes a socket with {close_codes.UNREADABLE} (a message cannot be parsed), {close_codes.POLICY} (rejected:
 the error is sent before), {close_codes.TOO_BIG} (a message is larger than `max_body_bytes`), {close_codes.FAILED} (an
 unexpected error), {close_codes.DRAINING} (this process is about to end: connect again), or {close_codes.TOO_SLOW} (the
-client has not read for {close_codes.SEND_TIMEOUT_S:g} s).
+client has not read for {SEND_TIMEOUT_S:g} s).
 """
 
 _PARAMETERS: Final = {

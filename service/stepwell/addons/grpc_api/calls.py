@@ -16,9 +16,9 @@ from stepwell.addons.oip.errors import bad_request, oip_status
 from stepwell.addons.oip.infer_handler import InferHandler, codec_of, model_for_oip
 from stepwell.codec import Format
 from stepwell.errors import ServiceError
+from stepwell.ids import IDEMPOTENCY_KEY_LIMIT
 from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
-from stepwell.requests.hot_routes import KEY_LIMIT
 from stepwell.requests.problems import internal_error
 from stepwell.requests.request_ids import log_fields, request_id_of
 
@@ -57,8 +57,8 @@ class CallHead:
             TritonError: `bad_request`: it does not have 1 to 255 characters.
         """
         key = self._idempotency_key
-        if key is not None and not 1 <= len(key) <= KEY_LIMIT:
-            bad_request(f"idempotency-key has {len(key)} characters; expected 1 to {KEY_LIMIT}")
+        if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_LIMIT:
+            bad_request(f"idempotency-key has {len(key)} characters; expected 1 to {IDEMPOTENCY_KEY_LIMIT}")
         return key
 
 

@@ -26,8 +26,9 @@ from stepwell.asgi.socket_messages import AuthMessage, SocketDocumentation, Sock
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError
-from stepwell.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
+from stepwell.requests.close_codes import DRAINING, TOO_SLOW
 from stepwell.requests.context import AppContext
+from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 
 GROUP_PAUSE_S: Final = 0.01
 """Longest pause between two groups of events, in seconds: what is committed meanwhile is in the next one."""

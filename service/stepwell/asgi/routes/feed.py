@@ -14,9 +14,10 @@ from stepwell.asgi.query import number_of
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
-from stepwell.requests.close_codes import FAILED, SEND_TIMEOUT_S, TOO_SLOW
+from stepwell.requests.close_codes import FAILED, TOO_SLOW
 from stepwell.requests.context import AppContext
 from stepwell.requests.feed_session import FeedSession, session_type
+from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 
 _log = logging.getLogger(__name__)
 HIGHEST_VERSION: Final = 2**31 - 1
@@ -40,7 +41,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class FeedConnection:
-    """One open feed under any ASGI server; `stepwell.protocols.fast_feed` is the fast path with the same behavior.
+    """One open feed under any ASGI server; `stepwell.addons.fast_path.fast_feed` behaves in the same way.
 
     A reader task submits messages without waiting for replies; a writer task sends the replies in the order of their
     messages. If the client does not read its replies, the reader stops, so memory is bounded.

@@ -7,7 +7,7 @@ import select
 
 import pytest
 
-from tests.protocols.both_paths import LAST, UPGRADE, BothPaths, connected, read_to_end, request, statuses
+from tests.addons.fast_path.both_paths import LAST, UPGRADE, BothPaths, connected, read_to_end, request, statuses
 
 HOT = "/v1/models/fold/streams/host/step"
 GOOD = b'{"inputs": [1]}'

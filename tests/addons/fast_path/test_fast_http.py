@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.running import Service, running_service
-from tests.graphs import fold_reference
-from tests.protocols.both_paths import (
+from tests.addons.fast_path.both_paths import (
     LAST,
     UPGRADE,
     BothPaths,
@@ -27,8 +25,10 @@ from tests.protocols.both_paths import (
     responses_of,
     statuses,
 )
-from tests.protocols.conftest import WITHIN_S
-from tests.protocols.test_same_answers import infer, raw_infer
+from tests.addons.fast_path.conftest import WITHIN_S
+from tests.addons.fast_path.test_same_answers import infer, raw_infer
+from tests.api.running import Service, running_service
+from tests.graphs import fold_reference
 from tests.servers import Server
 
 GOOD = b'{"inputs": [5]}'

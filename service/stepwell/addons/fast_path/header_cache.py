@@ -17,7 +17,8 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
-from stepwell.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
+from stepwell.addons.fast_path.hot_step_routes import RELEVANT_HEADERS, parse_headers
+from stepwell.requests.hot_routes import RequestHeaders
 from stepwell.requests.request_ids import REQUEST_ID_VALUES, RESPONSE_HEADER, TRACEPARENT, identify, request_id_of
 from stepwell.requests.tracer import RequestTracer
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from stepwell.addons.fast_path.hot_requests import CachedRequestLine, HotRequestMatcher, RequestHead
+from stepwell.addons.fast_path.hot_step_routes import STEP_ROUTES
 from stepwell.errors import ServiceError
-from stepwell.protocols.hot_requests import CachedRequestLine, HotRequestMatcher, RequestHead
 from stepwell.protocols.http_limits import LimitedHttpProtocol, protocol_attributes
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import RequestHandler
-from stepwell.requests.hot_routes import HOT_ROUTES, HotRoute
+from stepwell.requests.hot_routes import HotRoute
 from stepwell.requests.problems import body_timeout, internal_error
 from stepwell.requests.request_ids import TracedId, log_fields
 
@@ -399,7 +400,7 @@ class ResponsePipeline:
         self.idle_since = 0.0
         self._handler: RequestHandler | None = None  # of the current request, in single-request mode
         self._request_line: CachedRequestLine | None = None  # of the last such request; its route is below
-        self._route = HOT_ROUTES[0]
+        self._route = STEP_ROUTES[0]
         self._request_id = b""  # of the current request, in single-request mode
         self._slot: InFlightRequest | None = None  # of the current request, if the mode ended before its response
         self._is_done = self._on_result  # a bound method is an object too, so it is created once
@@ -490,10 +491,10 @@ def _name_of(handler: RequestHandler | None) -> str:
     return f"model={getattr(served, 'name', None)} stream={getattr(key, 'stream', None)}"
 
 
-def fast_http_class(context: AppContext) -> type[FastHttpProtocol]:
-    """Return the HTTP protocol of a service, with the fast path."""
+def fast_http_class(context: AppContext, routes: Iterable[HotRoute]) -> type[FastHttpProtocol]:
+    """Return the HTTP protocol of a service, with the fast path for steps and for the routes of add-ons."""
     return type(
         "FastHttpProtocol",
         (FastHttpProtocol,),
-        {**protocol_attributes(context), "matcher": HotRequestMatcher(context, context.hot_routes)},
+        {**protocol_attributes(context), "matcher": HotRequestMatcher(context, [*STEP_ROUTES, *routes])},
     )

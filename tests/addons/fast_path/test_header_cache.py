@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from stepwell.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
-from stepwell.requests.hot_routes import make_handler
+from stepwell.addons.fast_path.hot_step_routes import make_handler
 from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, stateless, write_model
-from tests.protocols.both_paths import connected, request
+from tests.addons.fast_path.both_paths import connected, request
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 
@@ -100,7 +100,7 @@ def test_a_connection_whose_stream_or_header_changes_stays_in_single_request_mod
     """A header as a trace id, or the client's address behind a proxy."""
     text = step(stream)
     first = asked_again(connection, text)  # its header lines are cached from here on
-    monkeypatch.setattr("stepwell.protocols.fast_http.FastHttpProtocol._start_request", None)
+    monkeypatch.setattr("stepwell.addons.fast_path.fast_http.FastHttpProtocol._start_request", None)
     others = [text.replace(f"/{stream}/".encode(), f"/{stream}-{i}/".encode()) for i in range(3)]
     others += [text.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
 
@@ -160,7 +160,7 @@ def test_a_model_check_without_changes_keeps_the_cache(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("stepwell.protocols.hot_requests.make_handler", noted)
+    monkeypatch.setattr("stepwell.addons.fast_path.hot_requests.make_handler", noted)
     with running_service(shared_redis.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)

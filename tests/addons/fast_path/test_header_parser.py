@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell.protocols.header_cache import HeaderCache
-from stepwell.requests.hot_routes import RequestHeaders, parse_headers
+from stepwell.addons.fast_path.header_cache import HeaderCache
+from stepwell.addons.fast_path.hot_step_routes import parse_headers
+from stepwell.requests.hot_routes import RequestHeaders
 from stepwell.requests.request_ids import request_id_of
 
 MAX_BODY = 1_000_000

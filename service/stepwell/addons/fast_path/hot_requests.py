@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from stepwell.addons.fast_path.header_cache import HeaderCache, put_bounded
+from stepwell.addons.fast_path.hot_step_routes import VERSION, make_handler
 from stepwell.codec import JSON, Format
 from stepwell.errors import ServiceError
-from stepwell.protocols.header_cache import HeaderCache, put_bounded
 from stepwell.protocols.http_limits import response_bytes
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import RequestHandler
-from stepwell.requests.hot_routes import VERSION, HotRoute, RequestHeaders, make_handler
+from stepwell.requests.hot_routes import HotRoute, RequestHeaders
 from stepwell.requests.request_ids import RESPONSE_HEADER
 
 if TYPE_CHECKING:

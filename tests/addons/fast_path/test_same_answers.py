@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.protocols.both_paths import LAST, BothPaths, chunked, request, split, statuses
-from tests.protocols.conftest import MAX_BODY
+from tests.addons.fast_path.both_paths import LAST, BothPaths, chunked, request, split, statuses
+from tests.addons.fast_path.conftest import MAX_BODY
 
 STEP, STEPS = "/v1/models/fold/streams/s/step", "/v1/models/fold/streams/s/steps"
 BULK, BULK_STEPS = "/v1/models/fold/step", "/v1/models/fold/steps"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.addons.fast_path.both_paths import BothPaths
 from tests.api.running import running_service
 from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs, write_models
-from tests.protocols.both_paths import BothPaths
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import server
 
