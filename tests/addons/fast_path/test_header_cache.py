@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from stepwell.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
 from stepwell.addons.fast_path.hot_step_routes import make_handler
+from stepwell.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
+from tests.addons.fast_path.both_paths import connected, request
 from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, stateless, write_model
-from tests.addons.fast_path.both_paths import connected, request
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 
