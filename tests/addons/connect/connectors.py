@@ -16,7 +16,9 @@ from typing import Any
 import httpx2
 
 from tests.graphs import fold_reference
+from tests.processes import ServiceProcess, service_process
 from tests.programs.start import Program, start_program
+from tests.servers import AOF, server
 
 WAIT_S = 120.0
 
@@ -132,11 +134,46 @@ def wait_for(condition: Callable[[], bool], *, what: Callable[[], object] = lamb
         time.sleep(0.05)  # noqa: TID251 - another process gives no event
 
 
-def wait_while_killing(
-    n_written: Callable[[], int], total: int, kills: Sequence[Callable[[], None]], *, what: Callable[[], object]
+def kill_in_turn(
+    folder: Path,
+    models: Path,
+    words: Callable[[ServiceProcess], Sequence[object]],
+    readings: Readings,
+    *,
+    add: Callable[[Sequence[ConnectorProcess]], None],
+    n_written: Callable[[], int],
+    victims: Sequence[int | None],
 ) -> None:
-    """Kill something each time a part of the messages was written, and wait until all were."""
-    for part, kill in enumerate(kills, 1):
-        wait_for(lambda part=part: n_written() >= total * part // (len(kills) + 2), what=what)  # type: ignore[misc]
-        kill()
-    wait_for(lambda: n_written() >= total, what=what)
+    """Kill connectors and their service, each time that a part of the predictions was written, until all were.
+
+    In the end every stream of the service is the fold.
+
+    Args:
+        folder: For the service and the logs.
+        models: The folder of the models.
+        words: Of each connector, by the service.
+        readings: All inputs.
+        add: Adds the inputs, once the connectors were started.
+        n_written: Returns the number of timesteps whose predictions were written.
+        victims: In their order: the number of a connector, or None for the service.
+    """
+    with (
+        server(folder / "store", *AOF) as store,
+        service_process(models, folder / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        with contextlib.ExitStack() as stack:
+            running = 1 + max(one for one in victims if one is not None)
+            connectors = [stack.enter_context(connector(folder, *words(service))) for _ in range(running)]
+            add(connectors)
+
+            def wait(parts: int) -> None:
+                enough = len(readings) * parts // (len(victims) + 1)
+                wait_for(lambda: n_written() >= enough, what=lambda: [one.text() for one in connectors])
+
+            for part, number in enumerate(victims, 1):
+                wait(part)
+                victim = service if number is None else connectors[number]
+                victim.kill()
+                victim.start()
+            wait(len(victims) + 1)
+        assert streams_equal_the_fold(service.url, readings)

@@ -19,10 +19,9 @@ from tests.addons.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    kill_in_turn,
     run_once,
-    streams_equal_the_fold,
     wait_for,
-    wait_while_killing,
     written,
 )
 from tests.addons.connect.readers import first_messages_around_a_loss, next_messages
@@ -30,8 +29,7 @@ from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
 from tests.faults.proxy import Proxy
 from tests.graphs import fold_reference
-from tests.processes import ServiceProcess, service_process
-from tests.servers import AOF, server
+from tests.processes import ServiceProcess
 
 T = TypeVar("T")
 
@@ -144,37 +142,24 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(
     models: Path, queues: RabbitQueues, short_path: Path
 ) -> None:
     """The broker lets one consume the queue; the other one stands by."""
-    readings, out = Readings(52, streams=50, steps=200), []
-    with (
-        server(short_path / "store", *AOF) as store,
-        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
-    ):
-        words = (queues.url("in"), *flags(service, queues))
-        with connector(short_path, *words) as one, connector(short_path, *words) as two:
-            queues.add(readings.documents())
+    readings, out = Readings(52, streams=50, steps=120), []
 
-            def kill(victim: ConnectorProcess) -> None:
-                victim.kill()
-                victim.start()
-
-            def kill_service() -> None:
-                service.kill()
-                service.start()
-
-            def n_written() -> int:
-                out.extend(queues.read("out"))
-                return len({(one["stream"], one["step"]) for one in out})
-
-            wait_while_killing(
-                n_written,
-                len(readings),
-                [lambda: kill(one), kill_service, lambda: kill(two), lambda: kill(one)],
-                what=lambda: one.text() + two.text(),
-            )
-
+    def n_written() -> int:
         out.extend(queues.read("out"))
-        assert written(out, doubles=True) == readings.expected()
-        assert streams_equal_the_fold(service.url, readings)
+        return len({(one["stream"], one["step"]) for one in out})
+
+    kill_in_turn(
+        short_path,
+        models,
+        lambda service: [queues.url("in"), *flags(service, queues)],
+        readings,
+        add=lambda _: queues.add(readings.documents()),
+        n_written=n_written,
+        victims=[0, None, 1, 0],
+    )
+
+    out.extend(queues.read("out"))
+    assert written(out, doubles=True) == readings.expected()
 
 
 def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(

@@ -20,16 +20,14 @@ from tests.addons.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    kill_in_turn,
     run_once,
-    streams_equal_the_fold,
     wait_for,
-    wait_while_killing,
     written,
 )
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
-from tests.processes import ServiceProcess, service_process
-from tests.servers import AOF, server
+from tests.processes import ServiceProcess
 
 
 class KafkaTopics:
@@ -126,51 +124,25 @@ def test_a_topic_gives_the_predictions_of_the_fold(
     assert (counts["messages"], again["messages"]) == (1000, 0)
 
 
-def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: KafkaTopics, tmp_path: Path) -> None:
-    bad = [("k", b"{"), ("k", {"y": 1}), ("a b", {"x": 1}), ("k", {"x": [1, 2]})]
-    topics.add([one for pair in zip(bad, [("fine", {"x": 1})] * 4, strict=True) for one in pair])
-
-    run_once(tmp_path, topics.url("in"), *flags(service, topics), "--dead-letter", topics.url("dead"), code=1)
-
-    assert sorted(document["code"] for _, document in topics.read("dead", 4)) == [
-        "bad_input", "bad_input", "bad_json", "bad_request",
-    ]  # fmt: skip
-    assert [document["step"] for _, document in topics.read("out", 4)] == [1, 2, 3, 4]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
     models: Path, topics: KafkaTopics, short_path: Path
 ) -> None:
     """Rebalances and kills: every stream is the fold, and a message is there twice only with equal content."""
-    readings = Readings(22, streams=100, steps=120)
-    with (
-        server(short_path / "store", *AOF) as store,
-        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
-    ):
-        words = (topics.url("in", "?group=g"), *flags(service, topics))
-        with connector(short_path, *words) as one, connector(short_path, *words) as two:
-            topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()])
+    readings = Readings(22, streams=50, steps=120)
+    kill_in_turn(
+        short_path,
+        models,
+        lambda service: [topics.url("in", "?group=g"), *flags(service, topics)],
+        readings,
+        add=lambda _: topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()]),
+        n_written=topics.n_written,
+        victims=[0, None, 1],
+    )
 
-            def kill(victim: ConnectorProcess) -> None:
-                victim.kill()
-                victim.start()
-
-            def kill_service() -> None:
-                service.kill()
-                service.start()
-
-            wait_while_killing(
-                topics.n_written,
-                len(readings),
-                [lambda: kill(one), kill_service, lambda: kill(two)],
-                what=lambda: one.text() + two.text(),
-            )
-
-        out = [document for _, document in topics.read("out", len(readings))]
-        assert written(out, doubles=True) == readings.expected()
-        assert streams_equal_the_fold(service.url, readings)
+    out = [document for _, document in topics.read("out", len(readings))]
+    assert written(out, doubles=True) == readings.expected()
 
 
 def test_a_static_member_that_was_killed_goes_on_under_its_name(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from tests.addons.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
-    streams_equal_the_fold,
+    kill_in_turn,
     wait_for,
-    wait_while_killing,
     written,
 )
 from tests.addons.connect.readers import first_messages_around_a_loss, next_messages
@@ -31,7 +30,6 @@ from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message
 from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
-from tests.servers import AOF, server
 
 SUBACK = 0x90
 REPOSITORY = Path(__file__).parents[3]
@@ -120,17 +118,6 @@ def start(one: ConnectorProcess) -> None:
     wait_for(lambda: '"messages"' in one.text(), what=one.text)
 
 
-def test_check_tells_how_many_messages_the_broker_lets_wait(
-    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
-) -> None:
-    words = [topics.url("in/{stream}", "?client=window"), *flags(service, topics), "--time", "t", "--order", "5s"]
-
-    one = ConnectorProcess(tmp_path, *words, "--check", "--once").start()
-
-    assert one.process.wait(60) == 0, one.text()
-    assert "at most 4,096 messages wait: mqtt lets no more be open at a time" in one.text()
-
-
 def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(
     service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
@@ -178,31 +165,25 @@ def test_messages_of_topics_are_streams_by_a_segment(
 def test_a_session_that_outlives_a_killed_connector_makes_every_stream_the_fold(
     models: Path, topics: MqttTopics, short_path: Path
 ) -> None:
-    readings = Readings(31, streams=50, steps=200)
-    with (
-        server(short_path / "store", *AOF) as store,
-        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
-    ):
-        words = (topics.url("in/{stream}", "?client=c2"), *flags(service, topics), "--position", "n", "--json")
-        with connector(short_path, *words) as one:
-            start(one)
-            for document in readings.documents():
-                topics.publish(f"in/{document['stream']}", document)
+    readings = Readings(31, streams=50, steps=120)
 
-            def kill_connector() -> None:
-                one.kill()
-                one.start()
+    def publish(connectors: Sequence[ConnectorProcess]) -> None:
+        start(connectors[0])
+        for document in readings.documents():
+            topics.publish(f"in/{document['stream']}", document)
 
-            def kill_service() -> None:
-                service.kill()
-                service.start()
+    source, rules = topics.url("in/{stream}", "?client=c2"), ("--position", "n", "--json")
+    kill_in_turn(
+        short_path,
+        models,
+        lambda service: [source, *flags(service, topics), *rules],
+        readings,
+        add=publish,
+        n_written=topics.n_written,
+        victims=[0, None, 0],
+    )
 
-            wait_while_killing(
-                topics.n_written, len(readings), [kill_connector, kill_service, kill_connector], what=one.text
-            )
-
-        assert written(topics.out, doubles=True) == readings.expected()
-        assert streams_equal_the_fold(service.url, readings)
+    assert written(topics.out, doubles=True) == readings.expected()
 
 
 def test_without_a_position_the_command_says_what_is_doubled(

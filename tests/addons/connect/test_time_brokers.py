@@ -37,6 +37,11 @@ async def _kafka_topic(address: str) -> None:
     await admin.close()
 
 
+def _flags(service: ServiceProcess, out: Path, *rules: str) -> list[str]:
+    words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", *rules]
+    return [*words, "--to", f"file://{out}"]
+
+
 async def _write(url: str, documents: list[dict[str, Any]]) -> None:
     writer = BrokerUrl.parse(url).writer("json")
     await writer.open()
@@ -56,8 +61,7 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
         address = f"127.0.0.1:{process.port}"
         asyncio.run(prepare(address))
         url, out, dead = f"{broker}://{address}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
-        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
-        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+        words = _flags(service, out, "--order", "5s", "--dead-letter", f"file://{dead}")
 
         def add(*times: float) -> None:
             asyncio.run(_write(url, [{"stream": f"t.{broker}", "x": int(t), "t": t} for t in times]))
@@ -76,38 +80,6 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
         assert {json.loads(one["message"])["t"] for one in lines_of(dead)} == {15, 12.5}
 
 
-@pytest.mark.parametrize("broker", ["nats", "kafka"])
-def test_check_says_when_the_oldest_messages_of_a_broker_would_be_applied(
-    service: ServiceProcess, tmp_path: Path, broker: str
-) -> None:
-    start, prepare = (nats, _nats_stream) if broker == "nats" else (kafka, _kafka_topic)
-    with or_skip(start, tmp_path) as process:
-        address = f"127.0.0.1:{process.port}"
-        asyncio.run(prepare(address))
-        url = f"{broker}://{address}/in"
-        asyncio.run(_write(url, [{"stream": "check", "x": t, "t": t} for t in (10, 16, 9)]))
-        words = [
-            "--model",
-            "fold",
-            "--stream",
-            "stream",
-            "--url",
-            service.url,
-            "--time",
-            "t",
-            "--order",
-            "5s",
-            "--once",
-        ]
-        with connector(tmp_path, url, *words, "--check") as one:
-            assert one.process.wait(60) == 0, one.text()
-    assert [one.text().count(said) for said in ("after message 2", "once the newest time is", "it is late")] == [
-        1,
-        1,
-        1,
-    ]
-
-
 @pytest.mark.timeout(300)
 def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
     service: ServiceProcess, tmp_path: Path
@@ -117,8 +89,7 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
         address = f"127.0.0.1:{process.port}"
         asyncio.run(_kafka_topic(address))
         url, out, dead = f"kafka://{address}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
-        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
-        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+        words = _flags(service, out, "--order", "5s", "--dead-letter", f"file://{dead}")
 
         def add(*messages: tuple[str, int]) -> None:
             asyncio.run(_write(url, [{"stream": f"away.{one}", "x": t, "t": t} for one, t in messages]))
@@ -148,8 +119,7 @@ def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
         relay.target = process.port
         asyncio.run(_kafka_topic(f"127.0.0.1:{port}"))
         url, out, dead = f"kafka://127.0.0.1:{port}/in", tmp_path / "out.jsonl", tmp_path / "dead.jsonl"
-        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
-        words += ["--to", f"file://{out}", "--dead-letter", f"file://{dead}"]
+        words = _flags(service, out, "--order", "5s", "--dead-letter", f"file://{dead}")
 
         def add(*times: int) -> None:
             asyncio.run(_write(url, [{"stream": "beside", "x": t, "t": t} for t in times]))
@@ -174,9 +144,9 @@ def test_more_streams_than_the_broker_lets_wait_go_on_and_the_oldest_pause(
         address = f"127.0.0.1:{process.port}"
         asyncio.run(_nats_stream(address))
         url, out = f"nats://{address}/in", tmp_path / "out.jsonl"
-        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--every", "1s"]
+        words = _flags(service, out, "--every", "1s", "--order-messages", "4")
         asyncio.run(_write(url, [{"stream": f"w.{t}", "x": t, "t": t} for t in range(8)]))
-        with connector(tmp_path, url, *words, "--order-messages", "4", "--to", f"file://{out}") as one:
+        with connector(tmp_path, url, *words) as one:
             wait_for(lambda: {f"w.{t}" for t in range(7)} <= {row["stream"] for row in lines_of(out)}, what=one.text)
             wait_for(lambda: "pause before --gap" in one.text(), what=one.text)
 
@@ -186,9 +156,9 @@ def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(service: 
         address = f"127.0.0.1:{process.port}"
         asyncio.run(_nats_stream(address))
         url, out = f"nats://{address}/in", tmp_path / "out.jsonl"
-        words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "1h"]
+        words = _flags(service, out, "--order", "1h", "--order-messages", "4")
         asyncio.run(_write(url, [{"stream": "full", "x": t, "t": t} for t in (2, 1, 4, 3, 6, 5)]))
-        with connector(tmp_path, url, *words, "--order-messages", "4", "--to", f"file://{out}") as one:
+        with connector(tmp_path, url, *words) as one:
             wait_for(lambda: "all that the broker lets wait" in one.text(), what=one.text)
             wait_for(lambda: len(lines_of(out)) >= 3, what=one.text)
     assert [row["outputs"]["y"][0] for row in lines_of(out)][:3] == fold_reference([1, 2, 3])
