@@ -19,7 +19,7 @@ from tests.graphs import Build, fold, fold_reference, write_model
 MODEL = "fold"
 OLD_FACTOR, NEW_FACTOR = 1_000_003, 31
 
-over_both = pytest.mark.parametrize("by_feed", [False, True], ids=["http", "feed"])
+over_both = pytest.mark.parametrize("releases", ["http", "feed"], indirect=True)
 
 
 class Fleet:

@@ -43,21 +43,6 @@ def ys_of(answers: list[Any]) -> list[list[float]]:
     return found
 
 
-def test_a_retrained_lstm_goes_on_with_the_state_of_the_old_one(redis_server: Server, tmp_path: Path) -> None:
-    old = Reference(tmp_path / "old", lstm)
-    new = Reference(tmp_path / "new", lambda: lstm(seed=7))
-    with fleet(redis_server.url, tmp_path / "models", lstm, lambda: lstm(seed=7)) as releases:
-        answers = step_all(releases, XS[:JOINED], 1)
-        releases.put(candidate=2, mode="ramp", percent=100)
-        answers += step_all(releases, XS[JOINED:40], JOINED + 1)
-        releases.end("promote")
-        answers += step_all(releases, XS[40:60], 41)
-
-    expected = [old.step(x) for x in XS[:JOINED]]
-    new.states = old.states
-    assert ys_of(answers) == expected + [new.step(x) for x in XS[JOINED:60]]
-
-
 def test_a_gru_in_place_of_an_lstm_answers_no_stream_before_it_has_seen_its_warm_steps(
     redis_server: Server, tmp_path: Path
 ) -> None:

@@ -8,35 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from tests.addons.releases.builds import wide_fold, widening, widening_by
-from tests.addons.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, Fleet, folded, over_both, two_folds
+from tests.addons.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, Fleet, folded, two_folds
 from tests.api.running import running_service
 from tests.graphs import fold, write_model
 from tests.servers import Server
 
 
-@over_both
-def test_a_replica_that_has_no_release_steps_a_pair_as_a_pair(
-    redis_server: Server, tmp_path: Path, *, by_feed: bool
-) -> None:
+def test_a_replica_that_has_no_release_steps_a_pair_as_a_pair(releases: Fleet) -> None:
     """R2: it builds the pair from the record, and never undoes what another replica has done."""
-    with two_folds(redis_server.url, tmp_path, by_feed=by_feed) as releases:
 
-        def step_on(number: int, x: int) -> Any:
-            return releases.send(releases.replicas[number], "s", "step", {"inputs": [x]})
+    def step_on(number: int, x: int) -> Any:
+        return releases.send(releases.replicas[number], "s", "step", {"inputs": [x]})
 
-        first = releases.step("s", [0])
-        releases.put(candidate=2, mode="ramp", percent=100)
-        answers = [step_on(0, x) for x in (1, 2)]
-        documents = releases.replicas[1].app.state.context.engine.placing.documents
+    first = releases.step("s", [0])
+    releases.put(candidate=2, mode="ramp", percent=100)
+    answers = [step_on(0, x) for x in (1, 2)]
+    documents = releases.replicas[1].app.state.context.engine.placing.documents
 
-        async def forget() -> None:
-            documents.put(MODEL, None)
+    async def forget() -> None:
+        documents.put(releases.model, None)
 
-        for x in (3, 4):
-            releases.replicas[1].run_in_loop(forget)
-            answers.append(step_on(1, x))
-        releases.end("abort")
-        answers.append(releases.step("s", [5]))
+    for x in (3, 4):
+        releases.replicas[1].run_in_loop(forget)
+        answers.append(step_on(1, x))
+    releases.end("abort")
+    answers.append(releases.step("s", [5]))
 
     old = folded(range(6))
     new = folded(range(1, 5), start=old[0], factor=NEW_FACTOR)
@@ -44,42 +40,35 @@ def test_a_replica_that_has_no_release_steps_a_pair_as_a_pair(
     assert [answer["outputs"]["y"][0] for answer in answers] == [*new, old[5]]
 
 
-def test_a_stream_that_a_replica_without_the_release_has_moved_by_hand_stays(
-    redis_server: Server, tmp_path: Path
-) -> None:
+def test_a_stream_that_a_replica_without_the_release_has_moved_by_hand_stays(releases: Fleet) -> None:
     """A promotion that had moved the stream before must not move it again."""
-    with two_folds(redis_server.url, tmp_path) as releases:
-        releases.step("s", [0])
-        for candidate in (2, 1):
-            releases.put(candidate=candidate, mode="ramp", percent=100)
-            releases.end("promote")
-            state = releases.step("s", [0])["outputs"]["y"][0]
-        behind = releases.replicas[1]
-        documents = behind.app.state.context.engine.placing.documents
+    releases.step("s", [0])
+    for candidate in (2, 1):
+        releases.put(candidate=candidate, mode="ramp", percent=100)
+        releases.end("promote")
+        state = releases.step("s", [0])["outputs"]["y"][0]
+    behind = releases.replicas[1]
+    documents = behind.app.state.context.engine.placing.documents
 
-        async def forget() -> None:
-            documents.put(MODEL, None)
+    async def forget() -> None:
+        documents.put(releases.model, None)
 
-        behind.run_in_loop(forget)
-        moved = behind.http.post(behind.path(MODEL, "s", "move"), json={"version": 2})
-        answers = [releases.send(releases.replicas[0], "s", "step", {"inputs": [x]}) for x in (1, 2)]
+    behind.run_in_loop(forget)
+    moved = behind.http.post(behind.path(releases.model, "s", "move"), json={"version": 2})
+    answers = [releases.send(releases.replicas[0], "s", "step", {"inputs": [x]}) for x in (1, 2)]
 
     assert moved.is_success, moved.text
     assert [answer["outputs"]["y"][0] for answer in answers] == folded([1, 2], start=state, factor=NEW_FACTOR)
 
 
-@over_both
-def test_a_replica_without_the_candidates_file_loads_its_artifact(
-    redis_server: Server, tmp_path: Path, *, by_feed: bool
-) -> None:
+def test_a_replica_without_the_candidates_file_loads_its_artifact(redis_server: Server, tmp_path: Path) -> None:
     """R8: versions are compared by fingerprint."""
     write_model(tmp_path / "both", MODEL, lambda: fold(OLD_FACTOR), version=1)
     write_model(tmp_path / "both", MODEL, lambda: fold(NEW_FACTOR), version=2)
     write_model(tmp_path / "old", MODEL, lambda: fold(OLD_FACTOR), version=1)
     with contextlib.ExitStack() as stack:
         both, old = (stack.enter_context(running_service(redis_server.url, tmp_path / one)) for one in ("both", "old"))
-        releases = Fleet([both, old], by_feed=by_feed)
-        stack.callback(releases.close)
+        releases = Fleet([both, old])
 
         def step(stream: str, x: int) -> Any:
             return releases.send(old, stream, "step", {"inputs": [x]})

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.addons.releases.builds import adder, hanging, raising_at
-from tests.addons.releases.fleet import Fleet, fleet, over_both, wait_until
+from tests.addons.releases.fleet import Fleet, fleet, wait_until
 from tests.graphs import nan_at
 from tests.servers import Server
+
+over_modes = pytest.mark.parametrize(("mode", "by_feed"), [("shadow", True), ("ramp", False)])
 
 
 def compared_after(releases: Fleet, steps: int) -> dict[str, int]:
@@ -21,8 +23,7 @@ def compared_after(releases: Fleet, steps: int) -> dict[str, int]:
     return compared
 
 
-@over_both
-@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+@over_modes
 def test_the_stream_on_whose_values_the_candidate_raises_leaves_the_trial_and_no_other(
     redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool
 ) -> None:
@@ -42,8 +43,7 @@ def test_the_stream_on_whose_values_the_candidate_raises_leaves_the_trial_and_no
     ] * 3
 
 
-@over_both
-@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+@over_modes
 def test_nan_of_the_candidate_is_never_seen(redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool) -> None:
     with fleet(redis_server.url, tmp_path, lambda: nan_at(10**6), lambda: nan_at(3), by_feed=by_feed) as releases:
         releases.put(candidate=2, mode=mode, percent=100)
@@ -54,8 +54,7 @@ def test_nan_of_the_candidate_is_never_seen(redis_server: Server, tmp_path: Path
     assert (compared["non_finite"], compared["lost"] + compared["fell_back"]) == (1, 1)
 
 
-@over_both
-@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+@over_modes
 def test_a_run_of_the_candidate_that_does_not_end_is_ended(
     redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool
 ) -> None:

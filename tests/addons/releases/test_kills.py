@@ -16,7 +16,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from stepwell.store.commits import COMMIT
-from tests.addons.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, folded, over_both, wait_until
+from tests.addons.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, folded, wait_until
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess
@@ -34,7 +34,7 @@ class Replica:
         self.proxy = proxy
         self.http = httpx2.Client(base_url=process.url, timeout=30, trust_env=False)
 
-    def step(self, stream: str, x: int, *, by_feed: bool, **more: Any) -> dict[str, Any]:
+    def step(self, stream: str, x: int, *, by_feed: bool = False, **more: Any) -> dict[str, Any]:
         """Step a stream by POST, or over its feed."""
         if not by_feed:
             response = self.http.post(f"{PATH}/streams/{stream}/step", json={"inputs": [x], **more})
@@ -81,8 +81,11 @@ def change(replicas: list[Replica], method: str, body: dict[str, Any], *, versio
         wait_until(lambda replica=replica, names=names: replica.begins_on(version, next(names)))  # type: ignore[misc]
 
 
-@over_both
-@pytest.mark.parametrize("is_committed", [False, True], ids=["before the commit", "after the commit"])
+@pytest.mark.parametrize(
+    ("is_committed", "by_feed"),
+    [(False, False), (False, True), (True, True)],
+    ids=["before the commit", "before the commit over a feed", "after the commit"],
+)
 def test_a_replica_that_is_killed_while_it_takes_a_stream_over_leaves_both_halves_or_neither(
     replicas: list[Replica], *, is_committed: bool, by_feed: bool
 ) -> None:
@@ -122,19 +125,16 @@ def test_a_replica_that_is_killed_while_it_takes_a_stream_over_leaves_both_halve
         assert again[0]["replayed"]
 
 
-@over_both
-def test_a_replica_that_is_killed_while_it_settles_a_pair_loses_nothing(
-    replicas: list[Replica], *, by_feed: bool
-) -> None:
+def test_a_replica_that_is_killed_while_it_settles_a_pair_loses_nothing(replicas: list[Replica]) -> None:
     killed, other = replicas
-    killed.step("s", 1, by_feed=by_feed, seq=1)
+    killed.step("s", 1, seq=1)
     change(replicas, "PUT", RAMP, version=2)
-    killed.step("s", 2, by_feed=by_feed, seq=2)
+    killed.step("s", 2, seq=2)
     change(replicas, "POST", {}, version=1, what="/abort")
 
     def step_until_killed() -> None:
         with contextlib.suppress(httpx2.TransportError, WebSocketException):
-            killed.step("s", 3, by_feed=by_feed, seq=3)
+            killed.step("s", 3, seq=3)
 
     killed.proxy.lose_reply(to=COMMIT.sha.encode())  # other scripts run, too: counts, for example
     killed.proxy.refuse = True
@@ -143,19 +143,18 @@ def test_a_replica_that_is_killed_while_it_settles_a_pair_loses_nothing(
     wait_until(lambda: killed.proxy.lost == 1)
     killed.process.kill()
     stepping.join(30)
-    answers = [other.step("s", x, by_feed=by_feed, seq=x) for x in (3, 4)]
+    answers = [other.step("s", x, seq=x) for x in (3, 4)]
 
     assert [answer["outputs"]["y"][0] for answer in answers] == folded([1, 2, 3, 4])[2:]
     assert [answer.get("version") for answer in answers] == [1, None]
     assert answers[0]["replayed"]
 
 
-@over_both
 def test_after_a_store_without_its_file_restarts_new_streams_begin_on_the_highest_version(
-    replicas: list[Replica], redis_server: Server, *, by_feed: bool
+    replicas: list[Replica], redis_server: Server
 ) -> None:
     """R7: documents and artifacts are gone with the streams."""
-    replicas[0].step("s", 1, by_feed=by_feed)
+    replicas[0].step("s", 1)
     change(replicas, "PUT", {**RAMP, "mode": "shadow"}, version=1)
     redis_server.kill()
     redis_server.start()
@@ -163,7 +162,7 @@ def test_after_a_store_without_its_file_restarts_new_streams_begin_on_the_highes
         wait_until(lambda replica=replica: replica.http.get("/readyz").status_code == 200)  # type: ignore[misc]
         names = (f"after-{number}-{n}" for n in range(10**6))
         wait_until(lambda replica=replica, names=names: replica.begins_on(2, next(names)))  # type: ignore[misc]
-    answers = [replica.step("s", x, by_feed=by_feed) for x, replica in enumerate(replicas, 1)]
+    answers = [replica.step("s", x) for x, replica in enumerate(replicas, 1)]
     document = replicas[0].http.get(f"{PATH}/release").json()
 
     assert [answer["outputs"]["y"][0] for answer in answers] == folded([1, 2], factor=NEW_FACTOR)

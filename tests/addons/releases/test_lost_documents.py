@@ -21,7 +21,7 @@ from stepwell.store.pubsub import StorePubSub
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel
-from tests.addons.releases.fleet import MODEL, Fleet, two_folds, wait_until
+from tests.addons.releases.fleet import MODEL, Fleet, wait_until
 from tests.graphs import fold, total, write_models
 from tests.servers import Server
 
@@ -29,41 +29,40 @@ from tests.servers import Server
 def lose_document(releases: Fleet, server: Server) -> None:
     """Delete the release's key, as the error for one that cannot be read advises, and wait until all have noticed."""
     with server.client() as client:
-        assert client.delete(release_key(MODEL)) == 1
+        assert client.delete(release_key(releases.model)) == 1
     engines = [replica.app.state.context.engine for replica in releases.replicas]
-    wait_until(lambda: all(engine.placing.documents.current(MODEL) is None for engine in engines))
+    wait_until(lambda: all(engine.placing.documents.current(releases.model) is None for engine in engines))
 
 
-def fingerprint_of(server: Server, stream: str) -> bytes:
+def fingerprint_of(server: Server, model: str, stream: str) -> bytes:
     with server.client() as client:
-        return decode(client.get(record_key("default", MODEL, stream))).fingerprint
+        return decode(client.get(record_key("default", model, stream))).fingerprint
 
 
 @pytest.mark.parametrize("mode", ["switch", "ramp"])
 def test_streams_that_a_lost_release_has_moved_move_by_the_next_one(
-    redis_server: Server, tmp_path: Path, mode: str
+    releases: Fleet, shared_redis: Server, mode: str
 ) -> None:
     """With `ramp` the stream is a pair of the lost trial; else a share of it has come and gone."""
-    with two_folds(redis_server.url, tmp_path) as releases:
-        releases.step("s", [1])
-        for percent in (10, 20, 30, 100):
-            before = releases.put(candidate=2, mode=mode, percent=percent)["revision"]
-        releases.step("s", [2])
-        if mode == "switch":
-            releases.end("abort")
-            service = releases.replica
-            service.http.post(service.path(MODEL, "s", "move"), json={"version": 1}).raise_for_status()
-        lose_document(releases, redis_server)
-        assert releases.release()["revision"] == 0
-        releases.put(current=1, revision=0)
-        after = releases.put(candidate=2, mode=mode, percent=100)["revision"]
-        releases.end("promote")
-        answer = releases.step("s", [3])
-        new = releases.replica.app.state.context.engine.models.get(MODEL, 2)
+    releases.step("s", [1])
+    for percent in (10, 20, 30, 100):
+        before = releases.put(candidate=2, mode=mode, percent=percent)["revision"]
+    releases.step("s", [2])
+    if mode == "switch":
+        releases.end("abort")
+        service = releases.replica
+        service.http.post(service.path(releases.model, "s", "move"), json={"version": 1}).raise_for_status()
+    lose_document(releases, shared_redis)
+    assert releases.release()["revision"] == 0
+    releases.put(current=1, revision=0)
+    after = releases.put(candidate=2, mode=mode, percent=100)["revision"]
+    releases.end("promote")
+    answer = releases.step("s", [3])
+    new = releases.replica.app.state.context.engine.models.get(releases.model, 2)
 
     assert after > before
     assert answer["step"] == 3
-    assert fingerprint_of(redis_server, "s") == new.fingerprint
+    assert fingerprint_of(shared_redis, releases.model, "s") == new.fingerprint
 
 
 def document(revision: int) -> ReleaseDocument:

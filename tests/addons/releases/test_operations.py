@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.addons.releases.fleet import NEW_FACTOR, OLD_FACTOR, Fleet, fleet, folded, two_folds, wait_until
+from tests.addons.releases.fleet import NEW_FACTOR, OLD_FACTOR, Fleet, fleet, folded, wait_until
 from tests.graphs import fold
 from tests.servers import Server
 
 XS = [3, 1, 4, 1, 5]
 
 
-@pytest.fixture(params=[False, True], ids=["http", "feed"])
-def folds(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path, by_feed=request.param) as running:
-        yield running
-
-
 def request(releases: Fleet, method: str, stream: str, what: str, **body: Any) -> httpx2.Response:
     service = releases.replica
-    return service.http.request(method, service.path("fold", stream, what), json=body or None)
+    return service.http.request(method, service.path(releases.model, stream, what), json=body or None)
 
 
 def paired(releases: Fleet, stream: str, mode: str) -> tuple[int, int]:
@@ -37,13 +31,13 @@ def paired(releases: Fleet, stream: str, mode: str) -> tuple[int, int]:
     return old[-1], folded(XS[1:], start=old[0], factor=NEW_FACTOR)[-1]
 
 
-def test_a_peek_names_the_version_as_the_step_would(folds: Fleet) -> None:
-    folds.step("s", XS[:1])
-    folds.put(candidate=2, mode="ramp", percent=100)
-    peeks = [request(folds, "POST", "s", "peek", inputs=[2]).json() for _ in range(2)]
-    stepped = folds.step("s", [2])
-    after = request(folds, "POST", "s", "peek", inputs=[3]).json()
-    new = request(folds, "POST", "new", "peek", inputs=[3]).json()
+def test_a_peek_names_the_version_as_the_step_would(releases: Fleet) -> None:
+    releases.step("s", XS[:1])
+    releases.put(candidate=2, mode="ramp", percent=100)
+    peeks = [request(releases, "POST", "s", "peek", inputs=[2]).json() for _ in range(2)]
+    stepped = releases.step("s", [2])
+    after = request(releases, "POST", "s", "peek", inputs=[3]).json()
+    new = request(releases, "POST", "new", "peek", inputs=[3]).json()
 
     assert [(peek["outputs"], peek["version"]) for peek in peeks] == [(stepped["outputs"], 2)] * 2
     assert stepped["version"] == 2
@@ -52,55 +46,55 @@ def test_a_peek_names_the_version_as_the_step_would(folds: Fleet) -> None:
 
 
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
-def test_status_state_and_peek_are_of_the_version_that_responds(folds: Fleet, mode: str) -> None:
-    old, new = paired(folds, "s", mode)
+def test_status_state_and_peek_are_of_the_version_that_responds(releases: Fleet, mode: str) -> None:
+    old, new = paired(releases, "s", mode)
     responding, factor, version = (old, OLD_FACTOR, 1) if mode == "shadow" else (new, NEW_FACTOR, 2)
-    status = request(folds, "GET", "s", "").json()
-    state = request(folds, "GET", "s", "state").json()
-    peeked = request(folds, "POST", "s", "peek", inputs=[9]).json()
-    models = folds.replica.app.state.context.engine.models
+    status = request(releases, "GET", "s", "").json()
+    state = request(releases, "GET", "s", "state").json()
+    peeked = request(releases, "POST", "s", "peek", inputs=[9]).json()
+    models = releases.replica.app.state.context.engine.models
 
     assert (status["version"], status["step"]) == (version, 5)
     assert state["states"] == {"h": [responding]}
-    assert state["fingerprint"] == models.get("fold", version).fingerprint.hex()
+    assert state["fingerprint"] == models.get(releases.model, version).fingerprint.hex()
     assert peeked["outputs"]["y"] == folded([9], start=responding, factor=factor)
 
 
-def test_a_fork_copies_both_halves_and_so_does_a_snapshot(folds: Fleet) -> None:
-    old, new = paired(folds, "s", "ramp")
-    request(folds, "POST", "s", "fork", to="copy").raise_for_status()
-    request(folds, "PUT", "s", "snapshots/kept").raise_for_status()
-    folds.step("s", [7])
-    request(folds, "POST", "s", "reset", to={"snapshot": "kept"}).raise_for_status()
-    by_new = [folds.step(stream, [9])["outputs"]["y"] for stream in ("copy", "s")]
-    folds.end("abort")
-    by_old = [folds.step(stream, [9])["outputs"]["y"] for stream in ("copy", "s")]
+def test_a_fork_copies_both_halves_and_so_does_a_snapshot(releases: Fleet) -> None:
+    old, new = paired(releases, "s", "ramp")
+    request(releases, "POST", "s", "fork", to="copy").raise_for_status()
+    request(releases, "PUT", "s", "snapshots/kept").raise_for_status()
+    releases.step("s", [7])
+    request(releases, "POST", "s", "reset", to={"snapshot": "kept"}).raise_for_status()
+    by_new = [releases.step(stream, [9])["outputs"]["y"] for stream in ("copy", "s")]
+    releases.end("abort")
+    by_old = [releases.step(stream, [9])["outputs"]["y"] for stream in ("copy", "s")]
 
     assert by_new == [folded([9], start=new, factor=NEW_FACTOR)] * 2
     assert by_old == [folded([9, 9], start=old)[1:]] * 2
 
 
-def test_a_new_state_and_a_reset_end_the_trial_for_a_stream_which_is_taken_over_again(folds: Fleet) -> None:
-    paired(folds, "s", "ramp")
-    put = request(folds, "PUT", "s", "state", states={"h": [100]}, step=7)
+def test_a_new_state_and_a_reset_end_the_trial_for_a_stream_which_is_taken_over_again(releases: Fleet) -> None:
+    paired(releases, "s", "ramp")
+    put = request(releases, "PUT", "s", "state", states={"h": [100]}, step=7)
     put.raise_for_status()
-    after_put = request(folds, "GET", "s", "").json()
-    stepped = folds.step("s", [1])
-    request(folds, "POST", "s", "reset").raise_for_status()
-    after_reset = request(folds, "GET", "s", "").json()
-    again = folds.step("s", [1])
+    after_put = request(releases, "GET", "s", "").json()
+    stepped = releases.step("s", [1])
+    request(releases, "POST", "s", "reset").raise_for_status()
+    after_reset = request(releases, "GET", "s", "").json()
+    again = releases.step("s", [1])
 
     assert [(found["version"], found["step"]) for found in (after_put, after_reset)] == [(1, 7), (1, 0)]
     assert (stepped["outputs"]["y"], stepped["version"]) == (folded([1], start=100, factor=NEW_FACTOR), 2)
     assert (again["outputs"]["y"], again["version"]) == (folded([1], factor=NEW_FACTOR), 2)
 
 
-def test_a_committed_rollout_feeds_both_halves(folds: Fleet) -> None:
-    old, new = paired(folds, "s", "ramp")
+def test_a_committed_rollout_feeds_both_halves(releases: Fleet) -> None:
+    old, new = paired(releases, "s", "ramp")
     body = {"horizon": 3, "feedback": {"x": "y"}, "commit": True}
-    rolled = request(folds, "POST", "s", "rollout", **body).json()
-    folds.end("abort")
-    after = folds.step("s", [9])
+    rolled = request(releases, "POST", "s", "rollout", **body).json()
+    releases.end("abort")
+    after = releases.step("s", [9])
 
     fed = [new]
     answers: list[int] = []
@@ -113,13 +107,13 @@ def test_a_committed_rollout_feeds_both_halves(folds: Fleet) -> None:
 
 
 @pytest.mark.parametrize("mode", ["shadow", "ramp", "switch"])
-def test_a_rollout_that_creates_a_stream_starts_it_as_any_new_stream(folds: Fleet, mode: str) -> None:
-    folds.put(candidate=2, mode=mode, percent=100)
+def test_a_rollout_that_creates_a_stream_starts_it_as_any_new_stream(releases: Fleet, mode: str) -> None:
+    releases.put(candidate=2, mode=mode, percent=100)
     body = {"inputs": {"x": [7]}, "horizon": 3, "feedback": {"x": "y"}}
-    tried = request(folds, "POST", "s", "rollout", **body).json()
-    rolled = request(folds, "POST", "s", "rollout", **body, commit=True).json()
-    folds.end("abort")
-    after = folds.step("s", [9])
+    tried = request(releases, "POST", "s", "rollout", **body).json()
+    rolled = request(releases, "POST", "s", "rollout", **body, commit=True).json()
+    releases.end("abort")
+    after = releases.step("s", [9])
 
     factor = OLD_FACTOR if mode == "shadow" else NEW_FACTOR
     fed, answers = [7], list[int]()
@@ -131,14 +125,14 @@ def test_a_rollout_that_creates_a_stream_starts_it_as_any_new_stream(folds: Flee
     assert after["outputs"]["y"] == folded([*fed[:3], 9], factor=goes_on_with)[-1:]
 
 
-def test_a_stream_is_moved_by_hand_exactly_once(folds: Fleet) -> None:
-    old, new = paired(folds, "s", "shadow")
-    position = request(folds, "GET", "s", "").json()
-    moves = [request(folds, "POST", "s", "move", version=2, after=position["state_id"]).json() for _ in range(2)]
-    late = folds.replica.step("fold", "s", XS[-1:], seq=5)
-    unknown = request(folds, "POST", "s", "move", version=3)
-    after = folds.step("s", [9], after=moves[0]["state_id"])
-    back = request(folds, "POST", "s", "move", version=1).json()
+def test_a_stream_is_moved_by_hand_exactly_once(releases: Fleet) -> None:
+    old, new = paired(releases, "s", "shadow")
+    position = request(releases, "GET", "s", "").json()
+    moves = [request(releases, "POST", "s", "move", version=2, after=position["state_id"]).json() for _ in range(2)]
+    late = releases.replica.step(releases.model, "s", XS[-1:], seq=5)
+    unknown = request(releases, "POST", "s", "move", version=3)
+    after = releases.step("s", [9], after=moves[0]["state_id"])
+    back = request(releases, "POST", "s", "move", version=1).json()
 
     assert [(move["step"], move["version"], move.get("replayed")) for move in moves] == [(5, 2, None), (5, 2, True)]
     assert moves[0]["state_id"] == moves[1]["state_id"] != position["state_id"]
@@ -149,16 +143,16 @@ def test_a_stream_is_moved_by_hand_exactly_once(folds: Fleet) -> None:
     assert old != new
 
 
-def test_a_sweep_moves_the_streams_that_sleep_and_leaves_position_and_answer(folds: Fleet) -> None:
-    old, new = paired(folds, "s", "shadow")
-    folds.step("slept", [0])
-    positions = [request(folds, "GET", stream, "").json() for stream in ("s", "slept")]
-    folds.end("promote")
-    folds.release("POST", "/move", limit_per_s=1000)
-    wait_until(lambda: (found := folds.release())["left"] == 0 and found["moved"] >= 1)  # it has begun, and ended
-    swept = [request(folds, "GET", stream, "").json() for stream in ("s", "slept")]
-    again = folds.step("s", XS[-1:], seq=5)
-    unsent = folds.step("s", [9], after=positions[0]["state_id"])
+def test_a_sweep_moves_the_streams_that_sleep_and_leaves_position_and_answer(releases: Fleet) -> None:
+    old, new = paired(releases, "s", "shadow")
+    releases.step("slept", [0])
+    positions = [request(releases, "GET", stream, "").json() for stream in ("s", "slept")]
+    releases.end("promote")
+    releases.release("POST", "/move", limit_per_s=1000)
+    wait_until(lambda: (found := releases.release())["left"] == 0 and found["moved"] >= 1)  # it has begun, and ended
+    swept = [request(releases, "GET", stream, "").json() for stream in ("s", "slept")]
+    again = releases.step("s", XS[-1:], seq=5)
+    unsent = releases.step("s", [9], after=positions[0]["state_id"])
 
     assert [found["version"] for found in swept] == [2, 2]
     for before, after in zip(positions, swept, strict=True):
@@ -168,67 +162,71 @@ def test_a_sweep_moves_the_streams_that_sleep_and_leaves_position_and_answer(fol
     assert (again["replayed"], again["step"], again["outputs"]["y"]) == (True, 5, [old])
 
 
-def test_a_stream_that_a_sweep_has_moved_by_a_switch_stays_after_the_abort_and_names_no_version(folds: Fleet) -> None:
-    folds.step("slept", [0])
-    folds.put(candidate=2, mode="switch", percent=100)
-    folds.release("POST", "/move", limit_per_s=1000)
-    wait_until(lambda: (found := folds.release())["left"] == 0 and found["moved"] >= 1)
-    folds.end("abort")
-    later = folds.step("slept", [9])
+def test_a_stream_that_a_sweep_has_moved_by_a_switch_stays_after_the_abort_and_names_no_version(
+    releases: Fleet,
+) -> None:
+    releases.step("slept", [0])
+    releases.put(candidate=2, mode="switch", percent=100)
+    releases.release("POST", "/move", limit_per_s=1000)
+    wait_until(lambda: (found := releases.release())["left"] == 0 and found["moved"] >= 1)
+    releases.end("abort")
+    later = releases.step("slept", [9])
 
     assert later["outputs"]["y"] == folded([9], start=folded([0])[0], factor=NEW_FACTOR)
     assert "version" not in later
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_a_retry_after_a_sweep_repeats_the_version_of_its_first_answer(folds: Fleet, *, keyed: bool) -> None:
+def test_a_retry_after_a_sweep_repeats_the_version_of_its_first_answer(releases: Fleet, *, keyed: bool) -> None:
     headers, seq = ({"Idempotency-Key": "once"}, {}) if keyed else ({}, {"seq": 2})
 
     def send() -> Any:
-        service = folds.replica
+        service = releases.replica
         return service.http.post(
-            service.path("fold", "s", "step"), json={"inputs": [1], **seq}, headers=headers
+            service.path(releases.model, "s", "step"), json={"inputs": [1], **seq}, headers=headers
         ).json()  # fmt: skip
 
-    folds.step("s", [0])
-    folds.put(candidate=2, mode="ramp", percent=100)
+    releases.step("s", [0])
+    releases.put(candidate=2, mode="ramp", percent=100)
     first = send()
-    folds.end("abort")
-    folds.release("POST", "/move")
-    wait_until(lambda: folds.release()["left"] == 0)
-    swept = request(folds, "GET", "s", "").json()
+    releases.end("abort")
+    releases.release("POST", "/move")
+    wait_until(lambda: releases.release()["left"] == 0)
+    swept = request(releases, "GET", "s", "").json()
     again = [send() for _ in range(2)]
-    after = folds.step("s", [2])
+    after = releases.step("s", [2])
 
     assert (first["version"], swept["version"]) == (2, 1)
     assert again == [{**first, "replayed": True}] * 2
     assert after["outputs"]["y"] == folded([0, 1, 2])[-1:]
 
 
-def test_a_savepoint_carries_pairs(folds: Fleet, tmp_path: Path) -> None:
-    old, new = paired(folds, "s", "ramp")
-    service = folds.replica
-    saved = service.http.get("/v1/models/fold/streams/export")
+def test_a_savepoint_carries_pairs(releases: Fleet, tmp_path: Path) -> None:
+    old, new = paired(releases, "s", "ramp")
+    service = releases.replica
+    saved = service.http.get(f"/v1/models/{releases.model}/streams/export")
     saved.raise_for_status()
-    service.http.delete(service.path("fold", "s")).raise_for_status()
-    loaded = service.http.post("/v1/models/fold/streams/import", content=saved.content)
-    answer = folds.step("s", [9])
-    folds.end("abort")
-    after = folds.step("s", [9])
+    service.http.delete(service.path(releases.model, "s")).raise_for_status()
+    loaded = service.http.post(f"/v1/models/{releases.model}/streams/import", content=saved.content)
+    answer = releases.step("s", [9])
+    releases.end("abort")
+    after = releases.step("s", [9])
 
     assert loaded.json()["loaded"] == 1
     assert answer["outputs"]["y"] == folded([9], start=new, factor=NEW_FACTOR)
     assert after["outputs"]["y"] == folded([9, 9], start=old)[1:]
 
 
-def test_requests_with_a_version_do_not_move_a_stream(folds: Fleet) -> None:
-    folds.step("s", [0])
-    folds.put(candidate=2, mode="ramp", percent=100)
-    service = folds.replica
-    named = [service.http.post(service.path("fold", "s", "step") + "?version=1", json={"inputs": [1]}) for _ in "ab"]
-    unnamed = folds.step("s", [1])
-    other = service.http.post(service.path("fold", "s", "step") + "?version=1", json={"inputs": [1]})
-    same = service.http.post(service.path("fold", "s", "step") + "?version=2", json={"inputs": [1]})
+def test_requests_with_a_version_do_not_move_a_stream(releases: Fleet) -> None:
+    releases.step("s", [0])
+    releases.put(candidate=2, mode="ramp", percent=100)
+    service = releases.replica
+    named = [
+        service.http.post(service.path(releases.model, "s", "step") + "?version=1", json={"inputs": [1]}) for _ in "ab"
+    ]
+    unnamed = releases.step("s", [1])
+    other = service.http.post(service.path(releases.model, "s", "step") + "?version=1", json={"inputs": [1]})
+    same = service.http.post(service.path(releases.model, "s", "step") + "?version=2", json={"inputs": [1]})
 
     old = folded([0, 1, 1])
     assert [answer.json()["outputs"]["y"] for answer in named] == [[y] for y in old[1:]]
@@ -254,46 +252,45 @@ def test_without_existing_only_streams_that_begin_take_part(redis_server: Server
 
 def _fork(releases: Fleet) -> str:
     service = releases.replica
-    path = service.path("fold", "s", "fork") + "?version=1"
+    path = service.path(releases.model, "s", "fork") + "?version=1"
     service.http.post(path, json={"to": "copy"}).raise_for_status()
     return "copy"
 
 
 def _reset_to_snapshot(releases: Fleet) -> str:
     service = releases.replica
-    service.http.put(service.path("fold", "s", "snapshots/before")).raise_for_status()
-    path = service.path("fold", "s", "reset") + "?version=1"
+    service.http.put(service.path(releases.model, "s", "snapshots/before")).raise_for_status()
+    path = service.path(releases.model, "s", "reset") + "?version=1"
     service.http.post(path, json={"to": {"snapshot": "before"}}).raise_for_status()
     return "s"
 
 
 def _reset(releases: Fleet) -> str:
     service = releases.replica
-    service.http.post(service.path("fold", "s", "reset") + "?version=1").raise_for_status()
+    service.http.post(service.path(releases.model, "s", "reset") + "?version=1").raise_for_status()
     return "s"
 
 
 def _import_state(releases: Fleet) -> str:
     service = releases.replica
-    state = service.http.get(service.path("fold", "s", "state")).json()["states"]
-    path = service.path("fold", "s", "state") + "?version=1"
+    state = service.http.get(service.path(releases.model, "s", "state")).json()["states"]
+    path = service.path(releases.model, "s", "state") + "?version=1"
     service.http.put(path, json={"states": state, "step": len(XS)}).raise_for_status()
     return "s"
 
 
 @pytest.mark.parametrize("put_on_version_1", [_fork, _reset_to_snapshot, _reset, _import_state])
 def test_a_stream_that_is_put_on_a_version_by_hand_stays_there_after_a_promotion(
-    redis_server: Server, tmp_path: Path, put_on_version_1: Callable[[Fleet], str]
+    releases: Fleet, put_on_version_1: Callable[[Fleet], str]
 ) -> None:
     """Version 1 is that from which streams were promoted; with `reset` a move would discard the state."""
-    with two_folds(redis_server.url, tmp_path) as folds:
-        folds.chunk("s", [[x] for x in XS])
-        folds.put(candidate=2, mode="switch", percent=0, take="reset")
-        folds.end("promote")
-        stream = put_on_version_1(folds)
-        before = 0 if put_on_version_1 is _reset else folded(XS)[-1]
-        answers = [folds.step(stream, [x]) for x in (7, 8)]
-        version = request(folds, "GET", stream, "").json()["version"]
+    releases.chunk("s", [[x] for x in XS])
+    releases.put(candidate=2, mode="switch", percent=0, take="reset")
+    releases.end("promote")
+    stream = put_on_version_1(releases)
+    before = 0 if put_on_version_1 is _reset else folded(XS)[-1]
+    answers = [releases.step(stream, [x]) for x in (7, 8)]
+    version = request(releases, "GET", stream, "").json()["version"]
 
     assert [answer["outputs"]["y"][0] for answer in answers] == folded([7, 8], start=before)
     assert version == 1

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds, wait_until
-from tests.servers import Server
+from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded, over_both, wait_until
 
 
-@pytest.fixture(params=[False, True], ids=["http", "feed"])
-def folds(
-    request: pytest.FixtureRequest, redis_server: Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path_factory.mktemp("models"), by_feed=request.param) as running:
-        yield running
-
-
-def test_in_shadow_the_old_version_responds_and_after_an_abort_it_goes_on(folds: Fleet) -> None:
+@over_both
+def test_in_shadow_the_old_version_responds_and_after_an_abort_it_goes_on(releases: Fleet) -> None:
     xs = list(range(12))
-    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    folds.put(candidate=2, mode="shadow", percent=100)
-    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    folds.end("abort")
-    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    releases.put(candidate=2, mode="shadow", percent=100)
+    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    releases.end("abort")
+    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
 
     assert [answer["outputs"]["y"] for answer in answers] == [[y] for y in folded(xs)]
     assert not [answer for answer in answers if "version" in answer]
 
 
-def test_after_a_promotion_the_candidate_goes_on_from_where_it_joined(folds: Fleet) -> None:
+@over_both
+def test_after_a_promotion_the_candidate_goes_on_from_where_it_joined(releases: Fleet) -> None:
     xs = list(range(12))
-    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    folds.put(candidate=2, mode="shadow", percent=100)
-    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    folds.end("promote")
-    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    releases.put(candidate=2, mode="shadow", percent=100)
+    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    releases.end("promote")
+    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
 
     old = folded(xs[:8])
     new = folded(xs[4:], start=old[3], factor=NEW_FACTOR)
@@ -45,13 +34,14 @@ def test_after_a_promotion_the_candidate_goes_on_from_where_it_joined(folds: Fle
     assert answers[8]["version"] == 2
 
 
-def test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all(folds: Fleet) -> None:
+@over_both
+def test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all(releases: Fleet) -> None:
     xs = list(range(12))
-    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    folds.put(candidate=2, mode="ramp", percent=100)
-    answers += [folds.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    folds.end("abort")
-    answers += [folds.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
+    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
+    releases.put(candidate=2, mode="ramp", percent=100)
+    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
+    releases.end("abort")
+    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
 
     old = folded(xs)
     new = folded(xs[4:8], start=old[3], factor=NEW_FACTOR)
@@ -59,28 +49,30 @@ def test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_h
     assert [(i, answer["version"]) for i, answer in enumerate(answers) if "version" in answer] == [(4, 2), (8, 1)]
 
 
-def test_every_committed_timestep_of_a_trial_is_compared_once_over_all_replicas(folds: Fleet) -> None:
-    folds.put(candidate=2, mode="shadow", percent=100)
+@over_both
+def test_every_committed_timestep_of_a_trial_is_compared_once_over_all_replicas(releases: Fleet) -> None:
+    releases.put(candidate=2, mode="shadow", percent=100)
     for x in range(6):
-        folds.step("s", [x], seq=x + 1)
-        folds.step("s", [x], seq=x + 1)  # sent again
-    wait_until(lambda: folds.release()["compared"]["steps"] == 6)
+        releases.step("s", [x], seq=x + 1)
+        releases.step("s", [x], seq=x + 1)  # sent again
+    wait_until(lambda: releases.release()["compared"]["steps"] == 6)
 
-    compared = folds.release()["compared"]
+    compared = releases.release()["compared"]
     answers = zip(folded(range(6)), folded(range(6), factor=NEW_FACTOR), strict=True)
     assert compared["outputs"]["y"]["max_abs"] == max(float(abs(float(a) - float(b))) for a, b in answers)
     assert (compared["lost"], compared["fell_back"], compared["non_finite"]) == (0, 0, 0)
 
 
-def test_a_broken_limit_of_the_gate_aborts_the_release_once_with_its_reason(folds: Fleet) -> None:
-    folds.put(candidate=2, mode="ramp", percent=100, gate={"min_compared": 5, "max_abs": {"y": 10}})
+@over_both
+def test_a_broken_limit_of_the_gate_aborts_the_release_once_with_its_reason(releases: Fleet) -> None:
+    releases.put(candidate=2, mode="ramp", percent=100, gate={"min_compared": 5, "max_abs": {"y": 10}})
     xs = list(range(5))
-    answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs)]
-    wait_until(lambda: folds.release()["ended"] is not None)
-    ended = folds.release()
-    engines = [one.app.state.context.engine for one in folds.replicas]
-    wait_until(lambda: all(engine.placing.documents.current("fold").running is None for engine in engines))
-    last = folds.step("s", [5], seq=6)
+    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs)]
+    wait_until(lambda: releases.release()["ended"] is not None)
+    ended = releases.release()
+    engines = [one.app.state.context.engine for one in releases.replicas]
+    wait_until(lambda: all(engine.placing.documents.current(releases.model).running is None for engine in engines))
+    last = releases.step("s", [5], seq=6)
 
     assert (ended["ended"]["how"], "'y'" in ended["ended"]["why"]) == ("aborted", True)
     assert ended["revision"] == 3

@@ -27,7 +27,7 @@ NAMES = [f"s{i}" for i in range(N_STREAMS)]
 def versions(releases: Fleet) -> list[int]:
     """Return the version that responded to each stream last."""
     http, path = releases.replica.http, releases.replica.path
-    return [http.get(path(MODEL, name)).json()["version"] for name in NAMES]
+    return [http.get(path(releases.model, name)).json()["version"] for name in NAMES]
 
 
 def test_a_raised_share_takes_no_stream_back_and_an_abort_gives_every_stream_its_old_state(
@@ -93,25 +93,18 @@ def stepped_during(releases: Fleet, names: Sequence[str], n_steps: int, hows: Se
 
 
 @over_both
-def test_every_retry_gets_its_first_answer_across_promotions_and_aborts(
-    redis_server: Server, tmp_path: Path, *, by_feed: bool
-) -> None:
+def test_every_retry_gets_its_first_answer_across_promotions_and_aborts(releases: Fleet) -> None:
     names, n_steps = NAMES[:8], 60
-    with two_folds(redis_server.url, tmp_path, by_feed=by_feed) as releases:
-        found = stepped_during(releases, names, n_steps, ["promote", "abort"])
+    found = stepped_during(releases, names, n_steps, ["promote", "abort"])
 
     assert [[len(answers) for answers in found[name]] for name in names] == [[1] * n_steps] * len(names)
     assert any(version is not None for name in names for [(_, version, _)] in found[name])
 
 
-@over_both
-def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen_all(
-    redis_server: Server, tmp_path: Path, *, by_feed: bool
-) -> None:
+def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen_all(releases: Fleet) -> None:
     names, n_steps = NAMES[:8], 60
-    with two_folds(redis_server.url, tmp_path, by_feed=by_feed) as releases:
-        found = stepped_during(releases, names, n_steps, ["abort"])
-        last = [releases.step(name, [n_steps + 1]) for name in names]
+    found = stepped_during(releases, names, n_steps, ["abort"])
+    last = [releases.step(name, [n_steps + 1]) for name in names]
 
     xs = range(1, n_steps + 2)
     old = folded(xs)
@@ -125,18 +118,15 @@ def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen
     assert [answer["outputs"]["y"] for answer in last] == [old[-1:]] * len(names)
 
 
-def test_a_stream_that_slept_through_more_releases_than_are_kept_goes_on_with_its_old_half(
-    redis_server: Server, tmp_path: Path
-) -> None:
-    with two_folds(redis_server.url, tmp_path) as releases:
-        releases.step("s", [0])
-        releases.put(candidate=2, mode="ramp", percent=100)
-        releases.step("s", [1])
+def test_a_stream_that_slept_through_more_releases_than_are_kept_goes_on_with_its_old_half(releases: Fleet) -> None:
+    releases.step("s", [0])
+    releases.put(candidate=2, mode="ramp", percent=100)
+    releases.step("s", [1])
+    releases.end("abort")
+    for _ in range(MAX_EARLIER + 1):
+        releases.put(candidate=2, mode="ramp", percent=0)
         releases.end("abort")
-        for _ in range(MAX_EARLIER + 1):
-            releases.put(candidate=2, mode="ramp", percent=0)
-            releases.end("abort")
-        answer = releases.step("s", [2])
+    answer = releases.step("s", [2])
 
     assert (answer["outputs"]["y"], answer["version"]) == (folded([0, 1, 2])[-1:], 1)
 
@@ -158,14 +148,13 @@ def test_in_shadow_the_answers_of_a_float_model_are_those_of_a_service_without_a
     assert np.array_equal(np.array(answers, np.float32), alone(model, xs))
 
 
-@over_both
 def test_a_candidate_with_one_wrong_weight_is_aborted_within_500_timesteps(
-    redis_server: Server, tmp_path: Path, *, by_feed: bool
+    redis_server: Server, tmp_path: Path
 ) -> None:
     names, n_rounds = NAMES[:50], 9
     xs = np.random.default_rng(2).normal(size=(n_rounds + 1, len(names), 4)).astype(np.float32)
     model = StepModel(write_model(tmp_path / "alone", MODEL, lstm))
-    with fleet(redis_server.url, tmp_path / "models", lstm, lstm_with_a_wrong_weight, by_feed=by_feed) as releases:
+    with fleet(redis_server.url, tmp_path / "models", lstm, lstm_with_a_wrong_weight) as releases:
         releases.put(candidate=2, mode="shadow", percent=100, gate={"min_compared": 400, "max_abs": {"y": 0.001}})
         answers = [releases.bulk(names, x.tolist())["outputs"]["y"] for x in xs[:n_rounds]]
         wait_until(lambda: releases.release()["ended"] is not None)

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepwell_client import Client
-from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds
-from tests.servers import Server
+from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded
 
 
-@pytest.fixture
-def folds(redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path) as running:
-        yield running
-
-
-def test_columns_name_the_version_of_the_rows_that_change_it_and_so_does_a_replay(folds: Fleet) -> None:
-    folds.step("a", [1], seq=1)
-    folds.put(candidate=2, mode="ramp", percent=100, existing=False)
-    folds.step("b", [1], seq=1)
-    folds.put(candidate=2, mode="ramp", percent=100, existing=True)
-    answers = [folds.bulk(["a", "b"], [[2], [2]], seq=[2, 2]) for _ in range(2)]
-    after = folds.bulk(["a", "b"], [[3], [3]], seq=[3, 3])
+def test_columns_name_the_version_of_the_rows_that_change_it_and_so_does_a_replay(releases: Fleet) -> None:
+    releases.step("a", [1], seq=1)
+    releases.put(candidate=2, mode="ramp", percent=100, existing=False)
+    releases.step("b", [1], seq=1)
+    releases.put(candidate=2, mode="ramp", percent=100, existing=True)
+    answers = [releases.bulk(["a", "b"], [[2], [2]], seq=[2, 2]) for _ in range(2)]
+    after = releases.bulk(["a", "b"], [[3], [3]], seq=[3, 3])
 
     a = folded([1])[0]
     expected = [folded([2, 3], start=a, factor=NEW_FACTOR), folded([1, 2, 3], factor=NEW_FACTOR)[1:]]
@@ -38,35 +29,37 @@ def test_columns_name_the_version_of_the_rows_that_change_it_and_so_does_a_repla
 
 
 @pytest.mark.parametrize("key", [None, "once"])
-def test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version(folds: Fleet, key: str | None) -> None:
+def test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version(releases: Fleet, key: str | None) -> None:
     headers = {} if key is None else {"Idempotency-Key": key}
     seq = {"seq": 2} if key is None else {}
-    folds.step("s", [1], seq=1)
-    folds.put(candidate=2, mode="ramp", percent=100)
+    releases.step("s", [1], seq=1)
+    releases.put(candidate=2, mode="ramp", percent=100)
 
     def send() -> dict[str, object]:
-        service = folds.replica
-        answer = service.http.post(service.path("fold", "s", "step"), json={"inputs": [2], **seq}, headers=headers)
+        service = releases.replica
+        answer = service.http.post(
+            service.path(releases.model, "s", "step"), json={"inputs": [2], **seq}, headers=headers
+        )
         found: dict[str, object] = answer.json()
         return found
 
     first = send()
-    folds.end("promote")
+    releases.end("promote")
     retries = [send() for _ in range(3)]
 
     assert first["version"] == 2
     assert retries == [{**first, "replayed": True}] * 3
 
 
-def test_a_feed_steps_a_pair_in_order(folds: Fleet) -> None:
+def test_a_feed_steps_a_pair_in_order(releases: Fleet) -> None:
     xs = list(range(30))
-    with folds.replica.feed("fold", "s") as feed:
+    with releases.replica.feed(releases.model, "s") as feed:
         answers: list[dict[str, Any]] = []
         for i, x in enumerate(xs):
             if i == 10:
-                folds.put(candidate=2, mode="ramp", percent=100)
+                releases.put(candidate=2, mode="ramp", percent=100)
             if i == 20:
-                folds.end("abort")
+                releases.end("abort")
             feed.send(json.dumps({"inputs": [x]}))
             if i in (9, 19):
                 answers += [json.loads(feed.recv(60)) for _ in range(i + 1 - len(answers))]
@@ -78,36 +71,38 @@ def test_a_feed_steps_a_pair_in_order(folds: Fleet) -> None:
     assert [(i, answer["version"]) for i, answer in enumerate(answers) if "version" in answer] == [(10, 2), (20, 1)]
 
 
-def test_the_open_inference_protocol_names_the_version_that_responds(folds: Fleet) -> None:
-    def infer(x: int, **parameters: object) -> tuple[str, int]:
-        body = {
-            "inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}],
-            "parameters": {"sequence_id": "s", **parameters},
-        }
-        answer = folds.replica.http.post("/v2/models/fold/infer", json=body).json()
-        return answer["model_version"], answer["outputs"][0]["data"][0]
+def infer(releases: Fleet, x: int, **parameters: object) -> tuple[str, int]:
+    """Step the sequence `s` by the Open Inference Protocol, and return the version and the prediction."""
+    body = {
+        "inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}],
+        "parameters": {"sequence_id": "s", **parameters},
+    }
+    answer = releases.replicas[0].http.post(f"/v2/models/{releases.model}/infer", json=body).json()
+    return answer["model_version"], answer["outputs"][0]["data"][0]
 
-    answers = [infer(1, sequence_start=True)]
-    folds.put(candidate=2, mode="shadow", percent=100)
-    answers.append(infer(2))
-    folds.put(candidate=2, mode="ramp", percent=100)
-    answers.append(infer(3))
-    folds.end("abort")
-    answers.append(infer(4, sequence_end=True))
+
+def test_the_open_inference_protocol_names_the_version_that_responds(releases: Fleet) -> None:
+    answers = [infer(releases, 1, sequence_start=True)]
+    releases.put(candidate=2, mode="shadow", percent=100)
+    answers.append(infer(releases, 2))
+    releases.put(candidate=2, mode="ramp", percent=100)
+    answers.append(infer(releases, 3))
+    releases.end("abort")
+    answers.append(infer(releases, 4, sequence_end=True))
 
     old = folded([1, 2, 3, 4])
     new = folded([2, 3], start=old[0], factor=NEW_FACTOR)
     assert answers == [("1", old[0]), ("1", old[1]), ("2", new[1]), ("1", old[3])]
 
 
-def test_watchers_receive_the_version_and_on_request_what_the_candidate_computed(folds: Fleet) -> None:
-    folds.step("s", [1])
-    folds.put(candidate=2, mode="shadow", percent=100)
-    with folds.replicas[0].websocket("/v1/watch") as watching:
-        watching.send(json.dumps({"watch": [{"model": "fold"}], "candidate": True}))
+def test_watchers_receive_the_version_and_on_request_what_the_candidate_computed(releases: Fleet) -> None:
+    releases.step("s", [1])
+    releases.put(candidate=2, mode="shadow", percent=100)
+    with releases.replicas[0].websocket("/v1/watch") as watching:
+        watching.send(json.dumps({"watch": [{"model": releases.model}], "candidate": True}))
         watching.recv(60)
         for x in (2, 3):
-            folds.step("s", [x])
+            releases.step("s", [x])
         events = [json.loads(watching.recv(60)) for _ in range(2)]
 
     old = folded([1, 2, 3])
@@ -116,22 +111,14 @@ def test_watchers_receive_the_version_and_on_request_what_the_candidate_computed
     assert [event["candidate"] for event in events] == [{"version": 2, "outputs": {"y": [y]}} for y in new]
 
 
-def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams(folds: Fleet) -> None:
-    def infer(x: int, **parameters: object) -> tuple[str, int]:
-        body = {
-            "inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}],
-            "parameters": {"sequence_id": "s", **parameters},
-        }
-        answer = folds.replicas[0].http.post("/v2/models/fold/infer", json=body).json()
-        return answer["model_version"], answer["outputs"][0]["data"][0]
-
-    infer(1, sequence_start=True)
-    folds.put(candidate=2, mode="ramp", percent=100, existing=False)
-    kept = infer(2)
-    started = [infer(3, sequence_start=True), infer(4)]
-    again = [infer(3, sequence_start=True), infer(4)]
-    folds.end("abort")
-    after = infer(5)
+def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams(releases: Fleet) -> None:
+    infer(releases, 1, sequence_start=True)
+    releases.put(candidate=2, mode="ramp", percent=100, existing=False)
+    kept = infer(releases, 2)
+    started = [infer(releases, 3, sequence_start=True), infer(releases, 4)]
+    again = [infer(releases, 3, sequence_start=True), infer(releases, 4)]
+    releases.end("abort")
+    after = infer(releases, 5)
 
     new = folded([3, 4], factor=NEW_FACTOR)
     assert kept == ("1", folded([1, 2])[-1])
@@ -139,14 +126,14 @@ def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams
     assert after == ("1", folded([3, 4, 5])[-1])
 
 
-def test_the_python_client_steps_through_a_release(folds: Fleet) -> None:
-    service = folds.replicas[0]
+def test_the_python_client_steps_through_a_release(releases: Fleet) -> None:
+    service = releases.replicas[0]
     with Client(f"http://127.0.0.1:{service.port}") as client:
-        stream = client.model("fold").stream("s")
+        stream = client.model(releases.model).stream("s")
         answers = [stream.step([1])]
-        folds.put(candidate=2, mode="ramp", percent=100)
+        releases.put(candidate=2, mode="ramp", percent=100)
         answers += [stream.step([2]), stream.step([3])]
-        folds.end("abort")
+        releases.end("abort")
         answers.append(stream.step([4]))
 
     old = folded([1, 2, 3, 4])

@@ -68,15 +68,14 @@ def test_a_promotion_while_a_connector_runs_shows_in_the_versions_of_its_predict
 
 
 def test_predictions_that_are_handed_over_after_a_promotion_have_the_version_that_made_them(
-    redis_server: Server, tmp_path: Path
+    releases: Fleet, tmp_path: Path
 ) -> None:
     """A connector that was killed before it wrote them reads their messages again, with newer ones behind them."""
     append(tmp_path / "in.jsonl", [1, 2, 3])
-    with two_folds(redis_server.url, tmp_path) as releases:
-        run_once(tmp_path, *words(releases, tmp_path, "lost.jsonl"))
-        promote(releases)
-        append(tmp_path / "in.jsonl", [4, 5])
-        run_once(tmp_path, *words(releases, tmp_path, "out.jsonl"))
+    run_once(tmp_path, *words(releases, tmp_path, "lost.jsonl"))
+    promote(releases)
+    append(tmp_path / "in.jsonl", [4, 5])
+    run_once(tmp_path, *words(releases, tmp_path, "out.jsonl"))
 
     for stream in STREAMS:
         assert by_version(lines_of(tmp_path / "out.jsonl"), stream) == expected([1, 2, 3], [4, 5])
