@@ -6,17 +6,16 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = (REPOSITORY / "service" / "stepwell", REPOSITORY / "model_export" / "stepwell_export")
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text()
 NAMED = sorted(set(re.findall(r"`(\.?\w[\w.-]*(?:/[\w.-]*)+)`", TEXT)))
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_a_path_exists(name: str) -> None:
-    assert any((folder / name.removeprefix("./")).exists() for folder in (REPOSITORY, *PACKAGES))
+def test_every_path_exists() -> None:
+    folders = (REPOSITORY, *PACKAGES)
+
+    assert [name for name in NAMED if not any((one / name.removeprefix("./")).exists() for one in folders)] == []
 
 
 def test_the_tree_has_every_folder_at_the_top() -> None:

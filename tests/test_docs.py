@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from scripts.site.markdown import anchors, links
 
@@ -16,26 +14,26 @@ FOLDERS = ("docs", "examples", "clients")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
     broken = []
-    for link in links(page.read_text()):
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
-            broken.append(link)
+    for page in PAGES:
+        for link in links(page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
 
     assert broken == []
 
 
-@pytest.mark.parametrize(
-    ("folder", "index"),
-    [("docs", "README.md"), ("docs/adr", "docs/adr/README.md"), ("docs/gallery", "docs/gallery/README.md")],
-)
-def test_an_index_links_every_page_of_its_folder(folder: str, index: str) -> None:
-    linked = {(ROOT / index).parent / link for link in links((ROOT / index).read_text())}
-
-    assert set((ROOT / folder).glob("*.md")) - {ROOT / index} - linked == set()
+def test_an_index_links_every_page_of_its_folder() -> None:
+    for folder, index in (
+        ("docs", "README.md"),
+        ("docs/adr", "docs/adr/README.md"),
+        ("docs/gallery", "docs/gallery/README.md"),
+    ):
+        linked = {(ROOT / index).parent / link for link in links((ROOT / index).read_text())}
+        assert set((ROOT / folder).glob("*.md")) - {ROOT / index} - linked == set(), index
 
 
 def test_the_index_of_decisions_has_each_page_once_and_in_order() -> None:
@@ -44,12 +42,16 @@ def test_the_index_of_decisions_has_each_page_once_and_in_order() -> None:
     assert rows == sorted(set(rows))
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Yield every text of the packages with its file; also docstrings, since those of commands are their help."""
-    for file in [file for each in ("service", "model_export", "clients") for file in ROOT.glob(f"{each}/**/*.py")]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield str(file.relative_to(ROOT)), " ".join(node.value.split())
+@cache
+def texts() -> list[tuple[str, str]]:
+    """Return every text of the packages with its file; also docstrings, since those of commands are their help."""
+    return [
+        (str(file.relative_to(ROOT)), " ".join(node.value.split()))
+        for each in ("service", "model_export", "clients")
+        for file in ROOT.glob(f"{each}/**/*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def test_no_text_of_the_packages_names_a_file_that_only_the_repository_has() -> None:

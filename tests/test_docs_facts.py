@@ -7,8 +7,8 @@ import tomllib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import pytest
 from fastapi.routing import APIRoute
 
 from scripts.observability.metrics import definitions
@@ -32,14 +32,19 @@ NO_METRICS = {
     "stepwell_fleet",  # the package of examples/addon
 }
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-
 
 @cache
-def code(page: Path) -> tuple[str, ...]:
-    """Return the lines of a page that are code: of blocks, with continued lines joined, and of spans."""
-    parts = [block or span for block, span in CODE.findall(page.read_text())]
-    return tuple(line for part in parts for line in re.sub(r"\\\n", " ", part).splitlines())
+def lines() -> list[tuple[str, str]]:
+    """Return the lines of code, each with its page: of blocks, with continued lines joined, and of spans."""
+    parts = [(page, block or span) for page in PAGES for block, span in CODE.findall(page.read_text())]
+    return [
+        (str(page.relative_to(ROOT)), line) for page, part in parts for line in re.sub(r"\\\n", " ", part).splitlines()
+    ]
+
+
+def named(pattern: str) -> set[tuple[str, Any]]:
+    """Return what a pattern finds in the lines of code, each with its page."""
+    return {(page, found) for page, line in lines() for found in re.findall(pattern, line)}
 
 
 @cache
@@ -60,72 +65,68 @@ def routes() -> list[tuple[str, re.Pattern[str]]]:
     return [(method, re.compile(re.sub(r"\{[^}]+\}", "[^/]+", path) + "$")) for method, path in found]
 
 
-@each_page
-def test_every_command_and_flag_exists(page: Path) -> None:
+def test_every_command_and_flag_exists() -> None:
     unknown = []
-    for line in code(page):
+    for page, line in lines():
         for called in re.findall(r"^(?:[A-Z_]+=\S+ )*(?:\./|\.venv/bin/)?stepwell ([a-z][^|;#&>)]*)", line):
             words = called.split()
             command = next((key for key in (tuple(words[:2]), tuple(words[:1])) if key in flags()), None)
             if command is None:
-                unknown.append(line)
+                unknown.append(f"{page}: {line}")
             elif command != ("test",):  # its arguments are pytest's
                 given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
-                unknown += [f"{flag} in {line}" for flag in given - flags()[command] - {"--help"}]
+                unknown += [f"{page}: {flag} in {line}" for flag in given - flags()[command] - {"--help"}]
 
     assert unknown == []
 
 
-@each_page
-def test_every_metric_exists(page: Path) -> None:
-    defined = {_without_suffix(one.name) for one in definitions().values()}
+def test_every_metric_exists() -> None:
+    defined = {_without_suffix(one.name) for one in definitions().values()} | NO_METRICS
     text = "\n".join(file.read_text() for part in ("connect", "alert") for file in (ADDONS / part).rglob("*.py"))
-    named = {name for line in code(page) for name in re.findall(r"\bstepwell_[a-z_]+[a-z]\b", line)}
-    names = {_without_suffix(name) for name in named} - defined - NO_METRICS
+    unknown = [
+        (page, name)
+        for page, name in named(r"\bstepwell_[a-z_]+[a-z]\b")
+        if _without_suffix(name) not in defined
+        and re.sub(r"^stepwell_(connect|alert)_", "", _without_suffix(name)) not in text
+    ]
 
-    assert {name for name in names if re.sub(r"^stepwell_(connect|alert)_", "", name) not in text} == set()
+    assert unknown == []
 
 
 def _without_suffix(name: str) -> str:
     return re.sub(r"_(total|bucket|sum|count|created)$", "", name)
 
 
-@each_page
-def test_every_route_exists(page: Path) -> None:
-    named = {found for line in code(page) for found in re.findall(r"\b(GET|POST|PUT|DELETE|PATCH) (/[\w{}/.-]*)", line)}
+def test_every_route_exists() -> None:
     unknown = [
-        (method, path)
-        for method, path in named
+        (page, method, path)
+        for page, (method, path) in named(r"\b(GET|POST|PUT|DELETE|PATCH) (/[\w{}/.-]*)")
         if not any(method == one and pattern.match(path.rstrip(".")) for one, pattern in routes())
     ]
 
     assert unknown == []
 
 
-@each_page
-def test_every_file_of_the_repository_exists(page: Path) -> None:
-    named = {name for line in code(page) for name in re.findall(r"^(?:\./)?((?:[\w.-]+/)+[\w.-]*)$", line)}
-    ours = {name for name in named if name.split("/")[0] in TOP}
+def test_every_file_of_the_repository_exists() -> None:
+    unknown = [
+        (page, name)
+        for page, name in named(r"^(?:\./)?((?:[\w.-]+/)+[\w.-]*)$")
+        if name.split("/")[0] in TOP and not ((ROOT / name).exists() or ((ROOT / page).parent / name).exists())
+    ]
 
-    assert sorted(name for name in ours if not ((ROOT / name).exists() or (page.parent / name).exists())) == []
+    assert unknown == []
 
 
-@each_page
-def test_every_module_that_is_run_exists(page: Path) -> None:
+def test_every_module_that_is_run_exists() -> None:
     ours = ("stepwell", "scripts", "benchmarks", "campaign", "tests", "stepwell_export", "stepwell_client")
-    named = {name for line in code(page) for name in re.findall(r"python -m ([\w.]+)", line)}
+    found = {name for _, name in named(r"python -m ([\w.]+)") if name.split(".")[0] in ours}
 
-    assert [name for name in named if name.split(".")[0] in ours and find_spec(name) is None] == []
+    assert [name for name in found if find_spec(name) is None] == []
 
 
-@each_page
-def test_every_extra_exists(page: Path) -> None:
+def test_every_extra_exists() -> None:
     known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    text = page.read_text()
-    named = {
-        name
-        for found in re.findall(r"stepwell\[([\w,-]+)\]|STEPWELL_EXTRAS=([\w,-]+)", text)
-        for name in "".join(found).split(",")
-    }
+    found = re.compile(r"stepwell\[([\w,-]+)\]|STEPWELL_EXTRAS=([\w,-]+)")
+    lists = [(page, "".join(one)) for page in PAGES for one in found.findall(page.read_text())]
 
-    assert named - known == set()
+    assert [(page, names) for page, names in lists if not set(names.split(",")) <= known] == []

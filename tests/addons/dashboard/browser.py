@@ -78,10 +78,6 @@ class Page(_DevTools):
         self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
 
-    def run_first(self, script: str) -> None:
-        """Run a script in each page that is opened from now on, before its own scripts."""
-        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
-
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression; a promise is awaited."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -106,6 +102,40 @@ class Page(_DevTools):
     def text(self, selector: str) -> str:
         """Return the visible text of an element."""
         return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
+
+    def click(self, selector: str) -> None:
+        self.evaluate(f"document.querySelector({selector!r}).click()")
+
+    def choose(self, field: str, value: str) -> None:
+        """Choose a value of the select with this id."""
+        self.evaluate(f"""(() => {{
+            const select = document.getElementById({field!r});
+            select.value = {value!r};
+            select.dispatchEvent(new Event('change'));
+        }})()""")
+
+    def drop(self, text: str, name: str) -> None:
+        """Drop a CSV file onto the page."""
+        self.evaluate(f"""(() => {{
+            const files = new DataTransfer();
+            files.items.add(new File([{json.dumps(text)}], {name!r}, {{type: 'text/csv'}}));
+            for (const type of ['dragover', 'drop']) {{
+                const event = new DragEvent(type, {{dataTransfer: files, bubbles: true, cancelable: true}});
+                document.body.dispatchEvent(event);
+            }}
+        }})()""")
+
+    def replace_fetch(self, body: str) -> None:
+        """Let pages that are opened from now on fetch with a function of this body, in which `send` is the original."""
+        self._call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source=f"""(() => {{
+                const send = window.fetch;
+                window.fetch = async (url, options) => {{
+                    {body}
+                }};
+            }})()""",
+        )
 
     def press(self, key: str) -> None:
         """Press a key in the focused element."""
@@ -223,4 +253,5 @@ def browser(binary: str, folder: Path, *flags: str) -> Iterator[Browser]:
 
 
 def _connect(url: str) -> ClientConnection:
-    return connect(url, max_size=None, proxy=None, ping_interval=None, open_timeout=WAIT_S)
+    # No limit on the queue: events that nobody reads would delay the end of the connection.
+    return connect(url, max_size=None, max_queue=None, proxy=None, ping_interval=None, open_timeout=WAIT_S)

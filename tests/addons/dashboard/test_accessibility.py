@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from stepwell.addons.demo.recordings import MODELS
+from tests.addons.dashboard.actions import open_address, open_at, send
 from tests.addons.dashboard.browser import Page
-from tests.addons.dashboard.test_operations import click
-from tests.addons.dashboard.test_page import open_page, send, wait_for_step
-from tests.processes import ServiceProcess, service_process
+from tests.processes import ServiceProcess
 
 pytestmark = pytest.mark.browser
 AXE = "axe-core@4"
@@ -40,53 +35,33 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 
-@pytest.fixture(scope="module")
-def live() -> Iterator[ServiceProcess]:
-    with tempfile.TemporaryDirectory(prefix="sw") as name, service_process(MODELS, Path(name)) as one:
-        send(one, "pump-1", 3)
-        yield one
-
-
 def serious(page: Page, axe: str) -> list[str]:
     page.evaluate(f"{axe}; null")
     return list(page.evaluate(FOUND))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("dialog", [None, "#reset", "#keys-open"])
-def test_a_stream_has_no_serious_finding(
-    page: Page, live: ServiceProcess, axe: str, scheme: str, dialog: str | None
+def test_a_stream_and_its_dialogs_have_no_serious_finding(
+    page: Page, live: ServiceProcess, axe: str, scheme: str
 ) -> None:
+    send(live, scheme, 3)
     page.prefer_color_scheme(scheme)
-    open_page(page, live, "pump-1")
-    wait_for_step(page, "pump-1", 3)
-    if dialog:
-        click(page, dialog)
-        page.wait_for("document.querySelector('dialog[open]')")
-
-    assert serious(page, axe) == []
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "#model=activity&view=fleet",
-        "#model=activity&view=compare&compare=pump-1,pump-2",
-        "#model=activity&stream=none",
-        "#model=none",
-    ],
-)
-def test_the_other_views_have_no_serious_finding(page: Page, live: ServiceProcess, axe: str, address: str) -> None:
-    page.open(f"{live.url}/{address}")
-    page.wait_for("document.getElementById('state').textContent === 'Ready'")
-
-    assert serious(page, axe) == []
+    for dialog in (None, "#reset", "#keys-open"):
+        open_at(page, live, scheme, 3, model="activity")
+        if dialog:
+            page.click(dialog)
+            page.wait_for("document.querySelector('dialog[open]')")
+        assert serious(page, axe) == [], dialog
 
 
-@pytest.mark.parametrize("path", ["docs", "docs/errors"])
-def test_the_pages_of_the_api_have_no_serious_finding(page: Page, live: ServiceProcess, axe: str, path: str) -> None:
-    page.open(f"{live.url}/{path}")
-    page.wait_for("document.querySelector('main').children.length > 1")
+def test_the_other_views_have_no_serious_finding(page: Page, live: ServiceProcess, axe: str) -> None:
+    for address in ("activity&view=fleet", "activity&view=compare&compare=pump-1,b", "activity&stream=none", "none"):
+        open_address(page, live, f"#model={address}")
+        assert serious(page, axe) == [], address
 
-    assert serious(page, axe) == []
+
+def test_the_pages_of_the_api_have_no_serious_finding(page: Page, live: ServiceProcess, axe: str) -> None:
+    for path in ("docs", "docs/errors"):
+        page.open(f"{live.url}/{path}")
+        page.wait_for("document.querySelector('main').children.length > 1")
+        assert serious(page, axe) == [], path

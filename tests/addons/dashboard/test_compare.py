@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
+from tests.addons.dashboard.actions import (
+    advance,
+    get,
+    open_address,
+    open_at,
+    open_page,
+    post,
+    wait_for_step,
+)
 from tests.addons.dashboard.browser import Page
 from tests.addons.dashboard.conftest import FILES
-from tests.addons.dashboard.test_operations import advance, click, get, open_at
-from tests.addons.dashboard.test_page import open_page, post, stream, wait_for_step
-from tests.graphs import wave, write_model
-from tests.processes import ServiceProcess, service_process
+from tests.processes import ServiceProcess
 
 pytestmark = pytest.mark.browser
-__all__ = ["stream"]  # the fixture
 CONTRAST = 3.0  # of graphics on their background: WCAG 2.1, success criterion 1.4.11
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    models = tmp_path_factory.mktemp("models")
-    write_model(models, "wave", wave)
-    with tempfile.TemporaryDirectory(prefix="sw") as name, service_process(models, Path(name)) as one:
-        yield one
-
-
-def choose(page: Page, field: str, value: str) -> None:
-    page.evaluate(f"""(() => {{
-        const select = document.getElementById({field!r});
-        select.value = {value!r};
-        select.dispatchEvent(new Event('change'));
-    }})()""")
-
-
 LINES = "[...document.querySelectorAll('#compare-legend .series-name')].map(({textContent}) => textContent)"
 VALUES = "[...document.querySelectorAll('#compare-legend .series-value')].map(({textContent}) => Number(textContent))"
 
@@ -54,7 +38,7 @@ def test_streams_that_are_selected_in_the_list_are_compared(page: Page, live: Se
     for name, x in zip(names, (0.5, -0.5), strict=True):
         advance(live, name, to=4, x=[x])
     wait_for_step(page, names[0], 4)
-    choose(page, "show", "compare")
+    page.choose("show", "compare")
     page.evaluate(f"document.querySelector('[data-name={names[1]}]').click()")
 
     assert page.wait_for(f"{LINES}.length === 2 && {LINES}") == names
@@ -69,14 +53,13 @@ def test_a_link_shows_the_comparison_that_it_was_copied_from(page: Page, live: S
     names = [f"{stream}-{which}" for which in "abc"]
     for name in names:
         advance(live, name, to=1)
-    page.open(f"{live.url}/#model=wave&view=compare&compare={','.join(names)}&field=inputs:x:0&align=step")
-    page.wait_for("document.getElementById('state').textContent === 'Ready'")
+    open_address(page, live, f"#model=wave&view=compare&compare={','.join(names)}&field=inputs:x:0&align=step")
     for i, name in enumerate(names):
         advance(live, name, since=1, to=3, x=[i + 0.25])
 
     page.wait_for(f"String({VALUES}) === '0.25,1.25,2.25'")
     assert page.evaluate(LINES) == names
-    click(page, "#compare-streams button")
+    page.click("#compare-streams button")
     assert page.wait_for(f"{LINES}.length === 2 && {LINES}") == names[1:]
 
 
@@ -133,7 +116,7 @@ def test_the_next_input_is_shown_as_what_came_and_the_error_over_time(
     mean = page.wait_for("/mean (.*) over 4 predictions/.exec(document.getElementById('error-note').textContent)?.[1]")
     assert float(mean) == pytest.approx(sum(errors) / 4, abs=0.001)
     assert page.text("#truth-note") == "wide: ground truth, from the next timestep"
-    choose(page, "truth", "off")
+    page.choose("truth", "off")
     assert page.wait_for("document.getElementById('error').hidden")
     assert page.evaluate("location.hash").endswith("truth=off")
 

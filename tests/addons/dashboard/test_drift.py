@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.addons.dashboard.actions import open_page, post, wait_for_step
 from tests.addons.dashboard.browser import Page
-from tests.addons.dashboard.test_page import open_page, post, wait_for_step
 from tests.addons.drift.live import normal, write_reference_model
 from tests.graphs import total, write_model
 from tests.processes import ServiceProcess, service_process
@@ -43,9 +43,11 @@ def test_the_features_are_listed_by_their_drift(page: Page, live: ServiceProcess
     assert page.errors == []
 
 
-def test_a_model_without_a_reference_has_no_card(page: Page, live: ServiceProcess) -> None:
+def test_a_model_without_a_reference_and_without_a_second_version_has_no_cards(
+    page: Page, live: ServiceProcess
+) -> None:
     post(live, "total/streams/s/step", {"inputs": [1, 2]})
     open_page(page, live, "s", model="total")
     wait_for_step(page, "s", 1)
 
-    assert page.evaluate("document.getElementById('drift').hidden")
+    assert page.evaluate("document.getElementById('drift').hidden && document.getElementById('release').hidden")

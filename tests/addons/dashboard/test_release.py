@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
+from tests.addons.dashboard.actions import accept_dialog, call, get, open_page, post, wait_for_step
 from tests.addons.dashboard.browser import Page
-from tests.addons.dashboard.test_operations import accept_dialog, click
-from tests.addons.dashboard.test_page import open_page, post, wait_for_step
-from tests.graphs import fold, total, write_model
+from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess, service_process
 
 pytestmark = pytest.mark.browser
@@ -26,7 +24,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     for model in MODELS:
         write_model(folder, model, lambda: fold(3), version=1)
         write_model(folder, model, lambda: fold(5), version=2)
-    write_model(folder, "total", total)
     with tempfile.TemporaryDirectory(prefix="sw") as short, service_process(folder, Path(short)) as one:
         yield one
 
@@ -36,16 +33,10 @@ def model() -> str:
     return MODELS.pop()
 
 
-def start(live: ServiceProcess, model: str, **more: Any) -> dict[str, Any]:
+def start(live: ServiceProcess, model: str, **more: Any) -> None:
     """Pin version 1 and try version 2."""
     body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100, **more}
-    response = httpx2.put(f"{live.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30)
-    assert response.status_code == 200, response.text
-    return dict(response.json())
-
-
-def release(live: ServiceProcess, model: str) -> dict[str, Any]:
-    return dict(httpx2.get(f"{live.url}/v1/models/{model}/release", trust_env=False, timeout=30).json())
+    call(live, "PUT", f"{model}/release", json=body).raise_for_status()
 
 
 def step(live: ServiceProcess, model: str, stream: str, x: int = 1) -> None:
@@ -62,14 +53,6 @@ def versions(page: Page, fact: str) -> list[str]:
     """Wait until a fact about the rows of the versions holds, and return their texts."""
     rows = "[...document.querySelectorAll('#release-versions .version')].map(row => row.innerText)"
     return list(page.wait_for(f"(rows => {fact} && rows)({rows})"))
-
-
-def test_a_model_with_one_version_has_no_card(page: Page, live: ServiceProcess) -> None:
-    post(live, "total/streams/s/step", {"inputs": [1, 2]})
-    open_page(page, live, "s", model="total")
-    wait_for_step(page, "s", 1)
-
-    assert page.evaluate("document.getElementById('release').hidden")
 
 
 def test_versions_streams_and_the_share_are_shown(page: Page, live: ServiceProcess, model: str) -> None:
@@ -93,8 +76,9 @@ def test_the_comparison_is_shown(page: Page, live: ServiceProcess, model: str) -
     page.wait_for("document.getElementById('release-steps').textContent.startsWith('3 timesteps')")
     cells = page.evaluate("[...document.querySelectorAll('#release-outputs tr > *')].map(cell => cell.textContent)")
 
-    compared = release(live, model)["compared"]["outputs"]["y"]
+    compared = get(live, f"{model}/release")["compared"]["outputs"]["y"]
     assert cells[0] == "y"
+    assert page.errors == []
     assert float(cells[1]) == compared["max_abs"] == (25 * 2 + 5 * 2 + 2) - (9 * 2 + 3 * 2 + 2)
 
 
@@ -110,7 +94,7 @@ def test_the_streams_that_differ_most_are_listed_and_can_be_chosen(
             step(live, model, stream, x)
     names = "[...document.querySelectorAll('#release-streams button')].map(one => one.textContent.split(' ')[0])"
     found = page.wait_for(f"{names}.length === 2 && {names}")
-    click(page, "#release-streams li:last-child button")
+    page.click("#release-streams li:last-child button")
     wait_for_step(page, "quiet", 2)
 
     assert found == ["loud", "quiet"]
@@ -121,7 +105,7 @@ def test_a_promotion_is_confirmed_with_a_reason(page: Page, live: ServiceProcess
     start(live, model)
     open_page(page, live, model=model)
     facts(page, "version 2 is tried")
-    click(page, "#promote")
+    page.click("#promote")
     page.wait_for("document.getElementById('ask').open")
     asked = page.text("#ask-title")
     accept_dialog(page, "better on every pump")
@@ -129,41 +113,29 @@ def test_a_promotion_is_confirmed_with_a_reason(page: Page, live: ServiceProcess
     assert asked == "Promote version 2?"
     assert "version 2 is current" in facts(page, "version 2 was promoted: better on every pump")
     assert page.evaluate("document.getElementById('promote').hidden && document.getElementById('abort').hidden")
-    assert release(live, model)["ended"]["why"] == "better on every pump"
+    assert get(live, f"{model}/release")["ended"]["why"] == "better on every pump"
 
 
 def test_an_abort_needs_no_reason(page: Page, live: ServiceProcess, model: str) -> None:
     start(live, model)
     open_page(page, live, model=model)
     facts(page, "version 2 is tried")
-    click(page, "#abort")
+    page.click("#abort")
     page.wait_for("document.getElementById('ask').open")
     accept_dialog(page)
 
     assert "version 1 is current" in facts(page, "version 2 was aborted")
-    assert release(live, model)["ended"]["why"] is None
+    assert get(live, f"{model}/release")["ended"]["why"] is None
 
 
 def test_a_release_that_was_changed_meanwhile_is_not_promoted(page: Page, live: ServiceProcess, model: str) -> None:
     start(live, model)
     open_page(page, live, model=model)
     facts(page, "version 2 is tried")
-    click(page, "#promote")
+    page.click("#promote")
     page.wait_for("document.getElementById('ask').open")
     start(live, model, percent=1)
     accept_dialog(page)
 
     assert page.wait_for("document.getElementById('ask-problem').textContent.includes('revision')")
-    assert release(live, model)["ended"] is None
-
-
-def test_the_page_reports_no_errors_while_a_release_runs(page: Page, live: ServiceProcess, model: str) -> None:
-    start(live, model)
-    open_page(page, live, model=model)
-    facts(page, "version 2 is tried")
-    for _ in range(3):
-        step(live, model, "s")
-    wait_for_step(page, "s", 3)
-    click(page, "#release-title")
-
-    assert page.errors == []
+    assert get(live, f"{model}/release")["ended"] is None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 
+from tests.addons.dashboard.actions import call, get, open_page, post, wait_for_step
 from tests.addons.dashboard.browser import Page
-from tests.addons.dashboard.test_page import open_page, post, wait_for_step
 from tests.exactly_once.test_learned import timesteps, write_learning_model
 from tests.forecasters import new_version, old_version, walks
 from tests.graphs import write_model
@@ -30,15 +28,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     write_learning_model(folder)
     with tempfile.TemporaryDirectory(prefix="sw") as short, service_process(folder, Path(short)) as one:
         body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
-        assert httpx2.put(f"{one.url}/v1/models/pump/release", json=body, trust_env=False, timeout=30).is_success
+        call(one, "PUT", "pump/release", json=body).raise_for_status()
         for n, rows in enumerate(walks(4, 30).tolist()):
             post(one, f"pump/streams/s{n}/steps", {"inputs": rows})
         yield one
-
-
-def errors(live: ServiceProcess) -> dict[str, Any]:
-    found = httpx2.get(f"{live.url}/v1/models/pump/release", trust_env=False, timeout=30).json()
-    return dict(found["compared"]["error"]["next"])
 
 
 def test_the_errors_are_those_of_the_release(page: Page, live: ServiceProcess) -> None:
@@ -48,7 +41,7 @@ def test_the_errors_are_those_of_the_release(page: Page, live: ServiceProcess) -
     )
     found = page.wait_for(f"(rows => rows.length === 2 && rows.every(row => row[5] === '{N}') && rows)({rows})")
 
-    released = errors(live)
+    released = get(live, "pump/release")["compared"]["error"]["next"]
     for (name, current, candidate, ratio, interval, _, verdict), label, expected in zip(
         found, ("vibration", "rpm"), ("better", "worse"), strict=True
     ):
@@ -79,16 +72,12 @@ def test_a_stream_and_its_chart_are_on_the_first_screen_and_the_release_is_one_c
     assert page.wait_for("document.getElementById('release').getBoundingClientRect().top < innerHeight")
 
 
-def axes(page: Page, plot: str) -> int:
-    return int(page.evaluate(f"document.querySelectorAll('#{plot} .u-axis').length"))
-
-
 def test_each_unit_has_an_axis_of_its_own(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, "axes", model="pump")
     post(live, "pump/streams/axes/step", {"inputs": [3.0, 3000.0]})
     wait_for_step(page, "axes", 1)
 
-    assert axes(page, "inputs-plot") == 3  # time, mm/s, 1/min
+    assert page.evaluate("document.querySelectorAll('#inputs-plot .u-axis').length") == 3  # time, mm/s, 1/min
 
 
 def test_what_stages_have_learned_is_drawn(page: Page, live: ServiceProcess) -> None:
