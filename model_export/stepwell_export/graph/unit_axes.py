@@ -1,4 +1,4 @@
-r"""Writes a step graph smaller: without the axes of length 1 that one timestep leaves behind, and without twin states.
+r"""Writes a step graph smaller: without the axes of length 1 that one timestep leaves behind, and each value once.
 
 Before and after:
 
@@ -14,11 +14,14 @@ Before and after:
         Concat  Concat                ->       Concat
           |        |                            |   |
          Conv     Conv                        Conv  Conv
+
+Tensors that differ in axes of length 1 alone hold one value. A node runs on tensors without them where it can, and one
+with them is made where a node takes no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -37,224 +40,27 @@ from stepwell_export.graph.nodes import (
     uses,
 )
 from stepwell_export.graph.onnx_file import infer_types, without_weights
-from stepwell_export.graph.operators import ELEMENTWISE, RNN
+from stepwell_export.graph.operators import ELEMENTWISE
 from stepwell_export.runtime.manifest import StateSpec
 
-Axes = tuple[int, ...]
-Sizes = tuple[tuple[int, int], ...]
-"""The length of each axis for two numbers of rows: what differs is the axis of the batch."""
-
-_POINTWISE = ELEMENTWISE - {"Dropout", "Identity"}
-LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
-"""Operators along an axis that is an attribute, and which it is where there is none."""
-
-LIKE_FIRST = {"LayerNormalization", "LogSoftmax", "Softmax"}
-"""Those of them whose output has the axes of the first input."""
-
-OF_ONE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
-"""Reductions that leave a single element as it is."""
-
-AXES_INPUT = {"Slice": 3, **dict.fromkeys((*OF_ONE, "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare"), 1)}
-"""Operators whose axes are an input, and which one."""
-
-
-@dataclass(slots=True)
-class FormedTensor:
-    """A tensor of the step graph, and its forms.
-
-    Attributes:
-        sizes: Of its axes; None: they are not known.
-        forms: Names by the axes that a form has; the others have length 1.
-        source: The name and the sizes of a tensor that each form is made of by one node; None: there is a form.
-    """
-
-    sizes: Sizes | None
-    forms: dict[Axes, str]
-    source: tuple[str, Sizes] | None = None
-
-    @property
-    def rank(self) -> int:
-        """How many axes it has."""
-        return len(self.sizes or ())
-
-    @property
-    def wide(self) -> Axes:
-        """The axes that are longer than 1."""
-        return wide_axes(self.sizes or ())
-
-    def sizes_of(self, axes: Axes) -> Sizes:
-        """Return the sizes of some axes."""
-        return tuple((self.sizes or ())[axis] for axis in axes)
-
-
-class TensorForms:
-    """All tensors of a step graph, with the nodes that make their forms.
-
-    Attributes:
-        build: Collects the nodes.
-        constants: The graph's initializers, whose forms are constants, too.
-        tensors: By name in the graph as it was.
-    """
-
-    def __init__(
-        self, build: NodeBuilder, constants: Mapping[str, onnx.TensorProto], known: Mapping[str, Sizes]
-    ) -> None:
-        self.build = build
-        self.constants = constants
-        self.tensors: dict[str, FormedTensor] = {}
-        self._known = known
-
-    def add(self, name: str, axes: Axes | None = None) -> None:
-        """Add a tensor that is there with some of its axes; None: with all."""
-        sizes = self._known.get(name)
-        self.tensors[name] = FormedTensor(sizes, {tuple(range(len(sizes or ()))) if axes is None else axes: name})
-
-    def form(self, name: str, axes: Axes) -> str:
-        """Return a tensor with some of its axes; those that it lacks have length 1."""
-        tensor = self.tensors[name]
-        if axes not in tensor.forms:
-            sizes = tensor.sizes_of(axes)
-            if name in self.constants:
-                value = numpy_helper.to_array(self.constants[name]).reshape([size for size, _ in sizes])
-                tensor.forms[axes] = self.build.constant(value, at=name)
-            elif tensor.source is not None:
-                tensor.forms[axes] = self._made_of(*tensor.source, sizes, name)
-            elif same := [made for form, made in tensor.forms.items() if tensor.sizes_of(form) == sizes]:
-                tensor.forms[axes] = same[0]  # other axes of length 1 at the same places
-            else:
-                nearest = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
-                both = tensor.sizes_of(tuple(axis for axis in nearest if axis in axes))
-                formed = self._made_of(tensor.forms[nearest], tensor.sizes_of(nearest), both, name)
-                tensor.forms[axes] = self._made_of(formed, both, sizes, name)
-        return tensor.forms[axes]
-
-    def whole(self, name: str) -> str:
-        """Return a tensor with all of its axes, as operators take it that are not known here."""
-        tensor = self.tensors.get(name)
-        if not name or tensor is None or tensor.sizes is None:
-            return name
-        return self.form(name, tuple(range(tensor.rank)))
-
-    def cheapest(self, names: Iterable[str], rank: int, needed: Iterable[int], wanted: Collection[int]) -> Axes:
-        """Return the axes on which a node runs: those needed, with others of length 1 where that saves nodes.
-
-        Args:
-            names: What it takes, aligned at the last axis as operators broadcast.
-            rank: How many axes its output has.
-            needed: Axes that it cannot do without.
-            wanted: Axes that nodes behind it cannot do without.
-        """
-        tensors = [self.tensors[name] for name in names if name and name not in self.constants]
-        forms = [
-            (rank - tensor.rank, {tuple(axis + rank - tensor.rank for axis in form) for form in tensor.forms})
-            for tensor in tensors if tensor.forms
-        ]  # fmt: skip
-        least = set(needed)
-        options = {
-            tuple(sorted(least.union(form))) for form in [(), wanted, *(f for _, existing in forms for f in existing)]
-        }
-
-        def cost(axes: Axes) -> tuple[int, int, Axes]:
-            new = sum(tuple(axis for axis in axes if axis >= shift) not in existing for shift, existing in forms)
-            return new + (not set(axes).issuperset(wanted)), len(axes), axes
-
-        return min(options, key=cost)
-
-    def _made_of(self, source: str, before: Sizes, sizes: Sizes, name: str) -> str:
-        """Return a tensor of these sizes made of another one with the same numbers."""
-        if before == sizes:
-            return source
-        if (places := matched_axes(sizes, before)) is not None:
-            gone = [axis for axis in range(len(before)) if axis not in places]
-            return self.build.op("Squeeze", source, self.build.ints(gone), at=name)
-        if (places := matched_axes(before, sizes)) is not None:
-            added = [axis for axis in range(len(sizes)) if axis not in places]
-            return self.build.op("Unsqueeze", source, self.build.ints(added), at=name)
-        shape = self.build.ints([-1 if size != other else size for size, other in sizes])
-        return self.build.op("Reshape", source, shape, at=name)
-
-
-def wide_axes(sizes: Sizes) -> Axes:
-    """Return the axes that are longer than 1."""
-    return tuple(axis for axis, size in enumerate(sizes) if size != (1, 1))
-
-
-def matched_axes(form: Sizes, out: Sizes) -> Axes | None:
-    """Return the axes of `out` that have the sizes of a form, in order, so that all others have length 1."""
-    matched: list[int] = []
-    axis = len(out)
-    for size in reversed(form):
-        axis -= 1
-        while axis >= 0 and size != out[axis] == (1, 1):
-            axis -= 1
-        if axis < 0 or out[axis] != size:
-            return None
-        matched.append(axis)
-    return None if wide_axes(out[:axis]) else tuple(matched[::-1])
-
-
-def needed_axes(
-    nodes: Sequence[onnx.NodeProto], constants: Container[str], known: Mapping[str, Sizes]
-) -> dict[str, set[int]]:
-    """Return the axes of each tensor that the nodes which take it need, or nodes behind these.
-
-    Args:
-        nodes: In order.
-        constants: Names of tensors that have each form without a node.
-        known: The sizes of tensors.
-    """
-    needed: dict[str, set[int]] = {}
-    for node in reversed(nodes):
-        for name in filter(None, node.input):
-            if name not in constants and known.get(name) is not None:
-                needed.setdefault(name, set()).update(_needed(node, name, needed, known))
-    return needed
-
-
-def is_joint(node: onnx.NodeProto, known: Mapping[str, Sizes]) -> bool:
-    """Whether several products of one row each, as of heads that share their keys, are one product of several rows."""
-    left, right = (known.get(name) or () for name in node.input)
-    if not len(left) == len(right) > 3 or left[-2] != (1, 1) or right[-3] != (1, 1):
-        return False
-    heads, same = left[-3]
-    return heads == same > 1  # and not the rows, each of which has to come out as it does alone
-
-
-def _needed(node: onnx.NodeProto, name: str, needed: Mapping[str, set[int]], known: Mapping[str, Sizes]) -> set[int]:
-    """Return the axes of an operand that a node and those behind it need."""
-    out, rank = known.get(node.output[0]), len(known[name])
-    if out is None or node.domain not in {"", "ai.onnx"}:
-        return set(range(rank))
-    behind = needed.get(node.output[0], set()).union(wide_axes(out))
-    if node.op_type in _POINTWISE or (node.op_type in LIKE_FIRST and name == node.input[0]):
-        own = [attributes(node).get("axis", -1)] if node.op_type in LIKE_FIRST else []
-        return {axis + rank - len(out) for axis in behind if axis + rank >= len(out)} | {axis % rank for axis in own}
-    if node.op_type == "Transpose":
-        perm = attributes(node).get("perm") or range(rank)[::-1]
-        places = [perm[axis] for axis in sorted(behind)]
-        return set(places if places == sorted(places) else (perm[axis] for axis in wide_axes(out)))
-    if node.op_type == "Concat":
-        return behind | {attributes(node)["axis"] % rank}
-    if node.op_type == "MatMul":
-        if name == node.input[0] and is_joint(node, known):
-            return {rank - 3, rank - 1}
-        return {rank - 2, rank - 1} if len(known.get(node.input[1]) or ()) > 2 else {rank - 1}
-    if node.op_type in RNN:
-        return {rank - 2, rank - 1}  # of rows and features: they are written out without the others
-    is_free = node.op_type in {*LAYOUT, *ALONG, *AXES_INPUT}
-    return set() if is_free else set(range(rank))
-
-
-# ---------------------------------------------------------------- the graph without them
+Shape = tuple[int, ...]
 
 OLDEST_OPSET = 18
 """The first one in which all axes are inputs."""
 
-_TRIALS = (5, 7)
-"""Numbers of rows for which shapes are inferred: what differs is the axis of the batch."""
+_ROWS = 1009
+"""The number of rows for which shapes are inferred: a prime, so that other sizes are no multiples of it."""
 
-Shape = tuple[int, ...]
+_POINTWISE = ELEMENTWISE - {"Dropout", "Identity"}
+_LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
+_ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
+"""Operators along an axis that is an attribute, and which it is where there is none."""
+
+_OF_ONE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
+"""Reductions that leave a single element as it is."""
+
+_AXES_INPUT = {"Slice": 3, **dict.fromkeys((*_OF_ONE, "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare"), 1)}
+"""Operators whose axes are an input, and which one."""
 
 
 def without_unit_axes(
@@ -272,24 +78,19 @@ def without_unit_axes(
         same numbers.
     """
     rows = {**rows, **{state.input: state.batch_axis for state in states}}
-    if read_opset(model) < OLDEST_OPSET or not all(axis is not None for axis in rows.values()):
+    if read_opset(model) < OLDEST_OPSET or None in rows.values():
         return model, list(states), {}
-    shapes = [_shapes(model, rows, trial) for trial in _TRIALS]
-    known = {
-        name: tuple(zip(shapes[0][name], shapes[1][name], strict=True))
-        for name in shapes[0].keys() & shapes[1].keys()
-        if len(shapes[0][name]) == len(shapes[1][name])
-    }
-    rewriting = _Rewriting(model, known, states)
-    return rewriting.model(), rewriting.states, rewriting.left_out()
+    narrowing = _Narrowing(model.graph, _shapes(model, rows))
+    states = [narrowing.narrowed(state) for state in states]
+    return model, states, narrowing.rewrite()
 
 
-def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) -> dict[str, Shape]:
-    """Return the shapes that onnx infers for a number of rows."""
+def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> dict[str, Shape]:
+    """Return the shapes that onnx infers."""
     lean = without_weights(model)
     for value in lean.graph.input:
         if (axis := rows.get(value.name)) is not None:
-            value.type.tensor_type.shape.dim[axis].dim_value = count
+            value.type.tensor_type.shape.dim[axis].dim_value = _ROWS
     del lean.graph.output[:]
     return {
         name: tuple(dim.dim_value for dim in inferred.shape.dim)
@@ -298,309 +99,305 @@ def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) 
     }
 
 
-class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes], states: Sequence[StateSpec]) -> None:
-        self._model = model
-        self._known = known
-        self._build = NodeBuilder("", tensor_names(model.graph))
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._forms = TensorForms(self._build, self._constants, known)
-        self._tensors = self._forms.tensors
-        self._wanted = needed_axes(model.graph.node, self._constants, known)
-        self._carried: dict[str, Axes] = {}
-        for name in (*self._constants, *(value.name for value in model.graph.input)):
-            self._forms.add(name)
-        self._unite(states)
-        self.states = [self._narrowed(state) for state in states]
+@dataclass(slots=True)
+class _Value:
+    """Numbers in an order.
 
-    def model(self) -> onnx.ModelProto:
-        """Return the model with its nodes on the forms that they need."""
-        outputs = {value.name for value in self._model.graph.output}
-        for node in self._model.graph.node:
-            if (axes := self._carried.get(node.output[0])) is not None:
-                self._emit(node, [self._forms.form(node.input[0], axes)], axes)
-            elif not (outputs.isdisjoint(node.output) and self._rewritten(node)):
-                self._keep(node)
-        nodes = needed_nodes(in_order(self._build.nodes), outputs)
+    Attributes:
+        forms: Tensors of the new graph that hold them, by shape; these differ in axes of length 1.
+        source: A tensor with the same numbers in another shape, which the first form is made of.
+    """
+
+    forms: dict[Shape, str]
+    source: str = ""
+
+
+class _Narrowing:
+    def __init__(self, graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> None:
+        self._graph = graph
+        self._shapes = shapes
+        self._build = NodeBuilder("", tensor_names(graph))
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._carried: dict[str, Shape] = {}
+        given = (*self._constants, *(value.name for value in graph.input))
+        self._values = {name: _Value({shapes.get(name, ()): name}) for name in given}
+
+    def rewrite(self) -> dict[str, str]:
+        """Replace the graph's nodes; return the tensors that it does not have any more, each with one that it has."""
+        graph = self._graph
+        outputs = {value.name for value in graph.output}
+        for node in graph.node:
+            if (shape := self._carried.get(node.output[0])) is not None:
+                self._build.add("Identity", [self._form(node.input[0], shape)], node.output)
+                self._values[node.output[0]] = _Value({shape: node.output[0]})
+            elif not (outputs.isdisjoint(node.output) and self._is_rewritten(node)):
+                names = {name: self._whole(name) for name in uses(node)}
+                self._build.nodes.append(renamed(node, names, name=node.name))
+                self._values.update({name: _Value({self._shapes.get(name, ()): name}) for name in node.output})
+        nodes = needed_nodes(self._build.nodes, outputs)
         used = {name for node in nodes for name in uses(node)} | outputs
-        graph = self._model.graph  # changed in place: its weights may be large
         replace_items(graph.node, nodes)
-        for at in range(len(graph.initializer))[::-1]:
+        for at in range(len(graph.initializer))[::-1]:  # in place: weights may be large
             if graph.initializer[at].name not in used:
                 del graph.initializer[at]
         graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
-        return self._model
+        held = {name: next(iter(value.forms.values()), value.source) for name, value in self._values.items()}
+        return {name: other for name, other in held.items() if name not in self._values[name].forms.values()}
 
-    def left_out(self) -> dict[str, str]:
-        """Return tensors that have other forms alone, with one of these."""
-        names = {
-            name: next(iter(tensor.forms.values()), (tensor.source or ("",))[0])
-            for name, tensor in self._tensors.items()
-        }
-        return {name: form for name, form in names.items() if name != form}
-
-    def _unite(self, states: Sequence[StateSpec]) -> None:
-        """Let all states of one number have an axis of length 1 if one needs it, so that equal ones look alike."""
-        single = {state.input: len(state.shape) for state in states if state.shape and set(state.shape) == {1}}
-        if any(len(self._wanted.get(name, ())) > 1 for name in single):
-            for name, last in single.items():
-                if len(wanted := self._wanted.setdefault(name, set())) < 2:
-                    wanted.add(last)
-
-    def _narrowed(self, state: StateSpec) -> StateSpec:
-        """Return a state without the axes of length 1 that no node needs; input and output are declared so."""
-        graph, sizes = self._model.graph, self._known.get(state.input)
-        last = self._makers[state.output]
-        if sizes is None or last.op_type != "Identity" or self._known.get(last.input[0]) != sizes:
+    def narrowed(self, state: StateSpec) -> StateSpec:
+        """Return a state without the axes of length 1 that no node needs; both ends are declared so."""
+        graph, shape = self._graph, self._shapes.get(state.input)
+        last = next(node for node in graph.node if state.output in node.output)
+        if shape is None or last.op_type != "Identity" or self._shapes.get(last.input[0]) != shape:
             return state
-        wanted = self._wanted.get(state.input, set())
-        axes = tuple(axis for axis in range(len(sizes)) if sizes[axis] != (1, 1) or axis in wanted)
+        takers = [node for node in graph.node if state.input in uses(node)]
+        needed = {axis for node in takers for axis in self._needed(node, state.input)}
+        axes = [axis for axis in range(len(shape)) if axis in needed or axis in _kept(shape)]
         for value in (*graph.input, *graph.output):
             if value.name in {state.input, state.output}:
-                shape = value.type.tensor_type.shape
-                replace_items(shape.dim, [shape.dim[axis] for axis in axes])
-        self._forms.add(state.input, axes)
-        self._carried[state.output] = axes
-        return state.placed([sizes[axis][0] for axis in axes if axis != state.batch_axis], state.batch_axis)
+                dims = value.type.tensor_type.shape.dim
+                replace_items(dims, [dims[axis] for axis in axes])
+        self._carried[state.output] = tuple(shape[axis] for axis in axes)
+        self._values[state.input] = _Value({self._carried[state.output]: state.input})
+        return state.placed([shape[axis] for axis in axes if axis != state.batch_axis], state.batch_axis)
 
-    def _keep(self, node: onnx.NodeProto) -> None:
-        """Emit a node as it is."""
-        names = {name: self._forms.whole(name) for name in uses(node)}
-        self._build.nodes.append(renamed(node, names, name=node.name))
-        for name in filter(None, node.output):
-            self._forms.add(name)
+    def _needed(self, node: onnx.NodeProto, name: str) -> Iterable[int]:
+        """Return the axes of an operand that a node needs even where they have length 1."""
+        rank, out = len(self._shapes[name]), self._shapes.get(node.output[0])
+        if node.op_type in _LAYOUT:
+            return ()
+        if node.op_type in _POINTWISE and out is not None:
+            return [axis + rank - len(out) for axis, size in enumerate(out) if size != 1]
+        axes = self._axes_along(node, rank)
+        return range(rank) if axes is None else axes
 
-    def _rewritten(self, node: onnx.NodeProto) -> bool:
-        """Emit a node on tensors without axes of length 1; False: there is no such form of it."""
-        names = [name for name in (*node.input, *node.output) if name]
-        if node.domain not in {"", "ai.onnx"} or any(self._known.get(name) is None for name in names):
+    # ---------------------------------------------------------------- values
+
+    def _form(self, name: str, shape: Shape) -> str:
+        """Return a tensor that holds a value in a shape."""
+        value = self._values[name]
+        if shape not in value.forms:
+            have = min(value.forms, key=lambda form: abs(len(form) - len(shape)), default=())
+            if name in self._constants:
+                array = numpy_helper.to_array(self._constants[name]).reshape(shape)
+                value.forms[shape] = self._build.constant(array, at=name)
+            elif value.forms and (gone := _added(shape, have)) is not None:
+                value.forms[shape] = self._build.op("Squeeze", value.forms[have], self._build.ints(gone), at=name)
+            elif value.forms and (new := _added(have, shape)) is not None:
+                value.forms[shape] = self._build.op("Unsqueeze", value.forms[have], self._build.ints(new), at=name)
+            else:
+                sizes = self._build.ints([-1 if size % _ROWS == 0 else size for size in shape])
+                source = value.forms.get(have, value.source)
+                value.forms[shape] = self._build.op("Reshape", source, sizes, at=name)
+        return value.forms[shape]
+
+    def _whole(self, name: str) -> str:
+        """Return a tensor with all of its axes, as operators take it that are not known here."""
+        return self._form(name, self._shapes[name]) if name in self._values and name in self._shapes else name
+
+    def _is_whole(self, name: str) -> bool:
+        return name in self._constants or self._shapes[name] in self._values[name].forms
+
+    # ---------------------------------------------------------------- nodes
+
+    def _is_rewritten(self, node: onnx.NodeProto) -> bool:
+        """Emit a node on tensors without axes of length 1; return False where it stays as it is."""
+        given, names = list(node.input), [name for name in (*node.input, *node.output) if name]
+        if node.domain not in {"", "ai.onnx"} or not self._shapes.keys() >= set(names):
             return False
-        if all(name in self._constants for name in node.input if name):
+        if all(name in self._constants for name in filter(None, given)):
             return False
-        if node.op_type in LAYOUT:
-            return self._layout(node)
-        if idle := self._idle(node):
-            self._tensors[node.output[0]] = self._tensors[idle]
+        if node.op_type in _LAYOUT:
+            return self._is_view(node)
+        if node.op_type == "Where" and (chosen := self._chosen(node)):
+            self._values[node.output[0]] = self._values[chosen]
             return True
-        if node.op_type in _POINTWISE:
-            return self._elementwise(node)
-        if node.op_type == "MatMul":
-            return self._matmul(node)
-        if node.op_type == "Gather" and node.input[0] in self._constants:
-            return self._lookup(node)
-        return self._along(node)
-
-    def _emit(self, node: onnx.NodeProto, inputs: Iterable[str], axes: Axes, **changed: int) -> bool:
-        made = onnx.NodeProto()
-        made.CopyFrom(node)
-        made.input[:] = list(inputs)
-        for attribute in made.attribute:
-            if attribute.name in changed:
-                attribute.i = changed.pop(attribute.name)
-        made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in changed.items())
+        if node.op_type == "Gather" and given[0] in self._constants:
+            return self._is_lookup(node)
+        space = self._shapes[given[0]]
+        if node.op_type in _POINTWISE or (node.op_type == "MatMul" and len(self._shapes[given[1]]) > 2):
+            data, space = given, self._shapes[node.output[0]]
+        else:
+            data = given if node.op_type == "Concat" else given[:1]
+        axes = self._axes_along(node, len(space))
+        if axes is None or (node.op_type != "Split" and any(node.output[1:])):
+            return False
+        if node.op_type in _OF_ONE and all(space[axis] == 1 for axis in axes):
+            self._values[node.output[0]] = self._values[given[0]]
+            return True
+        if all(self._is_whole(name) for name in filter(None, data)):
+            return False
+        kept = _kept(space, axes)
+        for place, name in enumerate(data):
+            shape = self._shapes.get(name, ())
+            shift = len(space) - len(shape)
+            if any(size != 1 and axis + shift not in kept for axis, size in enumerate(shape)):
+                return False  # as the slope of a PRelu, which the inferred output does not broadcast to
+            given[place] = name and self._form(name, tuple(shape[axis - shift] for axis in kept if axis >= shift))
+        given[len(data) :] = [self._whole(name) for name in given[len(data) :]]
+        made = renamed(node, {}, name=node.name)
+        if node.op_type in _ALONG:
+            replace_items(made.attribute, [attribute for attribute in node.attribute if attribute.name != "axis"])
+            made.attribute.append(onnx.helper.make_attribute("axis", kept.index(axes[0])))
+        elif (place := _AXES_INPUT.get(node.op_type, 0)) > 0:
+            dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
+            given[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
+            if node.op_type != "Slice" and not attributes(node).get("keepdims", 1):
+                left = [axis for axis in range(len(space)) if axis not in axes]
+                kept = [left.index(axis) for axis in kept if axis in left]
+        made.input[:] = given
         self._build.nodes.append(made)
         for name in filter(None, node.output):
-            self._forms.add(name, axes)
+            self._values[name] = _Value({tuple(self._shapes[name][axis] for axis in kept): name})
         return True
 
-    def _layout(self, node: onnx.NodeProto) -> bool:
-        """Leave a node out that only moves axes of length 1: what it takes has the forms of what it gives."""
+    def _is_view(self, node: onnx.NodeProto) -> bool:
+        """Leave a node out that only moves axes of length 1: its output holds the value of its input."""
         name, output = node.input[0], node.output[0]
-        source, out = self._tensors[name], self._known[output]
-        perm = list(range(source.rank))
+        value, shape, out = self._values[name], self._shapes[name], self._shapes[output]
+        perm = list(range(len(shape)))
         if node.op_type == "Transpose":
-            perm = list(attributes(node).get("perm") or perm[::-1])
-
-        def moved(form: Axes) -> Axes | None:
-            if node.op_type != "Transpose":
-                return matched_axes(source.sizes_of(form), out)
-            places = tuple(perm.index(axis) for axis in form)
-            return places if places == tuple(sorted(places)) else None
-
-        forms = {axes: form for own, form in source.forms.items() if (axes := moved(own)) is not None}
-        if not forms and node.op_type == "Transpose" and moved(source.wide) is None:
-            form = min(source.forms or [source.wide], key=len)
-            order = [form.index(axis) for axis in perm if axis in form]
-            self._build.add("Transpose", [self._forms.form(name, form)], [output], perm=order)
-            self._forms.add(output, tuple(sorted(perm.index(axis) for axis in form)))
-            return True
-        if not forms and sum(size != other for size, other in out) != 1:
-            return False
-        if not forms and source.source is None:
-            form, made = next(iter(source.forms.items()))
-            self._tensors[output] = FormedTensor(out, {}, (made, source.sizes_of(form)))
+            perm = attributes(node).get("perm") or perm[::-1]
+        moved = [axis for axis in perm if shape[axis] != 1]
+        if moved != sorted(moved):
+            if self._is_whole(name):
+                return False
+            kept = _kept(shape)
+            form = self._form(name, tuple(shape[axis] for axis in kept))
+            self._build.add("Transpose", [form], [output], perm=[kept.index(axis) for axis in perm if axis in kept])
+            self._values[output] = _Value({tuple(shape[axis] for axis in perm if axis in kept): output})
+        elif [size for size in shape if size != 1] == [size for size in out if size != 1]:
+            self._values[output] = value
+        elif 0 not in out and sum(size % _ROWS == 0 for size in out) == 1:
+            self._values[output] = _Value({}, next(iter(value.forms.values()), value.source))
         else:
-            self._tensors[output] = FormedTensor(out, forms, None if forms else source.source)
+            return False
         return True
 
-    def _idle(self, node: onnx.NodeProto) -> str:
-        """Return the operand that a choice or a sum always is, as of a mask that lets all of one timestep through."""
-        output, pairs = node.output[0], (node.input, node.input[::-1])
-        idle = self._chosen(output)
-        if node.op_type == "Add":
-            idle = next((given for given, other in pairs if self._is_all(self._chosen(other), 0)), output)
-        return idle if idle != output and self._known[idle] == self._known[output] else ""
+    def _chosen(self, node: onnx.NodeProto) -> str:
+        """Return the operand that a choice always is, as of a mask that hides nothing in one timestep; empty: none."""
+        condition, *operands = node.input
+        truths = set(numpy_helper.to_array(self._constants[condition]).flat) if condition in self._constants else {}
+        chosen = operands[truths == {False}] if len(truths) == 1 else ""
+        return chosen if self._shapes.get(chosen) == self._shapes[node.output[0]] else ""
 
-    def _chosen(self, name: str) -> str:
-        """Return the operand that a tensor is if it is a choice which is the same everywhere; the tensor otherwise."""
-        maker = self._makers.get(name)
-        if maker is not None and maker.op_type == "Where":
-            condition, first, second = map(str, maker.input)
-            if self._is_all(condition, 1):
-                return first
-            if self._is_all(condition, 0):
-                return second
-        return name
-
-    def _is_all(self, name: str, value: int) -> bool:
-        return name in self._constants and bool((numpy_helper.to_array(self._constants[name]) == value).all())
-
-    def _elementwise(self, node: onnx.NodeProto, needed: Axes = ()) -> bool:
-        """Emit a node whose operands broadcast, with the axes that are longer than 1 or needed."""
-        out, wanted = self._known[node.output[0]], self._wanted.get(node.output[0], ())
-        kept = self._forms.cheapest(node.input, len(out), (*wide_axes(out), *needed), wanted)
-        shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
-        if any(axis + shifts[name] not in kept for name in shifts for axis in self._tensors[name].wide):
-            return False  # as the slope of a PRelu, which the inferred output does not broadcast to
-        inputs = [
-            self._forms.form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
-            for name in node.input
-        ]
-        return self._emit(node, inputs, kept)
-
-    def _matmul(self, node: onnx.NodeProto) -> bool:
-        left, right = (self._tensors[name] for name in node.input)
-        rank = len(self._known[node.output[0]])
-        if min(left.rank, right.rank) < 2:
-            return False
-        if is_joint(node, self._known):
-            kept, keys = (tuple(axis for axis in range(rank) if axis != gone) for gone in (rank - 2, rank - 3))
-            x, y = (self._forms.form(name, axes) for name, axes in zip(node.input, (kept, keys), strict=True))
-            return self._emit(node, [x, y], kept)
-        if right.rank > 2:
-            return self._elementwise(node, (rank - 2, rank - 1))
-        kept = tuple(axis for axis in left.wide if axis < rank - 1)
-        x = self._forms.form(node.input[0], (*kept, rank - 1))
-        return bool(kept) and self._emit(node, [x, self._forms.whole(node.input[1])], (*kept, rank - 1))
-
-    def _along(self, node: onnx.NodeProto) -> bool:
-        """Emit a node along some axes without the others that have length 1."""
-        data = list(node.input if node.op_type == "Concat" else node.input[:1])
-        first, others = self._tensors[data[0]], [self._forms.whole(name) for name in node.input[len(data) :]]
-        axes, is_reduction = self._axes_along(node, first.rank), node.op_type.startswith("Reduce")
-        if not axes or (node.op_type != "Split" and any(node.output[1:])):
-            return False
-        if is_reduction and not set(axes).intersection(first.wide):
-            return node.op_type in OF_ONE and self._layout(node)
-        least = {axis for name in data for axis in self._tensors[name].wide}.union(axes)
-        if node.op_type == "LayerNormalization":
-            least.update(range(axes[0], first.rank))
-        kept = self._forms.cheapest(data, first.rank, least, self._wanted.get(node.output[0], ()))
-        inputs = [*(self._forms.form(name, kept) for name in data), *others]
-        if node.op_type in ALONG:
-            return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
-        place = AXES_INPUT[node.op_type]
-        dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
-        inputs[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
-        if is_reduction and not attributes(node).get("keepdims", 1):
-            kept = tuple(axis - sum(dropped < axis for dropped in axes) for axis in kept if axis not in axes)
-        return self._emit(node, inputs, kept)
-
-    def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int]:
-        """Return the axes that an operator works along; none where they are not known, or there is no such form."""
-        if node.op_type == "Gather" and (
-            node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1
-        ):
-            return []
-        if node.op_type in ALONG:
-            return [int(attributes(node).get("axis", ALONG[node.op_type])) % rank] if rank else []
-        place = AXES_INPUT.get(node.op_type, 0)
-        if not 0 < place < len(node.input) or node.input[place] not in self._constants:
-            return []
-        return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])]
-
-    def _lookup(self, node: onnx.NodeProto) -> bool:
+    def _is_lookup(self, node: onnx.NodeProto) -> bool:
         """Look entries of a constant table up along its first axis."""
         table, places = node.input
-        if attributes(node).get("axis", 0) or not self._tensors[places].rank:
+        if attributes(node).get("axis", 0) or self._is_whole(places):
             return False
-        wide, rank = self._tensors[places].wide, self._tensors[places].rank
-        rest = tuple(range(rank, rank + self._tensors[table].rank - 1))
-        return self._emit(node, [table, self._forms.form(places, wide)], (*wide, *rest))
+        shape = tuple(size for size in self._shapes[places] if size != 1)
+        made = renamed(node, {places: self._form(places, shape)}, name=node.name)
+        self._build.nodes.append(made)
+        self._values[node.output[0]] = _Value({(*shape, *self._shapes[table][1:]): node.output[0]})
+        return True
+
+    def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int] | None:
+        """Return the axes that an operator works along; None: they are not known, or the operator is not."""
+        kind = node.op_type
+        if kind in _POINTWISE:
+            return []
+        if kind == "MatMul":
+            ranks = [len(self._shapes.get(name, ())) for name in node.input]
+            return None if min(ranks) < 2 else [rank - 2, rank - 1] if ranks[1] > 2 else [rank - 1]
+        if kind == "Gather" and (node.input[1] not in self._constants or len(self._shapes[node.input[1]]) != 1):
+            return None
+        if kind in _ALONG and rank:
+            axis = int(attributes(node).get("axis", _ALONG[kind])) % rank
+            return list(range(axis, rank)) if kind == "LayerNormalization" else [axis]
+        place = _AXES_INPUT.get(kind, 0)
+        if not 0 < place < len(node.input) or node.input[place] not in self._constants:
+            return None
+        return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])] or None
 
 
-# ---------------------------------------------------------------- states that always hold the same
+def _kept(shape: Shape, axes: Iterable[int] = ()) -> list[int]:
+    """Return the axes that a tensor keeps: those longer than 1 and these, and of features and rows at least two."""
+    kept = {axis for axis, size in enumerate(shape) if size != 1}.union(axes)
+    return sorted(kept if len(kept) > 1 else kept.union(range(len(shape))[-1:]))
 
 
-def without_equal_states(
+def _added(short: Shape, long: Shape) -> list[int] | None:
+    """Return the axes of length 1 that one shape has more than another; None: they differ elsewhere."""
+    added, rest = list[int](), list(short)
+    for axis in reversed(range(len(long))):
+        if rest and rest[-1] == long[axis]:
+            rest.pop()
+        elif long[axis] == 1:
+            added.insert(0, axis)
+        else:
+            return None
+    return None if rest else added
+
+
+# ---------------------------------------------------------------- tensors that always hold the same
+
+_SMALL = 512
+"""Bytes of a constant that may be axes or a shape; a larger one is a weight."""
+
+
+def without_equal_tensors(
     model: onnx.ModelProto, states: Sequence[StateSpec]
-) -> tuple[onnx.ModelProto, list[StateSpec]]:
-    """Return a step graph with the states that it needs, and these.
+) -> tuple[onnx.ModelProto, list[StateSpec], dict[str, str]]:
+    """Return a step graph that computes and carries equal tensors once.
 
     Args:
         model: The step graph; its nodes are changed in place.
         states: What it carries.
+
+    Returns:
+        The graph, the states that are left, and for tensors that it does not have any more, the one that they equal.
     """
-    nodes = in_order(model.graph.node)
-    firsts: dict[int, StateSpec] = {}
-    same: dict[str, str] = {}
-    for state, number in zip(states, _numbers(nodes, states), strict=True):
-        if (first := firsts.setdefault(number, state)) is not state:
-            same[state.input] = first.input
-    kept = [state for state in states if state.input not in same]
-    graph, gone = model.graph, {state.output for state in states} - {state.output for state in kept}
-    replace_items(graph.input, [value for value in graph.input if value.name not in same])
+    graph, nodes = model.graph, in_order(model.graph.node)
+    same = _equal_tensors(nodes, states, graph.initializer)
+    if all(name == first for name, first in same.items()):
+        return model, list(states), {}
+    kept = [state for state in states if same[state.input] == state.input]
+    gone = {name for state in states if state not in kept for name in (state.input, state.output)}
+    replace_items(graph.input, [value for value in graph.input if value.name not in gone])
     replace_items(graph.output, [value for value in graph.output if value.name not in gone])
-    outputs = [value.name for value in graph.output]
-    replace_items(graph.node, _once(needed_nodes(nodes, outputs), same, outputs))
-    return model, kept
+    outputs = {value.name for value in graph.output}
+    names = {name: first for name, first in same.items() if name != first and name not in outputs}
+    once = [renamed(node, names, name=node.name) for node in nodes if names.keys().isdisjoint(node.output)]
+    replace_items(graph.node, needed_nodes(once, outputs))
+    return model, kept, names
 
 
-def _once(
-    nodes: Sequence[onnx.NodeProto], same: Mapping[str, str], outputs: Collection[str]
-) -> Iterator[onnx.NodeProto]:
-    """Yield nodes with equal tensors under one name, without those that compute what another one does."""
-    names, firsts = dict(same), dict[Hashable, onnx.NodeProto]()
-    for node in nodes:
-        made = node if names.keys().isdisjoint(uses(node)) else renamed(node, names, name=node.name)
-        first = firsts.setdefault((_kind(made), *made.input, *map(bool, made.output)), made)
-        if first is made or not set(outputs).isdisjoint(made.output):
-            yield made
-        else:
-            names |= zip(made.output, first.output, strict=True)
+def _equal_tensors(
+    nodes: Sequence[onnx.NodeProto], states: Sequence[StateSpec], weights: Iterable[onnx.TensorProto]
+) -> dict[str, str]:
+    """Return for each state and each tensor that nodes make the first one that equals it at every timestep.
 
+    States that begin alike are taken for equal; those that are then computed in different ways are told apart, until
+    all that are left together are computed alike.
 
-def _numbers(nodes: Sequence[onnx.NodeProto], states: Sequence[StateSpec]) -> list[int]:
-    """Return a number for each state, the same for those that are equal at every timestep.
-
-    All that begin alike get one number; those that are then computed in different ways are told apart, until all that
-    have one number are computed alike.
+    Args:
+        nodes: Each behind those that it needs.
+        states: What is carried.
+        weights: Constants, of which small ones are compared.
     """
-    kinds = [_kind(node) for node in nodes]
-    numbers = _numbered([repr((state.dtype, state.shape, state.batch_axis, state.init)) for state in states])
-    before = 0
-    while (count := len(set(numbers))) > before:
-        before = count
-        values: dict[str, Hashable] = {state.input: number for state, number in zip(states, numbers, strict=True)}
-        seen: dict[Hashable, int] = {}
-        for node, kind in zip(nodes, kinds, strict=True):
-            number = seen.setdefault((kind, *(values.get(name, name) for name in node.input)), len(seen))
-            values.update({name: (number, place) for place, name in enumerate(node.output) if name})
-        numbers = _numbered(
-            [(number, values.get(carried.output)) for number, carried in zip(numbers, states, strict=True)]
-        )
-    return numbers
+    small: dict[Hashable, str] = {}
+    constant = {
+        tensor.name: small.setdefault((tensor.data_type, *tensor.dims, tensor.raw_data), tensor.name)
+        for tensor in weights if 0 < len(tensor.raw_data) <= _SMALL
+    }  # fmt: skip
+    same = dict[str, str]()
+    keys: list[Hashable] = [repr((state.dtype, state.shape, state.batch_axis, state.init)) for state in states]
+    before = -1
+    while before < (before := len(set(keys))):
+        leaders, firsts = dict[Hashable, str](), dict[Hashable, onnx.NodeProto]()
+        same = constant | {
+            state.input: leaders.setdefault(key, state.input) for key, state in zip(keys, states, strict=True)
+        }
+        for node in nodes:
+            key = (_kind(node), *(same.get(name, name) for name in node.input), *map(bool, node.output))
+            same.update(zip(node.output, firsts.setdefault(key, node).output, strict=True))
+        keys = [(same[state.input], same[state.output]) for state in states]
+    return same
 
 
 def _kind(node: onnx.NodeProto) -> Hashable:
     """Return what two nodes have in common that give the same for the same inputs."""
     if any(subgraphs(node)):
         return tuple(node.output)
-    return (node.op_type, node.domain, *sorted(a.SerializeToString() for a in node.attribute))
-
-
-def _numbered(keys: Sequence[Hashable]) -> list[int]:
-    """Return the place of each key's first occurrence."""
-    firsts: dict[Hashable, int] = {}
-    return [firsts.setdefault(key, place) for place, key in enumerate(keys)]
+    return (node.op_type, node.domain, *sorted(attribute.SerializeToString() for attribute in node.attribute))

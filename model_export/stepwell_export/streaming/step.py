@@ -14,7 +14,7 @@ import onnx
 from stepwell_export.converted import Activation
 from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_from, read_flow, uses
 from stepwell_export.graph.operators import RNN
-from stepwell_export.graph.unit_axes import without_equal_states, without_unit_axes
+from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec, TensorSpec
@@ -231,8 +231,10 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
         batch=BatchSpec(mode="single" if _one_row(walk, inputs) else "stack"),
     )
     rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
-    proto, states, left_out = without_unit_axes(walk.graph.step_proto(name, graph), rows, walk.graph.states)
-    proto, manifest.states = without_equal_states(proto, states)
+    made = walk.graph.step_proto(name, graph)
+    proto, states, left_out = without_unit_axes(made, rows, walk.graph.states)
+    proto, manifest.states, equal = without_equal_tensors(proto, states)
+    left_out = equal | {name: equal.get(other, other) for name, other in left_out.items()}
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0

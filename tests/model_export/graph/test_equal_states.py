@@ -1,4 +1,4 @@
-"""`without_equal_states`: a step graph carries once what always holds the same."""
+"""`without_equal_tensors`: a step graph carries once what always holds the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.graph.unit_axes import without_equal_states
+from stepwell_export.graph.unit_axes import without_equal_tensors
 from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.streaming.zoo_parts import graph
@@ -43,7 +43,7 @@ def assert_same_answers(before: onnx.ModelProto, states: list[StateSpec]) -> lis
     """Compare a step graph with what is left of it, over a few timesteps of one row and of several."""
     old, copied = running(before, states), onnx.ModelProto()
     copied.CopyFrom(before)
-    made, kept = without_equal_states(copied, states)
+    made, kept, _ = without_equal_tensors(copied, states)
     new = running(made, kept)
     for rows in (1, 3):
         x = np.random.default_rng(rows).standard_normal((rows, 5, 4)).astype(np.float32)
@@ -96,11 +96,11 @@ def test_states_of_other_shapes_stay_two() -> None:
     assert assert_same_answers(model, [state("a"), state("b", shape=(1,))]) == ["a", "b"]
 
 
-def test_a_graph_without_equal_states_is_left_as_it_is() -> None:
+def test_a_graph_without_equal_tensors_is_left_as_it_is() -> None:
     model = graph(f"{TWO} => {OUT} {{ {DIFFERENT['another input']} }}", opset=20)
     before = model.SerializeToString()
 
-    made, kept = without_equal_states(model, [state("a"), state("b")])
+    made, kept, _ = without_equal_tensors(model, [state("a"), state("b")])
 
     assert made is model
     assert made.SerializeToString() == before
@@ -111,7 +111,7 @@ def test_what_two_nodes_compute_alike_is_computed_once() -> None:
     model = graph("(float[batch, 4] x) => (float[batch, 4] y) { a = Tanh (x) b = Tanh (x) c = Neg (b) d = Neg (a) "
                   "y = Add (c, d) }", opset=20)  # fmt: skip
 
-    made, _ = without_equal_states(model, [])
+    made, _, _ = without_equal_tensors(model, [])
 
     assert [node.op_type for node in made.graph.node] == ["Tanh", "Neg", "Add"]
     onnx.checker.check_model(made, full_check=True)

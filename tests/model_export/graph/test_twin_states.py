@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from stepwell_export.graph.builder import GraphBuilder
-from stepwell_export.graph.unit_axes import without_equal_states
+from stepwell_export.graph.unit_axes import without_equal_tensors
 from stepwell_export.runtime.manifest import InputSpec, OutputSpec, StateSpec
 
 Emit = Callable[[GraphBuilder, str, str], str]
@@ -27,7 +27,7 @@ def _stepped(emits: Sequence[Emit]) -> tuple[onnx.ModelProto, list[StateSpec]]:
 
 
 def _kept(*emits: Emit) -> list[str]:
-    model, states = without_equal_states(*_stepped(emits))
+    model, states, _ = without_equal_tensors(*_stepped(emits))
     onnx.checker.check_model(model, full_check=True)
     return [state.input for state in states]
 
@@ -62,7 +62,7 @@ def test_two_pairs_of_states_that_need_each_other_become_one() -> None:
         graph.next_state(state, graph.op("Add", x, other.input))
         graph.next_state(other, graph.op("Mul", x, state.input))
     graph.add_output(OutputSpec(name="y", dtype="float32", shape=[4]), graph.op("Sub", a.input, c.input))
-    model, states = without_equal_states(graph.proto("m"), graph.states)
+    model, states, _ = without_equal_tensors(graph.proto("m"), graph.states)
     onnx.checker.check_model(model, full_check=True)
     assert [state.input for state in states] == ["a", "b"]
 
@@ -82,7 +82,7 @@ def test_states_of_different_branches_with_a_first_output_left_out_stay_apart() 
 
         return emit
 
-    _, states = without_equal_states(*_stepped([branch(1.0), branch(2.0)]))
+    _, states, _ = without_equal_tensors(*_stepped([branch(1.0), branch(2.0)]))
     assert [state.input for state in states] == ["h0", "h1"]
 
 

@@ -43,12 +43,20 @@ CASES = {
         " b = If(c)<then_branch = g1() => (float[N,1,4] p) { p = Abs(n) },"
         " else_branch = g2() => (float[N,1,4] q) { q = Exp(n) }>\n y = Squeeze(b, one)"
     ),
+    "a sum over all axes, of which none is written": (
+        "u = Unsqueeze(x, one)\n t = Transpose<perm=[1, 2, 0]>(u)\n m = ReduceMax<keepdims=1>(t, none)\n"
+        " v = Sub(u, m)\n y = Squeeze(v, one)"
+    ),
+    "a product with a vector": (
+        "u = Unsqueeze(x, one)\n d = MatMul(u, slope)\n e = Unsqueeze(d, two)\n v = Mul(u, e)\n y = Squeeze(v, one)"
+    ),
     "a row of numbers for each row": (
         "u = Unsqueeze(x, minus_one)\n m = MatMul(u, row)\n s = Tanh(m)\n y = ReduceSum<keepdims=0>(s, two)"
     ),
 }
 
 WEIGHTS: dict[str, Array] = {
+    "none": np.zeros(0, np.int64),
     "one": np.array([1], np.int64),
     "two": np.array([2], np.int64),
     "minus_one": np.array([-1], np.int64),
