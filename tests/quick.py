@@ -43,7 +43,7 @@ LEFT_OUT = {
     *(f"model_export/verify/{name}" for name in ("test_decisions.py", "test_evidence.py", "test_mutants.py")),
     "model_export/test_localize.py",
     "model_export/test_mixed_rows.py",
-    *("asgi/test_openapi.py", "addons/cluster/test_watch.py"),
+    *("addons/openapi/test_openapi.py", "addons/cluster/test_watch.py"),
     *("addons/releases/test_ramp.py", "addons/releases/test_transitions.py", "addons/tracing/test_grpc_traces.py"),
 }
 """Folders and files that need a training framework or a browser, start one program after the other, or repeat much.

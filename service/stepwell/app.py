@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
@@ -18,7 +17,6 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
-from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.routes import admin, feed, stream_ops, streams
 from stepwell.asgi.websocket import rejecting_sockets
 from stepwell.background import cancel, run_forever
@@ -89,8 +87,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     context.tracer = sole(addons, "tracer", lambda addon: addon.tracer())
     context.error_formats = {first: found for addon in addons for first, found in addon.error_formats().items()}
     app.router.route_class = raw_route_class(context)
-    # replaced as FastAPI documents it; called after all routes have been added
-    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _respond_without_route)
     app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
     app.add_exception_handler(Exception, _internal_error)

@@ -71,7 +71,7 @@ from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.registered import AddonError
 
 if TYPE_CHECKING:
-    from stepwell.asgi.socket_messages import SocketDocumentation
+    from stepwell.addons.api_schemas.sockets import SocketDocumentation, document_socket
     from stepwell.commands.service_calls import DEFAULT_URL, HttpApi, Key, Model, Url
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_reloads import ModelReloads
@@ -140,6 +140,7 @@ __all__ = [
     "TracedId",
     "Undeliverable",
     "Url",
+    "document_socket",
     "open_transport",
     "register_step_rule",
 ]
@@ -162,7 +163,7 @@ _LOADED_WHEN_USED: Final = {
     **dict.fromkeys(("Placement", "Placing"), "stepwell.engine.placing"),
     **dict.fromkeys(("PendingCommits", "Publisher"), "stepwell.engine.publisher"),
     "Notification": "stepwell.store.commits",
-    "SocketDocumentation": "stepwell.asgi.socket_messages",
+    **dict.fromkeys(("SocketDocumentation", "document_socket"), "stepwell.addons.api_schemas.sockets"),
     "Sampler": "stepwell.engine.stepping.samplers",
     "Stage": "stepwell_export.stages.stage",
     **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.service_calls"),

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_reloads import ModelReloads
     from stepwell.engine.model_runs import ModelRuns
@@ -64,10 +63,6 @@ class ServiceAddon:
             routes: The `hot_routes` of all add-ons.
         """
         return None
-
-    def sockets(self) -> Mapping[str, SocketDocumentation]:
-        """Return the documentation of its WebSockets, by the names of their channels in `/asyncapi.json`."""
-        return {}
 
     def error_formats(self) -> Mapping[str, ErrorFormat]:
         """Return the formats of errors, by the first segment of the paths: `{"v2": ...}`; others are problems."""

@@ -33,7 +33,9 @@ OF_THE_SERVICE = {
     folder_of(at) for group in ("addons", "settings", "stores") for at in POINTS[f"stepwell.{group}"].values()
 }
 LEFT_OUT = [pytest.param({name}, id=name) for name in sorted(OF_THE_SERVICE)]
-LEFT_OUT.append(pytest.param(PARTS - OF_THE_SERVICE, id="those that the service does not load"))
+SHARED = {"api_schemas"}
+"""What several add-ons of the service use; it registers nothing."""
+LEFT_OUT.append(pytest.param(PARTS - OF_THE_SERVICE - SHARED, id="those that the service does not load"))
 """The service loads none of the last ones, so that it starts without each if it starts without all."""
 
 STEP = """

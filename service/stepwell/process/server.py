@@ -288,7 +288,7 @@ def import_app() -> None:
     """Import the application at a third less CPU than an import statement.
 
     The garbage collector is paused, and FastAPI is imported without building its 30 models of OpenAPI documents. This
-    service does not use them (`asgi/openapi`); each is built when it is first used.
+    service does not use them (`addons/openapi`); each is built when it is first used.
     """
     from pydantic import BaseModel
 

@@ -10,10 +10,10 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from stepwell.addons.alert.store import list_raised
+from stepwell.addons.api_schemas.responses import Document
+from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, query, route
 from stepwell.asgi.http import authorize, respond
-from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, query, route
 from stepwell.asgi.query import number_of
-from stepwell.codec.response_schemas import Document
 from stepwell.codec.step_bodies import StreamId
 from stepwell.service_addon import ServiceAddon
 

@@ -11,7 +11,7 @@ import msgspec
 from fastapi import FastAPI
 from msgspec import Struct
 
-from stepwell.asgi.socket_messages import FEEDS, SocketDocumentation
+from stepwell.addons.api_schemas.sockets import SocketDocumentation, documented_sockets
 from stepwell.requests import close_codes
 from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 from stepwell_client.wire.ids import STREAM_ID
@@ -41,9 +41,7 @@ _PARAMETERS: Final = {
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the AsyncAPI document of an application, with the WebSockets of its add-ons."""
-    sockets = dict(FEEDS)
-    for addon in app.state.addons:
-        sockets |= addon.sockets()
+    sockets = documented_sockets(app)
     messages = sorted({one for socket in sockets.values() for one in _messages(socket)}, key=lambda one: one.__name__)
     _, schemas = msgspec.json.schema_components(messages, ref_template="#/components/schemas/{name}")
     return {

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, VERSION, route
 from stepwell.addons.drift.metrics import DriftMetrics
 from stepwell.addons.drift.monitor import DriftMonitor
 from stepwell.addons.drift.report import FeatureReport
 from stepwell.addons.drift.responses import DriftResponse, DriftWindow, FeatureDrift
 from stepwell.addons.drift.settings import DriftSettings
 from stepwell.asgi.http import authorize, format_of, model_of, respond
-from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, VERSION, route
 from stepwell.background import run_forever
 from stepwell.service_addon import ServiceAddon
 

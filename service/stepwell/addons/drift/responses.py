@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from stepwell.codec.response_schemas import Document
+from stepwell.addons.api_schemas.responses import Document
 
 
 class FeatureDrift(Document, kw_only=True):

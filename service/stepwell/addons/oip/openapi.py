@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from stepwell.addons.api_schemas.routes import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
 from stepwell.addons.oip.infer_bodies import InferBody, InferResponse
 from stepwell.addons.oip.response_bodies import (
     IndexEntry,
@@ -16,7 +17,6 @@ from stepwell.addons.oip.response_bodies import (
     ServerMetadata,
     ServerReady,
 )
-from stepwell.asgi.openapi.schemas import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
 
 _HEADERS: Sequence[Schema] = (
     {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
+from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, IDEMPOTENCY_KEY, STREAM_PATH, STREAM_WRITE, ref, route
 from stepwell.addons.releases.bodies import EndBody, GateBody, ReleaseBody, StreamMoveBody, SweepBody
 from stepwell.addons.releases.responses import ReleaseResponse, StreamMoveResponse
-from stepwell.asgi.openapi.schemas import COMMON_PROBLEMS, IDEMPOTENCY_KEY, STREAM_PATH, STREAM_WRITE, ref, route
 
 _READ = (*COMMON_PROBLEMS, "store_unavailable", "bad_request", "model_not_found", "state_corrupt")
 _WRITE = (

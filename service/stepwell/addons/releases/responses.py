@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from stepwell.addons.api_schemas.responses import Document
 from stepwell.addons.releases.bodies import Mode, Take
-from stepwell.codec.response_schemas import Document
 from stepwell.codec.step_bodies import StateId
 
 Status = Literal["inactive", "ramping", "current", "draining", "drained"]

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from stepwell.addons.api_schemas.routes import IDEMPOTENCY_KEY, STEPPING, STREAM_PATH, VERSION, route
 from stepwell.addons.rollouts.bodies import (
     RolloutBody,
     RolloutLimits,
@@ -20,7 +21,6 @@ from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.addons.rollouts.service import RolloutService
 from stepwell.addons.rollouts.settings import RolloutSettings
 from stepwell.asgi.http import authorized_stream, body_of, decoded, format_of, idempotency_key_of, model_of, respond
-from stepwell.asgi.openapi.schemas import IDEMPOTENCY_KEY, STEPPING, STREAM_PATH, VERSION, route
 from stepwell.asgi.query import version_of
 from stepwell.service_addon import ServiceAddon
 from stepwell_client.wire.formats import format_of_answer, prefers_events

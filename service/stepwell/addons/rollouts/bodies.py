@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
+from stepwell.addons.api_schemas.responses import Created, Document, Replayed, Tensors
 from stepwell.addons.rollouts.requests import RolloutResult
-from stepwell.codec.response_schemas import Created, Document, Replayed, Tensors
 from stepwell.codec.step_bodies import TENSORS, CreateMode, Seq, StateId
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.codec.strict.parse import bad_request, parse, preview

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from stepwell.addons.api_schemas.responses import Document
+from stepwell.addons.api_schemas.routes import STREAM_READ, STREAM_WRITE, Schema, query, route
 from stepwell.addons.savepoints.file import MEDIA_TYPE
-from stepwell.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, query, route
-from stepwell.codec.response_schemas import Document
 from stepwell.codec.step_bodies import StreamId
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
 
-from stepwell.codec.response_schemas import Document, Problem, Tensors
+from stepwell.addons.api_schemas.responses import Document, Problem, Tensors
 from stepwell.codec.step_bodies import PackedStateText
 from stepwell_client.wire.formats import JSON, Format, encode_tensor
 from stepwell_export.runtime.manifest import Array

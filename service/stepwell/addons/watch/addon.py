@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
+from stepwell.addons.api_schemas.sockets import document_socket
 from stepwell.addons.watch import event_stream, socket
 from stepwell.addons.watch.event_stream import EventRoute
 from stepwell.addons.watch.hub import WatchHub
@@ -21,7 +22,6 @@ from stepwell.service_addon import ServiceAddon
 from stepwell.store.pubsub import StorePubSub
 
 if TYPE_CHECKING:
-    from stepwell.asgi.socket_messages import SocketDocumentation
     from stepwell.requests.context import AppContext
     from stepwell.store.state_store import StateStore
 
@@ -49,13 +49,10 @@ class Watching(ServiceAddon):
         async def watch(websocket: WebSocket) -> None:
             await socket.serve(websocket, self.context, self.hub)
 
+        document_socket(app, "watch", socket.DOCUMENTATION)
         path = "/v1/models/{model}/streams/{stream}/events"
         route = EventRoute(self.context, lambda: self.hub)
         app.add_api_route(path, route.events, methods=["GET"], **event_stream.DOCUMENTATION)
-
-    def sockets(self) -> Mapping[str, SocketDocumentation]:
-        """Return the documentation of `/v1/watch`."""
-        return {"watch": socket.DOCUMENTATION}
 
     def publisher(self, store: StateStore) -> InterestTable:
         """Return what decides which commits are published."""

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.codec.response_schemas import Document, Tensors
+from stepwell.addons.api_schemas.responses import Document, Tensors
 from stepwell.codec.step_bodies import StateId, StreamId
 from stepwell_client.wire.ids import SEQ_LIMIT
 

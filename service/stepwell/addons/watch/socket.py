@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from starlette.websockets import WebSocket
 
+from stepwell.addons.api_schemas.sockets import AuthMessage, SocketDocumentation, SocketError
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
 from stepwell.addons.watch.hub import WatchHub
@@ -22,7 +23,6 @@ from stepwell.addons.watch.messages import (
 )
 from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.asgi.query import flag_of
-from stepwell.asgi.socket_messages import AuthMessage, SocketDocumentation, SocketError
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError

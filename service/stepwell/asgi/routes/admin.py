@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import Any
 
 from fastapi import FastAPI, Request
-from msgspec import UNSET
 from starlette.responses import Response
 
 from stepwell.asgi.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
-from stepwell.asgi.openapi import streams as openapi
-from stepwell.codec.response_schemas import (
-    ModelDescription,
-    ModelsResponse,
-    ReadyResponse,
-    ReloadResponse,
-    ServiceResponse,
-)
 from stepwell.metrics import OPENMETRICS
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
@@ -34,17 +24,15 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the routes."""
     routes = AdminRoutes(app, context)
     add = app.add_api_route
-    add("/v1/models", routes.models, methods=["GET"], **openapi.MODELS)
-    add("/v1/models/reload", routes.reload, methods=["POST"], **openapi.RELOAD)
-    add("/v1/models/{model}", routes.model, methods=["GET"], **openapi.MODEL)
-    add("/v1/info", routes.info, methods=["GET"], **openapi.INFO)
-    add("/healthz", routes.healthz, methods=["GET"], **openapi.HEALTHZ)
-    add("/readyz", routes.readyz, methods=["GET"], **openapi.READYZ)
+    add("/v1/models", routes.models, methods=["GET"])
+    add("/v1/models/reload", routes.reload, methods=["POST"])
+    add("/v1/models/{model}", routes.model, methods=["GET"])
+    add("/v1/info", routes.info, methods=["GET"])
+    add("/healthz", routes.healthz, methods=["GET"])
+    add("/readyz", routes.readyz, methods=["GET"])
     add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
     add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
-    add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
-    if not context.settings.production:
-        add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+    add("/metrics", routes.metrics, methods=["GET"])
     add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
 
 
@@ -54,13 +42,12 @@ class AdminRoutes:
     def __init__(self, app: FastAPI, context: AppContext) -> None:
         self._app = app
         self._context = context
-        self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
         authorize(request, self._context, "read")
         models = self._context.engine.models
-        return respond(ModelsResponse(models=[describe(models.get(name), models) for name in models.names()]), request)
+        return respond({"models": [describe(models.get(name), models) for name in models.names()]}, request)
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
@@ -73,13 +60,9 @@ class AdminRoutes:
         with audited(request, self._context, "reload") as audit:
             report = await self._context.reloads.reload()
             audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
-        document = ReloadResponse(
-            loaded=report.loaded,
-            failed=report.failed,
-            not_kept=report.not_kept or UNSET,
-            ignored=report.ignored or UNSET,
-        )
-        return respond(document, request)
+        document = {"loaded": report.loaded, "failed": report.failed}
+        more = {"not_kept": report.not_kept, "ignored": report.ignored}
+        return respond(document | {name: found for name, found in more.items() if found}, request)
 
     async def info(self, request: Request) -> Response:
         """Return version, durability, information about the store, limits, history, and the caller's tenant."""
@@ -94,14 +77,14 @@ class AdminRoutes:
         limits = {name: getattr(settings, name) for name in names} | settings.more_limits
         limits["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
         safety = self._context.safety
-        document = ServiceResponse(
-            version=self._app.version,
-            durability=settings.durability,
-            store={**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
-            limits=limits,
-            history=settings.kept_history,
-            tenant=caller.tenant,
-        )
+        document = {
+            "version": self._app.version,
+            "durability": settings.durability,
+            "store": {**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
+            "limits": limits,
+            "history": settings.kept_history,
+            "tenant": caller.tenant,
+        }
         return respond(document, request)
 
     async def healthz(self, _request: Request) -> Response:
@@ -111,7 +94,8 @@ class AdminRoutes:
     async def readyz(self, _request: Request) -> Response:
         """Return 200 if requests can be served now, else 503 with the reasons."""
         reasons = await self._context.check_readiness()
-        document = ReadyResponse(ready=not reasons, reasons=reasons, notes=self._context.reloads.notes() or UNSET)
+        notes = self._context.reloads.notes()
+        document = {"ready": not reasons, "reasons": reasons} | ({"notes": notes} if notes else {})
         headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
         return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
 
@@ -123,43 +107,37 @@ class AdminRoutes:
         body, media_type = await asyncio.to_thread(self._context.metrics.render, as_openmetrics=as_openmetrics)
         return RawResponse(body, media_type)
 
-    async def openapi(self, request: Request) -> Response:
-        """Return the OpenAPI document."""
-        authorize(request, self._context, "read")
-        return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
-
     async def errors(self, _request: Request) -> Response:
         """Return the page with the meaning of each error code, which the `type` of problems links to."""
         return RawResponse(error_page(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
-def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
+def describe(served: ServedModel, models: ModelRegistry) -> dict[str, Any]:
     """Return the public description of a model."""
     manifest = served.manifest
     labels = {name: {"labels": list(found)} for name, found in labels_of_outputs(manifest).items() if found}
-    return ModelDescription(
-        name=served.name,
-        version=served.version,
-        versions=models.versions(served.name),
-        inputs=[
+    return {
+        "name": served.name,
+        "version": served.version,
+        "versions": models.versions(served.name),
+        "inputs": [
             _tensor(spec, "name", "dtype", "shape", *(["missing"] if spec.missing == "nan" else []))
             for spec in manifest.inputs
         ],
-        outputs=[
+        "outputs": [
             _tensor(spec, "name", "dtype", "shape", "kind", *_known(spec, "latency", "stage"))
             | labels.get(spec.name, {})
             for spec in manifest.answered
         ],
-        states=[
+        "states": [
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
             for field in served.step_model.fields
         ],
-        feedback=manifest.feedback,
-        latency=UNSET if manifest.latency is None else manifest.latency,
-        every=UNSET if manifest.every is None else manifest.every,
-        bytes_per_stream=served.step_model.state_bytes,
-        parity=None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
-    )
+        "feedback": manifest.feedback,
+        **{name: found for name in ("latency", "every") if (found := getattr(manifest, name)) is not None},
+        "bytes_per_stream": served.step_model.state_bytes,
+        "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
+    }
 
 
 def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:

@@ -19,16 +19,8 @@ from stepwell.asgi.http import (
     replacement_fields,
     respond,
 )
-from stepwell.asgi.openapi import stream_ops as openapi
 from stepwell.asgi.query import flag_of, version_of
 from stepwell.codec import JSON, Format
-from stepwell.codec.response_schemas import (
-    PackedStateResponse,
-    SnapshotEntry,
-    SnapshotResponse,
-    SnapshotsResponse,
-    StateResponse,
-)
 from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.codec.stream_ops import (
     check_snapshot_name,
@@ -53,14 +45,14 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the routes."""
     routes = StreamOpRoutes(context)
     add = app.add_api_route
-    add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
-    add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
-    add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
-    add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
-    add(f"{_STREAM}/snapshots", routes.snapshots, methods=["GET"], **openapi.SNAPSHOTS)
-    add(f"{_STREAM}/snapshots/{{name}}", routes.snapshot, methods=["GET"], **openapi.SNAPSHOT)
-    add(f"{_STREAM}/snapshots/{{name}}", routes.put_snapshot, methods=["PUT"], **openapi.PUT_SNAPSHOT)
-    add(f"{_STREAM}/snapshots/{{name}}", routes.delete_snapshot, methods=["DELETE"], **openapi.DELETE_SNAPSHOT)
+    add(f"{_STREAM}/peek", routes.peek, methods=["POST"])
+    add(f"{_STREAM}/fork", routes.fork, methods=["POST"])
+    add(f"{_STREAM}/state", routes.state, methods=["GET"])
+    add(f"{_STREAM}/state", routes.put_state, methods=["PUT"])
+    add(f"{_STREAM}/snapshots", routes.snapshots, methods=["GET"])
+    add(f"{_STREAM}/snapshots/{{name}}", routes.snapshot, methods=["GET"])
+    add(f"{_STREAM}/snapshots/{{name}}", routes.put_snapshot, methods=["PUT"])
+    add(f"{_STREAM}/snapshots/{{name}}", routes.delete_snapshot, methods=["DELETE"])
 
 
 class StreamOpRoutes:
@@ -108,9 +100,9 @@ class StreamOpRoutes:
         copies = self._context.engine.streams.copies
         if flag_of(request.query_params, "packed"):
             packed, step = await copies.get_packed_state(key, version=version)
-            return respond(PackedStateResponse(state=encode_packed_state(*packed), step=step), request)
+            return respond({"state": encode_packed_state(*packed), "step": step}, request)
         state = await copies.get_state(key, version=version)
-        return respond(StateResponse(**_state_fields(state, _response_format(request))), request)
+        return respond(_state_fields(state, _response_format(request)), request)
 
     async def put_state(self, request: Request) -> Response:
         """Set the state of a stream."""
@@ -151,15 +143,13 @@ class StreamOpRoutes:
         result = await self._context.engine.streams.copies.list_snapshots(
             authorized_stream(request, self._context, "read")
         )
-        snapshots = [SnapshotEntry(**_snapshot_fields(status)) for status in result]
-        return respond(SnapshotsResponse(snapshots=snapshots), request)
+        return respond({"snapshots": [_snapshot_fields(status) for status in result]}, request)
 
     async def snapshot(self, request: Request) -> Response:
         """Return a snapshot of a stream, with its state."""
         key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
         status, state = await self._context.engine.streams.copies.get_snapshot(key, name)
-        fields = _state_fields(state, _response_format(request)) | _snapshot_fields(status)
-        return respond(SnapshotResponse(**fields), request)
+        return respond(_snapshot_fields(status) | _state_fields(state, _response_format(request)), request)
 
     async def put_snapshot(self, request: Request) -> Response:
         """Save a named snapshot of a stream's current state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -19,18 +20,9 @@ from stepwell.asgi.http import (
     replacement_fields,
     respond,
 )
-from stepwell.asgi.openapi import streams as openapi
 from stepwell.asgi.query import flag_of, number_of, version_of
 from stepwell.asgi.run_handler import run_handler
 from stepwell.codec import JSON, Format
-from stepwell.codec.response_schemas import (
-    LastSource,
-    ResetAllResponse,
-    SourceEntry,
-    StatusResponse,
-    StreamEntry,
-    StreamsResponse,
-)
 from stepwell.codec.responses import position_response, rfc3339
 from stepwell.codec.stream_ops import check_no_fields, read_reset
 from stepwell.errors import ServiceError
@@ -50,21 +42,21 @@ def add_step_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the routes that step streams."""
     routes = StreamRoutes(context)
     add = app.add_api_route
-    add(f"{_STREAM}/step", routes.step, methods=["POST"], **openapi.STEP)
-    add(f"{_STREAM}/steps", routes.steps, methods=["POST"], **openapi.STEPS)
-    add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"], **openapi.BULK_STEP)
-    add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"], **openapi.BULK_STEPS)
+    add(f"{_STREAM}/step", routes.step, methods=["POST"])
+    add(f"{_STREAM}/steps", routes.steps, methods=["POST"])
+    add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"])
+    add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"])
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the other routes."""
     routes = StreamRoutes(context)
     add = app.add_api_route
-    add(f"{_STREAM}/reset", routes.reset, methods=["POST"], **openapi.RESET)
-    add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"], **openapi.RESET_ALL)
-    add(_STREAM, routes.status, methods=["GET"], **openapi.STATUS)
-    add(_STREAM, routes.delete, methods=["DELETE"], **openapi.DELETE)
-    add(f"{_MODEL}/streams", routes.list_streams, methods=["GET"], **openapi.LIST)
+    add(f"{_STREAM}/reset", routes.reset, methods=["POST"])
+    add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"])
+    add(_STREAM, routes.status, methods=["GET"])
+    add(_STREAM, routes.delete, methods=["DELETE"])
+    add(f"{_MODEL}/streams", routes.list_streams, methods=["GET"])
 
 
 class StreamRoutes:
@@ -115,7 +107,7 @@ class StreamRoutes:
             audit["streams"] = reset = await self._context.engine.streams.reset_all(
                 caller.tenant, model.name, idempotency_key=idempotency_key
             )
-        return respond(ResetAllResponse(reset=reset), request)
+        return respond({"reset": reset}, request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""
@@ -129,22 +121,21 @@ class StreamRoutes:
         """Return the position and the times of one stream."""
         key = authorized_stream(request, self._context, "read")
         status = await self._context.engine.streams.status(key)
-        document = StatusResponse(
-            stream=key.stream,
-            model=key.model,
-            version=status.version,
-            step=status.step,
-            state_id=encode_state_id(status.state_id),
-            created_at=rfc3339(status.created_ms),
-            updated_at=rfc3339(status.updated_ms),
-            expires_in_s=status.expires_in_ms / 1000,
-        )
-        if status.sources:
-            document.source = LastSource(at=status.sources[0].at)
-            document.sources = _source_entries(status.sources)
+        document: dict[str, Any] = {
+            "stream": key.stream,
+            "model": key.model,
+            "version": status.version,
+            "step": status.step,
+            "state_id": encode_state_id(status.state_id),
+            "created_at": rfc3339(status.created_ms),
+            "updated_at": rfc3339(status.updated_ms),
+            "expires_in_s": status.expires_in_ms / 1000,
+        }
         if flag_of(request.query_params, "outputs"):
             response_format = format_of_answer(request.headers.get("accept"), JSON)
-            document.outputs = encode_tensors(status.outputs, response_format)
+            document["outputs"] = encode_tensors(status.outputs, response_format)
+        if status.sources:
+            document |= {"source": {"at": status.sources[0].at}, "sources": _source_entries(status.sources)}
         return respond(document, request)
 
     async def list_streams(self, request: Request) -> Response:
@@ -160,10 +151,12 @@ class StreamRoutes:
             limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
             with_sources=(with_sources := flag_of(query, "sources")),
         )
-        streams = [StreamEntry(stream=stream, step=step) for stream, step in page.streams]
-        for entry in streams if with_sources else ():
-            entry.sources = _source_entries(page.sources.get(entry.stream, ()))
-        return respond(StreamsResponse(streams=streams, cursor=page.cursor), request)
+        streams = [
+            {"stream": stream, "step": step}
+            | ({"sources": _source_entries(page.sources.get(stream, ()))} if with_sources else {})
+            for stream, step in page.streams
+        ]
+        return respond({"streams": streams, "cursor": page.cursor}, request)
 
     # ---------------------------------------------------------------- helpers
 
@@ -198,8 +191,8 @@ class StreamRoutes:
         return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)
 
 
-def _source_entries(sources: Sequence[ConsumedSource]) -> list[SourceEntry]:
-    return [SourceEntry(id=source.id, at=source.at) for source in sources]
+def _source_entries(sources: Sequence[ConsumedSource]) -> list[dict[str, Any]]:
+    return [{"id": source.id, "at": source.at} for source in sources]
 
 
 def prefix_of(query: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """The documents of responses: a struct each, from which the OpenAPI schemas are derived.
 
-Those of steps, the frequent ones, are built as plain values of the same fields, in `responses`; tests compare both.
+The service builds them as plain values of the same fields; tests compare both.
 """
 
 from __future__ import annotations

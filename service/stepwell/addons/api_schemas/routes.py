@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from stepwell.codec.response_schemas import Problem
+from stepwell.addons.api_schemas.responses import Problem
 from stepwell.error_codes import CODES
 from stepwell.requests.problems import MEDIA_TYPE
 from stepwell_client.wire.ids import STREAM_ID

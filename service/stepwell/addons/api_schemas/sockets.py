@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
+from fastapi import FastAPI
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.asgi.openapi.schemas import VERSION
-from stepwell.codec.response_schemas import BulkResponse, Document, Problem, StepResponse
+from stepwell.addons.api_schemas.responses import BulkResponse, Document, Problem, StepResponse
+from stepwell.addons.api_schemas.routes import VERSION
 from stepwell.codec.step_bodies import BulkMessage, FeedMessage, StreamId, StreamMessage
 
 MessageId = Annotated[Any, Meta(description="The `id` of the message that this is the reply to, if it had one.")]
@@ -69,7 +70,7 @@ class SocketDocumentation(NamedTuple):
 
 
 _VERSION: Final = {"version": {**VERSION["schema"], "description": VERSION["description"]}}
-FEEDS: Final = {
+FEEDS: Final[dict[str, SocketDocumentation]] = {
     "streamFeed": SocketDocumentation(
         "/v1/models/{model}/streams/{stream}/feed",
         "Steps one stream.",
@@ -88,3 +89,13 @@ FEEDS: Final = {
     ),
 }
 """The feeds, by the names of their channels."""
+
+
+def document_socket(app: FastAPI, name: str, socket: SocketDocumentation) -> None:
+    """Add a WebSocket to `/asyncapi.json`, under the name of its channel."""
+    app.state.sockets = documented_sockets(app) | {name: socket}
+
+
+def documented_sockets(app: FastAPI) -> dict[str, SocketDocumentation]:
+    """Return the WebSockets of an application, by the names of their channels."""
+    return getattr(app.state, "sockets", FEEDS)

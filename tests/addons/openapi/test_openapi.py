@@ -1,6 +1,6 @@
 """Requests generated from `/openapi.json` get the documented statuses and documents, and no server error.
 
-CI sends a few per operation; for more: STEPWELL_OPENAPI=500 ./stepwell test tests/asgi/test_openapi.py.
+CI sends a few per operation; for more: STEPWELL_OPENAPI=500 ./stepwell test tests/addons/openapi/test_openapi.py.
 """
 
 from __future__ import annotations

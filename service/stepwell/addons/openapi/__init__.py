@@ -1,0 +1,1 @@
+"""The OpenAPI document. The routes read raw requests, so that FastAPI cannot derive it."""

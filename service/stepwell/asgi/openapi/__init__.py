@@ -1,1 +1,0 @@
-"""The documentation of each route in `/openapi.json`."""
