@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell_export.runtime.manifest import Array
 from tests.addons.oip.client import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, write_model, write_models
@@ -39,13 +38,7 @@ def test_a_simple_sequence_is_the_fold_of_its_inputs(client: InferClient, stream
     assert [client.predict(x, stream, **flag) for x, flag in zip(xs, flags, strict=True)] == fold_reference(xs)
 
 
-def test_a_sequence_may_have_one_timestep(client: InferClient, stream: str) -> None:
-    assert client.predict(42, stream, sequence_start=True, sequence_end=True) == fold_reference([42])[0]
-    assert error_message(client.send(1, stream)) == MUST_START.format(stream)
-
-
-@pytest.mark.parametrize("sequence", [None, 0, ""])
-@pytest.mark.parametrize("flags", [{}, {"sequence_start": True}])
+@pytest.mark.parametrize(("sequence", "flags"), [(None, {}), (0, {}), ("", {"sequence_start": True})])
 def test_a_timestep_without_a_sequence_id_is_rejected(
     client: InferClient, sequence: Any, flags: dict[str, Any]
 ) -> None:
@@ -57,17 +50,13 @@ def test_a_timestep_without_a_sequence_id_is_rejected(
     )
 
 
-def test_a_sequence_must_be_started(client: InferClient, stream: str) -> None:
+def test_a_sequence_must_be_started_also_after_its_end(client: InferClient, stream: str) -> None:
     answer = client.send(1, stream)
+    assert client.predict(42, stream, sequence_start=True, sequence_end=True) == fold_reference([42])[0]
+    ended = client.send(3, stream)
 
     assert (answer.status_code, error_message(answer)) == (400, MUST_START.format(stream))
-
-
-def test_a_sequence_that_has_ended_must_be_started_again(client: InferClient, stream: str) -> None:
-    client.predict(1, stream, sequence_start=True)
-    client.predict(2, stream, sequence_end=True)
-
-    assert error_message(client.send(3, stream)) == MUST_START.format(stream)
+    assert error_message(ended) == MUST_START.format(stream)
     assert client.predict(4, stream, sequence_start=True) == fold_reference([4])[0]
 
 
@@ -92,18 +81,6 @@ def test_interleaved_sequences_do_not_affect_each_other(client: InferClient, str
     assert answers == expected
 
 
-def test_more_concurrent_sequences_than_batch_rows_are_all_answered(
-    shared_redis: Server, tmp_path: Path, stream: str
-) -> None:
-    with running_service(shared_redis.url, write_models(tmp_path, fold), max_batch_size=4, max_wait_ms=1) as own:
-        client = InferClient(own)
-        for turn in (0, 1, 2):
-            for n in range(20):
-                xs = [n, n + 1, n + 2]
-                y = client.predict(xs[turn], f"{stream}-{n}", sequence_start=turn == 0, sequence_end=turn == 2)
-                assert y == fold_reference(xs)[turn]
-
-
 def test_a_batch_within_one_sequence_is_rejected(client: InferClient, stream: str) -> None:
     answer = client.post(document(tensor("x", np.array([[1], [2]])), sequence_id=stream, sequence_start=True))
 
@@ -113,7 +90,7 @@ def test_a_batch_within_one_sequence_is_rejected(client: InferClient, stream: st
     )
 
 
-@pytest.mark.parametrize("shape", [[1, 7], [1], [1, 1, 1], [0, 1], [-1, 1], []])
+@pytest.mark.parametrize("shape", [[1, 7], [1], [0, 1], []])
 def test_a_wrong_shape_is_rejected_and_the_sequence_is_unchanged(
     client: InferClient, stream: str, shape: list[int]
 ) -> None:
@@ -151,7 +128,7 @@ def test_a_sequence_is_the_stream_with_its_id(service: Service, sequence: int | 
     assert service.http.get(service.path("fold", str(sequence))).status_code == 404
 
 
-@pytest.mark.parametrize("sequence", [-1, 2**64, 1.5, True, None, [1], {}])
+@pytest.mark.parametrize("sequence", [-1, 2**64, True, None, [1]])
 def test_an_invalid_sequence_id_is_rejected(client: InferClient, sequence: Any) -> None:
     answer = client.post(document(tensor("x", np.array([[1]])), sequence_id=sequence, sequence_start=True))
 
@@ -159,7 +136,7 @@ def test_an_invalid_sequence_id_is_rejected(client: InferClient, sequence: Any) 
     assert error_message(answer).startswith("Unable to parse 'sequence_id'")
 
 
-@pytest.mark.parametrize("sequence", ["a b", "a/b", "é", ".", "..", "x" * 129, "\n"])
+@pytest.mark.parametrize("sequence", ["a/b", "x" * 129])
 def test_a_sequence_id_that_is_no_valid_stream_id_is_rejected(client: InferClient, sequence: str) -> None:
     answer = client.send(1, sequence, sequence_start=True)
 
@@ -167,8 +144,9 @@ def test_a_sequence_id_that_is_no_valid_stream_id_is_rejected(client: InferClien
     assert "expected 1 to 128 of A-Z" in error_message(answer)
 
 
-@pytest.mark.parametrize("flag", ["sequence_start", "sequence_end", "binary_data_output"])
-@pytest.mark.parametrize("value", [1, "true", None])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("sequence_start", 1), ("sequence_end", "true"), ("binary_data_output", None)]
+)
 def test_a_sequence_flag_must_be_a_boolean(client: InferClient, stream: str, flag: str, value: Any) -> None:
     answer = client.send(1, stream, **{flag: value})
 
@@ -199,7 +177,7 @@ def test_a_gap_in_the_numbers_is_rejected_with_the_expected_number(client: Infer
     )
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, "1", 2**53, True])
+@pytest.mark.parametrize("value", [0, 1.0, 2**53, True])
 def test_an_invalid_number_is_rejected(client: InferClient, stream: str, value: Any) -> None:
     assert error_message(client.send(1, stream, step=value, sequence_start=True)).startswith("Unable to parse 'step'")
 
@@ -272,34 +250,6 @@ def test_the_binary_flag_of_an_output_overrides_that_of_the_request(service: Ser
     assert [set(output) - {"name", "datatype", "shape"} for output in head["outputs"]] == [{"data"}, {"parameters"}]
 
 
-@pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("model", ["half", "double", "latch"])
-def test_every_dtype_can_be_sent_and_returned(service: Service, stream: str, model: str, binary: bool) -> None:
-    values: dict[str, Array] = {
-        "half": np.array([[0.5, -2.25]], np.float16),
-        "double": np.array([[0.1, 1e300]], np.float64),
-        "latch": np.array([[True, False]]),
-    }
-    x = values[model]
-    client = document(tensor("x", x, binary=binary), sequence_id=stream, sequence_start=True, binary_data_output=binary)
-    body, headers = binary_body(client, *([x] if binary else []))
-    answer = InferClient(service, model).post(body, headers=headers)
-    y = output_array(answer, "y")
-
-    assert (y.dtype, y.tolist()) == (x.dtype, x.tolist())
-
-
-def test_values_may_be_nested(service: Service, stream: str) -> None:
-    nested = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X.tolist()}
-    flat = tensor("x", X)
-    answers = [
-        InferClient(service, "lstm").post(document(one, sequence_id=stream, sequence_start=True)).json()["outputs"]
-        for one in (nested, flat)
-    ]
-
-    assert answers[0] == answers[1]
-
-
 def test_a_response_names_its_request_model_and_version(client: InferClient, stream: str) -> None:
     answer = client.post(
         {"id": "req-17", **document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)}
@@ -339,18 +289,14 @@ def test_a_gzip_body_may_have_several_members(client: InferClient, stream: str) 
     ("body", "encoding", "words"),
     [
         (b"{}", "gzip", "the body is not gzip"),
-        (gzip.compress(b"{}")[:-3], "gzip", "the body is not gzip: "),
         (gzip.compress(b"{}") + gzip.compress(b" ")[:-3], "gzip", "the body is not gzip: "),
-        (gzip.compress(b" " * 1_000_001), "gzip", "The decompressed body has more than 1000000 bytes"),
         (gzip.compress(b" " * 500_001) * 2, "gzip", "The decompressed body has more than 1000000 bytes"),
         (gzip.compress(b"{}") + b"{}", "gzip", "the body is not gzip: "),
         (zlib.compress(b"{}") + b"{}", "deflate", "the body is not deflate: 2 bytes follow its end"),
     ],
     ids=[
         "plain",
-        "cut short",
         "second cut short",
-        "too much",
         "too much in two",
         "more behind it",
         "more behind deflate",
@@ -422,9 +368,6 @@ GOOD = {"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}
         ([{**GOOD, "data": [1, 2]}], "Input 'x' has shape [2]; expected shape [1]."),
         ([{**GOOD, "data": [[1, 2]]}], "Input 'x' at index [0] has length 2; expected length 1."),
         ([{**GOOD, "data": [1.5]}], "Input 'x' at index [0] is 1.5; expected an integer (int64)."),
-        ([{**GOOD, "data": ["1"]}], "Input 'x' at index [0] is text; expected an integer (int64)."),
-        ([{**GOOD, "data": [2**63]}], "Input 'x' at index [0] is 9223372036854775808; int64 holds"),
-        ([{**GOOD, "data": 1}], "Input 'x' is 1; expected shape [1, 1]."),
         ([{"name": "x", "datatype": "INT64", "shape": [1, 1]}], "Unable to parse 'data': input 'x' has neither"),
         ([{**GOOD, "parameters": {"binary_data_size": 8}}], "input 'x' has both 'data' and 'binary_data_size'"),
         ([{"name": "x"}], "failed to parse the request: Object missing required field `shape`"),
@@ -470,21 +413,18 @@ def test_too_little_or_too_much_binary_data_is_rejected(client: InferClient, str
     assert error_message(many) == "unexpected additional input data for model 'fold': 2 bytes"
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "1.5", "99999999999", "", "9" * 99])
+@pytest.mark.parametrize("length", ["x", "-1", "", "9" * 99])
 def test_an_invalid_header_length_is_rejected(client: InferClient, stream: str, length: str) -> None:
     answer = client.post(document(GOOD, sequence_id=stream), headers={LENGTH: length})
 
     assert (answer.status_code, error_message(answer)[:47]) == (400, "Unable to parse Inference-Header-Content-Length")
-
-
-def test_a_header_length_beyond_the_body_is_rejected(client: InferClient, stream: str) -> None:
     assert "the body has" in error_message(client.post(document(GOOD, sequence_id=stream), headers={LENGTH: "5000"}))
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"{", b"null", b"[]", b'{"inputs": NaN}', b"\xff", b"[" * 99_999, b'{"inputs": []} x'),
+        *(b"", b"[]", b'{"inputs": NaN}', b"[" * 99_999, b'{"inputs": []} x'),
         b'{"id": "\\ud800", "inputs": []}',
     ],
 )
@@ -503,10 +443,8 @@ _BODY = '{"inputs":[{"name":"x","shape":[1,1],"datatype":"INT64","data":[1]%s}],
     [
         (',"data":[2]', "", ""),
         ("", ',"sequence_id":"other"', ""),
-        ("", "", ',"parameters":{"sequence_id":"other"}'),
         ("", "", ',"p\\u0061rameters":{"sequence_id":"other"}'),
         ("", ',"custom":{"a":1,"a":2}', ""),
-        ("", "", ',"id":"a:b","id":"a:b"'),
     ],
 )
 def test_a_key_that_occurs_twice_is_rejected(
@@ -520,9 +458,7 @@ def test_a_key_that_occurs_twice_is_rejected(
     assert "twice in one object" in error_message(answer)
 
 
-@pytest.mark.parametrize(
-    "more", ['"a":1', '"id":"a:b"', '"i\\u0064":"\\u003a"', '"a":{"b":{"c":"::"}}', '"outputs":null']
-)
+@pytest.mark.parametrize("more", ['"i\\u0064":"\\u003a"', '"a":{"b":{"c":"::"}}', '"outputs":null'])
 def test_a_key_that_occurs_once_is_accepted(client: InferClient, stream: str, more: str) -> None:
     client.predict(1, stream, sequence_start=True)
 
@@ -531,8 +467,7 @@ def test_a_key_that_occurs_once_is_accepted(client: InferClient, stream: str, mo
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("value", "binary"), [(np.nan, False), (np.inf, True)])
 def test_a_value_that_is_not_finite_is_rejected(service: Service, stream: str, value: float, binary: bool) -> None:
     x = X.copy()
     x[0, 2] = value
@@ -579,18 +514,6 @@ def test_tritons_parameters_are_accepted_and_its_reserved_ones_are_rejected(clie
     assert error_message(refused).startswith("parameter keys starting with 'triton_' are reserved")
 
 
-@pytest.mark.parametrize(
-    ("version", "status"), [("/versions/1", 200), ("/versions/2", 404), ("/versions/0", 404), ("/versions/x", 404)]
-)
-def test_a_request_may_name_a_version(client: InferClient, stream: str, version: str, status: int) -> None:
-    body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
-    answer = client.post(body, version=version)
-
-    assert answer.status_code == status
-    if status == 404:
-        assert error_message(answer) == f"Request for unknown model: 'fold' version {version[10:]} is not found"
-
-
 def test_a_sequence_continues_with_the_version_that_started_it(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
@@ -614,8 +537,7 @@ def test_a_sequence_continues_with_the_version_that_started_it(
 # ------------------------------------------------------------------- stateless models
 
 
-@pytest.mark.parametrize("rows", [1, 3, 200])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(("rows", "binary"), [(1, False), (200, True)])
 def test_a_stateless_model_accepts_a_batch(service: Service, rows: int, binary: bool) -> None:
     x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
     body, headers = binary_body(document(tensor("x", x, binary=binary), binary_data_output=binary), *([x] * binary))

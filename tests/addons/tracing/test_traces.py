@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from stepwell.requests.handlers import StepHandler
@@ -77,53 +78,144 @@ def children_of(tree: list[ReceivedSpan], parent: ReceivedSpan) -> list[str]:
     return [span.name for span in tree if span.parent == parent.id]
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_a_sampled_step_is_one_tree_linked_to_its_batch(
-    traced: Traced, spans: Receiver, stream: str, lane: bool
-) -> None:
-    parent = Parent()
-    with traced(lane=lane) as service:
-        service.step("fold", stream, [1])
-        answer = service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=parent.headers)
+class Sent:
+    """Requests of each kind, of which each has a caller's span of its own; their spans have arrived.
 
-    tree = spans.trace(parent.trace)
+    Attributes:
+        spans: The receiver.
+        prefix: Of the ids of all streams.
+        answers: The responses to single steps by kind.
+        parents: The callers' spans by kind.
+        between_ns: The times before and after all requests, nanoseconds since 1970.
+    """
+
+    def __init__(self, spans: Receiver, service: Service) -> None:
+        self.spans, self._service, self.prefix = spans, service, secrets.token_hex(4)
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.parents: dict[str, Parent] = {}
+        started = time.time_ns()
+        self._step("first", Parent(sampled=False).headers, inputs=[1])
+        self._step("step", inputs=[1])
+        for seq in (1, 7):
+            self._step(f"seq {seq}", stream="gap", inputs=[1], seq=seq)
+        unreadable = service.path("fold", f"{self.prefix}.bad", "step")
+        service.http.post(unreadable, content=b"{", headers=self._parent("unreadable"))
+        with service.feed("fold", f"{self.prefix}.fed", additional_headers=self._parent("feed")) as feed:
+            for _ in range(3):
+                feed.send(json.dumps({"inputs": [1]}))
+                feed.recv(timeout=20)
+        bulk = {"streams": [f"{self.prefix}.{n}" for n in range(3)], "inputs": [[1], [2], [3]]}
+        service.http.post("/v1/models/fold/step", json=bulk, headers=self._parent("bulk")).raise_for_status()
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}
+        infer = "/v2/models/stateless/infer"
+        service.http.post(infer, json={"inputs": [tensor]}, headers=self._parent("infer")).raise_for_status()
+        with_id = self._parent("with an id") | {"x-request-id": "a"}
+        for _ in range(100):
+            assert self._step("", with_id, stream="named", inputs=[1]).headers["x-request-id"] == "a"
+        for headers in ({}, Parent(sampled=False).headers, {"traceparent": "00-none-1-01"}, {"x-request-id": "one"}):
+            assert self._step("", headers, stream="unsampled", inputs=[1]).status_code == 200
+        with service.feed("fold", f"{self.prefix}.unsampled") as feed:
+            feed.send(json.dumps({"inputs": [1]}))
+            feed.recv(timeout=20)
+        self.between_ns = started, time.time_ns()
+
+    def tree(self, kind: str) -> list[ReceivedSpan]:
+        return self.spans.trace(self.parents[kind].trace)
+
+    def _parent(self, kind: str) -> dict[str, str]:
+        self.parents[kind] = Parent()
+        return self.parents[kind].headers
+
+    def _step(
+        self, kind: str, headers: dict[str, str] | None = None, *, stream: str = "stepped", **body: Any
+    ) -> httpx2.Response:
+        sent = self._parent(kind) if headers is None else headers
+        path = self._service.path("fold", f"{self.prefix}.{stream}", "step")
+        answer = self._service.http.post(path, json=body, headers=sent)
+        self.answers[kind] = answer.json()
+        return answer
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fast path", "declared route"])
+def sent(request: pytest.FixtureRequest, shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    models = write_models(tmp_path_factory.mktemp("models"), fold, stateless)
+    with receiver() as spans, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("OTEL_")]:
+            patch.delenv(name)
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans.url)
+        with running_service(shared_redis.url, models, lane=request.param) as service:
+            found = Sent(spans, service)
+    return found
+
+
+def test_a_sampled_step_is_one_tree_linked_to_its_batch(sent: Sent) -> None:
+    tree = sent.tree("step")
     root = root_of(tree)
-    assert (root.name, root.parent) == (STEP, parent.span)
+    assert (root.name, root.parent) == (STEP, sent.parents["step"].span)
     assert children_of(tree, root) == PHASES
     assert len(tree) == 1 + len(PHASES)
     assert {
         name: root.attributes[f"stepwell.{name}"] for name in ("model", "stream", "step", "state_id", "version")
     } == {
         "model": "fold",
-        "stream": stream,
+        "stream": f"{sent.prefix}.stepped",
         "step": 2,
-        "state_id": answer.json()["state_id"],
+        "state_id": sent.answers["step"]["state_id"],
         "version": 1,
     }
     assert root.attributes["http.response.status_code"] == 200
-    [batch] = spans.named("batch")
+    [batch] = [span for span in sent.spans.named("batch") if (root.trace, root.id) in span.links]
     assert root.links == [(batch.trace, batch.id)]
     assert batch.links == [(root.trace, root.id)]
     assert batch.attributes == {"stepwell.model": "fold", "stepwell.rows": 1}
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_the_phases_lie_in_the_request_one_after_the_other(
-    traced: Traced, spans: Receiver, stream: str, lane: bool
-) -> None:
-    parent, before = Parent(), time.time_ns()
-    with traced(lane=lane) as service:
-        service.step("fold", stream, [1])
-        service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=parent.headers)
-    after = time.time_ns()
-
-    tree = spans.trace(parent.trace)
+def test_the_phases_lie_in_the_request_one_after_the_other(sent: Sent) -> None:
+    tree, (before, after) = sent.tree("step"), sent.between_ns
     root = root_of(tree)
     times = [at for name in PHASES for span in tree if span.name == name for at in (span.start_ns, span.end_ns)]
     slack_ns = 20_000  # each span's times are converted from the monotonic clock by themselves
     assert all(earlier <= later + slack_ns for earlier, later in itertools.pairwise(times))
     assert before - slack_ns <= root.start_ns <= times[0] + slack_ns
     assert times[-1] - slack_ns <= root.end_ns <= after + slack_ns
+
+
+def test_each_message_of_a_sampled_feed_is_a_tree(sent: Sent) -> None:
+    tree = sent.tree("feed")
+    roots = [span for span in tree if span.kind == SERVER_KIND]
+    assert [(span.name, span.parent) for span in roots] == [
+        ("WS /v1/models/{model}/streams/{stream}/feed", sent.parents["feed"].span)
+    ] * 3
+    assert [span.attributes["stepwell.step"] for span in roots] == [1, 2, 3]
+    assert [children_of(tree, root) for root in roots] == [PHASES] * 3
+    assert [len(root.links) for root in roots] == [1, 1, 1]
+
+
+def test_bulk_requests_and_infer_are_traced(sent: Sent) -> None:
+    bulk, infer = sent.tree("bulk"), sent.tree("infer")
+    assert root_of(bulk).attributes["stepwell.rows"] == 3
+    assert {"queue", "load", "run", "commit"} <= {span.name for span in bulk}
+    assert root_of(infer).name == "POST /v2/models/{model}/infer"
+    assert {"queue", "run"} <= {span.name for span in infer}
+
+
+def test_what_is_not_sampled_leaves_nothing(sent: Sent) -> None:
+    roots = [span for span in sent.spans.spans if span.kind == SERVER_KIND]
+    assert {span.trace for span in roots} == {one.trace for one in sent.parents.values()}
+    batches = sent.spans.named("batch")
+    assert {link for batch in batches for link in batch.links} <= {(span.trace, span.id) for span in roots}
+    assert all(batch.links for batch in batches)
+
+
+def test_a_request_id_does_not_hide_the_trace(sent: Sent) -> None:
+    assert len([span for span in sent.tree("with an id") if span.name == STEP]) == 100
+
+
+def test_a_refused_request_has_its_code(sent: Sent) -> None:
+    roots = [root_of(sent.tree(kind)) for kind in ("seq 7", "unreadable")]
+    assert [root.attributes["error.type"] for root in roots] == ["seq_gap", "bad_json"]
+    assert [root.attributes["http.response.status_code"] for root in roots] == [409, 400]
+    assert [root.is_error for root in roots] == [False, False]  # the client's mistakes
 
 
 def test_a_record_from_the_cache_is_marked(traced: Traced, spans: Receiver, stream: str) -> None:
@@ -138,66 +230,6 @@ def test_a_record_from_the_cache_is_marked(traced: Traced, spans: Receiver, stre
     assert cached.count(True) == 1
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_each_message_of_a_sampled_feed_is_a_tree(traced: Traced, spans: Receiver, stream: str, lane: bool) -> None:
-    parent = Parent()
-    with traced(lane=lane) as service, service.feed("fold", stream, additional_headers=parent.headers) as feed:
-        service.step("fold", stream, [1])
-        for _ in range(3):
-            feed.send(json.dumps({"inputs": [1]}))
-            feed.recv(timeout=20)
-
-    tree = spans.trace(parent.trace)
-    roots = [span for span in tree if span.kind == SERVER_KIND]
-    assert [(span.name, span.parent) for span in roots] == [
-        ("WS /v1/models/{model}/streams/{stream}/feed", parent.span)
-    ] * 3
-    assert [span.attributes["stepwell.step"] for span in roots] == [2, 3, 4]
-    assert [children_of(tree, root) for root in roots] == [PHASES] * 3
-    assert [len(root.links) for root in roots] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_bulk_requests_and_infer_are_traced(traced: Traced, spans: Receiver, stream: str, lane: bool) -> None:
-    bulk, infer = Parent(), Parent()
-    streams = [f"{stream}{i}" for i in range(3)]
-    with traced(lane=lane) as service:
-        service.http.post(
-            "/v1/models/fold/step", json={"streams": streams, "inputs": [[1], [2], [3]]}, headers=bulk.headers
-        ).raise_for_status()
-        [spec] = service.http.get("/v2/models/stateless").json()["inputs"]
-        shape = [1, *(length for length in spec["shape"][1:])]
-        tensor = {"name": spec["name"], "datatype": spec["datatype"], "shape": shape, "data": [1] * count_of(shape)}
-        service.http.post(
-            "/v2/models/stateless/infer", json={"inputs": [tensor]}, headers=infer.headers
-        ).raise_for_status()
-
-    assert root_of(spans.trace(bulk.trace)).attributes["stepwell.rows"] == 3
-    assert {"queue", "load", "run", "commit"} <= {span.name for span in spans.trace(bulk.trace)}
-    assert root_of(spans.trace(infer.trace)).name == "POST /v2/models/{model}/infer"
-    assert {"queue", "run"} <= {span.name for span in spans.trace(infer.trace)}
-
-
-def count_of(shape: list[int]) -> int:
-    found = 1
-    for length in shape:
-        found *= length
-    return found
-
-
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_what_is_not_sampled_leaves_nothing(traced: Traced, spans: Receiver, stream: str, lane: bool) -> None:
-    with traced(lane=lane) as service:
-        for headers in ({}, Parent(sampled=False).headers, {"traceparent": "00-none-1-01"}, {"x-request-id": "one"}):
-            answer = service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers)
-            assert answer.status_code == 200
-        with service.feed("fold", stream) as feed:
-            feed.send(json.dumps({"inputs": [1]}))
-            feed.recv(timeout=20)
-
-    assert spans.spans == []
-
-
 def test_every_request_has_its_own_trace_on_one_connection(traced: Traced, spans: Receiver, stream: str) -> None:
     """Also after the fast path has compiled the order of their headers, and has seen blocks of the same length."""
     parents = [Parent(sampled=i % 3 == 0) for i in range(240)]
@@ -209,8 +241,9 @@ def test_every_request_has_its_own_trace_on_one_connection(traced: Traced, spans
     assert found == {parent.trace: i + 1 for i, parent in enumerate(parents) if i % 3 == 0}
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-@pytest.mark.parametrize("sampler", ["always_on", "parentbased_always_on", "traceidratio"])
+@pytest.mark.parametrize(
+    ("lane", "sampler"), [(True, "always_on"), (False, "parentbased_always_on"), (False, "traceidratio")]
+)
 def test_the_sampler_starts_traces(traced: Traced, spans: Receiver, stream: str, lane: bool, sampler: str) -> None:
     unsampled = Parent(sampled=False)
     with traced(lane=lane, OTEL_TRACES_SAMPLER=sampler) as service:
@@ -225,38 +258,11 @@ def test_the_sampler_starts_traces(traced: Traced, spans: Receiver, stream: str,
     assert len(spans.trace(unsampled.trace)) == (0 if follows_parent else 1 + len(PHASES))
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_a_request_id_does_not_hide_the_trace(traced: Traced, spans: Receiver, stream: str, lane: bool) -> None:
-    parent = Parent()
-    with traced(lane=lane) as service:
-        for _ in range(100):
-            answer = service.http.post(
-                service.path("fold", stream, "step"),
-                json={"inputs": [1]},
-                headers={"x-request-id": "a", **parent.headers},
-            )
-            assert answer.headers["x-request-id"] == "a"
-
-    assert len([span for span in spans.trace(parent.trace) if span.name == STEP]) == 100
-
-
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-def test_a_refused_request_has_its_code(traced: Traced, spans: Receiver, stream: str, lane: bool) -> None:
-    gap, unreadable = Parent(), Parent()
-    with traced(lane=lane) as service:
-        path = service.path("fold", stream, "step")
-        service.http.post(path, json={"inputs": [1], "seq": 1})
-        service.http.post(path, json={"inputs": [1], "seq": 7}, headers=gap.headers)
-        service.http.post(path, content=b"{", headers=unreadable.headers)
-
-    roots = [root_of(spans.trace(parent.trace)) for parent in (gap, unreadable)]
-    assert [root.attributes["error.type"] for root in roots] == ["seq_gap", "bad_json"]
-    assert [root.attributes["http.response.status_code"] for root in roots] == [409, 400]
-    assert [root.is_error for root in roots] == [False, False]  # the client's mistakes
-
-
-@pytest.mark.parametrize("lane", [True, False], ids=["fast path", "declared route"])
-@pytest.mark.parametrize("headers", [{}, {"x-request-id": "order-8"}], ids=["trace only", "both"])
+@pytest.mark.parametrize(
+    ("lane", "headers"),
+    [(True, {}), (False, {"x-request-id": "order-8"})],
+    ids=["fast path", "declared route, with an id"],
+)
 def test_log_lines_of_a_traced_request_have_its_trace_id(
     traced: Traced,
     stream: str,
@@ -352,11 +358,13 @@ def test_sampled_requests_of_one_batch_share_its_span(traced: Traced, spans: Rec
     }
 
 
-@pytest.mark.parametrize("flags", [(), ("--workers", "2")], ids=["one process", "two workers"])
 @pytest.mark.parametrize(
-    ("variables", "found"),
-    [({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "protocol is 'grpc'"), ({"OTEL_TRACES_EXPORTER": "zipkin"}, "'zipkin'")],
-    ids=["protocol", "exporter"],
+    ("flags", "variables", "found"),
+    [
+        ((), {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "protocol is 'grpc'"),
+        (("--workers", "2"), {"OTEL_TRACES_EXPORTER": "zipkin"}, "'zipkin'"),
+    ],
+    ids=["protocol", "exporter, two workers"],
 )
 def test_what_is_not_supported_is_refused_at_the_start(
     tmp_path: Path, flags: tuple[str, ...], variables: dict[str, str], found: str
