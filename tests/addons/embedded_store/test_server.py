@@ -68,27 +68,19 @@ def test_data_is_there_at_the_next_start(short_path: Path) -> None:
     assert not again.running
 
 
-def test_it_is_private_and_never_evicts(short_path: Path) -> None:
+def test_it_is_private_never_evicts_and_rewrites_its_file_rarely(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
 
     with client(store) as c:
         config = c.config_get("port", "maxmemory-policy", "appendonly", "appendfsync", "unixsocketperm")
+        rewriting = c.config_get("auto-aof-rewrite-min-size", "rdbcompression")
     assert config == {
         "port": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec",
         "unixsocketperm": "700",
     }  # fmt: skip
+    assert rewriting == {"auto-aof-rewrite-min-size": str(256 * 2**20), "rdbcompression": "no"}
     assert store.socket.stat().st_mode & 0o077 == 0
-    store.stop()
-
-
-def test_its_append_only_file_is_rewritten_rarely_and_uncompressed(short_path: Path) -> None:
-    store = EmbeddedStore(short_path)
-    store.start()
-
-    with client(store) as c:
-        assert c.config_get("auto-aof-rewrite-min-size") == {"auto-aof-rewrite-min-size": str(256 * 2**20)}
-        assert c.config_get("rdbcompression") == {"rdbcompression": "no"}
     store.stop()
 
 

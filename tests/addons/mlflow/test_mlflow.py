@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,12 @@ def test_rows_with_one_label_have_their_own_predictions(tmp_path: Path, deployme
     assert answered["stream"].tolist() == ["7", "7", "0042", "42"]
 
 
-@pytest.mark.parametrize("name", [float("nan"), 42.0, None, "no id"])
-def test_a_stream_that_is_no_id_is_named_and_nothing_is_applied(tmp_path: Path, deployments: Any, name: object) -> None:
+def test_a_stream_that_is_no_id_is_named_and_nothing_is_applied(tmp_path: Path, deployments: Any) -> None:
     deployments.create_deployment("pump", log_fold(tmp_path, OLD).model_uri)
 
-    with pytest.raises(StepwellError, match="The stream id is"):
-        deployments.predict("pump", table(["s", name], [1, 2]))
+    for name in (float("nan"), 42.0, None, "no id"):
+        with pytest.raises(StepwellError, match="The stream id is"):
+            deployments.predict("pump", table(["s", name], [1, 2]))
 
     assert deployments.predict("pump", table(["s"], [1]))["step"].tolist() == [1]
 
@@ -197,23 +197,22 @@ def test_the_program_of_mlflow_deploys_too(tmp_path: Path, service: Service, dep
     assert "pump" in run("list")
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda d, uri: d.create_deployment("no/name", uri), "is no model's name"),
-        (lambda d, uri: d.create_deployment("p", uri, flavor="onnx"), "The flavor 'onnx' cannot be deployed"),
-        (lambda d, uri: d.create_deployment("p", uri, endpoint="e"), "has no endpoints"),
-        (lambda d, uri: d.create_deployment("p", uri, config={"models": "/absent"}), "is no folder"),
-        (lambda d, uri: d.update_deployment("p", uri, config={"speed": 1}), "'speed' is no option"),
-        (lambda d, uri: d.update_deployment("p", uri, config={"percent": "half"}), "expected a number"),
-        (lambda d, _: d.predict("p", table("s", [1])[["x"]]), "no column 'stream'"),
-    ],
-)
-def test_what_cannot_be_done_is_said(tmp_path: Path, deployments: Any, call: Any, words: str) -> None:
+def test_what_cannot_be_done_is_said(tmp_path: Path, deployments: Any) -> None:
     uri = log_fold(tmp_path, OLD, registered=None).model_uri
+    create, update = deployments.create_deployment, deployments.update_deployment
+    calls: dict[str, Callable[[], object]] = {
+        "is no model's name": lambda: create("no/name", uri),
+        "The flavor 'onnx' cannot be deployed": lambda: create("p", uri, flavor="onnx"),
+        "has no endpoints": lambda: create("p", uri, endpoint="e"),
+        "is no folder": lambda: create("p", uri, config={"models": "/absent"}),
+        "'speed' is no option": lambda: update("p", uri, config={"speed": 1}),
+        "expected a number": lambda: update("p", uri, config={"percent": "half"}),
+        "no column 'stream'": lambda: deployments.predict("p", table("s", [1])[["x"]]),
+    }
 
-    with pytest.raises(StepwellError, match=words):
-        call(deployments, uri)
+    for words, call in calls.items():
+        with pytest.raises(StepwellError, match=words):
+            call()
 
 
 def test_a_folder_that_the_service_does_not_read_is_found_out(tmp_path: Path, deployments: Any) -> None:

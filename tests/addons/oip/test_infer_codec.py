@@ -99,7 +99,7 @@ SOUND = [
     length=st.one_of(st.none(), st.integers(0, 400), st.just(-1)),
     stateful=st.booleans(),
 )
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_any_bytes_are_decoded_or_rejected(
     which: int, at: int, gone: int, put: bytes, length: int | None, stateful: bool
 ) -> None:
@@ -135,6 +135,6 @@ KEYS = ["inputs", "outputs", "parameters", "name", "shape", "datatype", "data", 
     ),
     max_leaves=12,
 ))  # fmt: skip
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_document_is_decoded_or_rejected(document: Any) -> None:
     assert decode_or_error(wire(), json.dumps(document).encode(), None)

@@ -34,22 +34,6 @@ def hanging() -> Built:
             total = Add (plus, last)""")
 
 
-def heavy() -> Built:
-    """A running sum that computes 65,536 sines for each timestep, which takes as long for each row, and adds none."""
-    sines = "\n".join(f"v{i + 1} = Sin (v{i})" for i in range(8))
-    return _sum(
-        f"""wide = Cast <to = 1> (x)
-            v0 = MatMul (wide, ones)
-            {sines}
-            last = ReduceMax <axes = [1]> (v8)
-            nothing = Floor (last)
-            none = Cast <to = 7> (nothing)
-            plus = Add (s, x)
-            total = Add (plus, none)""",
-        {"ones": np.ones((1, 8192), np.float32)},
-    )
-
-
 def seen() -> Built:
     """Counts the timesteps that its own state has seen: `n' = n + 1`, `y = n'`."""
     graph = graph_from_text("""
