@@ -117,24 +117,19 @@ def test_a_problem_leaves_the_feed_open(service: Service, stream: str) -> None:
         gap = request(feed, inputs=[1], seq=7, id="g")
         bad = request(feed, inputs=["1"], id="b")
         unknown = request(feed, inputs=[1], id="u", extra=1)
+        other = request(feed, inputs=[1], id="o", stream="other")
 
-        assert [(p["error"]["code"], p["id"]) for p in (gap, bad, unknown)] == [
-            ("stream_not_found", "g"), ("bad_input", "b"), ("bad_request", "u"),
+        assert [(p["error"]["code"], p["id"]) for p in (gap, bad, unknown, other)] == [
+            ("stream_not_found", "g"), ("bad_input", "b"), ("bad_request", "u"), ("bad_request", "o"),
         ]  # fmt: skip
         assert request(feed, inputs=[1], seq=1)["step"] == 1
+    with service.feed("fold") as feed:
+        for name in ("a/b", "", "..", "é", "x" * 129):
+            refused = request(feed, stream=name, inputs=[1], id=1)
 
-
-def test_a_stream_can_switch_between_feed_and_http(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        request(feed, inputs=[1], seq=1)
-        service.step("fold", stream, [2], seq=2)
-
-        assert request(feed, inputs=[3], seq=3)["outputs"]["y"] == fold_reference([1, 2, 3])[-1:]
-
-
-def test_a_feed_of_one_stream_rejects_other_streams(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        assert request(feed, stream="other", inputs=[1])["error"]["code"] == "bad_request"
+            assert (refused["error"]["code"], refused["id"]) == ("bad_request", 1), name
+        assert request(feed, inputs=[1])["error"]["code"] == "bad_request"
+        assert request(feed, stream=stream, inputs=[1], seq=2)["step"] == 2
 
 
 # ------------------------------------------------------------------- many streams
@@ -152,32 +147,14 @@ def test_one_socket_carries_many_streams(service: Service, stream: str) -> None:
 
 
 def test_bulk_messages_are_answered_as_bulk_steps_over_http(service: Service, stream: str) -> None:
+    names = [f"{stream}-a", f"{stream}-b"]
     with service.feed("fold") as feed:
-        answer = request(feed, streams=[f"{stream}-a", f"{stream}-b"], inputs=[[1], [2]], seq=[1, 5], id=9)
+        answer = request(feed, streams=names, inputs=[[1], [2]], seq=[1, 5], id=9)
+        chunks = request(feed, streams=names[1:], inputs=[[[1], [2]]], chunk=True, **{"return": "last"})
 
     assert (answer["id"], answer["outputs"], answer["step"]) == (9, {"y": [[2], None]}, [1, None])
     assert answer["errors"]["1"]["code"] == "stream_not_found"
-
-
-def test_bulk_messages_can_carry_chunks(service: Service, stream: str) -> None:
-    with service.feed("fold") as feed:
-        answer = request(feed, streams=[f"{stream}-a"], inputs=[[[1], [2]]], chunk=True, **{"return": "last"})
-
-    assert answer["outputs"] == {"y": [[fold_reference([1, 2])[-1]]]}
-
-
-@pytest.mark.parametrize("name", ["a/b", "", "..", "é", "x" * 129])
-def test_an_invalid_stream_id_is_a_problem_and_the_feed_stays_open(service: Service, stream: str, name: str) -> None:
-    with service.feed("fold") as feed:
-        refused = request(feed, stream=name, inputs=[1], id=1)
-
-        assert (refused["error"]["code"], refused["id"]) == ("bad_request", 1)
-        assert request(feed, stream=stream, inputs=[1])["step"] == 1
-
-
-def test_a_message_without_a_stream_is_a_bad_request(service: Service) -> None:
-    with service.feed("fold") as feed:
-        assert request(feed, inputs=[1])["error"]["code"] == "bad_request"
+    assert chunks["outputs"] == {"y": [[fold_reference([1, 2])[-1]]]}
 
 
 # ------------------------------------------------------------------- msgpack
@@ -192,8 +169,12 @@ def test_msgpack_frames_carry_packed_tensors_both_ways(service: Service, stream:
     with service.feed("lstm", subprotocols=["stepwell.msgpack"]) as feed:
         feed.send(msgspec.msgpack.encode({**message, "id": 1}))
         data = feed.recv(timeout=30)
+        feed.send(msgspec.msgpack.encode({"stream": stream, "inputs": [1.5]}))
+        problem = feed.recv(timeout=30)
 
     assert isinstance(data, bytes)
+    assert isinstance(problem, bytes)
+    assert msgspec.msgpack.decode(problem)["error"]["code"] == "bad_input"
     answer = msgspec.msgpack.decode(data)
     y = np.frombuffer(answer["outputs"]["y"]["b"], np.float32).reshape(answer["outputs"]["y"]["s"])
     alone = service.step("lstm", f"{stream}-c", x[1].tolist()).json()["outputs"]["y"]
@@ -201,71 +182,50 @@ def test_msgpack_frames_carry_packed_tensors_both_ways(service: Service, stream:
     assert np.array_equal(y[1], np.array(alone, np.float32))
 
 
-def test_a_problem_on_a_msgpack_feed_is_msgpack(service: Service, stream: str) -> None:
-    with service.feed("fold", stream, subprotocols=["stepwell.msgpack"]) as feed:
-        feed.send(msgspec.msgpack.encode({"inputs": [1.5]}))
-        data = feed.recv(timeout=30)
-
-    assert isinstance(data, bytes)
-    assert msgspec.msgpack.decode(data)["error"]["code"] == "bad_input"
-
-
-@pytest.mark.parametrize(
-    ("offered", "chosen"),
-    [
+def test_the_first_known_subprotocol_is_chosen(service: Service, stream: str) -> None:
+    cases: list[tuple[Any, str | None]] = [
         (None, None),
         (["stepwell.json"], "stepwell.json"),
         (["stepwell.msgpack", "stepwell.json"], "stepwell.msgpack"),
         (["other", "stepwell.json"], "stepwell.json"),
-    ],
-)
-def test_the_first_known_subprotocol_is_chosen(service: Service, stream: str, offered: Any, chosen: str | None) -> None:
-    with service.feed("fold", stream, subprotocols=offered) as feed:
-        assert feed.subprotocol == chosen
+    ]
+    for offered, chosen in cases:
+        with service.feed("fold", stream, subprotocols=offered) as feed:
+            assert feed.subprotocol == chosen
 
 
 # ------------------------------------------------------------------- ends
 
 
-@pytest.mark.parametrize(
-    "message", ["", "{", "nonsense", "[1", '{"inputs": [1], "inputs": [1]}', "[" * 100_000, b"\xff\xfe"]
-)
-def test_a_message_that_cannot_be_decoded_ends_the_feed_with_a_problem(
-    service: Service, stream: str, message: Any
-) -> None:
-    with service.feed("fold", stream) as feed:
-        feed.send(message)
+def test_a_message_that_cannot_be_decoded_ends_the_feed_with_a_problem(service: Service, stream: str) -> None:
+    """Those before it are answered."""
+    bad: list[str | bytes] = [
+        *("", "{", "nonsense", "[1", '{"inputs": [1], "inputs": [1]}', "[" * 100_000),
+        b"\xff\xfe",
+    ]
+    for n, message in enumerate(bad):
+        with service.feed("fold", f"{stream}{n}") as feed:
+            for seq in (1, 2, 3):
+                send(feed, inputs=[seq], seq=seq)
+            feed.send(message)
 
-        assert receive(feed)["error"]["code"] == "bad_json"
-        assert close_code(feed) == 1007
-
-
-def test_messages_before_an_undecodable_one_are_still_answered(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        for n in (1, 2, 3):
-            send(feed, inputs=[n], seq=n)
-        feed.send("{")
-
-        assert [receive(feed).get("step") for _ in range(4)] == [1, 2, 3, None]
-        assert close_code(feed) == 1007
+            assert [receive(feed).get("step") for _ in range(3)] == [1, 2, 3]
+            assert receive(feed)["error"]["code"] == "bad_json", message
+            assert close_code(feed) == 1007
 
 
-@pytest.mark.parametrize(
-    ("model", "stream", "query", "code"),
-    [
+def test_a_feed_that_cannot_be_opened_gets_a_problem_and_is_closed(service: Service) -> None:
+    cases = [
         ("nope", "s", "", "model_not_found"),
         ("nope", None, "", "model_not_found"),
         ("fold", "a%20b", "", "bad_request"),
         ("fold", "s", "?version=0", "bad_request"),
         ("fold", "s", "?version=9", "model_not_found"),
-    ],
-)
-def test_a_feed_that_cannot_be_opened_gets_a_problem_and_is_closed(
-    service: Service, model: str, stream: str | None, query: str, code: str
-) -> None:
-    with service.feed(model, stream, query=query) as feed:
-        assert receive(feed)["error"]["code"] == code
-        assert close_code(feed) == 1008
+    ]
+    for model, stream, query, code in cases:
+        with service.feed(model, stream, query=query) as feed:
+            assert receive(feed)["error"]["code"] == code, (model, stream, query)
+            assert close_code(feed) == 1008
 
 
 def test_an_escaped_slash_opens_no_feed(service: Service) -> None:
@@ -346,14 +306,6 @@ def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) ->
     ]
 
 
-def test_many_large_messages_are_answered_in_their_order(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        for n in range(1, 13):
-            feed.send(json.dumps({"inputs": [n], "seq": n}).ljust(1_000_000))
-
-        assert [receive(feed)["outputs"]["y"][0] for _ in range(12)] == fold_reference(range(1, 13))
-
-
 def test_the_answer_to_a_refused_handshake_is_worked_out_once(
     service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,14 +346,6 @@ def open_raw_feed(service: Service, stream: str) -> socket.socket:
     return one
 
 
-def test_a_message_in_fragments_is_one_message(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        feed.send(iter(['{"inputs"', ": [", "", "3]}"]))
-
-        assert receive(feed)["outputs"]["y"] == fold_reference([3])
-        assert request(feed, inputs=[1])["step"] == 2
-
-
 def test_a_ping_between_fragments_is_answered_and_does_not_break_the_message(service: Service, stream: str) -> None:
     one = open_raw_feed(service, stream)
     one.sendall(
@@ -413,43 +357,35 @@ def test_a_ping_between_fragments_is_answered_and_does_not_break_the_message(ser
     one.close()
 
 
-def test_a_message_may_come_byte_by_byte(service: Service, stream: str) -> None:
-    one = open_raw_feed(service, stream)
-    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for byte in frame(json.dumps({"inputs": [3]}).ljust(200).encode()):
-        one.sendall(bytes([byte]))
-
-    assert json.loads(read_frame(one)[1])["outputs"]["y"] == fold_reference([3])
-    one.close()
-
-
-def test_frames_are_unmasked(service: Service, stream: str) -> None:
+def test_a_message_may_come_byte_by_byte_and_masked(service: Service, stream: str) -> None:
     mask, text = b"\x01\x80\xff\x07", b'{"inputs":[3]}'
     one = open_raw_feed(service, stream)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in frame(text.ljust(200)):
+        one.sendall(bytes([byte]))
+    first = read_frame(one)[1]
     one.sendall(b"\x81" + bytes([0x80 | len(text)]) + mask + bytes(c ^ mask[i % 4] for i, c in enumerate(text)))
-
-    assert json.loads(read_frame(one)[1])["outputs"]["y"] == fold_reference([3])
+    second = read_frame(one)[1]
     one.close()
 
+    assert [json.loads(found)["outputs"]["y"][0] for found in (first, second)] == fold_reference([3, 3])
 
-@pytest.mark.parametrize(
-    "bad",
-    [
+
+def test_protocol_violations_close_1002(service: Service, stream: str) -> None:
+    for bad in (
         b"\x81\x02hi",  # not masked
         b"\xc1\x82" + bytes(4) + b"hi",  # a reserved bit
         b"\x83\x82" + bytes(4) + b"hi",  # no such kind of frame
         b"\x80\x82" + bytes(4) + b"hi",  # a continuation frame without a first fragment
         b"\x09\x82" + bytes(4) + b"hi",  # a fragmented ping
         b"\x01\x82" + bytes(4) + b"hi" + b"\x81\x82" + bytes(4) + b"hi",  # a new message inside a fragmented one
-    ],
-)
-def test_protocol_violations_close_1002(service: Service, stream: str, bad: bytes) -> None:
-    one = open_raw_feed(service, stream)
-    one.sendall(bad)
-    first, payload = read_frame(one)
+    ):
+        one = open_raw_feed(service, stream)
+        one.sendall(bad)
+        first, payload = read_frame(one)
+        one.close()
 
-    assert (first, payload[:2]) == (0x88, (1002).to_bytes(2))
-    one.close()
+        assert (first, payload[:2]) == (0x88, (1002).to_bytes(2)), bad
 
 
 @pytest.mark.parametrize(
@@ -519,15 +455,6 @@ def test_on_the_fast_lane_an_oversized_message_gets_a_problem_first(service: Ser
         feed.send('{"inputs": [1]}'.ljust(1_000_001))
 
         assert receive(feed)["error"]["code"] == "too_large"
-
-
-def test_a_close_from_the_client_is_answered_with_the_same_code(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
-        request(feed, inputs=[1])
-        feed.close(1000)
-
-    assert feed.protocol.close_rcvd is not None
-    assert feed.protocol.close_rcvd.code == 1000
 
 
 # ------------------------------------------------------------------- slow readers
@@ -671,24 +598,3 @@ def test_a_watcher_that_never_reads_is_disconnected(
         while own.app.state.context.websockets:
             assert own.http.post(own.path("lstm", stream, "steps"), json=chunk).status_code == 200
         slow.close()
-
-
-def test_many_feeds_at_once_each_keep_their_order(restart_with: Again, stream: str) -> None:
-    import websockets
-
-    async def one(service: Service, i: int) -> list[dict[str, Any]]:
-        uri = f"ws://127.0.0.1:{service.port}{service.path('fold', f'{stream}-{i}', 'feed')}"
-        async with websockets.connect(uri, compression=None, open_timeout=30) as feed:
-            for n in range(1, 21):
-                await feed.send(json.dumps({"inputs": [n + i], "seq": n}))
-            return [json.loads(await feed.recv()) for _ in range(20)]
-
-    async def run_all(service: Service) -> list[list[dict[str, Any]]]:
-        return await asyncio.gather(*(one(service, i) for i in range(30)))
-
-    with restart_with(request_timeout_s=30) as own:
-        feeds = asyncio.run(run_all(own))
-    problems = [answer for answers in feeds for answer in answers if "outputs" not in answer]
-    assert not problems
-    expected = [fold_reference(range(1 + i, 21 + i)) for i in range(30)]
-    assert [[answer["outputs"]["y"][0] for answer in answers] for answers in feeds] == expected

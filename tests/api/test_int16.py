@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,11 +39,12 @@ def test_integers_of_16_bits_go_in_and_come_out_in_json(pcm: Service) -> None:
     assert second["outputs"] == {"y": [4, 4, -16384, 16384]}
 
 
-@pytest.mark.parametrize("x", [[0, 32768], [0, -32769], [0, 1.5], [0, 2**70], [0, "1"], [0, True]])
-def test_what_is_no_integer_of_16_bits_is_422(pcm: Service, x: list[object]) -> None:
-    answer = pcm.http.post(pcm.path("pcm", "wrong", "step"), json={"inputs": {"x": x}})
+def test_what_is_no_integer_of_16_bits_is_422(pcm: Service) -> None:
+    others: list[list[Any]] = [[0, 32768], [0, -32769], [0, 1.5], [0, 2**70], [0, "1"], [0, True]]
+    for x in others:
+        answer = pcm.http.post(pcm.path("pcm", "wrong", "step"), json={"inputs": {"x": x}})
 
-    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+        assert (answer.status_code, code_of(answer)) == (422, "bad_input"), x
 
 
 def test_they_are_int16_in_the_client(pcm: Service) -> None:

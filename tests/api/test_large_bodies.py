@@ -8,7 +8,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +23,12 @@ FEATURES = 512
 N_ROWS = 820  # of 9.9 kB each
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "declared"])
-def wide(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) -> Iterator[Service]:
-    folder = write_models(tmp_path, fold, wide=lambda: lstm(features=FEATURES))
-    with running_service(redis_server.url, folder, lane=request.param) as one:
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "declared"])
+def wide(
+    request: pytest.FixtureRequest, shared_redis: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, wide=lambda: lstm(features=FEATURES))
+    with running_service(shared_redis.url, folder, lane=request.param) as one:
         yield one
 
 
@@ -78,21 +79,20 @@ def post(service: Service, stream: str, body: bytes) -> Any:
     ("body", "status"),
     [
         (large(name="\\u0078"), 200),
-        (large(more=', "source": {"id": "a\\"b", "at": ' + str(list(range(N_ROWS))) + "}"), 200),
         (large(first="null"), 422),
         (large(first="1e999"), 422),
         (large()[:-1], 400),
     ],
-    ids=["an escape", "an escape in a text", "no number", "infinite", "cut"],
+    ids=["an escape", "no number", "infinite", "cut"],
 )
-def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, status: int) -> None:
+def test_a_large_body_does_not_block_the_event_loop(wide: Service, stream: str, body: bytes, status: int) -> None:
     """The longest turn is compared with the time that a parser of this machine needs for the body.
 
     Of three requests the shortest counts: what others do on the machine makes some of them longer, and what the event
     loop does for each such body makes all of them longer.
     """
     found, turns, at_once = list[Any](), list[float](), list[float]()
-    streams = iter("stu")
+    streams = iter([f"{stream}{n}" for n in range(3)])
     for _ in range(3):
         turns.append(longest_turn(wide, lambda: found.append(post(wide, next(streams), body))))
         started = time.thread_time()
@@ -136,25 +136,27 @@ def test_a_key_that_occurs_twice_by_an_escape_is_refused(wide: Service) -> None:
         assert (refused.status_code, refused.json()["code"]) == (400, "bad_json")
 
 
-def test_a_large_body_gives_the_same_answer_as_a_small_one(wide: Service) -> None:
-    answer = post(wide, "a", large()).json()
+def test_a_large_body_gives_the_same_answer_as_a_small_one(wide: Service, stream: str) -> None:
+    answer = post(wide, f"{stream}-a", large()).json()
     rows = json.loads(large())["inputs"]["x"]
     for first in range(0, N_ROWS, 10):
-        parts = wide.http.post(wide.path("wide", "b", "steps"), json={"inputs": rows[first : first + 10]}).json()
+        body = {"inputs": rows[first : first + 10]}
+        parts = wide.http.post(wide.path("wide", f"{stream}-b", "steps"), json=body).json()
 
     assert answer["step"] == N_ROWS
     assert answer["outputs"]["y"] == pytest.approx(parts["outputs"]["y"][-1], abs=1e-5)
 
 
-def test_a_feed_keeps_the_order_around_a_large_message(wide: Service) -> None:
+def test_a_feed_keeps_the_order_around_a_large_message(wide: Service, stream: str) -> None:
     """The message behind a large one is of the same stream, and a third one is of another."""
+    a, b = f"{stream}-a", f"{stream}-b"
     padded = "[" + f",{' ' * 1000}".join(f"[{n}]" for n in range(400)) + "]"
     messages = [
-        f'{{"stream": "a", "inputs": {padded}, "chunk": true, "seq": 1, "id": 1}}',
-        '{"stream": "a", "inputs": [7], "seq": 401, "id": 2}',
-        '{"stream": "b", "inputs": [7], "id": 3}',
-        f'{{"stream": "a", "inputs": {padded[:-1]}, ["x"]], "chunk": true, "id": 4}}',
-        '{"stream": "a", "inputs": [7], "seq": 402, "id": 5}',
+        f'{{"stream": "{a}", "inputs": {padded}, "chunk": true, "seq": 1, "id": 1}}',
+        f'{{"stream": "{a}", "inputs": [7], "seq": 401, "id": 2}}',
+        f'{{"stream": "{b}", "inputs": [7], "id": 3}}',
+        f'{{"stream": "{a}", "inputs": {padded[:-1]}, ["x"]], "chunk": true, "id": 4}}',
+        f'{{"stream": "{a}", "inputs": [7], "seq": 402, "id": 5}}',
     ]
     with wide.feed("fold") as feed:
         for message in messages:

@@ -354,79 +354,67 @@ def test_an_infer_request_may_have_a_source(service: Service, stream: str) -> No
     assert service.http.get(service.path("fold", stream)).json()["step"] == 2
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
+def test_an_infer_request_needs_both_parameters_of_a_source(service: Service, stream: str) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"source_id": "l"}, "Unable to parse 'source_at': it is null; expected an integer from 0"),
         ({"source_at": 1}, "Unable to parse 'source_id': it is null; expected text"),
         ({"source_id": "", "source_at": 1}, "Unable to parse 'source_id'"),
         ({"source_id": "l", "source_at": 2**63}, "Unable to parse 'source_at'"),
         ({"source_id": "l", "source_at": True}, "Unable to parse 'source_at'"),
-    ],
-)
-def test_an_infer_request_needs_both_parameters_of_a_source(
-    service: Service, stream: str, parameters: dict[str, Any], message: str
-) -> None:
-    answer = InferClient(service).send(7, stream, sequence_start=True, **parameters)
+    ]
+    for parameters, message in cases:
+        answer = InferClient(service).send(7, stream, sequence_start=True, **parameters)
 
-    assert answer.status_code == 400
-    assert message in answer.json()["error"]
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]
 
 
 # ---------------------------------------------------------------- bad requests
 
 
-@pytest.mark.parametrize(
-    ("bad", "what"),
-    [
-        ("orders", "`source`"),
-        ({"id": "l"}, '`source` is {"id": "l"};'),
-        ({"id": "", "at": 1}, '`source` is {"id": "", "at": 1};'),
-        ({"id": "l" * 256, "at": 1}, "`source`"),
-        ({"id": "l", "at": -1}, '`source` is {"id": "l", "at": -1};'),
-        ({"id": "l", "at": 2**63}, "`source`"),
-        ({"id": "l", "at": 1.5}, '`source` is {"id": "l", "at": 1.5};'),
-        ({"id": "l", "at": True}, '`source` is {"id": "l", "at": true};'),
-        ({"id": "l", "at": 1, "to": 2}, "`source`"),
-        ({"id": "l", "at": [1, 2]}, "`source.at` has 2 positions for 1 timestep"),
-        ({"id": "l", "at": []}, "`source.at` has 0 positions for 1 timestep"),
-    ],
-)
-def test_a_bad_source_is_refused_with_what_was_expected(service: Service, stream: str, bad: Any, what: str) -> None:
-    answer = service.step("fold", stream, [7], source=bad)
-
-    assert code_of(answer) == "bad_request"
-    assert what in answer.json()["detail"]
-    assert "expected" in answer.json()["detail"]
-
-
-@pytest.mark.parametrize("at", [[10, 10], [10, 9], [10], 10])
-def test_the_positions_of_a_chunk_must_grow_and_be_one_for_each_timestep(
-    service: Service, stream: str, at: Any
-) -> None:
-    answer = chunk(service, stream, 0, 2, source={"id": "l", "at": at})
-
-    assert code_of(answer) == "bad_request"
-    assert "`source.at` has" in answer.json()["detail"]
+BAD: list[tuple[Any, str]] = [
+    ("orders", "`source`"),
+    ({"id": "l"}, '`source` is {"id": "l"};'),
+    ({"id": "", "at": 1}, '`source` is {"id": "", "at": 1};'),
+    ({"id": "l" * 256, "at": 1}, "`source`"),
+    ({"id": "l", "at": -1}, '`source` is {"id": "l", "at": -1};'),
+    ({"id": "l", "at": 2**63}, "`source`"),
+    ({"id": "l", "at": 1.5}, '`source` is {"id": "l", "at": 1.5};'),
+    ({"id": "l", "at": True}, '`source` is {"id": "l", "at": true};'),
+    ({"id": "l", "at": 1, "to": 2}, "`source`"),
+    ({"id": "l", "at": [1, 2]}, "`source.at` has 2 positions for 1 timestep"),
+    ({"id": "l", "at": []}, "`source.at` has 0 positions for 1 timestep"),
+]
+BAD_CHUNKS = [[10, 10], [10, 9], [10], 10]
+"""Positions of two timesteps that do not grow, or are not one for each."""
+BAD_COLUMNS: list[dict[str, Any]] = [
+    {"id": ["a"], "at": [1, 2]},
+    {"id": "a", "at": [1]},
+    {"id": "a", "at": [[1], [2]]},
+    {"id": "a", "at": {"d": "int64", "s": [2], "b": "AAAA"}},
+    {"id": "a", "at": [1, -2]},
+    {"id": "a"},
+]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"id": ["a"], "at": [1, 2]},
-        {"id": "a", "at": [1]},
-        {"id": "a", "at": [[1], [2]]},
-        {"id": "a", "at": {"d": "int64", "s": [2], "b": "AAAA"}},
-        {"id": "a", "at": [1, -2]},
-        {"id": "a"},
-    ],
-)
-def test_a_bad_source_of_columns_is_refused(service: Service, stream: str, bad: Any) -> None:
-    body = {"streams": [stream, f"{stream}-b"], "inputs": [[1], [2]], "source": bad}
-    answer = service.http.post("/v1/models/fold/step", json=body)
+def test_a_bad_source_is_refused_with_what_was_expected(service: Service, stream: str) -> None:
+    for bad, what in BAD:
+        answer = service.step("fold", stream, [7], source=bad)
 
-    assert code_of(answer) == "bad_request"
-    assert "`source" in answer.json()["detail"]
+        assert code_of(answer) == "bad_request"
+        assert what in answer.json()["detail"]
+        assert "expected" in answer.json()["detail"]
+    for at in BAD_CHUNKS:
+        answer = chunk(service, stream, 0, 2, source={"id": "l", "at": at})
+
+        assert code_of(answer) == "bad_request"
+        assert "`source.at` has" in answer.json()["detail"]
+    for bad in BAD_COLUMNS:
+        body = {"streams": [stream, f"{stream}-b"], "inputs": [[1], [2]], "source": bad}
+        answer = service.http.post("/v1/models/fold/step", json=body)
+
+        assert code_of(answer) == "bad_request"
+        assert "`source" in answer.json()["detail"]
 
 
 def test_a_peek_takes_no_source(service: Service, stream: str) -> None:

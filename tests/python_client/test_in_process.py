@@ -86,13 +86,6 @@ def test_two_engines_share_nothing(models: Path) -> None:
         assert other.model("fold").stream("a").resume() == 0
 
 
-def test_other_clients_of_the_engine_take_its_url(models: Path) -> None:
-    with engine_in_process(models) as owner, Client(owner.url) as other:
-        owner.model("fold").stream("a").step([7])
-
-        assert other.model("fold").stream("a").resume() == 1
-
-
 def test_a_model_that_is_exported_later_is_served(models: Path) -> None:
     with engine_in_process(models) as client:
         write_model(models, "later", fold)
@@ -171,19 +164,19 @@ def test_settings_in_the_environment_have_no_effect(models: Path, monkeypatch: p
 # -------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"models": "modles"}, "modles is not there; expected a folder"),
-        ({"models": __file__}, "is a file; expected a folder"),
-        ({"models": ".", "settings": {"history": "many"}}, "neither MODEL=N nor N"),
-        ({"models": ".", "settings": {"historie": "8"}}, "historie"),
-        ({"models": ".", "settings": {"redis": "redis://h", "port": 1}}, "The settings have port, redis"),
-    ],
-)
-def test_an_engine_that_cannot_start_is_an_error_with_its_reason(arguments: Any, words: str) -> None:
-    with pytest.raises(StepwellError, match=words):
-        Client(":memory:", **arguments)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"models": "modles"}, "modles is not there; expected a folder"),
+    ({"models": __file__}, "is a file; expected a folder"),
+    ({"models": ".", "settings": {"history": "many"}}, "neither MODEL=N nor N"),
+    ({"models": ".", "settings": {"historie": "8"}}, "historie"),
+    ({"models": ".", "settings": {"redis": "redis://h", "port": 1}}, "The settings have port, redis"),
+]
+
+
+def test_an_engine_that_cannot_start_is_an_error_with_its_reason() -> None:
+    for arguments, words in REFUSED:
+        with pytest.raises(StepwellError, match=words):
+            Client(":memory:", **arguments)
 
 
 def test_models_of_a_service_elsewhere_are_refused() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from stepwell_client import AsyncClient, Client, ClientError, RolloutTimestep, RunResult
+from stepwell_client import Client, ClientError, RolloutTimestep
 from tests.api.running import Service, running_service
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, letters, lstm, nan_at, slow, wave, write_models
@@ -68,15 +68,6 @@ def test_with_samples_a_timestep_has_their_axis_first(client: Client, stream: st
     assert [one.next["x"].shape for one in timesteps] == [(samples,)] * 4
     assert timesteps[-1].rollout is not None
     assert timesteps[-1].rollout.seed == 7
-
-
-async def test_the_client_for_asyncio_yields_the_same(url: str, stream: str) -> None:
-    async with AsyncClient(url) as client:
-        handle = client.model("wave").stream(stream)
-        timesteps = [one async for one in handle.rollout_timesteps(3, [0.5])]
-        whole = await handle.rollout(3, [0.5])
-
-    assert columns(timesteps, "next") == {"x": whole.next["x"].tolist()}
 
 
 def test_a_rollout_that_fails_after_some_timesteps_raises_its_error(service: Service, stream: str) -> None:
@@ -145,29 +136,6 @@ def test_runs_are_the_steps_of_a_stream(client: Client, stream: str) -> None:
     assert model.stream(stream).packed_state().state == state
 
 
-def test_a_row_of_runs_fails_alone(client: Client) -> None:
-    model = client.model("lstm")
-    state = model.run(X).state
-    good, bad, fresh = model.run_many(np.stack([X] * 3), [state, "no state", None])
-
-    assert isinstance(good, RunResult)
-    assert isinstance(bad, ClientError)
-    assert bad.code == "bad_request"
-    assert isinstance(fresh, RunResult)
-    assert fresh.state == state
-
-
 def test_a_text_in_place_of_states_is_refused(client: Client) -> None:
     with pytest.raises(ClientError, match="expected a list"):
         client.model("lstm").run_many(X[None], "AAAA")
-
-
-def test_a_stream_goes_on_from_a_packed_state(client: Client, stream: str) -> None:
-    model = client.model("lstm")
-    model.stream(stream).steps(np.stack([X, -X]))
-    packed = model.stream(stream).packed_state()
-    put = model.stream(f"{stream}-b").put_state(packed)
-
-    assert put.step == packed.step == 2
-    [here], [there] = (model.stream(name).step(X).outputs.values() for name in (stream, f"{stream}-b"))
-    assert here.tolist() == there.tolist()

@@ -202,16 +202,6 @@ def test_a_rollout_can_be_a_forecast_or_be_committed(url: str, stream: str) -> N
         assert handle.step(XS[1]).step == 5
 
 
-def test_a_fork_is_independent_of_its_source(url: str, stream: str) -> None:
-    with Client(url) as client:
-        handle = client.model("fold").stream(stream)
-        for x in XS[:3]:
-            handle.step(x)
-        other = handle.fork(f"{stream}-other")
-
-        assert ys([other.step([7]), handle.step([8])]) == [fold_reference([0, 1, 2, x])[-1] for x in (7, 8)]
-
-
 def test_a_stream_can_be_reset_to_a_snapshot(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
@@ -226,15 +216,15 @@ def test_a_stream_can_be_reset_to_a_snapshot(url: str, stream: str) -> None:
         assert handle.snapshots() == []
 
 
-@pytest.mark.parametrize("name", ["..", "../../{}", "a/b", "a?b", "", "a b", pytest.param("x" * 65, id="long")])
-def test_a_name_that_no_snapshot_can_have_is_rejected_and_changes_nothing(url: str, stream: str, name: str) -> None:
+def test_a_name_that_no_snapshot_can_have_is_rejected_and_changes_nothing(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
         step = handle.step([1]).step
-        for call in (handle.forget_snapshot, handle.take_snapshot):
-            with pytest.raises(ClientError, match="snapshot's name is") as caught:
-                call(name.format(stream))
-            assert (caught.value.code, caught.value.applied) == ("bad_request", "no")
+        for name in ("..", f"../../{stream}", "a/b", "a?b", "", "a b", "x" * 65):
+            for call in (handle.forget_snapshot, handle.take_snapshot):
+                with pytest.raises(ClientError, match="snapshot's name is") as caught:
+                    call(name)
+                assert (caught.value.code, caught.value.applied) == ("bad_request", "no")
 
         assert handle.status().step == step
         assert handle.snapshots() == []
