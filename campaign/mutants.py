@@ -66,7 +66,7 @@ _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
 _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
 _PAIRS = "tests/addons/releases/test_pairs.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
-_LEASE = "tests/store/test_lease.py::"
+_LEASE = "tests/addons/between_workers/test_store_lease.py::"
 _OPERATIONS = "tests/addons/releases/test_operations.py::"
 _LOST = "tests/addons/releases/test_lost_documents.py::"
 _VERSIONS = "tests/addons/releases/test_versions_of_sources.py::"
@@ -411,21 +411,21 @@ MUTANTS = (
     ),
     Mutant(
         "a lease is taken and released, whoever has it",
-        "service/stepwell/lease.py",
+        "service/stepwell/addons/between_workers/lease.py",
         "if holder == ARGV[1] or (holder == '' and ARGV[3] ~= '1') then",
         "if holder ~= '-' then",
         (f"{_LEASE}test_work_is_cancelled_when_another_process_has_the_lease_whose_lease_stays",),
     ),
     Mutant(
         "work outlives its lease",
-        "service/stepwell/lease.py",
+        "service/stepwell/addons/between_workers/lease.py",
         "while self.is_held or self._is_checked:",
         "while True:",
         (f"{_LEASE}test_work_is_cancelled_when_the_lease_cannot_be_renewed",),
     ),
     Mutant(
         "a lease is not renewed while work is done",
-        "service/stepwell/lease.py",
+        "service/stepwell/addons/between_workers/lease.py",
         "await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)",
         "await asyncio.wait({working})",
         (f"{_LEASE}test_work_is_cancelled_when_the_lease_cannot_be_renewed",),

@@ -20,10 +20,10 @@ from stepwell.addons.alert.follower import StreamFollower
 from stepwell.addons.alert.rules import AlarmRule, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.stream_state import StreamUpdate
+from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.watch.refusals import RefusalLog, RefusalReader
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
-from stepwell.lease import Lease
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument

@@ -17,7 +17,7 @@ from stepwell.addons.alert.deliveries import Delivery, DeliveryOptions, target_i
 from stepwell.addons.alert.rules import AlarmTarget
 from stepwell.addons.alert.store import AlertStore, AlertWrites
 from stepwell.addons.alert.stream_state import Alarm
-from stepwell.lease import Lease
+from stepwell.addons.between_workers.lease import Lease
 from stepwell.store.state_store import StateStore
 from stepwell_client.wire.backoff import Backoff
 from tests.addons.alert.alerts import WebhookReceiver

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.subscriber import Subscriber
@@ -21,7 +22,6 @@ from stepwell.store import listing
 from stepwell.store.checks.safety import UnsafeStoreError, check_safe, read_server_info
 from stepwell.store.commits import Outcome
 from stepwell.store.keys import idempotency_key_of, record_key
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import open_transport

@@ -11,7 +11,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from stepwell.testing import BrokerLaws
+from stepwell.addons.connect.broker_laws import BrokerLaws
 from tests.addons.connect.connectors import (
     ConnectorProcess,
     Readings,

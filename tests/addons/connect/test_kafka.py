@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from stepwell.addons.connect.broker_laws import BrokerLaws
 from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, ConnectUsageError
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.testing import BrokerLaws
 from tests.addons.connect.brokers import BrokerProcess, kafka
 from tests.addons.connect.connectors import (
     ConnectorProcess,

@@ -9,6 +9,7 @@ import pytest
 
 from stepwell.addons.artifacts.keeper import ArtifactKeeper
 from stepwell.addons.artifacts.settings import ArtifactSettings
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.keys import release_key
@@ -17,7 +18,6 @@ from stepwell.addons.releases.store import ReleaseStore, StoredRelease
 from stepwell.addons.releases.translations import Translations
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.step_model import StepModel

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.interests import InterestTable
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.models.registry import ModelRegistry
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.interests import CommitsUnderWay, InterestTable, Subscription
@@ -18,7 +19,6 @@ from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey
 from tests.addons.rollouts.harness import rollouts_of

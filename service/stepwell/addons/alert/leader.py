@@ -23,10 +23,10 @@ from stepwell.addons.alert.rules import FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.alert.stream_state import StreamUpdate
 from stepwell.addons.alert.updates import update_of_message
+from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.watch.refusals import RefusalReader
 from stepwell.background import cancel
 from stepwell.errors import ServiceError
-from stepwell.lease import Lease
 from stepwell_client import http_transport
 from stepwell_client.errors import ClientError
 from stepwell_client.results import Event

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from stepwell.addons.between_workers.store_lease import StoreLease
 from stepwell.errors import ServiceError
 from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
-from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.connection import Argument
 from stepwell.store.transport.retry import deadline
 

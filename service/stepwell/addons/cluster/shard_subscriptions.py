@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from stepwell.addons.between_workers.subscriber import SubscriberConnection
 from stepwell.background import cancel, run_forever
 from stepwell.store.transport.connection import CommandError, NotSentError
 from stepwell.store.transport.server import ServerTransport
 from stepwell.store.transport.shard_channels import ShardListener
-from stepwell.store.transport.subscriber import SubscriberConnection
 
 if TYPE_CHECKING:
     from stepwell.addons.cluster.transport import ClusterTransport

@@ -1,4 +1,4 @@
-"""The dashboard at `/`, and the page of the API at `/docs`, which fetches the OpenAPI document."""
+"""The dashboard at `/`, the page of the API at `/docs`, which fetches the OpenAPI document, and that of the errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from stepwell.asgi.error_page import PAGE_HEADERS
+from stepwell.addons.dashboard.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse
 from stepwell.service_addon import ServiceAddon
 
@@ -20,12 +20,13 @@ _HIDDEN_WARNING: Final = b'<p id="open-warning" class="notice" role="alert" hidd
 
 
 class Dashboard(ServiceAddon):
-    """Serves the files of both pages; that of the API is left out in production."""
+    """Serves the pages; that of the API is left out in production."""
 
     def add_routes(self, app: FastAPI) -> None:
         """Declare the routes."""
         app.add_api_route("/", self.page, methods=["GET"], include_in_schema=False)
         app.mount("/dashboard", PageFiles(directory=_PAGE), name="dashboard")
+        app.add_api_route("/docs/errors", self.errors, methods=["GET"], include_in_schema=False)
         if not self.context.settings.production:
             app.add_api_route("/docs", self.docs, methods=["GET"], include_in_schema=False)
             app.mount("/reference", PageFiles(directory=_REFERENCE), name="reference")
@@ -37,6 +38,10 @@ class Dashboard(ServiceAddon):
             return FileResponse(page, headers=_HEADERS)
         with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
         return RawResponse(with_warning, "text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    async def errors(self, _request: Request) -> Response:
+        """Return the page with the meaning of each error code, which the `type` of problems links to."""
+        return RawResponse(error_page(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def docs(self, _request: Request) -> Response:
         """Return the page of the API."""

@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from stepwell.addons.between_workers.followed_value import FollowedValue
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.errors import ServiceError
 from stepwell.store import keys
-from stepwell.store.followed_value import FollowedValue
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.transport.retry import deadline, replies_of
 
 if TYPE_CHECKING:

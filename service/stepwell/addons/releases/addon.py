@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.gate import Gates
 from stepwell.addons.releases.metrics import ReleaseMetrics
@@ -23,7 +24,6 @@ from stepwell.addons.releases.view import ended_by_model, streams_by_version
 from stepwell.background import run_forever
 from stepwell.errors import ServiceError
 from stepwell.service_addon import ServiceAddon
-from stepwell.store.pubsub import StorePubSub
 
 if TYPE_CHECKING:
     from stepwell.addons.releases.translations import Translations

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import Final
 
+from stepwell.addons.between_workers.followed_value import FollowedValue
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.releases.document import ReleaseDocument
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import TOPIC, ReleaseStore
@@ -13,8 +15,6 @@ from stepwell.addons.releases.translations import Translations
 from stepwell.background import cancel
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.store.followed_value import FollowedValue
-from stepwell.store.pubsub import StorePubSub
 from stepwell_export.runtime.errors import StepwellError
 
 _log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from stepwell.addons.between_workers.lease import Lease
+from stepwell.addons.between_workers.store_lease import StoreLease
 from stepwell.addons.releases import keys
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore
 from stepwell.errors import ServiceError, StoreUnavailableError
-from stepwell.lease import Lease
 from stepwell.store.keys import ALL_RECORDS
 from stepwell.store.scripts import Script
-from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.retry import deadline, execute_with_retry
 from stepwell.store.transport.server import ServerTransport

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from stepwell.addons.between_workers.lease import Lease
+from stepwell.addons.between_workers.store_lease import StoreLease
 from stepwell.addons.releases import keys
 from stepwell.addons.releases.pair_state import Standing
 from stepwell.addons.releases.sweeps import read_sweep
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.errors import ServiceError
-from stepwell.lease import Lease
 from stepwell.store.commits import Commit, Outcome
 from stepwell.store.keys import stream_of, tenant_of
 from stepwell.store.listing import records_of_model
 from stepwell.store.record import decode
-from stepwell.store.store_lease import StoreLease
 from stepwell.store.transport.retry import deadline
 from stepwell.types import StreamKey
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from stepwell.addons.api_schemas.sockets import document_socket
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.watch import event_stream, socket
 from stepwell.addons.watch.event_stream import EventRoute
 from stepwell.addons.watch.hub import WatchHub
@@ -19,7 +20,6 @@ from stepwell.addons.watch.metrics import watchers_gauge
 from stepwell.addons.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.service_addon import ServiceAddon
-from stepwell.store.pubsub import StorePubSub
 
 if TYPE_CHECKING:
     from stepwell.requests.context import AppContext

@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, STREAM_PATH, query, route
+from stepwell.addons.event_stream import COMMENT, EventStreamResponse, encode_event
 from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.messages import HEARTBEAT_S
 from stepwell.addons.watch.subscriber import EventGap, Subscriber
-from stepwell.asgi.event_stream import COMMENT, EventStreamResponse, encode_event
 from stepwell.asgi.query import flag_of, number_of
 from stepwell.codec import JSON
 from stepwell.errors import ServiceError

@@ -23,7 +23,7 @@ from stepwell.errors import ServiceError
 from stepwell.types import StreamKey
 
 if TYPE_CHECKING:
-    from stepwell.store.pubsub import StorePubSub
+    from stepwell.addons.between_workers.pubsub import StorePubSub
     from stepwell.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)

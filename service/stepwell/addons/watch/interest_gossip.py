@@ -14,7 +14,7 @@ from stepwell.addons.watch.interests import TOPIC, InterestTable, Subscription
 from stepwell.background import cancel, run_forever
 
 if TYPE_CHECKING:
-    from stepwell.store.pubsub import StorePubSub
+    from stepwell.addons.between_workers.pubsub import StorePubSub
 
 _log = logging.getLogger(__name__)
 

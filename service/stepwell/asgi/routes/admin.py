@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from stepwell.asgi.error_page import PAGE_HEADERS, error_page
 from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
 from stepwell.metrics import OPENMETRICS
 from stepwell.models.registry import ModelRegistry
@@ -33,7 +32,6 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
     add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
     add("/metrics", routes.metrics, methods=["GET"])
-    add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
 
 
 class AdminRoutes:
@@ -106,10 +104,6 @@ class AdminRoutes:
         as_openmetrics = OPENMETRICS in request.headers.get("accept", "")
         body, media_type = await asyncio.to_thread(self._context.metrics.render, as_openmetrics=as_openmetrics)
         return RawResponse(body, media_type)
-
-    async def errors(self, _request: Request) -> Response:
-        """Return the page with the meaning of each error code, which the `type` of problems links to."""
-        return RawResponse(error_page(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 def describe(served: ServedModel, models: ModelRegistry) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from paho.mqtt import client as mqtt
 
+from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.mqtt_lease import LEASE_S, MqttLease
 from stepwell.addons.connect.brokers.mqtt_session import IN_FLIGHT, TIMEOUT_S, MqttSession
@@ -25,7 +26,6 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.background import happens
-from stepwell.lease import Lease
 
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0

@@ -13,6 +13,7 @@ import nats
 from nats.js import api
 from nats.js import errors as js_errors
 
+from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.connect.brokers.confirmations import all_confirmed
 from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.nats_connection import TIMEOUT_S, NatsConnection, RefusedSubjectError
@@ -27,7 +28,6 @@ from stepwell.addons.connect.messages import (
     encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.lease import Lease
 
 _DURABLE: Final = "stepwell"
 _WAIT_S: Final = 0.5

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
+from stepwell.addons.between_workers.lease import LEASE_SCRIPT, Lease
 from stepwell.addons.connect.brokers.interface import MarksEach, ReaderOptions
 from stepwell.addons.connect.brokers.redis_connection import connect, redis_errors, tagged
 from stepwell.addons.connect.brokers.redis_writer import RedisStreamWriter
@@ -22,7 +23,6 @@ from stepwell.addons.connect.messages import (
     MessageColumns,
 )
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.lease import LEASE_SCRIPT, Lease
 
 _GROUP: Final = "stepwell"
 _CONSUMER: Final = "stepwell"

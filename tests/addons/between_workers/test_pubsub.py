@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
+from stepwell.addons.between_workers import pubsub
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.commands.store_permissions import check_permissions
-from stepwell.store import pubsub
-from stepwell.store.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import RedisTransport

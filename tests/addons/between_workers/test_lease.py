@@ -1,4 +1,4 @@
-"""`Lease`, on an entry in memory; `tests/store/test_lease.py` has the one in the store."""
+"""`Lease`, on an entry in memory; `tests/addons/between_workers/test_store_lease.py` has the one in the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from stepwell.lease import Lease
+from stepwell.addons.between_workers.lease import Lease
 
 
 class MemoryEntry:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stepwell.lease import Lease
+from stepwell.addons.between_workers.lease import Lease
+from stepwell.addons.between_workers.store_lease import StoreLease
 from stepwell.store.state_store import StateStore
-from stepwell.store.store_lease import StoreLease
 from tests.servers import Server
 
 KEY = "swl:lease"

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final, Protocol
 
+from stepwell.addons.between_workers.subscriber import SubscriberConnection
 from stepwell.background import run_forever
 from stepwell.store.transport.connection import NoReplyError, NotSentError
-from stepwell.store.transport.subscriber import SubscriberConnection
 from stepwell.store.transport.transport import RedisTransport
 
 _log = logging.getLogger(__name__)

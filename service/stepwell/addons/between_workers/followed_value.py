@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.background import happens, run_forever
-from stepwell.store.pubsub import StorePubSub
 
 _EVERY_S: Final = 1.0
 

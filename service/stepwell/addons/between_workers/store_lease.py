@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from stepwell.addons.between_workers.lease import LEASE_SCRIPT
 from stepwell.errors import ServiceError
-from stepwell.lease import LEASE_SCRIPT
 from stepwell.store.transport.retry import deadline
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from stepwell.store.followed_value import FollowedValue
-from stepwell.store.pubsub import StorePubSub
+from stepwell.addons.between_workers.followed_value import FollowedValue
+from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
