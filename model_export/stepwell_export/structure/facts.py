@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -181,27 +180,6 @@ def common_axis(places: Sequence[Rows]) -> Rows:
 
 # ---------------------------------------------------------------- numbers that follow from sizes and constants
 
-Compute = Callable[[Mapping[str, Any], Sequence[Any]], Any]
-
-
-def _axes(attrs: Mapping[str, Any], given: Sequence[Any]) -> tuple[int, ...] | None:
-    axes = attrs.get("axes") if len(given) < 2 or given[1] is None else np.asarray(given[1]).reshape(-1).tolist()
-    return None if axes is None else tuple(int(axis) for axis in axes)
-
-
-def _unsqueeze(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    axes = _axes(attrs, given) or ()
-    return np.asarray(np.expand_dims(given[0], axes))
-
-
-def _slice(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    value = given[0]
-    for axis, part in slices(attrs, given, value.ndim).items():
-        at = [slice(None)] * value.ndim
-        at[axis] = slice(*part)
-        value = value[tuple(at)]
-    return np.asarray(value)
-
 
 def slices(attrs: Mapping[str, Any], given: Sequence[Any], rank: int) -> dict[int, tuple[int, int | None, int]]:
     """Return the start, the end and the step that a Slice has, by axis."""
@@ -224,137 +202,71 @@ def slices(attrs: Mapping[str, Any], given: Sequence[Any], rank: int) -> dict[in
     return cuts
 
 
-def _split(attrs: Mapping[str, Any], given: Sequence[Any]) -> list[Array]:
-    axis, sizes = attrs.get("axis", 0), attrs.get("split") if len(given) < 2 else given[1]
-    if sizes is None:
-        return list(np.array_split(given[0], attrs["num_outputs"], axis))
-    return list(np.split(given[0], np.cumsum(np.asarray(sizes))[:-1], axis))
+MOVING: Final = frozenset({
+    "Identity", "Cast", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Split", "Expand",
+})  # fmt: skip
+"""Operators that move numbers; the first input holds these, all inputs of `Concat` do."""
 
-
-def _reshape(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    value, target = given[0], np.asarray(given[1]).tolist()
-    sizes = [value.shape[i] if n == 0 and not attrs.get("allowzero") else n for i, n in enumerate(target)]
-    return np.asarray(value.reshape(sizes))
-
-
-def _squeeze(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    squeezed: Array = np.squeeze(given[0], _axes(attrs, given))
-    return squeezed
-
-
-MOVED: dict[str, Compute] = {
-    "Identity": lambda attrs, given: given[0],
-    "Cast": lambda attrs, given: given[0].astype(onnx.helper.tensor_dtype_to_np_dtype(attrs["to"])),
-    "Gather": lambda attrs, given: np.take(given[0], given[1], axis=attrs.get("axis", 0)),
-    "Concat": lambda attrs, given: np.concatenate(given, axis=attrs["axis"]),
-    "Slice": _slice,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Reshape": _reshape,
-    "Transpose": lambda attrs, given: np.transpose(given[0], attrs.get("perm")),
-    "Split": _split,
-    "Expand": lambda attrs, given: np.broadcast_to(
-        given[0], np.broadcast_shapes(given[0].shape, tuple(np.asarray(given[1]).tolist()))
-    ),
-}
-"""Operators that move numbers; the first inputs hold these, `Concat` has no others."""
-
-
-def _reduced(function: Callable[..., Any]) -> Compute:
-    return lambda attrs, given: np.asarray(
-        function(given[0], axis=_axes(attrs, given), keepdims=bool(attrs.get("keepdims", 1)))
-    )
-
-
-def _fill(attrs: Mapping[str, Any]) -> Any:
-    return onnx.numpy_helper.to_array(attrs["value"]).reshape(-1)[0] if "value" in attrs else np.float32(0)
-
-
-def _divided(attrs: Mapping[str, Any], given: Sequence[Any]) -> Array:
-    left, right = given
-    if left.dtype.kind in "iu":
-        return np.asarray(np.trunc(left / right)).astype(left.dtype)  # ONNX rounds towards zero
-    return np.asarray(left / right)
-
-
-COMPUTED: dict[str, Compute] = {
-    "Add": lambda attrs, given: given[0] + given[1],
-    "Sub": lambda attrs, given: given[0] - given[1],
-    "Mul": lambda attrs, given: given[0] * given[1],
-    "Div": _divided,
-    "Neg": lambda attrs, given: -given[0],
-    "Abs": lambda attrs, given: np.abs(given[0]),
-    "Min": lambda attrs, given: reduce(np.minimum, given),
-    "Max": lambda attrs, given: reduce(np.maximum, given),
-    "Equal": lambda attrs, given: given[0] == given[1],
-    "Less": lambda attrs, given: given[0] < given[1],
-    "LessOrEqual": lambda attrs, given: given[0] <= given[1],
-    "Greater": lambda attrs, given: given[0] > given[1],
-    "GreaterOrEqual": lambda attrs, given: given[0] >= given[1],
-    "Not": lambda attrs, given: ~given[0],
-    "And": lambda attrs, given: given[0] & given[1],
-    "Or": lambda attrs, given: given[0] | given[1],
-    "Where": lambda attrs, given: np.where(*given),
-    "Floor": lambda attrs, given: np.floor(given[0]),
-    "Ceil": lambda attrs, given: np.ceil(given[0]),
-    "Sqrt": lambda attrs, given: np.sqrt(given[0]),
-    "ReduceProd": _reduced(np.prod),
-    "ReduceSum": _reduced(np.sum),
-    "ReduceMax": _reduced(np.max),
-    "ReduceMin": _reduced(np.min),
-    "Range": lambda attrs, given: np.arange(*(np.asarray(value).item() for value in given)),
-    "ConstantOfShape": lambda attrs, given: np.full(given[0].tolist(), _fill(attrs)),
-}
+COMPUTING: Final = frozenset({
+    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual",
+    "Not", "And", "Or", "Where", "Floor", "Ceil", "Sqrt", "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "Range",
+    "ConstantOfShape",
+})  # fmt: skip
 """Operators that compute with numbers."""
 
 
-def _differ(left: Array, other: Array) -> Array:
-    return np.asarray((left != other) & ~(_is_nan(left) & _is_nan(other)))
-
-
-def _is_nan(value: Array) -> Array:
-    return np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
-
-
 def computed(
-    kind: str, attrs: Mapping[str, Any], given: Sequence[tuple[Array, Array] | None], counts: Sequence[Array | None]
+    node: onnx.NodeProto, opset: int, given: Sequence[tuple[Array, Array] | None], counts: Sequence[Array | None]
 ) -> list[tuple[tuple[Array, Array], Array]] | None:
     """Return the numbers of a node's outputs for both trials, and which of them follow from the number of rows.
 
     Args:
-        kind: The operator.
-        attrs: Its attributes.
+        node: The node.
+        opset: The version of its operator.
         given: Its inputs; None: one that is left out.
         counts: The same for its inputs.
 
     Returns:
         None where the operator is not one of these, or there are too many numbers.
     """
-    compute = MOVED.get(kind) or COMPUTED.get(kind)
-    if compute is None or (kind == "ConstantOfShape" and counts[0] is not None and counts[0].any()):
+    kind = node.op_type
+    moved = len(given) if kind == "Concat" else 1
+    is_of_count = [mark is not None and bool(mark.any()) for mark in counts]
+    if kind not in MOVING | COMPUTING or (kind == "ConstantOfShape" and is_of_count[0]):
         return None
+    if kind in MOVING and any(is_of_count[moved:]):
+        return None
+    firsts = [pair and pair[0] for pair in given]
     try:
-        with np.errstate(all="ignore"):
-            trials = [compute(attrs, [None if pair is None else pair[t] for pair in given]) for t in range(2)]
-            if kind in MOVED:
-                moved = len(given) if kind == "Concat" else 1
-                marks = compute(attrs, [*counts[:moved], *(pair and pair[0] for pair in given[moved:])])
-                if any(mark is not None and mark.any() for mark in counts[moved:]):
-                    return None
-            else:
-                marks = [any(mark is not None and mark.any() for mark in counts)]
-    except (ValueError, IndexError, TypeError, KeyError, OverflowError, MemoryError):
+        first, other = _run(node, opset, firsts), _run(node, opset, [pair and pair[1] for pair in given])
+        if kind in MOVING:
+            marks = [mark.astype(bool) for mark in _run(node, opset, [*counts[:moved], *firsts[moved:]])]
+        else:
+            marks = [np.full(value.shape, any(is_of_count)) for value in first]
+    except Exception:  # noqa: BLE001  # whatever NumPy and onnx raise: the numbers are not known
         return None
     values = []
-    first, second = (trial if isinstance(trial, list) else [trial] for trial in trials)
-    for place, (left, other) in enumerate(zip(map(np.asarray, first), map(np.asarray, second), strict=True)):
-        if max(left.size, other.size) > MOST_NUMBERS:
+    for left, right, mark in zip(first, other, marks, strict=True):
+        if max(left.size, right.size) > MOST_NUMBERS:
             return None
-        if kind in MOVED:
-            mark = np.asarray(marks[place] if isinstance(marks, list) else marks).astype(bool)
-        else:
-            mark = np.full(left.shape, marks[0], bool)
-        if left.shape == other.shape and mark.shape == left.shape:
-            mark = mark | _differ(left, other)
-        values.append(((left, other), mark))
+        differs = _differ(left, right) if left.shape == right.shape else False
+        values.append(((left, right), mark | differs))
     return values
+
+
+def _run(node: onnx.NodeProto, opset: int, given: Sequence[Array | None]) -> list[Array]:
+    """Return what a node gives, by the reference implementation of the onnx package."""
+    from onnx.reference import ReferenceEvaluator
+
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    names = [f"in_{place}" for place in range(len(given))]
+    alone.input[:] = ["" if value is None else name for name, value in zip(names, given, strict=True)]
+    with np.errstate(all="ignore"):
+        made = ReferenceEvaluator(alone, opsets={node.domain: opset}).run(None, dict(zip(names, given, strict=True)))
+    return [np.asarray(value) for value in made]
+
+
+def _differ(left: Array, right: Array) -> Array:
+    differs: Array = left != right
+    return differs & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else differs

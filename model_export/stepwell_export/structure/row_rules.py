@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-
 from stepwell_export.graph.operators import BROADCASTING, REDUCTIONS, RNN, RUNNING, STATEFUL, UNARY
 from stepwell_export.structure.facts import (
     TRIALS,
@@ -123,76 +121,52 @@ def _first(call: RowCall) -> Rows:
     return rows
 
 
-def _along(default: int, verb: str, *, of_one: bool = False, flat_below: int = 0) -> Rule:
-    """An operator along the axis `axis`.
+Axes = Callable[[RowCall], Iterable[int]]
+
+
+def _along(axes: Axes, verb: str, *, reduces: bool = False) -> Rule:
+    """An operator that makes of all elements along some axes of its first input something for each.
 
     Args:
-        default: The axis where none is given.
-        verb: What it does along it.
-        of_one: Whether it leaves one of the axis, or none, as `keepdims` has it.
-        flat_below: The opset below which it runs along all axes from `axis` on, the default being 1.
+        axes: These axes.
+        verb: What it does along them.
+        reduces: Whether it leaves one element along them, or none, as `keepdims` has it.
     """
-
-    def rule(call: RowCall) -> Rows:
-        call.only(0)
-        rows, rank = _first(call), call.rank(0)
-        if call.opset < flat_below:
-            axis = call.axis(1, rank)
-            if rows.axis >= axis:
-                raise MixedError(f"{verb} the rows of the batch")
-            return rows
-        axis = call.axis(default, rank)
-        if axis == rows.axis:
-            raise MixedError(f"{verb} the rows of the batch")
-        if of_one and not call.attrs.get("keepdims", 1):
-            return replace(rows, axis=rows.axis - (axis < rows.axis))
-        return rows
-
-    return rule
-
-
-def _along_input(call: RowCall) -> Rows:
-    call.only(0)
-    axes = call.values(1)
-    if axes is None or axes[0] % call.rank(0) == _first(call).axis:
-        raise MixedError("runs over the rows of the batch")
-    return _first(call)
-
-
-def _reduce(call: RowCall) -> Rows:
-    call.only(0)
-    rows, rank = _first(call), call.rank(0)
-    axes = call.values(1) if call.fact(1) is not None else call.attrs.get("axes")
-    if not axes:
-        if call.attrs.get("noop_with_empty_axes"):
-            return rows
-        axes = range(rank)
-    axes = {int(axis) % rank for axis in axes}
-    if rows.axis in axes:
-        raise MixedError("reduces over the rows of the batch")
-    if call.attrs.get("keepdims", 1):
-        return rows
-    return replace(rows, axis=rows.axis - sum(axis < rows.axis for axis in axes))
-
-
-def _from_axis(default: int, verb: str) -> Rule:
-    """An operator over all axes from `axis` on."""
 
     def rule(call: RowCall) -> list[Rows | None]:
         call.only(0)
-        rows = _first(call)
-        if rows.axis >= call.axis(default, call.rank(0)):
+        rows, rank = _first(call), call.rank(0)
+        along = {int(axis) % rank for axis in axes(call)}
+        if rows.axis in along:
             raise MixedError(f"{verb} the rows of the batch")
+        if reduces and not call.attrs.get("keepdims", 1):
+            rows = replace(rows, axis=rows.axis - sum(axis < rows.axis for axis in along))
         return [rows] * len(call.made)
 
     return rule
 
 
-def _mean_variance(call: RowCall) -> Rows:
-    rows = _first(call)
-    if rows.axis in {axis % call.rank(0) for axis in call.attrs.get("axes", (0, 2, 3))}:
-        raise MixedError("normalises over the rows of the batch")
-    return rows
+def _axis(default: int, *, all_below: int = 0) -> Axes:
+    """Its attribute `axis`; below that opset all axes from it on, 1 being the default there."""
+
+    def axes(call: RowCall) -> Iterable[int]:
+        if call.opset < all_below:
+            return range(call.axis(1, call.rank(0)), call.rank(0))
+        return [call.axis(default, call.rank(0))]
+
+    return axes
+
+
+def _from(first: int | None = None) -> Axes:
+    """All axes from one on; None: from its attribute `axis`."""
+    return lambda call: range(call.axis(-1, call.rank(0)) if first is None else first, call.rank(0))
+
+
+def _reduced(call: RowCall) -> Iterable[int]:
+    axes = call.values(1) if call.fact(1) is not None else call.attrs.get("axes")
+    if axes or call.attrs.get("noop_with_empty_axes"):
+        return axes or []
+    return range(call.rank(0))
 
 
 def _batch_norm(call: RowCall) -> list[Rows | None]:
@@ -205,19 +179,6 @@ def _batch_norm(call: RowCall) -> list[Rows | None]:
     if rows.axis == 1 and call.rank(0) > 1:
         raise UndecidedError("has the rows where its channels are")
     return [rows, *[None] * (len(call.made) - 1)]
-
-
-def _per_item(verb: str, *, channels: bool = False) -> Rule:
-    """A norm or pooling of each item of the first axis, and with `channels` of each channel."""
-
-    def rule(call: RowCall) -> list[Rows | None]:
-        call.only(0)
-        rows = _first(call)
-        if rows.axis > channels:
-            raise MixedError(f"{verb} the rows of the batch")
-        return [rows] * len(call.made)
-
-    return rule
 
 
 def _convolution(call: RowCall) -> Rows:
@@ -420,28 +381,14 @@ def _gather(call: RowCall) -> Rows:
     return data if data.axis < axis else replace(data, axis=data.axis - 1 + call.rank(1))
 
 
-def _gather_elements(call: RowCall) -> Rows:
-    data, indices = call.rows(0), call.rows(1)
-    axis = call.axis(0, call.rank(0))
-    if data is None or data != indices:
-        raise UndecidedError("picks elements by numbers whose rows are elsewhere")
-    if data.axis == axis:
-        raise MixedError("picks elements along the rows of the batch")
-    return data
-
-
-def _gather_nd(call: RowCall) -> Rows:
-    data, indices, count = call.rows(0), call.rows(1), int(call.attrs.get("batch_dims", 0))
-    fact = call.fact(1)
-    assert fact is not None
-    if indices is not None and indices.axis < fact.rank - 1:
-        if data is None:
-            return indices
-        if data == indices and data.axis < count:
-            return data
-    if indices is None and data is not None and data.axis >= (end := count + fact.known_shapes[0][-1]):
-        return replace(data, axis=fact.rank - 1 + data.axis - end)
-    raise UndecidedError("picks from the axis that has the rows")
+def _elements_by_places(call: RowCall) -> Rows:
+    """Elements that are picked, or written, at places along an axis."""
+    places = [call.rows(place) for place in range(len(call.given))]
+    if places[0] is None or any(place != places[0] for place in places):
+        raise UndecidedError("takes places whose rows are elsewhere")
+    if places[0].axis == call.axis(0, call.rank(0)):
+        raise MixedError("picks or writes elements along the rows of the batch")
+    return places[0]
 
 
 def _scatter_nd(call: RowCall) -> Rows:
@@ -454,14 +401,6 @@ def _scatter_nd(call: RowCall) -> Rows:
     if updates != replace(data, axis=data.axis - depth + fact.rank - 1):
         raise UndecidedError("writes something whose rows are elsewhere")
     return data
-
-
-def _scatter_elements(call: RowCall) -> Rows:
-    places = [call.rows(place) for place in range(3)]
-    axis = call.axis(0, call.rank(0))
-    if places[0] is None or any(place != places[0] for place in places) or places[0].axis == axis:
-        raise UndecidedError("writes into the axis that has the rows")
-    return places[0]
 
 
 def _pad(call: RowCall) -> Rows:
@@ -504,13 +443,6 @@ def _one_hot(call: RowCall) -> Rows:
     call.only(0)
     rows, axis = _first(call), call.axis(-1, call.rank(0) + 1)
     return replace(rows, axis=rows.axis + (axis <= rows.axis))
-
-
-def _last_two(call: RowCall) -> Rows:
-    rows, rank = _first(call), call.rank(0)
-    if rows.axis >= rank - 2:
-        raise MixedError("takes the rows of the batch for those of a matrix")
-    return rows
 
 
 def _reverse_sequence(call: RowCall) -> Rows:
@@ -562,121 +494,62 @@ def _skip_norm(call: RowCall) -> list[Rows | None]:
     return [rows] * len(call.made)
 
 
-def _not_on(call: RowCall, axis: int, verb: str) -> Rows:
-    if _first(call).axis == axis:
-        raise MixedError(f"{verb} the rows of the batch")
-    return _first(call)
+def _of_all(call: RowCall) -> Rows:
+    raise MixedError("takes one scale from all rows of the batch")
 
 
-def _transformed(call: RowCall) -> Rows:
-    rows, rank = _first(call), call.rank(0)
-    given = call.values(2) if call.opset >= 20 else [int(call.attrs.get("axis", 1))]
-    if (given or [-2])[0] % rank == rows.axis:
-        raise MixedError("transforms over the rows of the batch")
-    return rows
-
-
-def _table(call: RowCall) -> list[Rows | None]:
-    """An operator of `ai.onnx.ml` on lines of features; what has one axis is one line."""
-    if call.rank(0) < 2:
-        raise UndecidedError("takes the rows for one line of features")
-    return _all_in_front(call)
-
-
-def _mixing(what: str) -> Rule:
-    def rule(call: RowCall) -> Rows:
-        raise MixedError(what)
-
-    return rule
-
-
-_UNARY = [
-    *sorted(UNARY), "Bernoulli", "BiasGelu", "Binarizer", "FastGelu", "Imputer", "LabelEncoder", "QuickGelu",
-    "RandomNormalLike", "RandomUniformLike",
-]  # fmt: skip
-_DYNAMIC = "takes one scale from all rows of the batch"
+_UNARY = [*sorted(UNARY), "Bernoulli", "BiasGelu", "FastGelu", "QuickGelu", "RandomNormalLike", "RandomUniformLike"]
 
 RULES: Final[Mapping[str, Rule]] = {
-    **dict.fromkeys([*_UNARY, *BROADCASTING], _elementwise),
-    **dict.fromkeys(REDUCTIONS, _reduce),
-    **dict.fromkeys(RNN, _recurrent),
-    **dict.fromkeys(
+    operator: rule
+    for operators, rule in (
+        ([*_UNARY, *BROADCASTING], _elementwise),
+        (REDUCTIONS, _along(_reduced, "reduces over", reduces=True)),
+        (RNN, _recurrent),
+        ([*STATEFUL.keys() - RNN, "RotaryEmbedding", "Multinomial"], _all_in_front),
+        (["ArgMax", "ArgMin"], _along(_axis(0), "picks one of", reduces=True)),
+        (["Softmax", "LogSoftmax"], _along(_axis(-1, all_below=13), "normalises over")),
+        (["Hardmax"], _along(_axis(-1, all_below=13), "picks one of")),
+        (["LpNormalization"], _along(_axis(-1), "normalises over")),
+        (RUNNING, _along(lambda call: call.values(1) or range(call.rank(0)), "runs over")),
+        (["TopK"], _along(_axis(-1), "sorts")),
         (
-            *sorted(STATEFUL.keys() - RNN),
-            "RotaryEmbedding",
-            "Multinomial",
-            "GridSample",
-            "STFT",
+            ["LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"],
+            _along(_from(), "normalises over"),
         ),
-        _all_in_front,
-    ),
-    **dict.fromkeys(("ArgMax", "ArgMin"), _along(0, "picks one of", of_one=True)),
-    **dict.fromkeys(
-        (
-            "LinearClassifier",
-            "LinearRegressor",
-            "Normalizer",
-            "OneHotEncoder",
-            "SVMClassifier",
-            "SVMRegressor",
-            "Scaler",
-            "TreeEnsemble",
-            "TreeEnsembleClassifier",
-            "TreeEnsembleRegressor",
-            "FeatureVectorizer",
-            "ArrayFeatureExtractor",
-        ),
-        _table,
-    ),
-    "Softmax": _along(-1, "normalises over", flat_below=13),
-    "LogSoftmax": _along(-1, "normalises over", flat_below=13),
-    "Hardmax": _along(-1, "picks one of", flat_below=13),
-    "LpNormalization": _along(-1, "normalises over"),
-    **dict.fromkeys(RUNNING, _along_input),
-    "TopK": lambda call: [_along(-1, "sorts")(call)] * 2,  # type: ignore[list-item]  # one place, for both outputs
-    "LayerNormalization": _from_axis(-1, "normalises over"),
-    "SimplifiedLayerNormalization": _from_axis(-1, "normalises over"),
-    "RMSNormalization": _from_axis(-1, "normalises over"),
-    "SkipLayerNormalization": _skip_norm,
-    "SkipSimplifiedLayerNormalization": _skip_norm,
-    "MeanVarianceNormalization": _mean_variance,
-    "BatchNormalization": _batch_norm,
-    "InstanceNormalization": _per_item("normalises over"),
-    "GroupNormalization": _per_item("normalises over"),
-    "LRN": lambda call: _not_on(call, 1, "normalises over"),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), _per_item("pools", channels=True)),
-    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), _windowed),
-    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv"), _convolution),
-    **dict.fromkeys(("MatMul", "MatMulInteger", "FusedMatMul", "MatMulIntegerToFloat"), _matmul),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), _along(-1, "adds up")),
-    "QLinearMatMul": lambda call: _matmul(call, (0, 3)),
-    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
-    "Einsum": _einsum,
-    "DynamicQuantizeLinear": _mixing(_DYNAMIC),
-    "DynamicQuantizeMatMul": _mixing(_DYNAMIC),
-    "DynamicQuantizeLSTM": _mixing(_DYNAMIC),
-    "QuantizeLinear": _of_first,
-    "DequantizeLinear": _of_first,
-    "Transpose": _transpose,
-    **dict.fromkeys(("Reshape", "Flatten", "Unsqueeze"), _reshape),
-    "Squeeze": _squeeze,
-    "Concat": _concat,
-    "Split": _split,
-    "Slice": _slice,
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "GatherND": _gather_nd,
-    "ScatterND": _scatter_nd,
-    "ScatterElements": _scatter_elements,
-    "Pad": _pad,
-    "Tile": _tile,
-    "Expand": _expand,
-    **dict.fromkeys(("Resize", "Upsample"), _same_size),
-    "OneHot": _one_hot,
-    "Trilu": _last_two,
-    "Det": _last_two,
-    "ReverseSequence": _reverse_sequence,
-    "DFT": _transformed,
+        (["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"], _skip_norm),
+        (["MeanVarianceNormalization"], _along(lambda call: call.attrs.get("axes", (0, 2, 3)), "normalises over")),
+        (["BatchNormalization"], _batch_norm),
+        (["InstanceNormalization", "GroupNormalization"], _along(_from(1), "normalises over")),
+        (["LRN"], _along(lambda call: [1], "normalises over")),
+        (["GlobalAveragePool", "GlobalMaxPool"], _along(_from(2), "pools")),
+        (["AveragePool", "LpPool", "MaxPool"], _windowed),
+        (["Conv", "ConvTranspose", "ConvInteger"], _convolution),
+        (["MatMul", "MatMulInteger"], _matmul),
+        (["MatMulNBits"], _along(_axis(-1), "adds up")),
+        (["QLinearMatMul"], lambda call: _matmul(call, (0, 3))),
+        (["Gemm"], _gemm),
+        (["Einsum"], _einsum),
+        (["DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"], _of_all),
+        (["QuantizeLinear", "DequantizeLinear"], _of_first),
+        (["Transpose"], _transpose),
+        (["Reshape", "Flatten", "Unsqueeze"], _reshape),
+        (["Squeeze"], _squeeze),
+        (["Concat"], _concat),
+        (["Split"], _split),
+        (["Slice"], _slice),
+        (["Gather"], _gather),
+        (["GatherElements", "ScatterElements"], _elements_by_places),
+        (["ScatterND"], _scatter_nd),
+        (["Pad"], _pad),
+        (["Tile"], _tile),
+        (["Expand"], _expand),
+        (["Resize"], _same_size),
+        (["OneHot"], _one_hot),
+        (["Trilu"], _along(lambda call: [-2, -1], "takes for a matrix")),
+        (["ReverseSequence"], _reverse_sequence),
+    )
+    for operator in operators
 }
 """By operator. One that is not here is not decided."""
 
@@ -689,13 +562,10 @@ def made_shapes(call: RowCall) -> Sequence[tuple[Shape, Shape] | None]:
         return [None] * len(call.made)
     if call.kind in {*_UNARY, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
         return [shapes, *[None] * (len(call.made) - 1)]
-    if call.kind in {"MatMulNBits", "MatMulBnb4"}:
+    if call.kind == "MatMulNBits":
         return [tuple((*shape[:-1], int(call.attrs["N"])) for shape in shapes)]  # type: ignore[list-item]  # of two
     if call.kind in {"GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}:
         return [_attended(call, shapes), *[None] * (len(call.made) - 1)]
-    other = call.fact(1)
-    if call.kind in {"FusedMatMul", "MatMulIntegerToFloat"} and other is not None and other.shapes is not None:
-        return [_product_shapes(call, shapes, other.shapes)]
     return [None] * len(call.made)
 
 
@@ -710,17 +580,6 @@ def _attended(call: RowCall, query: tuple[Shape, Shape]) -> tuple[Shape, Shape] 
     if value is None or value.shapes is None or {len(query[0]), len(value.shapes[0])} != {3}:
         return None
     return (*query[0][:-1], value.shapes[0][-1]), (*query[1][:-1], value.shapes[1][-1])
-
-
-def _product_shapes(call: RowCall, left: tuple[Shape, Shape], right: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
-    sizes = []
-    for one, other in zip(left, right, strict=True):
-        if min(len(one), len(other)) < 2:
-            return None
-        lines = one[-1] if call.attrs.get("transA") else one[-2]
-        columns = other[-2] if call.attrs.get("transB") else other[-1]
-        sizes.append((*np.broadcast_shapes(one[:-2], other[:-2]), lines, columns))
-    return sizes[0], sizes[1]
 
 
 def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] | None) -> Rows | None:
@@ -750,7 +609,7 @@ def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] |
 
 SIZES: Final[Mapping[str, frozenset[int]]] = {
     "Reshape": frozenset({1}), "Expand": frozenset({1}), "Tile": frozenset({1}), "Slice": frozenset({1, 2, 3, 4}),
-    "Pad": frozenset({1, 3}), "Resize": frozenset({1, 2, 3}), "Upsample": frozenset({1}), "Squeeze": frozenset({1}),
+    "Pad": frozenset({1, 3}), "Resize": frozenset({1, 2, 3}), "Squeeze": frozenset({1}),
     "Unsqueeze": frozenset({1}), "Split": frozenset({1}), "ConstantOfShape": frozenset({0}),
     **dict.fromkeys(REDUCTIONS, frozenset({1})),
 }  # fmt: skip

@@ -15,6 +15,7 @@ tensor's shape has to grow with the number of rows as its rule has it. What come
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -251,9 +252,10 @@ class _Walk:
     def _without_rows(self, node: onnx.NodeProto, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[RowFact]:
         given = call.given
         valued = [None if fact is None else fact.values for fact in given]
-        if all(fact is None or fact.values is not None for fact in given) and any(valued):
+        is_small = all(shapes is None or max(map(math.prod, shapes)) <= MOST_NUMBERS for _, shapes in made)
+        if is_small and all(fact is None or fact.values is not None for fact in given) and any(valued):
             marks = [None if fact is None else fact.counts for fact in given]
-            values = computed(call.kind, call.attrs, valued, marks)
+            values = computed(node, call.opset, valued, marks)
             if values is not None and len(values) == len(made):
                 return [
                     _valued(kind, first, other, mark)
@@ -347,26 +349,19 @@ class _Walk:
         given = [facts.get(name, RowFact()) if name else None for name in node.input]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
             return [RowFact(fault=fault)]
-        kind, attrs = node.op_type, _attributes(node)
-        first = given[0] if given else None
-        if kind == "SequenceEmpty":
+        if node.op_type == "SequenceEmpty":
             return [RowFact(parts=())]
-        if kind == "SequenceConstruct":
-            return [RowFact(parts=tuple(fact for fact in given if fact is not None))]
-        if kind == "SplitToSequence":
-            return [self._split(node, given, attrs)]
-        if first is None or first.parts is None:
+        if given[0] is None or given[0].parts is None:
             raise UndecidedError("takes a sequence of tensors whose length is not known")
-        parts = first.parts
-        if kind == "SequenceLength":
-            return [constant_fact(onnx.TensorProto.INT64, np.asarray(len(parts)))]
-        if kind == "ConcatFromSequence":
-            return [self._concatenated(node, parts, attrs)]
-        place = _number(given, 2 if kind == "SequenceInsert" else 1, len(parts))
-        if kind == "SequenceAt":
-            return [parts[place]]
-        added = given[1]
+        parts = given[0].parts
+        if node.op_type == "ConcatFromSequence":
+            return [self._concatenated(node, parts, _attributes(node))]
+        added, place = given[1], len(parts)
         assert added is not None
+        if (fact := given[2] if len(given) > 2 else None) is not None:
+            if fact.values is None or fact.is_count:
+                raise UndecidedError("takes a place in a sequence of tensors that is not known")
+            place = int(fact.values[0].reshape(-1)[0])
         return [RowFact(parts=(*parts[:place], added, *parts[place:]))]
 
     def _concatenated(self, node: onnx.NodeProto, parts: Sequence[RowFact], attrs: Mapping[str, Any]) -> RowFact:
@@ -377,17 +372,6 @@ class _Walk:
         names = [f"part_{place}" for place in range(len(parts))]
         join = onnx.helper.make_node("Concat", names, ["made"], name=node.name, axis=attrs["axis"])
         return self._operator(join, parts)[0]
-
-    def _split(self, node: onnx.NodeProto, given: Sequence[RowFact | None], attrs: Mapping[str, Any]) -> RowFact:
-        data, axis = given[0], int(attrs.get("axis", 0))
-        if data is None or len(given) > 1 or (data.rows is not None and data.rows.axis == axis % data.rank):
-            raise UndecidedError("splits into a sequence of tensors whose length is not known")
-        count = data.known_shapes[0][axis]
-        cut = _cut(data, axis)
-        if not attrs.get("keepdims", 1):
-            return RowFact(parts=(cut,) * count)
-        shapes = tuple((*s[: axis % data.rank], 1, *s[axis % data.rank + 1 :]) for s in data.known_shapes)
-        return RowFact(parts=(replace(data, shapes=(shapes[0], shapes[1]), values=None, counts=None),) * count)
 
     # ---------------------------------------------------------------- bodies
 
@@ -477,13 +461,11 @@ class _Walk:
 
 
 _SPECIAL = {
-    "If": _Walk.branches, "Loop": _Walk.loop, "Scan": _Walk.scan,
-    **dict.fromkeys(
-        ("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceLength",
-         "SplitToSequence"),
-        _Walk.sequence,
-    ),
-}  # fmt: skip
+    "If": _Walk.branches,
+    "Loop": _Walk.loop,
+    "Scan": _Walk.scan,
+    **dict.fromkeys(("ConcatFromSequence", "SequenceEmpty", "SequenceInsert"), _Walk.sequence),
+}
 
 
 def _body_of(node: onnx.NodeProto) -> onnx.GraphProto:
@@ -567,17 +549,6 @@ def _grows_by(shapes: tuple[Shape, Shape], rows: Rows | None) -> bool:
         elif pair[0] != pair[1]:
             return False
     return True
-
-
-def _number(given: Sequence[RowFact | None], place: int, count: int) -> int:
-    """Return the place in a sequence of tensors that a node takes; its end where none is given."""
-    fact = given[place] if place < len(given) else None
-    if fact is None:
-        return count
-    if fact.values is None or fact.is_count:
-        raise UndecidedError("takes a place in a sequence of tensors that is not known")
-    number = int(fact.values[0].reshape(-1)[0])
-    return number + count if number < 0 else number
 
 
 def _varying(fact: RowFact) -> RowFact:
