@@ -1,4 +1,4 @@
-"""How often the service reads a body: valid ones once, bad ones once fast and once strictly."""
+"""How often the service reads a body: usual ones once, bad ones once more for the words of the error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _PARSE = strict_parse.parse.__code__
 def readings(service: Service) -> Iterator[Counter[str]]:
     """Count meanwhile the readings on the service's event loop.
 
-    `typed` is the number of calls of msgspec's decoders: one for a body, or two for its fields and then its `inputs`.
+    `typed` is the number of calls of msgspec's decoders: one for a usual body; for others of its fields, and of each
+    input. `parsed` is the number of bodies that are parsed to plain values.
     """
     found: Counter[str] = Counter()
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         if event == "call" and frame.f_code is _PARSE:
-            found["strict"] += 1
+            found["parsed"] += 1
         elif event == "c_call" and arg.__name__ == "decode" and isinstance(arg.__self__, _DECODERS):
             found["typed"] += 1
 
@@ -50,6 +51,7 @@ def readings(service: Service) -> Iterator[Counter[str]]:
         service.run_in_loop(stop)
 
 
+_MOST_TYPED = 5  # as a usual body; its fields; its inputs together, then apart, one by one
 BAD = {
     **BAD_JSON,
     **BAD_REQUEST,
@@ -60,13 +62,13 @@ BAD = {
 ON_THE_LOOP = [name for name, body in BAD.items() if len(body) <= STRICT_BYTES]  # others are read in a thread
 
 
-def test_a_bad_step_is_read_once_fast_and_once_strictly(service: Service, stream: str) -> None:
+def test_a_bad_step_is_parsed_once_for_the_words_of_its_error(service: Service, stream: str) -> None:
     for name in ON_THE_LOOP:
         with readings(service) as found:
             answer = service.http.post(service.path("lstm", stream, "step"), content=BAD[name])
 
         assert answer.status_code in (400, 422), name
-        assert (found["strict"], found["typed"]) in [(1, 0), (1, 1)], name
+        assert (found["parsed"], found["typed"] <= _MOST_TYPED) == (1, True), name
 
 
 BAD_MESSAGES: list[dict[str, Any]] = [
@@ -79,7 +81,7 @@ BAD_MESSAGES: list[dict[str, Any]] = [
 ]
 
 
-def test_a_bad_message_is_read_once_fast_and_once_strictly(service: Service, stream: str) -> None:
+def test_a_bad_message_is_parsed_once_for_the_words_of_its_error(service: Service, stream: str) -> None:
     for address in (None, stream):
         with service.feed("lstm", address) as feed:
             for message in BAD_MESSAGES:
@@ -89,18 +91,17 @@ def test_a_bad_message_is_read_once_fast_and_once_strictly(service: Service, str
 
                 assert reply["error"]["status"] in (400, 422), message
                 assert reply.get("id") == message.get("id")
-                assert (found["strict"], found["typed"]) in [(1, 1), (1, 2)], message
-                assert found["typed"] == 1 or "chunk" in message
+                assert (found["parsed"], found["typed"] <= _MOST_TYPED) == (1, True), message
 
 
-def test_a_bad_bulk_body_is_read_once_fast_and_once_strictly(service: Service) -> None:
+def test_a_bad_bulk_body_is_parsed_once_for_the_words_of_its_error(service: Service) -> None:
     for more in ({"after": "A" * 21}, {"seq": [1]}, {"odd": 1}, {"inputs": [[1]]}):
         with readings(service) as found:
             answer = service.http.post("/v1/models/lstm/step", json=bulk_document(**more))
 
         assert answer.status_code in (400, 422), more
-        assert found["strict"] <= 1
-        assert found["typed"] <= 2
+        assert found["parsed"] <= 1
+        assert found["typed"] <= _MOST_TYPED
 
 
 def test_a_valid_step_is_read_once(service: Service, stream: str) -> None:

@@ -1,17 +1,19 @@
-"""`RequestDecoder`: decodes request bodies for one model, fast if they are valid, with exact errors if not.
+"""`RequestDecoder`: decodes request bodies for one model, with exact errors if they are not valid.
 
-The fast path is typed decoders and NumPy. A body that it rejects, for whatever reason, is decoded again by the strict
-path, which either accepts it or gives the exact error: the strict path alone defines what is a valid body. A property
-test checks that both paths agree.
+Typed decoders and NumPy define what is a valid body. One that they refuse is parsed once more, by `FaultFinder`, which
+only words the error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Final, NoReturn, TypeVar
+from functools import cache
+from typing import Any, Final, NoReturn
 
 import msgspec
 from msgspec import UNSET
@@ -28,16 +30,18 @@ from stepwell.codec.step_bodies import (
     PeekBody,
     RunBody,
     StepBody,
+    StepOptions,
     StepsBody,
     StreamMessage,
     correlation_of,
 )
 from stepwell.codec.stream_lists import StreamListCache
-from stepwell.codec.strict.decoder import StrictDecoder
+from stepwell.codec.strict.faults import FaultFinder
 from stepwell.codec.strict.parse import bad_request, preview
 from stepwell.codec.typed_decoder import (
     DECODE_ERRORS,
     NotTypedError,
+    SlowBodyError,
     TypedInputsDecoder,
     TypedStep,
     TypedStepDecoder,
@@ -51,9 +55,9 @@ from stepwell_client.wire.ids import is_stream_id
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, Manifest
 
-B = TypeVar("B", bound=msgspec.Struct)
 STRICT_BYTES: Final = 4096
-"""At most so many bytes are decoded strictly on the event loop: a microsecond for each, if each row has an error."""
+"""At most so many bytes are parsed for the words of errors on the event loop: a microsecond for each, if each row has
+one."""
 
 ReadStep = Callable[[bytes], TypedStep]
 
@@ -64,12 +68,11 @@ class RequestDecoder:
     Attributes:
         manifest: The model's manifest.
         stream_lists: The lists of streams of earlier bulk bodies.
-        strict: The strict path, for bodies that one of the following has rejected.
-        on_loop: The same for the event loop: instead of decoding more than `STRICT_BYTES` strictly, it raises
-            `SlowBodyError`.
-        read_step: Decodes valid JSON bodies of a step to packed bytes, without arrays; None if the model has no such
-            decoder. It raises one of `DECODE_ERRORS` for all others.
-        read_message: The same for messages of the feed of one stream without `chunk`.
+        on_loop: The same for the event loop: instead of parsing more than `STRICT_BYTES` for the words of an error, or
+            decoding as much row by row, it raises `SlowBodyError`.
+        read_step: Decodes most JSON bodies of a step to packed bytes, without arrays; None if the model has no such
+            decoder. It raises one of `DECODE_ERRORS` for all others, which `step` decodes.
+        read_message: The same for messages of the feed of one stream without `chunk`; `feed` decodes the others.
         read_stream_message: The same for messages of a feed for many streams without `chunk` and `streams`.
     """
 
@@ -83,20 +86,22 @@ class RequestDecoder:
         """
         self.manifest = manifest
         self.stream_lists = StreamListCache()
-        self.strict = StrictDecoder(manifest.inputs)
         self.read_step: ReadStep | None = None
         self.read_message: ReadStep | None = None
         self.read_stream_message: ReadStep | None = None
         self._max_steps = max_chunk_steps
         self._max_streams = max_streams
-        self._typed_inputs = TypedInputsDecoder(manifest.inputs)
+        self._max_bytes = math.inf
+        self._inputs = TypedInputsDecoder(manifest.inputs)
+        self._faults = FaultFinder(manifest.inputs)
         self.on_loop = self
         with contextlib.suppress(ValueError):  # an input's name cannot be the name of a decoder's field
             self.read_step = TypedStepDecoder(manifest.inputs, StepBody).read
             self.read_message = TypedStepDecoder(manifest.inputs, FeedMessage).read
             self.read_stream_message = TypedStepDecoder(manifest.inputs, StreamMessage).read
         self.on_loop = copy(self)
-        self.on_loop.strict = StrictDecoder(manifest.inputs, max_bytes=STRICT_BYTES)
+        self.on_loop._inputs = TypedInputsDecoder(manifest.inputs, max_bytes=STRICT_BYTES)
+        self.on_loop._max_bytes = STRICT_BYTES
 
     def step(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a step: one timestep of one stream.
@@ -104,7 +109,7 @@ class RequestDecoder:
         Raises:
             ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
         """
-        return self._decode_step(body, body_format, StepBody, chunk=False)
+        return self._step(body, body_format, StepBody)
 
     def steps(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a chunk: T timesteps of one stream.
@@ -112,7 +117,7 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `step`, and `too_large`.
         """
-        return self._decode_step(body, body_format, StepsBody, chunk=True)
+        return self._step(body, body_format, StepsBody, chunk=True)
 
     def peek(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a peek: that of a step or, with `chunk`, of a chunk.
@@ -120,7 +125,7 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `steps`.
         """
-        step = self._decode_step(body, body_format, PeekBody, chunk=False)
+        step = self._step(body, body_format, PeekBody)
         if step.body.source is not UNSET:
             bad_request("The body has a `source`; a peek applies nothing, so it takes none.")
         return step
@@ -134,11 +139,8 @@ class RequestDecoder:
             ServiceError: As for `steps`.
         """
         body_type = BulkStepsBody if chunk else BulkBody
-        try:
-            bulk = self._bulk(_decode(body, body_format, body_type), body, body_format, chunk=chunk)
-        except DECODE_ERRORS:
-            bulk = self.strict.bulk(body, body_format, body_type, chunk=chunk)
-        return self._checked_bulk(bulk, body_format)
+        decoded = self._decode(body, body_format, (body_type,), chunk=chunk)
+        return self._checked_bulk(decoded, body_format)
 
     def run(self, body: bytes, body_format: Format) -> DecodedRun:
         """Decode timesteps whose states are in the body; an error of a single row of columns is in `faults`.
@@ -146,12 +148,7 @@ class RequestDecoder:
         Raises:
             ServiceError: `bad_json`, `bad_request`, `bad_input`, `non_finite` or `too_large`.
         """
-        try:
-            decoded = self._run(_decode(body, body_format, RunBody), body, body_format)
-        except DECODE_ERRORS:
-            decoded = self.strict.run(body, body_format)
-        if not decoded.states:
-            _reject_columns("`state` is empty; expected at least one state, or null.")
+        decoded: DecodedRun = self._decode(body, body_format, (RunBody,))
         self._check_rows(len(decoded.states), "states")
         return decoded
 
@@ -169,76 +166,98 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `steps`.
         """
-        columns = many and b"streams" in message  # a guess: if it is wrong, the strict path decodes the message
-        decoded: DecodedStep | DecodedBulk
-        try:
-            if columns:
-                bulk = _decode(message, message_format, BulkMessage)
-                decoded = self._bulk(bulk, message, message_format, chunk=_chunk(bulk))
-            else:
-                step = _decode(message, message_format, StreamMessage if many else FeedMessage)
-                decoded = self._step(step, message, message_format, chunk=_chunk(step))
-        except DECODE_ERRORS:
-            return self.feed_strictly(message, message_format, correlation, many=many)
-        correlation |= correlation_of(decoded.body)
-        return self._checked_message(decoded, message_format)
+        kinds: tuple[type[StepOptions], ...] = (FeedMessage,)
+        if many:  # the first one is a guess
+            kinds = (BulkMessage, StreamMessage) if b"streams" in message else (StreamMessage, BulkMessage)
+        decoded = self._decode(message, message_format, kinds, correlation=correlation)
+        if isinstance(decoded, DecodedBulk):
+            return self._checked_bulk(decoded, message_format)
+        return self._checked(decoded)
 
-    def feed_strictly(
-        self, message: bytes, message_format: Format, correlation: dict[str, Any], *, many: bool
-    ) -> DecodedStep | DecodedBulk:
-        """Decode, by the strict path alone, a message of a feed that `read_message` has rejected; see `feed`."""
-        decoded = self.strict.message(message, message_format, correlation, many=many)
-        return self._checked_message(decoded, message_format)
+    def _step(self, body: bytes, body_format: Format, body_type: type[StepBody], *, chunk: bool = False) -> DecodedStep:
+        return self._checked(self._decode(body, body_format, (body_type,), chunk=chunk))
 
-    # ---------------------------------------------------------------- the fast path
+    def _decode(
+        self,
+        body: bytes,
+        body_format: Format,
+        kinds: Sequence[type[StepOptions | RunBody]],
+        *,
+        chunk: bool = False,
+        correlation: dict[str, Any] | None = None,
+    ) -> Any:
+        """Decode a body of one of some kinds.
 
-    def _decode_step(self, body: bytes, body_format: Format, body_type: type[StepBody], *, chunk: bool) -> DecodedStep:
-        try:
-            envelope = _decode(body, body_format, body_type)
-            if isinstance(envelope, PeekBody):
-                chunk = _chunk(envelope)
-            step = self._step(envelope, body, body_format, chunk=chunk)
-        except DECODE_ERRORS:
-            step = self.strict.step(body, body_format, body_type, chunk=chunk)
-        return self._checked(step)
+        Args:
+            body: The body.
+            body_format: Its format.
+            kinds: What it may be, the most probable one first.
+            chunk: Whether the inputs have a time axis, unless the body has a field for that.
+            correlation: That of a message, which is filled.
 
-    def _step(self, envelope: StepBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedStep:
-        inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if chunk else 0)
-        if body_format is JSON:
-            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
+        Raises:
+            ServiceError: What is wrong with it.
+        """
+        with contextlib.suppress(*DECODE_ERRORS):
+            return self._read(body, body_format, kinds, chunk=chunk, correlation=correlation, sent=body)
+        if len(body) > self._max_bytes:
+            raise SlowBodyError
+        if body_format is JSON and (b"NaN" in body or b"Infinity" in body):
+            plain = _without_literals(body)
+            with contextlib.suppress(*DECODE_ERRORS):
+                return self._read(plain, JSON, kinds, chunk=chunk, correlation=correlation, sent=body)
+        if correlation is None:
+            return self._faults.of_body(body, body_format, kinds[0], chunk=chunk)
+        return self._faults.of_message(body, body_format, correlation, many=len(kinds) > 1)
+
+    def _read(
+        self,
+        body: bytes,
+        body_format: Format,
+        kinds: Sequence[type[StepOptions | RunBody]],
+        *,
+        chunk: bool,
+        correlation: dict[str, Any] | None,
+        sent: bytes,
+    ) -> DecodedStep | DecodedBulk | DecodedRun:
+        """Decode a body as `_decode` does; `sent` has the words of the errors of its rows.
+
+        Raises:
+            ValueError: It is not valid; likewise the others of `DECODE_ERRORS`.
+            ServiceError: A fault that needs no other words.
+        """
+        envelope = _envelope(body, body_format, kinds)
+        if isinstance(envelope, PeekBody | BulkMessage):
+            chunk = envelope.chunk is True
+            if envelope.keep is not UNSET and not chunk:
+                raise NotTypedError
+        rows, faults = envelope.n_rows, dict[int, ServiceError]()
+        inputs = self._inputs.read(envelope.inputs, body_format, chunk + (rows is not None), rows)
+        arrays = inputs.arrays
+        if rows is not None and not chunk:
+            arrays = {name: column[:, None] for name, column in arrays.items()}
+        if any(inputs.wrong.values()):
+            if len(sent) > self._max_bytes:
+                raise SlowBodyError
+            length = next(iter(arrays.values())).shape[1]
+            faults = self._faults.of_rows(sent, body_format, inputs.wrong, length, chunk=chunk)
+        elif body_format is JSON:
+            reject_duplicate_keys(body, envelope, inputs.names, max_bytes=self._max_bytes)
         else:
             reject_duplicate_entries(body, envelope)
-        if chunk:
-            _check_not_empty(inputs, axis=0)
-        step = DecodedStep(envelope, inputs, chunk)
-        check_source(envelope.source, step.length)
-        return step
-
-    def _bulk(self, envelope: BulkBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
-        inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 2 if chunk else 1)
-        if body_format is JSON:
-            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
-        else:
-            reject_duplicate_entries(body, envelope)
-        if any(len(column) != len(envelope.streams) for column in inputs.values()):
-            raise NotTypedError
-        if not chunk:
-            inputs = {name: column[:, None] for name, column in inputs.items()}
-        _check_not_empty(inputs, axis=1)
-        return DecodedBulk(envelope, inputs, chunk)
-
-    def _run(self, envelope: RunBody, body: bytes, body_format: Format) -> DecodedRun:
-        inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if envelope.is_columns else 0)
-        if body_format is JSON:
-            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
-        else:
-            reject_duplicate_entries(body, envelope)
-        decoded = DecodedRun(envelope, {name: column[:, None] for name, column in inputs.items()})
-        if any(len(column) != len(decoded.states) for column in inputs.values()):
-            raise NotTypedError
-        return decoded
-
-    # ---------------------------------------------------------------- both paths
+        if correlation is not None:
+            correlation |= correlation_of(envelope)
+        if isinstance(envelope, StepBody):
+            step = DecodedStep(envelope, arrays, chunk)
+            check_source(envelope.source, step.length)
+            return step
+        if len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
+            raise faults[0]
+        if isinstance(envelope, RunBody):
+            if rows is None:
+                arrays = {name: array[None] for name, array in arrays.items()}
+            return DecodedRun(envelope, arrays, faults)
+        return DecodedBulk(envelope, arrays, chunk, faults)
 
     def _checked(self, step: DecodedStep) -> DecodedStep:
         """Check the number of timesteps, and return the body."""
@@ -246,19 +265,12 @@ class RequestDecoder:
             self._check_length(step.inputs, axis=0)
         return step
 
-    def _checked_message(self, message: DecodedStep | DecodedBulk, body_format: Format) -> DecodedStep | DecodedBulk:
-        if isinstance(message, DecodedBulk):
-            return self._checked_bulk(message, body_format)
-        return self._checked(message)
-
     def _checked_bulk(self, bulk: DecodedBulk, body_format: Format) -> DecodedBulk:
         """Check the columns as a whole, and return the body; an invalid stream id becomes a fault of its row."""
         self._check_length(bulk.inputs, axis=1)
         body = bulk.body
         streams = body.streams
         count = len(streams)
-        if count == 0:
-            _reject_columns("`streams` is empty; expected at least one stream id.")
         self._check_rows(count, "streams")
         for name, column in (("seq", body.seq), ("after", body.after)):
             if column is not UNSET and len(column) != count:
@@ -305,39 +317,32 @@ class RequestDecoder:
             )
 
 
-_MODULES = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
-_DECODERS: dict[tuple[Format, type[msgspec.Struct]], Callable[[bytes], Any]] = {
-    (body_format, body_type): module.Decoder(body_type).decode
-    for body_format, module in _MODULES.items()
-    for body_type in (
-        StepBody,
-        StepsBody,
-        PeekBody,
-        FeedMessage,
-        StreamMessage,
-        BulkBody,
-        BulkStepsBody,
-        BulkMessage,
-        RunBody,
-    )
-}
+_MODULES: dict[Format, Any] = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
+_QUOTE = ord('"')
+_IN_JSON = {b"NaN": b"null", b"Infinity": b"1e999", b"-Infinity": b"-1e999"}
+_LITERALS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|$)|NaN|-?Infinity', re.DOTALL)
 
 
-def _decode(body: bytes, body_format: Format, body_type: type[B]) -> B:
-    decoded: B = _DECODERS[body_format, body_type](body)
-    return decoded
+def _envelope(body: bytes, body_format: Format, kinds: Sequence[Any]) -> Any:
+    """Decode a body, but not its inputs, as the first of some kinds that it fits."""
+    for kind in kinds[:-1]:
+        with contextlib.suppress(*DECODE_ERRORS):
+            return _decoder(body_format, kind)(body)
+    return _decoder(body_format, kinds[-1])(body)
 
 
-def _chunk(envelope: PeekBody | BulkMessage) -> bool:
-    chunk = envelope.chunk is True
-    if envelope.keep is not UNSET and not chunk:
-        raise NotTypedError
-    return chunk
+@cache
+def _decoder(body_format: Format, kind: Any) -> Callable[[bytes], Any]:
+    decode: Callable[[bytes], Any] = _MODULES[body_format].Decoder(kind).decode
+    return decode
 
 
-def _check_not_empty(inputs: dict[str, Array], *, axis: int) -> None:
-    if any(array.shape[axis] == 0 for array in inputs.values()):
-        raise NotTypedError
+def _without_literals(body: bytes) -> bytes:
+    """Return a body with numbers of JSON for the literals that JSON does not have, outside of texts.
+
+    In columns, such a literal is the error of its row alone. `NaN` becomes `null`, which may stand for a missing value.
+    """
+    return _LITERALS.sub(lambda found: found[0] if found[0][0] == _QUOTE else _IN_JSON[found[0]], body)
 
 
 def _reject_columns(problem: str) -> NoReturn:

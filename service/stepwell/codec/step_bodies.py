@@ -95,6 +95,11 @@ class StepOptions(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
 
     create: CreateMode | UnsetType = UNSET
 
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows its columns have; None: it has no columns."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """Return the given fields that are fields of `RequestFields` too."""
         return _given(self, RequestFields.__struct_fields__)
@@ -154,6 +159,11 @@ class BulkBody(StepOptions, kw_only=True, forbid_unknown_fields=True, gc=False):
     after: list[StateId | None] | UnsetType = UNSET
     source: SourceOfStreams | UnsetType = UNSET
 
+    @property
+    def n_rows(self) -> int:
+        """How many rows its columns have."""
+        return len(self.streams)
+
 
 class BulkStepsBody(BulkBody, kw_only=True, forbid_unknown_fields=True, gc=False):
     """The body of a chunk of many streams."""
@@ -175,9 +185,9 @@ class RunBody(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     state: GivenStates
 
     @property
-    def is_columns(self) -> bool:
-        """Whether the body has a list of states, and inputs with an axis for them."""
-        return isinstance(self.state, list)
+    def n_rows(self) -> int | None:
+        """How many rows its columns have: one for each state of a list; None: it has no columns."""
+        return len(self.state) if isinstance(self.state, list) else None
 
 
 # ------------------------------------------------------------------- decoded bodies

@@ -12,8 +12,7 @@ from msgspec import UNSET
 from stepwell.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
 from stepwell.codec.responses import encode_json_step, step_response
 from stepwell.codec.step_bodies import StreamMessage, guess_correlation
-from stepwell.codec.strict.decoder import SlowBodyError
-from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedStep
+from stepwell.codec.typed_decoder import DECODE_ERRORS, SlowBodyError, TypedStep
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
@@ -156,17 +155,16 @@ class FeedSession:
             return
         read = decoder.read_stream_message if many else decoder.read_message
         is_other = b'"chunk"' in message or (many and b'"streams"' in message)
+        if not (read is None or is_other or self.message_format is not JSON):  # most messages have a single timestep
+            try:
+                typed = read(message)
+            except DECODE_ERRORS:
+                pass
+            else:
+                self._submit_typed(typed, tenant, correlation)
+                return
         try:
-            if read is None or is_other or self.message_format is not JSON:
-                decoded = decoder.feed(message, self.message_format, correlation, many=many)
-            else:  # most messages have a single timestep
-                try:
-                    typed = read(message)
-                except DECODE_ERRORS:
-                    decoded = decoder.feed_strictly(message, JSON, correlation, many=many)
-                else:
-                    self._submit_typed(typed, tenant, correlation)
-                    return
+            decoded = decoder.feed(message, self.message_format, correlation, many=many)
         except SlowBodyError:
             self._decode_in_thread(message, tenant, correlation)
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from msgspec import UNSET
 
-from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
+from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder
 from stepwell.codec.request_decoder import ReadStep
 from stepwell.codec.responses import bulk_response, bulk_response_of_rows, encode_json_step, encode_step
 from stepwell.codec.sources import source_of
@@ -128,13 +128,12 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
-        decode = self._decode
         try:
             if self._read is not None and len(body) <= LARGE_BYTES:  # the most frequent kind
                 try:
                     typed = self._read(body)
                 except DECODE_ERRORS:
-                    decode = self._decode_strictly
+                    pass
                 else:
                     submit_typed(
                         self._engine,
@@ -148,7 +147,7 @@ class StepHandler:
             self.context.large_bodies.run(
                 body,
                 self._decoder,
-                partial(decode, body),
+                partial(self._decode, body),
                 lambda step: self._submit_decoded(step, done),
                 partial(self._fail, done),
             )
@@ -162,9 +161,6 @@ class StepHandler:
 
     def _decode(self, body: bytes, decoder: RequestDecoder) -> DecodedStep:
         return (decoder.steps if self.chunk else decoder.step)(body, self.request_format)
-
-    def _decode_strictly(self, body: bytes, decoder: RequestDecoder) -> DecodedStep:
-        return decoder.strict.step(body, self.request_format, StepBody)
 
     def _submit_decoded(self, step: DecodedStep, done: Callable[[StepOutcome], None]) -> None:
         if self.chunk:

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from stepwell.codec.request_decoder import RequestDecoder
-from stepwell.codec.strict.decoder import SlowBodyError
-from stepwell.codec.typed_decoder import LARGE_BYTES
+from stepwell.codec.typed_decoder import LARGE_BYTES, SlowBodyError
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error
 

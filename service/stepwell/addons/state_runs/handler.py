@@ -61,14 +61,14 @@ class RunHandler:
             ServiceError: The body is rejected. In columns, an unreadable state is the error of its row alone.
         """
         run = decoder.run(body, self.request_format)
-        if not run.body.is_columns:
+        if run.body.n_rows is None:
             return run, [None if text is None else read_packed_state(text) for text in run.states]
         return run, [run.faults.get(row) or _given(text) for row, text in enumerate(run.states)]
 
     def _start(
         self, run: DecodedRun, states: list[GivenState], done: Callable[[StateRunResult | ServiceError], None]
     ) -> None:
-        self._is_columns = run.body.is_columns
+        self._is_columns = run.body.n_rows is not None
 
         def on_result(result: StateRunResult | ServiceError) -> None:
             if isinstance(result, StateRunResult) and result.errors and not self._is_columns:

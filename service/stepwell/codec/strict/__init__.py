@@ -1,1 +1,1 @@
-"""The strict path of decoding: it accepts what the fast path accepts, and reports what is wrong with the rest."""
+"""Checks of parsed bodies, whose errors show the fault: for rare bodies, and for what the typed decoders refuse."""

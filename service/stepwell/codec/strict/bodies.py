@@ -1,4 +1,4 @@
-"""Checks the fields of a parsed body against its struct: the strict path, whose errors give the field and its value."""
+"""Checks the fields of a parsed body against its struct; the errors give the field and its value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parses a whole body strictly into plain Python values: the exact path, for bodies that the fast path rejects."""
+"""Parses a whole body strictly to plain Python values, for rare bodies and for the words of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodes one tensor from plain values with exact checks: the strict path, whose errors give the value and its index.
+"""Decodes one tensor from plain values; the errors give the value and its index.
 
 A dimension of `None` accepts any length from 1, as for the T of a chunk.
 """
@@ -6,11 +6,9 @@ A dimension of `None` accepts any length from 1, as for the T of a chunk.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import msgspec
 import numpy as np
 
 from stepwell.codec.strict.parse import json_type, preview
@@ -21,10 +19,6 @@ from stepwell_export.runtime.manifest import Array, InputSpec, TensorSpec
 Dims = tuple[int | None, ...]
 
 _EXPECTED = {"b": "true or false", "i": "an integer", "u": "an integer", "f": "a number"}
-_LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
-_TOGETHER = 32
-"""Fewer rows than these are decoded one by one, so that each that is not valid has its error."""
-
 _LARGEST = int(np.finfo(np.float64).max)
 _MISSING = math.nan
 _FIX = "Send the input as GET /v1/models/{model} describes it."
@@ -44,7 +38,7 @@ def read_tensor(value: Any, spec: TensorSpec, lead: Dims, what: str) -> Array:
             the dtype.
     """
     dims: Dims = (*lead, *spec.row_shape)
-    if isinstance(value, dict) and isinstance(value.get("b"), bytes):
+    if _is_packed(value):
         array = unpack(value, spec, dims, what)
     else:
         leaves: list[Any] = []
@@ -108,10 +102,8 @@ def packed_rows(array: Array) -> list[bytes]:
     return rows
 
 
-def read_column(
-    value: Any, spec: TensorSpec, rows: int, *, chunk: bool, what: str
-) -> tuple[Array, dict[int, ServiceError]]:
-    """Decode one input of many streams; errors of single rows are returned.
+def column_fault(value: Any, spec: TensorSpec, rows: int, *, chunk: bool, what: str) -> None:
+    """Raise what is wrong with one input of many streams as a whole, if anything is; `row_faults`: with single rows.
 
     Args:
         value: A list of `rows` tensors, or one packed tensor.
@@ -120,81 +112,33 @@ def read_column(
         chunk: Each row has a time axis, of the same length for all.
         what: Its name in messages.
 
-    Returns:
-        An array `(rows, *row)`, with `chunk` `(rows, T, *row)`; and the errors by row. A row with an error is zeros.
-
     Raises:
-        ServiceError: `bad_input`: an error of the whole column.
+        ServiceError: `bad_input`.
     """
-    lead: Dims = (None,) if chunk else ()
-    faults: dict[int, ServiceError] = {}
-    if isinstance(value, dict) and isinstance(value.get("b"), bytes):
-        column = unpack(value, spec, (rows, *lead, *spec.row_shape), what)
-        if not is_finite(column):
-            wrong = _not_allowed(column, spec).reshape(len(column), -1).any(axis=1)
-            errors = ((i, _non_finite_error(column[i], spec, f"{what} of stream {i}")) for i in np.flatnonzero(wrong))
-            faults = {int(i): error for i, error in errors if error is not None}
-            if may_be_missing(spec):
-                column = same_nan(column)
-        return column, faults
-    if not isinstance(value, list):
+    if _is_packed(value):
+        unpack(value, spec, (rows, *((None,) if chunk else ()), *spec.row_shape), what)
+    elif not isinstance(value, list):
         _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
-    if len(value) != rows:
+    elif len(value) != rows:
         _reject(f"{what} has {counted(len(value), 'row')} for {counted(rows, 'stream')}; expected one for each.")
-    absent = [i for i, item in enumerate(value) if item is None] if may_be_missing(spec) else []
-    parts: dict[int, Array] = {}
-    pending = [range(rows)]
-    while pending:
-        some = pending.pop()
-        if len(some) >= _TOGETHER and (block := _valid_rows(value[some.start : some.stop], spec, lead)) is not None:
-            parts |= zip(some, block, strict=True)
-        elif len(some) >= _TOGETHER:
-            pending += [some[len(some) // 2 :], some[: len(some) // 2]]
+
+
+def row_faults(
+    value: Any, spec: TensorSpec, rows: Iterable[int], length: int, *, chunk: bool, what: str
+) -> Iterator[tuple[int, ServiceError]]:
+    """Yield what is wrong with each of these rows of such an input, in which most rows have `length` timesteps."""
+    packed = unpack(value, spec, (None,) * (1 + chunk) + spec.row_shape, what) if _is_packed(value) else None
+    for i in rows:
+        row = f"{what} of stream {i}"
+        try:
+            if packed is None:
+                part = read_tensor(value[i], spec, (None,) if chunk else (), row)
+            else:
+                part = check_finite(packed[i], spec, row)
+        except ServiceError as exc:
+            yield i, exc
         else:
-            for i in [i for i in some if value[i] is not None or not absent]:
-                try:
-                    parts[i] = read_tensor(value[i], spec, lead, f"{what} of stream {i}")
-                except ServiceError as error:
-                    faults[i] = error
-    shape = spec.row_shape
-    if chunk:
-        # The chunk's length is that of most rows; a row of another length is an error.
-        length = Counter(len(part) for part in parts.values()).most_common(1)[0][0] if parts else 1
-        shape = (length, *shape)
-    column = np.zeros((rows, *shape), spec.dtype)
-    if absent:
-        column[absent] = np.nan
-    for i, part in parts.items():
-        if part.shape == shape:
-            column[i] = part
-        else:
-            faults[i] = _bad_input(
-                f"{what} of stream {i} has {counted(len(part), 'timestep')}; the other rows have {shape[0]}."
-            )
-    return column, faults
-
-
-def _valid_rows(items: Sequence[Any], spec: TensorSpec, lead: Dims) -> Array | None:
-    """Return rows that are valid, and equally long, as one array; None: they may not be, or one is missing."""
-    depth = 1 + len(lead) + len(spec.row_shape)
-    try:
-        with np.errstate(over="ignore"):
-            lists = msgspec.convert(items, nested_type(np.dtype(spec.dtype), depth, or_none=may_be_missing(spec)))
-            block = np.array(lists, spec.dtype)
-    except (ValueError, OverflowError, RecursionError):
-        return None
-    is_shaped = block.ndim == depth and block.shape[1 + len(lead) :] == spec.row_shape and len(block) == len(items)
-    if not is_shaped or 0 in block.shape[: 1 + len(lead)] or _not_allowed(block, spec).any():
-        return None
-    return same_nan(block) if may_be_missing(spec) else block
-
-
-def nested_type(dtype: np.dtype[Any], depth: int, *, or_none: bool = False) -> Any:
-    """Return the type of nested lists of numbers, as msgspec decodes it; `or_none`: a missing number may be None."""
-    nested: Any = _LEAF[dtype.kind] | None if or_none else _LEAF[dtype.kind]
-    for _ in range(depth):
-        nested = list[nested]
-    return nested
+            yield i, _bad_input(f"{row} has {counted(len(part), 'timestep')}; the other rows have {length}.")
 
 
 def unpack(packed: dict[Any, Any], spec: TensorSpec, dims: Dims, what: str) -> Array:
@@ -219,6 +163,10 @@ def unpack(packed: dict[Any, Any], spec: TensorSpec, dims: Dims, what: str) -> A
     if dtype == "bool" and raw.translate(None, b"\x00\x01"):
         _reject(f"{what} has bytes other than 0 and 1; expected one such byte for each boolean.")
     return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("b"), bytes)
 
 
 def is_finite(array: Array) -> bool:
