@@ -52,10 +52,7 @@ def test_replicas_with_different_files_step_each_others_streams(
 ) -> None:
     """Failure table, R8. A model is loaded once, whatever the number of streams that wait for it."""
     caplog.set_level(logging.INFO)
-    with (
-        two_replicas(redis_server, *old_and_new, model_probe_s=30) as (old, new),
-        ThreadPoolExecutor(10) as pool,
-    ):
+    with two_replicas(redis_server, *old_and_new, model_probe_s=30) as (old, new), ThreadPoolExecutor(10) as pool:
         for n in range(10):
             y_of(old.step("m", f"a{n}", [1], seq=1))
             y_of(new.step("m", f"b{n}", [1], seq=1))

@@ -446,12 +446,7 @@ def test_the_grid_of_a_model_is_that_of_its_history(running: ServiceProcess, tmp
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ("--every", "1s", "--fill", "x"),
-        ("--every", "1s", "--take", "x"),
-        ("--take", "min"),
-    ],
+    "words", [("--every", "1s", "--fill", "x"), ("--every", "1s", "--take", "x"), ("--take", "min")]
 )
 def test_a_rule_that_is_none_is_wrong_usage(running: ServiceProcess, tmp_path: Path, words: tuple[str, ...]) -> None:
     assert run(running, write_times(tmp_path / "data.csv", [("x.1", 1, 1)]), *FOLD, *words).exit_code == 2

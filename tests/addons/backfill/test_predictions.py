@@ -13,10 +13,7 @@ from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
 from stepwell.addons.backfill.writers import writer_of
 from stepwell_export.runtime.manifest import OutputSpec
 
-OUTPUTS = [
-    OutputSpec(name="y", dtype="float32", shape=[2]),
-    OutputSpec(name="n", dtype="int64", shape=[]),
-]
+OUTPUTS = [OutputSpec(name="y", dtype="float32", shape=[2]), OutputSpec(name="n", dtype="int64", shape=[])]
 Y = np.arange(12, dtype=np.float32).reshape(2, 3, 2) / 3
 N = np.arange(6).reshape(2, 3) + 2**60
 POSITIONS = np.array([[0, 2, 4], [1, 3, 5]])

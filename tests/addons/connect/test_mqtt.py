@@ -17,14 +17,7 @@ from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import BrokerProcess, mosquitto
-from tests.addons.connect.connectors import (
-    ConnectorProcess,
-    Readings,
-    connector,
-    kill_in_turn,
-    wait_for,
-    written,
-)
+from tests.addons.connect.connectors import ConnectorProcess, Readings, connector, kill_in_turn, wait_for, written
 from tests.addons.connect.readers import first_messages_around_a_loss, next_messages
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message

@@ -155,9 +155,7 @@ def test_a_file_that_is_read_again_is_decided_as_before(service: ServiceProcess,
 
 
 @pytest.mark.parametrize(
-    ("times", "more", "late"),
-    [([9, 10], [9.5, 8], [8, 9.5]), ([10], [8, 20], [8])],
-    ids=["between", "and a new one"],
+    ("times", "more", "late"), [([9, 10], [9.5, 8], [8, 9.5]), ([10], [8, 20], [8])], ids=["between", "and a new one"]
 )
 def test_a_line_of_a_grown_file_that_the_record_cannot_have_is_late(
     service: ServiceProcess, tmp_path: Path, times: list[float], more: list[float], late: list[float]

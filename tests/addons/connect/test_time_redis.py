@@ -130,10 +130,7 @@ def test_shuffled_messages_are_the_offline_fold_whatever_is_killed(
     messages: list[dict[str, Any]] = [
         {"stream": f"{name}.{rng.randrange(20)}", "x": i, "t": 1000 + i / 40} for i in range(1500)
     ]
-    order = sorted(
-        messages,
-        key=lambda one: one["t"] + (rng.random() * 4.9 if rng.random() > 0.01 else 20),
-    )
+    order = sorted(messages, key=lambda one: one["t"] + (rng.random() * 4.9 if rng.random() > 0.01 else 20))
     for place in rng.sample(range(len(order)), 30):
         order.insert(place + rng.randrange(5), order[place])
     with connector(tmp_path, *flags(service, broker, *rules, "--idle", "1s")) as one:

@@ -294,13 +294,7 @@ def test_a_gzip_body_may_have_several_members(client: InferClient, stream: str) 
         (gzip.compress(b"{}") + b"{}", "gzip", "the body is not gzip: "),
         (zlib.compress(b"{}") + b"{}", "deflate", "the body is not deflate: 2 bytes follow its end"),
     ],
-    ids=[
-        "plain",
-        "second cut short",
-        "too much in two",
-        "more behind it",
-        "more behind deflate",
-    ],
+    ids=["plain", "second cut short", "too much in two", "more behind it", "more behind deflate"],
 )
 def test_a_body_with_invalid_compression_is_rejected(
     client: InferClient, body: bytes, encoding: str, words: str
@@ -422,11 +416,7 @@ def test_an_invalid_header_length_is_rejected(client: InferClient, stream: str, 
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"[]", b'{"inputs": NaN}', b"[" * 99_999, b'{"inputs": []} x'),
-        b'{"id": "\\ud800", "inputs": []}',
-    ],
+    "body", [*(b"", b"[]", b'{"inputs": NaN}', b"[" * 99_999, b'{"inputs": []} x'), b'{"id": "\\ud800", "inputs": []}']
 )
 def test_an_undecodable_body_is_rejected(client: InferClient, body: bytes) -> None:
     answer = client.post(body)

@@ -153,11 +153,7 @@ def test_columns_have_the_version_of_each_row(releases: Fleet, mode: str) -> Non
 def test_columns_of_chunks_have_the_versions_of_each_row(releases: Fleet) -> None:
     releases.chunk("a", [[1]], source=at(1))
     promote(releases)
-    body = {
-        "streams": ["a", "b"],
-        "inputs": [[[1], [2]], [[1], [2]]],
-        "source": {"id": "log", "at": [[1, 2], [1, 2]]},
-    }
+    body = {"streams": ["a", "b"], "inputs": [[[1], [2]], [[1], [2]]], "source": {"id": "log", "at": [[1, 2], [1, 2]]}}
     answer = releases.replica.http.post(f"/v1/models/{releases.model}/steps", json=body).json()
 
     assert (answer["version"], answer["versions"]) == ([2, 2], [[1, 2], None])

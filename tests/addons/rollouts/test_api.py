@@ -24,13 +24,7 @@ from tests.servers import Server
 @pytest.fixture(scope="module")
 def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = write_models(
-        tmp_path_factory.mktemp("rolling"),
-        fold,
-        letters,
-        wave,
-        total,
-        two_inputs,
-        nan_at=lambda: nan_at(4),
+        tmp_path_factory.mktemp("rolling"), fold, letters, wave, total, two_inputs, nan_at=lambda: nan_at(4)
     )
     with running_service(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
         yield one
