@@ -12,10 +12,9 @@ import pytest
 
 from tests.addons.alert.alerts import alerting, webhook
 from tests.addons.alert.test_delivery import STREAMS, hook, in_order, rules_of, step_all
-from tests.addons.connect.brokers import BrokerProcess, kafka, mosquitto, nats, rabbitmq
+from tests.addons.connect.brokers import BrokerProcess, kafka, mosquitto, nats
 from tests.addons.connect.connectors import wait_for
 from tests.addons.connect.skipping import or_skip
-from tests.addons.connect.test_amqp import RabbitQueues
 from tests.addons.connect.test_kafka import KafkaTopics
 from tests.addons.connect.test_mqtt import MqttTopics
 from tests.addons.connect.test_nats import NatsSubjects
@@ -51,20 +50,6 @@ def nats_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
         yield broker, subjects.url("out.{stream}"), lambda _: [alarm for _, alarm in subjects.read("OUT")]
 
 
-@contextlib.contextmanager
-def rabbitmq_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
-    with or_skip(rabbitmq, folder) as broker:
-        queues = RabbitQueues(broker)
-        queues.run(queues.create)
-        found: list[dict[str, Any]] = []
-
-        def alarms(_: int) -> list[dict[str, Any]]:
-            found.extend(queues.read("out"))
-            return found
-
-        yield broker, queues.url("out"), alarms
-
-
 def by_stream(alarms: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
     """Return state and step of the alarms of each stream, each id once."""
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -74,7 +59,7 @@ def by_stream(alarms: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [kafka_target, mqtt_target, nats_target, rabbitmq_target])
+@pytest.mark.parametrize("target", [kafka_target, mqtt_target])
 def test_a_broker_gets_every_alarm_in_the_order_of_its_stream(
     service: ServiceProcess, tmp_path: Path, short_path: Path, target: Callable[[Path], Any]
 ) -> None:

@@ -137,12 +137,6 @@ class LoginLaws:
 
         assert len(found) == 1
 
-    def test_check_has_no_secret(self, place: Secured, service: ServiceProcess, password: Path, tmp_path: Path) -> None:
-        run = Run(tmp_path, service, toml(place.url("in"), self.login(place, password)), "--check", "--once")
-
-        assert run.code in (0, 1), run.text  # 1: the message of another test is none of the model
-        assert SECRET not in run.text
-
     def test_a_wrong_password_ends_with_3_and_the_words_of_the_broker(
         self, place: Secured, service: ServiceProcess, tmp_path: Path
     ) -> None:
@@ -194,6 +188,12 @@ class TestRedis(LoginLaws):
 
     wrong = "invalid username-password pair"
     forbidden = "No permissions to access a key"
+
+    def test_check_has_no_secret(self, place: Secured, service: ServiceProcess, password: Path, tmp_path: Path) -> None:
+        run = Run(tmp_path, service, toml(place.url("in"), self.login(place, password)), "--check", "--once")
+
+        assert run.code in (0, 1), run.text  # 1: the message of another test is none of the model
+        assert SECRET not in run.text
 
 
 class TestMosquitto(LoginLaws):

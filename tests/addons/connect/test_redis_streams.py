@@ -114,26 +114,6 @@ def test_two_connectors_that_are_killed_in_turn_write_every_prediction_once(
     assert broker.client.xpending("in", "g")["pending"] == 0
 
 
-def test_a_connector_stands_by_while_another_one_reads(
-    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
-) -> None:
-    words = (broker.url("in", "g"), *flags(service, broker))
-    broker.client.xadd("in", {"stream": "standby", "x": 1})
-    with connector(tmp_path, *words) as one:
-        wait_for(lambda: broker.client.xlen("out") == 1, what=one.text)
-        with connector(tmp_path, *words, "--json") as two:
-            wait_for(lambda: '"messages"' in two.text(), what=two.text)
-            broker.client.xadd("in", {"stream": "standby", "x": 2})
-            wait_for(lambda: broker.client.xlen("out") == 2, what=one.text)
-            assert json.loads(two.text().splitlines()[-1])["messages"] == 0
-
-            assert one.stop() == 0
-            broker.client.xadd("in", {"stream": "standby", "x": 3})
-            wait_for(lambda: broker.client.xlen("out") == 3, what=two.text)
-
-    assert [one["step"] for one in broker.entries("out")] == [1, 2, 3]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_connector_that_was_paused_beyond_its_lease_writes_nothing_twice(

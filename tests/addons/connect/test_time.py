@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -320,21 +319,3 @@ def test_rules_that_cannot_be_are_refused_at_the_start(
     with connector(tmp_path, source, *flags(service, tmp_path, *words)) as one:
         assert one.process.wait(60) != 0
     assert reason in " ".join(one.text().split())
-
-
-def test_many_streams_are_applied_as_the_offline_fold_of_their_sorted_messages(
-    service: ServiceProcess, tmp_path: Path
-) -> None:
-    rng = random.Random(5)
-    messages: list[dict[str, Any]] = [
-        {"stream": f"many{rng.randrange(20)}", "x": rng.randrange(2**60), "t": at / 50 + rng.random() * 6}
-        for at in range(3000)
-    ]
-    source = write_lines(tmp_path / "in.jsonl", messages)
-    run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=None)
-    late = [json.loads(one["message"]) for one in lines_of(tmp_path / "dead.jsonl")]
-    for stream in {one["stream"] for one in messages}:
-        own = sorted((one for one in messages if one["stream"] == stream and one not in late), key=lambda one: one["t"])
-        found = [one["outputs"]["y"][0] for one in lines_of(tmp_path / "out.jsonl") if one["stream"] == stream]
-        assert found == fold_reference([one["x"] for one in own])
-    assert late

@@ -104,10 +104,6 @@ def test_no_timestep_is_sent_before_its_time() -> None:
     assert 0 < report.steps <= 2 * (1 + 10 * 2 * report.seconds)
 
 
-def test_progress_is_reported_with_the_current_counts() -> None:
-    assert run_until(lambda so_far: so_far.steps > 0, FakeService(), shortened()).steps > 0
-
-
 def test_a_rejected_timestep_ends_the_replay_with_the_error_of_the_service() -> None:
     with pytest.raises(ClientError, match="motion has 5 elements"):
         run(FakeService(refuses=True), shortened())

@@ -31,7 +31,6 @@ from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service, running_service
 from tests.graphs import last_seen, lstm, write_model
 from tests.servers import Server
-from tests.store.clusters import cluster
 
 Array = npt.NDArray[Any]
 
@@ -311,9 +310,3 @@ def test_the_keys_in_the_store_share_a_slot_and_expire(service: Service, shared_
 
     wait_until(lambda: len(keys()) >= 2, WITHIN_S)
     assert all(3600 < shared_redis.client().ttl(key) < 2 * 86400 for key in keys())
-
-
-def test_a_cluster_keeps_the_sketches(folder: Path) -> None:
-    with cluster() as three, running_service(three.url, folder) as one:
-        step_all(one, "offline", names(10), normal(10, 6))
-        counted(one, "offline", 10)

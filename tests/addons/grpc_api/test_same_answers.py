@@ -203,17 +203,3 @@ def test_random_sequences_have_the_same_responses(both: BothClients) -> None:
         accepted += isinstance(assert_same(both.send(InferCase("fold", {"x": x}, parameters)))[0], dict)
 
     assert 20 < accepted < 150
-
-
-@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
-def test_numbers_and_texts_name_the_same_stream_as_over_http(
-    service: GrpcService, client: GrpcClient, stream: str, typed: bool
-) -> None:
-    number = 7_000_000 + typed
-    httpx2.post(
-        f"{service.url}/v1/models/fold/streams/{number}/step", json={"inputs": {"x": [1]}}, timeout=30
-    ).raise_for_status()
-    for sequence in (number, str(number)):
-        client.infer(infer_request("fold", {"x": ONE}, typed=typed, sequence_id=sequence))
-
-    assert httpx2.get(f"{service.url}/v1/models/fold/streams/{number}", timeout=30).json()["step"] == 3

@@ -9,7 +9,7 @@ import numpy as np
 
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from tests.addons.releases.builds import gru, widening_lstm
+from tests.addons.releases.builds import gru
 from tests.addons.releases.fleet import MODEL, Fleet, fleet
 from tests.graphs import Build, lstm, write_model
 from tests.servers import Server
@@ -58,23 +58,3 @@ def test_a_gru_in_place_of_an_lstm_answers_no_stream_before_it_has_seen_its_warm
     after = [new.step(x) for x in XS[JOINED:]]
     assert ys_of(answers) == before + after[WARM_STEPS:]
     assert [i for i, answer in enumerate(answers) if "version" in answer] == [JOINED + WARM_STEPS]
-
-
-def test_a_wider_lstm_goes_on_with_a_translated_state(redis_server: Server, tmp_path: Path) -> None:
-    old = Reference(tmp_path / "old", lstm)
-    new = Reference(tmp_path / "new", lambda: lstm(units=12, seed=7))
-    translation = tmp_path / "models" / MODEL / "2" / "translate-from-1.onnx"
-    translation.parent.mkdir(parents=True)
-    translation.write_bytes(widening_lstm())
-    with fleet(redis_server.url, tmp_path / "models", lstm, lambda: lstm(units=12, seed=7)) as releases:
-        answers = step_all(releases, XS[:JOINED], 1)
-        releases.put(candidate=2, mode="ramp", percent=100, take="translate")
-        answers += step_all(releases, XS[JOINED:40], JOINED + 1)
-        releases.end("abort")
-        answers += step_all(releases, XS[40:60], 41)
-
-    expected = [old.step(x) for x in XS[:JOINED]]
-    new.states = {name: np.pad(state, ((0, 0), (0, 4))) for name, state in old.states.items()}
-    expected += [new.step(x) for x in XS[JOINED:40]]
-    by_old = [old.step(x) for x in XS[JOINED:60]]
-    assert ys_of(answers) == expected + by_old[20:]

@@ -31,7 +31,7 @@ from stepwell.store.state_store import StateStore
 from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from tests.addons.releases.builds import adder, hanging, raising_at
+from tests.addons.releases.builds import adder, hanging
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.servers import Server
@@ -147,16 +147,6 @@ def totals(seq: int, *more: Sequence[int]) -> list[list[int]]:
     return [[sum(range(seq + 1)) + sum(xs) for xs in zip(*more[: i + 1], strict=True)] for i in range(len(more))]
 
 
-async def test_each_answer_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        seq = await begin(engine)
-        found = await singles(engine, MANY, range(40), seq + 1)
-
-    assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
-        name: 2 if name in PAIRED else 1 for name in MANY
-    }
-
-
 async def test_the_rows_of_both_versions_stay_columns(folder: Path, redis_server: Server) -> None:
     async with trial(redis_server.url, folder) as engine:
         seq = await begin(engine)
@@ -266,24 +256,6 @@ async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_se
 
 
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
-async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
-    redis_server: Server, tmp_path: Path, mode: str
-) -> None:
-    write_model(tmp_path, FOLD, lambda: raising_at(2000), version=1)
-    write_model(tmp_path, FOLD, lambda: raising_at(1000), version=2)
-    bad = PAIRED[2]
-    async with trial(redis_server.url, tmp_path, mode) as engine:
-        seq = await begin(engine)
-        xs = [1500 if name == bad else 5 for name in MANY]
-        found = [await columns(engine, MANY, numbers(xs), seq + 1)]
-        found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
-        stored = await records(engine)
-
-    assert [[ys(one)[0] for one in applied(each)] for each in found] == totals(seq, xs, [1] * len(MANY))
-    assert {n for n in MANY if pair_state_of(stored[n].fingerprint, stored[n].state)} == {*PAIRED} - {bad}
-
-
-@pytest.mark.parametrize("mode", ["shadow", "ramp"])
 async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_old_version(
     redis_server: Server, tmp_path: Path, mode: str
 ) -> None:
@@ -301,18 +273,6 @@ async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_o
     assert not [one for one in stored.values() if pair_state_of(one.fingerprint, one.state)]
 
 
-async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
-    folder: Path, redis_server: Server
-) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        seq = await begin(engine)
-        found = await singles(engine, MANY, [9] * len(MANY), seq + 1, version=1)
-
-    assert {name: getattr(one, "code", None) for name, one in zip(MANY, found, strict=True)} == {
-        name: "model_changed" if name in PAIRED else None for name in MANY
-    }
-
-
 async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server) -> None:
     async with trial(redis_server.url, folder) as engine:
         start = await begin(engine)
@@ -323,19 +283,6 @@ async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server)
 
     assert not [one for one in found if isinstance(one, ServiceError)]
     assert {[at for _, at in record.sources] == [start + 2] for record in stored.values()} == {True}
-
-
-async def test_after_the_end_of_a_release_its_streams_move(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        start = await begin(engine)
-        document = placing_of(engine).documents.current(FOLD)
-        assert document is not None
-        placing_of(engine).documents.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
-        for seq in (start + 1, start + 2):
-            found = await columns(engine, MANY, numbers([9] * len(MANY)), seq)
-
-    [*_, last] = fold_reference([*range(1, start + 1), 9, 9], factor=OLD_FACTOR)
-    assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)
 
 
 @pytest.mark.parametrize("ended_in", ["pairs", "both"])

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stepwell.addons.releases.document import (
     MAX_EARLIER,
-    ROLLBACK_S,
     Ended,
     How,
     ReleaseDocument,
@@ -84,10 +83,6 @@ def half_of(found: ReleaseDocument, *, moved_by: int = 1, now: float = 3000.0) -
     return found.settled(OLD.fingerprint, NEW.fingerprint, moved_by, now)
 
 
-def test_a_pair_of_a_running_trial_stays_a_pair() -> None:
-    assert half_of(document(trial=trial())) is None
-
-
 @pytest.mark.parametrize(("how", "half"), [("promoted", NEW), ("aborted", OLD)])
 def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: How, half: ReleaseVersion) -> None:
     assert half_of(document(trial=ended(how))) == half.fingerprint
@@ -111,27 +106,10 @@ def test_of_a_pair_whose_trial_is_not_kept_any_more_the_half_that_is_current_goe
     assert half_of(document(current=current, trial=trial(revision=40), earlier=later[1:]), moved_by=3) is None
 
 
-def test_pairs_stay_for_an_hour_after_a_promotion_with_rollback() -> None:
-    promoted = document(current=NEW, trial=ended("promoted", rollback=True))
-
-    assert half_of(promoted, now=2000.0 + ROLLBACK_S - 1) is None
-    assert half_of(promoted, now=2000.0 + ROLLBACK_S) == NEW.fingerprint
-
-
 def test_pairs_of_a_promotion_with_rollback_are_settled_once_another_trial_starts() -> None:
     later = trial(revision=5, old=NEW, new=THIRD)
 
     assert half_of(document(current=NEW, trial=later, earlier=(ended("promoted", rollback=True),))) == NEW.fingerprint
-
-
-def test_streams_of_the_old_version_move_after_a_promotion() -> None:
-    promoted = ended("promoted")
-
-    assert document(current=NEW, trial=promoted).promoted_from(OLD.fingerprint) == promoted
-    assert document(current=NEW, trial=promoted).promoted_from(NEW.fingerprint) is None
-    assert document(trial=trial()).promoted_from(OLD.fingerprint) is None
-    assert document(trial=ended("aborted")).promoted_from(OLD.fingerprint) is None
-    assert document(current=NEW, trial=ended("promoted", existing=False)).promoted_from(OLD.fingerprint) is None
 
 
 def test_streams_stay_after_another_version_was_pinned() -> None:

@@ -162,20 +162,6 @@ def test_a_sweep_moves_the_streams_that_sleep_and_leaves_position_and_answer(rel
     assert (again["replayed"], again["step"], again["outputs"]["y"]) == (True, 5, [old])
 
 
-def test_a_stream_that_a_sweep_has_moved_by_a_switch_stays_after_the_abort_and_names_no_version(
-    releases: Fleet,
-) -> None:
-    releases.step("slept", [0])
-    releases.put(candidate=2, mode="switch", percent=100)
-    releases.release("POST", "/move", limit_per_s=1000)
-    wait_until(lambda: (found := releases.release())["left"] == 0 and found["moved"] >= 1)
-    releases.end("abort")
-    later = releases.step("slept", [9])
-
-    assert later["outputs"]["y"] == folded([9], start=folded([0])[0], factor=NEW_FACTOR)
-    assert "version" not in later
-
-
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_retry_after_a_sweep_repeats_the_version_of_its_first_answer(releases: Fleet, *, keyed: bool) -> None:
     headers, seq = ({"Idempotency-Key": "once"}, {}) if keyed else ({}, {"seq": 2})

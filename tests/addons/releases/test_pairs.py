@@ -4,49 +4,35 @@ from __future__ import annotations
 
 from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded, over_both, wait_until
 
+XS = range(12)
+OLD = folded(XS)
+NEW = folded(XS[4:], start=OLD[3], factor=NEW_FACTOR)
+
+
+def answers_of_a_trial(releases: Fleet, mode: str, how: str) -> tuple[list[int], dict[int, int]]:
+    """Step a stream through `XS`, 4 to 7 during a trial; return predictions, and by index the versions named."""
+    answers = [releases.step("s", [x], seq=x + 1) for x in XS[:4]]
+    releases.put(candidate=2, mode=mode, percent=100)
+    answers += [releases.step("s", [x], seq=x + 1) for x in XS[4:8]]
+    releases.end(how)
+    answers += [releases.step("s", [x], seq=x + 1) for x in XS[8:]]
+    named = {i: answer["version"] for i, answer in enumerate(answers) if "version" in answer}
+    return [answer["outputs"]["y"][0] for answer in answers], named
+
 
 @over_both
 def test_in_shadow_the_old_version_responds_and_after_an_abort_it_goes_on(releases: Fleet) -> None:
-    xs = list(range(12))
-    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    releases.put(candidate=2, mode="shadow", percent=100)
-    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    releases.end("abort")
-    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
-
-    assert [answer["outputs"]["y"] for answer in answers] == [[y] for y in folded(xs)]
-    assert not [answer for answer in answers if "version" in answer]
+    assert answers_of_a_trial(releases, "shadow", "abort") == (OLD, {})
 
 
 @over_both
 def test_after_a_promotion_the_candidate_goes_on_from_where_it_joined(releases: Fleet) -> None:
-    xs = list(range(12))
-    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    releases.put(candidate=2, mode="shadow", percent=100)
-    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    releases.end("promote")
-    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
-
-    old = folded(xs[:8])
-    new = folded(xs[4:], start=old[3], factor=NEW_FACTOR)
-    assert [answer["outputs"]["y"][0] for answer in answers] == [*old, *new[4:]]
-    assert [i for i, answer in enumerate(answers) if "version" in answer] == [8]
-    assert answers[8]["version"] == 2
+    assert answers_of_a_trial(releases, "shadow", "promote") == ([*OLD[:8], *NEW[4:]], {8: 2})
 
 
 @over_both
 def test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all(releases: Fleet) -> None:
-    xs = list(range(12))
-    answers = [releases.step("s", [x], seq=i + 1) for i, x in enumerate(xs[:4])]
-    releases.put(candidate=2, mode="ramp", percent=100)
-    answers += [releases.step("s", [x], seq=i + 5) for i, x in enumerate(xs[4:8])]
-    releases.end("abort")
-    answers += [releases.step("s", [x], seq=i + 9) for i, x in enumerate(xs[8:])]
-
-    old = folded(xs)
-    new = folded(xs[4:8], start=old[3], factor=NEW_FACTOR)
-    assert [answer["outputs"]["y"][0] for answer in answers] == [*old[:4], *new, *old[8:]]
-    assert [(i, answer["version"]) for i, answer in enumerate(answers) if "version" in answer] == [(4, 2), (8, 1)]
+    assert answers_of_a_trial(releases, "ramp", "abort") == ([*OLD[:4], *NEW[:4], *OLD[8:]], {4: 2, 8: 1})
 
 
 @over_both

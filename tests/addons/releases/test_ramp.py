@@ -118,36 +118,6 @@ def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen
     assert [answer["outputs"]["y"] for answer in last] == [old[-1:]] * len(names)
 
 
-def test_a_stream_that_slept_through_more_releases_than_are_kept_goes_on_with_its_old_half(releases: Fleet) -> None:
-    releases.step("s", [0])
-    releases.put(candidate=2, mode="ramp", percent=100)
-    releases.step("s", [1])
-    releases.end("abort")
-    for _ in range(MAX_EARLIER + 1):
-        releases.put(candidate=2, mode="ramp", percent=0)
-        releases.end("abort")
-    answer = releases.step("s", [2])
-
-    assert (answer["outputs"]["y"], answer["version"]) == (folded([0, 1, 2])[-1:], 1)
-
-
-def test_in_shadow_the_answers_of_a_float_model_are_those_of_a_service_without_a_release(
-    redis_server: Server, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(1)
-    xs = rng.normal(size=(24, N_STREAMS, 4)).astype(np.float32)
-    model = StepModel(write_model(tmp_path / "alone", MODEL, lstm))
-    with fleet(redis_server.url, tmp_path / "models", lstm, lambda: lstm(seed=7)) as releases:
-        releases.put(candidate=2, mode="shadow", percent=30)
-        answers = []
-        for t, x in enumerate(xs, 1):
-            if t == 13:
-                releases.end("abort")
-            answers.append(releases.bulk(NAMES, x.tolist(), seq=[t] * N_STREAMS)["outputs"]["y"])
-
-    assert np.array_equal(np.array(answers, np.float32), alone(model, xs))
-
-
 def test_a_candidate_with_one_wrong_weight_is_aborted_within_500_timesteps(
     redis_server: Server, tmp_path: Path
 ) -> None:

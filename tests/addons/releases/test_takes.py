@@ -32,22 +32,6 @@ def test_the_candidate_responds_only_after_its_warm_steps_also_inside_a_chunk(
     assert (after["outputs"]["y"], after["version"]) == (old[10:], 1)
 
 
-def test_a_promotion_waits_for_the_warm_steps_of_each_stream(redis_server: Server, tmp_path: Path) -> None:
-    with fleet(redis_server.url, tmp_path, old_fold, seen) as releases:
-        releases.step("paired", [0])
-        releases.step("slept", [0])
-        releases.put(candidate=2, mode="shadow", percent=100, take="reset", warm_steps=3)
-        paired = [releases.step("paired", [1])]
-        releases.end("promote")
-        paired += [releases.step("paired", [x]) for x in (2, 3, 4, 5)]
-        slept = [releases.step("slept", [x]) for x in (1, 2, 3, 4, 5)]
-
-    old = folded(range(4))
-    for answers in (paired, slept):
-        assert [answer["outputs"]["y"][0] for answer in answers] == [*old[1:], 4, 5]
-        assert [answer.get("version") for answer in answers] == [None, None, None, 2, None]
-
-
 def test_a_wider_state_is_translated_exactly(redis_server: Server, tmp_path: Path) -> None:
     (tmp_path / "fold" / "2").mkdir(parents=True)
     (tmp_path / "fold" / "2" / "translate-from-1.onnx").write_bytes(widening())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
-from stepwell_client import Client
 from tests.addons.releases.fleet import NEW_FACTOR, Fleet, folded
 
 
@@ -49,26 +47,6 @@ def test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version(releas
 
     assert first["version"] == 2
     assert retries == [{**first, "replayed": True}] * 3
-
-
-def test_a_feed_steps_a_pair_in_order(releases: Fleet) -> None:
-    xs = list(range(30))
-    with releases.replica.feed(releases.model, "s") as feed:
-        answers: list[dict[str, Any]] = []
-        for i, x in enumerate(xs):
-            if i == 10:
-                releases.put(candidate=2, mode="ramp", percent=100)
-            if i == 20:
-                releases.end("abort")
-            feed.send(json.dumps({"inputs": [x]}))
-            if i in (9, 19):
-                answers += [json.loads(feed.recv(60)) for _ in range(i + 1 - len(answers))]
-        answers += [json.loads(feed.recv(60)) for _ in range(len(xs) - len(answers))]
-
-    old = folded(xs)
-    new = folded(xs[10:20], start=old[9], factor=NEW_FACTOR)
-    assert [answer["outputs"]["y"][0] for answer in answers] == [*old[:10], *new, *old[20:]]
-    assert [(i, answer["version"]) for i, answer in enumerate(answers) if "version" in answer] == [(10, 2), (20, 1)]
 
 
 def infer(releases: Fleet, x: int, **parameters: object) -> tuple[str, int]:
@@ -124,18 +102,3 @@ def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams
     assert kept == ("1", folded([1, 2])[-1])
     assert started == again == [("2", new[0]), ("2", new[1])]
     assert after == ("1", folded([3, 4, 5])[-1])
-
-
-def test_the_python_client_steps_through_a_release(releases: Fleet) -> None:
-    service = releases.replicas[0]
-    with Client(f"http://127.0.0.1:{service.port}") as client:
-        stream = client.model(releases.model).stream("s")
-        answers = [stream.step([1])]
-        releases.put(candidate=2, mode="ramp", percent=100)
-        answers += [stream.step([2]), stream.step([3])]
-        releases.end("abort")
-        answers.append(stream.step([4]))
-
-    old = folded([1, 2, 3, 4])
-    new = folded([2, 3], start=old[0], factor=NEW_FACTOR)
-    assert [int(answer.outputs["y"][0]) for answer in answers] == [old[0], *new, old[3]]

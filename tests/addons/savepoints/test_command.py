@@ -156,27 +156,6 @@ def test_an_interrupted_save_goes_on_behind_its_last_whole_page(
     assert set(names) == {f"cut.{i}" for i in range(5000)}
 
 
-def test_a_save_that_failed_goes_on_when_it_is_run_again(
-    running: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(savepoint, "_BACKOFF", Backoff(0, 0))
-    make_streams(running, "again.", 3000)
-    file = tmp_path / "streams.savepoint"
-    words = ("save", file, "--model", "fold", "--prefix", "again.")
-    way = CutConnection(int(running.url.rpartition(":")[2]), cuts=1, after_bytes=300_000)
-    monkeypatch.setattr(savepoint, "_ATTEMPTS", 1)
-
-    failed = run(way.url, *words)
-    partial = file.with_name(f"{file.name}.partial").read_bytes()
-    other_prefix = run(running.url, *words[:-1], "different.")
-    saved = run(running.url, *words)
-
-    assert (failed.exit_code, saved.exit_code) == (1, 0)
-    assert len(partial) > 0
-    assert file.read_bytes().startswith(partial)
-    assert "is an interrupted save of fold, prefix 'again.'" in str(other_prefix.exception)
-
-
 class HeldConnections:
     """Forwards connections to a service, and holds back everything after some bytes in one direction.
 
@@ -239,6 +218,7 @@ def test_a_killed_save_goes_on_when_it_is_run_again(running: ServiceProcess, tmp
     kill_while_held(HeldConnections(port_of(running), received=400_000), *words, once=lambda: has_a_page(written))
     partial = written.read_bytes()
 
+    other_prefix = run(running.url, *words[:-1], "different.")
     saved = report(run(running.url, *words, "--json"))
     [*pages] = savepoint._pages(file)
 
@@ -247,6 +227,7 @@ def test_a_killed_save_goes_on_when_it_is_run_again(running: ServiceProcess, tmp
     assert saved["streams"] == sum(len(streams) for _, streams, _ in pages)
     assert {name for _, streams, _ in pages for name, _ in streams} == {f"killed.{i}" for i in range(3000)}
     assert partial.startswith(file.read_bytes()[: pages[0][2]])
+    assert "is an interrupted save of fold, prefix 'killed.'" in str(other_prefix.exception)
 
 
 def test_a_killed_load_is_run_again(running: ServiceProcess, other: ServiceProcess, tmp_path: Path) -> None:

@@ -234,24 +234,6 @@ async def test_a_subscriber_that_reconnects_while_the_stream_is_stepped_misses_n
     assert seen == steps(range(1, 601))
 
 
-async def test_events_beyond_the_event_log_are_a_gap(folder: Path, redis_server: Server) -> None:
-    async with watch_engine(redis_server.url, folder, history=10) as engine:
-        await advance(engine, 30)
-        async with subscribed(engine, ONE, since=5) as watcher:
-            assert await received(watcher, 11) == [15, *steps(range(21, 31))]
-
-
-async def test_without_an_event_log_a_reconnecting_subscriber_receives_a_gap(
-    folder: Path, redis_server: Server
-) -> None:
-    async with watch_engine(redis_server.url, folder) as engine:
-        await advance(engine, 30)
-        async with subscribed(engine, ONE, since=5) as watcher:
-            await advance(engine, 1)
-
-            assert await received(watcher, 2) == [25, ("a", 31)]
-
-
 async def test_a_deleted_stream_leaves_no_event_log(folder: Path, redis_server: Server) -> None:
     async with watch_engine(redis_server.url, folder, history=10) as engine:
         await advance(engine, 3)
