@@ -209,18 +209,17 @@ def test_the_page_on_monitoring_lists_every_metric_with_its_labels() -> None:
     assert listed == {name: labels for name, (_, labels) in PROMISED.items()}
 
 
-@pytest.mark.parametrize("name", PROMISED)
-def test_a_metric_has_the_documented_labels(name: str) -> None:
-    kind, labels = PROMISED[name]
-    suffix = "_count" if kind == "histogram" else ""
+def test_each_metric_has_the_documented_labels() -> None:
+    page = samples(page_of(filled_metrics())[0])
 
+    for name, (kind, labels) in PROMISED.items():
+        sample = f"{name}_count" if kind == "histogram" else name
+        assert {frozenset(key for key, _ in at) for found, at in page if found == sample} == {frozenset(labels)}, name
+
+
+def test_each_event_is_counted() -> None:
     page = page_of(filled_metrics())[0]
-    assert {frozenset(key for key, _ in at) for n, at in samples(page) if n == name + suffix} == {frozenset(labels)}
-
-
-@pytest.mark.parametrize(
-    ("name", "labels", "expected"),
-    [
+    expected: list[tuple[str, dict[str, str], float]] = [
         ("steps_total", {"model": "pump", "door": "http"}, 5),
         ("requests_total", {"door": "http", "code": "200", "route": "GET /v1/info"}, 1),
         ("refusals_total", {"code": "seq_gap"}, 1),
@@ -253,10 +252,10 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("store_max_memory_bytes", {}, 5000),
         ("ready", {}, 1),
         ("build_info", {"version": "1.2.3"}, 1),
-    ],
-)
-def test_each_event_is_counted(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(page_of(filled_metrics())[0], f"stepwell_{name}", **labels) == expected
+    ]
+
+    for name, labels, number in expected:
+        assert value(page, f"stepwell_{name}", **labels) == number, name
 
 
 def test_a_status_as_number_and_as_text_is_one_series() -> None:
@@ -267,11 +266,10 @@ def test_a_status_as_number_and_as_text_is_one_series() -> None:
 
 
 def test_a_counter_without_labels_exists_before_its_first_event() -> None:
-    assert value(page_of(Metrics("1"))[0], "stepwell_conflicts_total") == 0
+    page, media_type = page_of(Metrics("1"))
 
-
-def test_the_content_type_is_the_prometheus_text_format() -> None:
-    assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert value(page, "stepwell_conflicts_total") == 0
+    assert media_type == "text/plain; version=0.0.4; charset=utf-8"
 
 
 def openmetrics_samples(page: bytes) -> list[Sample]:
@@ -296,19 +294,12 @@ def test_two_services_in_one_process_count_separately() -> None:
     assert value(page_of(there)[0], "stepwell_conflicts_total") == 1
 
 
-def test_gauges_are_read_for_each_page() -> None:
+def test_gauges_are_read_for_each_page_and_the_queue_of_a_removed_model_is_empty() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
     metrics.bind_gauges(queue_rows=lambda: rows, websockets=lambda: 0, ready=lambda: True)
     rows["pump"] = 9
-
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 9
-
-
-def test_the_queue_of_a_removed_model_is_empty() -> None:
-    rows = {"pump": 7}
-    metrics = Metrics("1")
-    metrics.bind_gauges(queue_rows=lambda: rows, websockets=lambda: 0, ready=lambda: True)
     del rows["pump"]
 
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 0
@@ -456,7 +447,10 @@ Pages = tuple[bytes, bytes]
 
 @pytest.fixture(scope="module")
 def of_both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pages, bytes]]:
-    """The pages of two workers, and that of the first one after the second was killed."""
+    """The pages of two workers, and that of the first one after the second was killed.
+
+    The first one has 1 queued row, and the second 10 and is not ready.
+    """
     folder = tmp_path_factory.mktemp("workers") / "metrics"
     first, second = WorkerProcess(folder, queued=1), WorkerProcess(folder, queued=10, ready=False)
     pages = first.page(), second.page()
@@ -465,32 +459,28 @@ def of_both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pages, b
     first.kill()
 
 
-@pytest.fixture
-def pages(of_both: tuple[Pages, bytes]) -> Pages:
-    """The pages of two workers, of which one has 1 queued row, and the other one 10 and is not ready."""
-    return of_both[0]
+def test_any_worker_serves_the_metrics_of_all(of_both: tuple[Pages, bytes]) -> None:
+    """Counters, histograms and queues are summed; the version appears once; ready is 0 while one is not."""
+    pages, _ = of_both
 
-
-@pytest.fixture
-def left(of_both: tuple[Pages, bytes]) -> bytes:
-    """The page of the first worker after the second was killed."""
-    return of_both[1]
-
-
-def test_any_worker_serves_the_metrics_of_all(pages: Pages) -> None:
     assert [value(page, "stepwell_steps_total", model="pump", door="http") for page in pages] == [10, 10]
-
-
-def test_histograms_of_workers_are_summed(pages: Pages) -> None:
     assert value(pages[0], "stepwell_step_seconds_count", model="pump") == 2
-
-
-def test_queues_of_workers_are_summed(pages: Pages) -> None:
     assert value(pages[0], "stepwell_queue_rows", model="pump") == 11
-
-
-def test_ready_is_0_while_one_worker_is_not_ready(pages: Pages) -> None:
     assert value(pages[0], "stepwell_ready") == 0
+    assert value(pages[0], "stepwell_build_info", version="1") == 1
+
+
+def test_of_a_killed_worker_counts_and_processor_time_are_kept_and_gauges_dropped(
+    of_both: tuple[Pages, bytes],
+) -> None:
+    (both, _), left = of_both
+
+    assert value(left, "stepwell_steps_total", model="pump", door="http") == 10
+    assert value(left, "process_cpu_seconds_total") >= value(both, "process_cpu_seconds_total") > 0
+    assert value(left, "stepwell_queue_rows", model="pump") == 1
+    assert value(left, "stepwell_ready") == 1
+    for name in ("process_resident_memory_bytes", "process_open_fds"):
+        assert 0 < value(left, name) < 0.7 * value(both, name)
 
 
 def test_the_start_of_the_service_is_that_of_its_first_worker(folder: Path) -> None:
@@ -505,20 +495,7 @@ def test_the_start_of_the_service_is_that_of_its_first_worker(folder: Path) -> N
     assert alone == together == left
 
 
-def test_memory_and_files_are_those_of_all_live_workers(pages: Pages, left: bytes) -> None:
-    for name in ("process_resident_memory_bytes", "process_open_fds"):
-        assert 0 < value(left, name) < 0.7 * value(pages[0], name)
-
-
-def test_cpu_time_includes_that_of_killed_workers(pages: Pages, left: bytes) -> None:
-    assert value(left, "process_cpu_seconds_total") >= value(pages[0], "process_cpu_seconds_total") > 0
-
-
-def test_the_version_appears_once_for_all_workers(pages: Pages) -> None:
-    assert value(pages[0], "stepwell_build_info", version="1") == 1
-
-
-def test_several_workers_have_the_same_metric_names(pages: Pages) -> None:
+def test_several_workers_have_the_same_metric_names(of_both: tuple[Pages, bytes]) -> None:
     labelled_by_what_was_not_told = {name for name, (_, labels) in PROMISED.items() if labels} - {
         "stepwell_steps_total",
         "stepwell_step_seconds",
@@ -527,20 +504,11 @@ def test_several_workers_have_the_same_metric_names(pages: Pages) -> None:
         "stepwell_build_info",
     }
     of_addons = {"stepwell_watchers"}
-    families = {family.name for family in text_string_to_metric_families(pages[0].decode())}
+    families = {family.name for family in text_string_to_metric_families(of_both[0][0].decode())}
 
     assert families == {
         name.removesuffix("_total") for name in PROMISED.keys() - labelled_by_what_was_not_told - of_addons
     }
-
-
-def test_the_counts_of_a_killed_worker_are_kept(left: bytes) -> None:
-    assert value(left, "stepwell_steps_total", model="pump", door="http") == 10
-
-
-def test_the_gauges_of_a_killed_worker_are_dropped(left: bytes) -> None:
-    assert value(left, "stepwell_queue_rows", model="pump") == 1
-    assert value(left, "stepwell_ready") == 1
 
 
 def test_a_folder_that_is_configured_too_late_is_reported_and_not_used(

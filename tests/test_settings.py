@@ -89,62 +89,41 @@ def settings_error(**flags: Any) -> SettingsError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", PROMISED)
-def test_a_setting_has_the_documented_default(name: str) -> None:
-    assert getattr(Settings.load(), name) == PROMISED[name]
+def test_each_setting_has_the_documented_default_and_a_description() -> None:
+    settings = Settings.load()
+
+    assert {name: getattr(settings, name) for name in PROMISED} == PROMISED
+    assert [name for name in setting_groups() if not describe_settings()[name]] == []
 
 
-@pytest.mark.parametrize("name", setting_groups())
-def test_a_setting_has_a_description(name: str) -> None:
-    assert describe_settings()[name]
+def test_a_variable_sets_its_setting_unless_a_flag_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("QUEUE_LIMIT", "7"), ("PORT", "1"), ("INSECURE", "true")):
+        monkeypatch.setenv(f"STEPWELL_{name}", value)
+    settings = Settings.load(queue_limit=None, port=2, insecure=False)
+
+    assert (settings.queue_limit, settings.port, settings.insecure) == (7, 2, False)
 
 
-def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_QUEUE_LIMIT", "7")
-
-    assert Settings.load().queue_limit == 7
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("STEPWELL_LOGFORMAT", "STEPWELL_LOG_FORMAT"),
-        ("STEPWELL_STREAM_TTL", "STEPWELL_STREAM_TTL_S"),
-        ("STEPWELL_QUEUE_LIMITS", "STEPWELL_QUEUE_LIMIT"),
-        ("stepwell_redis_url", "STEPWELL_REDIS"),
-        ("STEPWELL_EXTRA", "STEPWELL_EXTRAS"),
-        ("STEPWELL_ZZZZZZZZ", None),
-    ],
-)
-def test_an_unknown_variable_is_refused_with_the_nearest_known_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str | None
-) -> None:
-    monkeypatch.setenv(name, "60")
+def test_all_unknown_variables_are_refused_with_the_nearest_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest = {
+        "STEPWELL_LOGFORMAT": "STEPWELL_LOG_FORMAT",
+        "stepwell_redis_url": "STEPWELL_REDIS",
+        "STEPWELL_EXTRA": "STEPWELL_EXTRAS",
+        "STEPWELL_ZZZZZZZZ": None,
+    }
+    for name in nearest:
+        monkeypatch.setenv(name, "60")
     problem = settings_error().problem
 
-    assert name.upper() in problem
-    assert re.findall(r"did you mean (\w+)\?", problem) == ([] if nearest is None else [nearest])
+    assert [name for name in nearest if name.upper() not in problem] == []
+    assert set(re.findall(r"did you mean (\w+)\?", problem)) == {*nearest.values()} - {None}
 
 
-def test_all_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STEPWELL_TTL", "STEPWELL_HOSTS"):
+def test_variables_of_other_programs_and_of_kubernetes_are_no_settings_and_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in OTHER_VARIABLES:
         monkeypatch.setenv(name, "x")
-    problem = settings_error().problem
-
-    assert "STEPWELL_TTL" in problem
-    assert "STEPWELL_HOSTS" in problem
-
-
-@pytest.mark.parametrize("name", sorted(OTHER_VARIABLES))
-def test_a_variable_of_another_program_is_no_setting_and_not_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(name, "x")
-
-    assert Settings.load() == Settings()
-
-
-def test_variables_that_kubernetes_sets_for_its_services_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for service, port in (("STEPWELL_REDIS", "6379"), ("STEPWELL_API", "8000")):
         address = f"tcp://10.0.0.1:{port}"
         links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": port, "SERVICE_PORT_HTTP": port, "PORT": address}
@@ -183,10 +162,8 @@ def test_every_variable_that_our_files_name_is_known() -> None:
     ("flags", "address"),
     [
         ({}, None),
-        ({"host": "localhost"}, None),
         ({"host": "::1"}, None),
         ({"host": "0.0.0.0"}, "0.0.0.0"),
-        ({"host": "::"}, "::"),
         ({"host": "0.0.0.0", "published": "127.0.0.1:8000"}, None),
         ({"host": "0.0.0.0", "published": "[::1]:8000"}, None),
         ({"host": "0.0.0.0", "published": "0.0.0.0:8330"}, "0.0.0.0:8330"),
@@ -200,62 +177,30 @@ def test_an_api_is_open_if_other_machines_reach_it_without_keys(flags: dict[str,
     assert Settings.load(**flags).open_address == address
 
 
-def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_PORT", "1")
-
-    assert Settings.load(port=2).port == 2
-
-
-def test_a_flag_that_is_not_given_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_PORT", "1")
-
-    assert Settings.load(port=None).port == 1
-
-
-def test_a_false_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_INSECURE", "true")
-
-    assert Settings.load(insecure=False).insecure is False
-
-
 def test_folders_in_the_environment_are_separated_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_MODELS", os.pathsep.join(["/models", "/opt/demo models"]))
 
     assert Settings.load().models == [Path("/models"), Path("/opt/demo models")]
 
 
-@pytest.mark.parametrize("name", ["allowed_origins", "execution_providers"])
-def test_lists_in_the_environment_are_separated_by_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{PREFIX}{name.upper()}", "http://a, http://b,,http://c ")
+def test_lists_in_the_environment_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_ALLOWED_ORIGINS", "http://a, http://b,,http://c ")
 
-    assert getattr(Settings.load(), name) == ["http://a", "http://b", "http://c"]
-
-
-def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPWELL_REDIS_SERVER", "/usr/bin/redis-server")
-
-    assert Settings.load().redis is None
+    assert Settings.load().allowed_origins == ["http://a", "http://b", "http://c"]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("port", -1),
-        ("port", 65_536),
         ("port", "http"),
         ("workers", 0),
         ("stream_ttl_s", 0),
         ("stream_ttl_s", "nan"),
         ("stream_ttl_s", 1e-6),
         ("idempotency_ttl_s", 1e17),
-        ("request_timeout_s", 1e300),
-        ("max_wait_ms", -1),
         ("queue_limit", 0),
-        ("cache_bytes", -1),
-        ("max_body_bytes", 0),
-        ("drain_s", -1),
         ("durability", "disk"),
-        ("log_format", "xml"),
         ("insecure", "perhaps"),
         ("data_dir", ""),
         ("api_keys_file", ""),
@@ -268,13 +213,9 @@ def test_an_invalid_value_is_refused_with_name_and_value(name: str, value: objec
     assert settings_error(**{name: value}).problem.startswith(f"{name} is {value!r}: ")
 
 
-def test_an_error_names_flag_and_variable() -> None:
+def test_an_error_names_flag_and_variable_also_of_an_invalid_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--max-wait-ms or STEPWELL_MAX_WAIT_MS" in settings_error(max_wait_ms=-1).fix
-
-
-def test_an_invalid_value_in_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_PORT", "http")
-
     assert settings_error().problem.startswith("port is 'http': ")
 
 
@@ -287,9 +228,10 @@ def test_settings_are_immutable() -> None:
         Settings.load().port = 1  # type: ignore[misc]  # assigning is the test
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_a_flag_sets_its_setting(name: str) -> None:
-    assert getattr(Settings.load(**{name: OTHER[name]}), name) == OTHER[name]
+def test_a_flag_sets_its_setting() -> None:
+    settings = Settings.load(**OTHER)
+
+    assert {name: getattr(settings, name) for name in OTHER} == OTHER
 
 
 def test_four_of_the_largest_bodies_may_wait() -> None:

@@ -63,16 +63,13 @@ def test_names_are_not_interpreted_as_markup(tmp_path: Path) -> None:
     assert "[red]y[/red]" in run_stepwell("inspect", path).stdout
 
 
-def test_a_missing_file_exits_with_an_error(tmp_path: Path) -> None:
+def test_what_is_no_model_file_exits_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bare.onnx").write_bytes(graphs.fold()[0])
+
+    assert type(run_stepwell("inspect", tmp_path / "bare.onnx").exception) is ManifestError
+    assert "is a folder; expected an ONNX file" in str(run_stepwell("inspect", tmp_path).exception)
     done = run_stepwell("inspect", tmp_path / "none.onnx")
-
     assert (done.exit_code, type(done.exception)) == (1, FileError)
-
-
-def test_a_folder_is_reported_as_a_folder(tmp_path: Path) -> None:
-    done = run_stepwell("inspect", tmp_path)
-
-    assert "is a folder; expected an ONNX file" in str(done.exception)
 
 
 @pytest.mark.parametrize("command", ["inspect", "adopt"])
@@ -82,13 +79,6 @@ def test_a_trained_model_has_to_be_exported_first(tmp_path: Path, command: str) 
 
     assert done.exit_code == 1
     assert f"stepwell export {tmp_path / 'pump.keras'} -o {tmp_path / 'pump.onnx'}" in str(done.exception)
-
-
-def test_a_graph_without_manifest_exits_with_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "bare.onnx"
-    path.write_bytes(graphs.fold()[0])
-
-    assert type(run_stepwell("inspect", path).exception) is ManifestError
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

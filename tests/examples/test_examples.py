@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,30 +21,6 @@ EXAMPLE_NAMES = [
 GALLERY = {"fleet_readout", "flood", "heartbeat", "hydrograph", "machine_wear", "river_flow"}
 GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"
 LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class ExampleRun:
-    name: str
-    folder: Path
-    picture: Path | None
-    process: subprocess.CompletedProcess[str]
-
-    @property
-    def comparisons(self) -> list[tuple[float, int]]:
-        """The largest difference and the count of compared numbers, for each comparison that was printed."""
-        return [(float(most), int(count.replace(",", ""))) for most, count in LINE.findall(self.process.stdout)]
-
-
-@pytest.fixture(scope="module", params=EXAMPLE_NAMES)
-def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExampleRun:
-    if request.param.startswith("pytorch_") and not find_spec("torch"):
-        pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
-    folder = tmp_path_factory.mktemp(request.param)
-    picture = tmp_path_factory.mktemp("pictures") / "picture.svg" if request.param in GALLERY else None
-    arguments = [] if picture is None else [str(picture)]
-    done = run_python(str(EXAMPLES / f"{request.param}.py"), *arguments, folder=folder)
-    return ExampleRun(request.param, folder, picture, done)
 
 
 NUMBERS = {
@@ -75,43 +49,29 @@ NUMBERS = {
 
 @pytest.mark.slow
 @pytest.mark.many
-def test_an_example_succeeds(example_run: ExampleRun) -> None:
-    assert example_run.process.returncode == 0, example_run.process.stdout + example_run.process.stderr
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
+def test_an_example_compares_every_prediction_with_the_original_model_and_draws_its_picture(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And it leaves no files in the folder of who runs it."""
+    if name.startswith("pytorch_") and not find_spec("torch"):
+        pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
+    folder, picture = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("pictures") / "picture.svg"
+    done = run_python(str(EXAMPLES / f"{name}.py"), *[str(picture)] * (name in GALLERY), folder=folder)
+    compared = LINE.findall(done.stdout)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [int(count.replace(",", "")) for _, count in compared] == NUMBERS[name]
+    assert max(float(most) for most, _ in compared) <= 5e-6
+    assert list(folder.iterdir()) == []
+    if name in GALLERY:
+        page = (GALLERY_PAGES / f"{name.replace('_', '-')}.md").read_text()
+        [shown] = re.findall(r"!\[[^]]+\]\((\.\./images/\S+\.svg)\)", page)
+        assert words(picture) == words(GALLERY_PAGES / shown)
 
 
-@pytest.mark.slow
-@pytest.mark.many
-def test_an_example_compares_every_prediction_with_the_original_model(example_run: ExampleRun) -> None:
-    assert [count for _, count in example_run.comparisons] == NUMBERS[example_run.name]
-
-
-@pytest.mark.slow
-@pytest.mark.many
-def test_an_example_agrees_with_the_original_model(example_run: ExampleRun) -> None:
-    assert max(most for most, _ in example_run.comparisons) <= 5e-6
-
-
-@pytest.mark.slow
-@pytest.mark.many
-def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRun) -> None:
-    assert list(example_run.folder.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.many
-def test_an_example_of_the_gallery_draws_the_picture_of_its_page(example_run: ExampleRun) -> None:
-    if example_run.name not in GALLERY:
-        assert example_run.picture is None
-        return
-    page = (GALLERY_PAGES / f"{example_run.name.replace('_', '-')}.md").read_text()
-    [picture] = re.findall(r"!\[[^]]+\]\((\.\./images/\S+\.svg)\)", page)
-
-    assert words(example_run.picture) == words(GALLERY_PAGES / picture)
-
-
-def words(picture: Path | None) -> list[str]:
+def words(picture: Path) -> list[str]:
     """Return the texts of a picture without its numbers, which differ in their last digits from machine to machine."""
-    assert picture is not None
     return re.findall(r"<text.*?>([^<0-9]+)</text>", picture.read_text())
 
 

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
 from tests.site.conftest import ROOT
 from tests.site.pages import Site
 
@@ -87,10 +85,9 @@ def test_a_folder_with_other_files_is_left_as_it_is(site: Site, tmp_path: Path) 
     assert "--out FOLDER" in done.stderr
 
 
-@pytest.mark.parametrize("missing", ["mkdocs", "material", "griffe"])
-def test_without_a_package_of_the_extra_the_message_names_it(tmp_path: Path, missing: str) -> None:
+def test_without_a_package_of_the_extra_the_message_names_it(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None; from scripts.site.__main__ import main; "
+        "import sys; sys.modules['griffe'] = None; from scripts.site.__main__ import main; "
         "sys.argv = ['docs', 'build', '--out', sys.argv[1]]; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "site")]
