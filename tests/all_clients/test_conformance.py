@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -24,8 +25,14 @@ from tests.python_client.transports import engine_in_process
 TYPESCRIPT = FILE.parent / "typescript"
 
 
-def cases(section: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", KIT[section], ids=[case["name"] for case in KIT[section]])
+@contextlib.contextmanager
+def named(case: dict[str, Any]) -> Iterator[None]:
+    """Add the case's name to an error."""
+    try:
+        yield
+    except BaseException as exc:
+        exc.add_note(f"The case is: {case['name']}.")
+        raise
 
 
 # -------------------------------------------------------------------- plain HTTP and WebSocket
@@ -37,9 +44,10 @@ def http(one: ServiceProcess) -> Iterator[httpx2.Client]:
         yield client
 
 
-@cases("http")
-def test_the_service_answers_requests_as_the_case_expects(http: httpx2.Client, case: dict[str, Any]) -> None:
-    send_all(http, Case(case))
+def test_the_service_answers_requests_as_the_cases_expect(http: httpx2.Client) -> None:
+    for case in KIT["http"]:
+        with named(case):
+            send_all(http, Case(case))
 
 
 def send_all(http: httpx2.Client, run: Case) -> None:
@@ -55,30 +63,30 @@ def send_all(http: httpx2.Client, run: Case) -> None:
         run.check(action, response.json() if response.content else {})
 
 
-@cases("feed")
-def test_a_feed_answers_messages_as_the_case_expects(one: ServiceProcess, case: dict[str, Any]) -> None:
-    run = Case(case)
-    answers: dict[str, list[Any]] = {}
-    with connect(f"ws://127.0.0.1:{one.port}{PATH}/feed") as feed:
-        for message in case["messages"]:
-            feed.send(json.dumps(run.fill(message)))
-        for _ in case["messages"]:
-            answer = json.loads(feed.recv())
-            answers.setdefault(answer["stream"], []).append(answer)
+def test_a_feed_answers_messages_as_the_cases_expect(one: ServiceProcess) -> None:
+    for case in KIT["feed"]:
+        run = Case(case)
+        answers: dict[str, list[Any]] = {}
+        with named(case), connect(f"ws://127.0.0.1:{one.port}{PATH}/feed") as feed:
+            for message in case["messages"]:
+                feed.send(json.dumps(run.fill(message)))
+            for _ in case["messages"]:
+                answer = json.loads(feed.recv())
+                answers.setdefault(answer["stream"], []).append(answer)
 
-    run.check(case, answers)
+            run.check(case, answers)
 
 
-@cases("watch")
-def test_a_watch_sends_what_the_case_expects(one: ServiceProcess, http: httpx2.Client, case: dict[str, Any]) -> None:
-    run = Case(case)
-    with connect(f"ws://127.0.0.1:{one.port}{case['path']}") as watch:
-        watch.send(json.dumps(run.fill(case["request"])))
-        messages = [json.loads(watch.recv(timeout=60))]
-        send_all(http, run)
-        messages += [json.loads(watch.recv(timeout=60)) for _ in case["expect"][1:]]
+def test_a_watch_sends_what_the_cases_expect(one: ServiceProcess, http: httpx2.Client) -> None:
+    for case in KIT["watch"]:
+        run = Case(case)
+        with named(case), connect(f"ws://127.0.0.1:{one.port}{case['path']}") as watch:
+            watch.send(json.dumps(run.fill(case["request"])))
+            messages = [json.loads(watch.recv(timeout=60))]
+            send_all(http, run)
+            messages += [json.loads(watch.recv(timeout=60)) for _ in case["expect"][1:]]
 
-    run.check(case, messages)
+            run.check(case, messages)
 
 
 # -------------------------------------------------------------------- the Python client
@@ -96,22 +104,25 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
         yield made
 
 
-@cases("http")
-async def test_the_python_client_reads_answers_as_the_case_expects(client: AsyncClient, case: dict[str, Any]) -> None:
-    await PythonKit(client).run_requests(Case(case))
+async def test_the_python_client_reads_answers_as_the_cases_expect(client: AsyncClient) -> None:
+    for case in KIT["http"]:
+        with named(case):
+            await PythonKit(client).run_requests(Case(case))
 
 
 @pytest.mark.parametrize("by_feed", [False, True], ids=["http", "feed"])
-@cases("client")
-async def test_the_python_client_behaves_as_the_case_expects(
-    client: AsyncClient, proxy: Proxy, case: dict[str, Any], *, by_feed: bool
+async def test_the_python_client_behaves_as_the_cases_expect(
+    client: AsyncClient, proxy: Proxy, *, by_feed: bool
 ) -> None:
     def lose_answer(request: bytes) -> None:
         proxy.lose_reply(to=request)
 
-    await PythonKit(client, by_feed=by_feed, lose_answer=lose_answer).run_calls(Case(case))
+    for case in KIT["client"]:
+        before = proxy.lost
+        with named(case):
+            await PythonKit(client, by_feed=by_feed, lose_answer=lose_answer).run_calls(Case(case))
 
-    assert proxy.lost == sum("lose_answer" in action for action in case["do"])
+            assert proxy.lost - before == sum("lose_answer" in action for action in case["do"])
 
 
 @pytest.fixture(scope="module")
@@ -121,36 +132,28 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("by_feed", [False, True], ids=["step", "feed"])
-@cases("client")
-async def test_the_python_client_behaves_so_in_its_own_process(
-    engine: str, case: dict[str, Any], *, by_feed: bool
-) -> None:
+async def test_the_python_client_behaves_so_in_its_own_process(engine: str, *, by_feed: bool) -> None:
     """No answer is lost on this way; the cases in which one is lost are run as if there had been a repetition."""
     async with AsyncClient(engine) as client:
-        await PythonKit(client, by_feed=by_feed).run_calls(Case(case, under_faults="lose_answer" in json.dumps(case)))
+        for case in KIT["client"]:
+            with named(case):
+                run = Case(case, under_faults="lose_answer" in json.dumps(case))
+                await PythonKit(client, by_feed=by_feed).run_calls(run)
 
 
 # -------------------------------------------------------------------- the TypeScript client
 
-TYPESCRIPT_RUNS = [f"{section}: {case['name']}" for section in ("http", "client") for case in KIT[section]]
 
-
-@pytest.fixture(scope="session", params=[[], ["--feed"]], ids=["http", "feed"])
-def typescript_results(request: pytest.FixtureRequest, one: ServiceProcess, node: list[str]) -> dict[str, str]:
-    """What became of each case: an empty text, or how it differs."""
-    command = [*node, str(TYPESCRIPT / "conformance.mjs"), one.url, str(FILE), *request.param]
+@pytest.mark.parametrize("flags", [[], ["--feed"]], ids=["http", "feed"])
+def test_the_typescript_client_behaves_as_the_cases_expect(
+    one: ServiceProcess, node: list[str], flags: list[str]
+) -> None:
+    command = [*node, str(TYPESCRIPT / "conformance.mjs"), one.url, str(FILE), *flags]
     done = subprocess.run(command, capture_output=True, text=True)
-    results: dict[str, str] = {}
-    for line in done.stdout.splitlines():
-        result = json.loads(line)
-        results[f"{result['section']}: {result['name']}"] = result["error"]
-    assert results, done.stderr
-    return results
+    results = [json.loads(line) for line in done.stdout.splitlines()]
 
-
-@pytest.mark.parametrize("name", TYPESCRIPT_RUNS)
-def test_the_typescript_client_behaves_as_the_case_expects(typescript_results: dict[str, str], name: str) -> None:
-    assert typescript_results[name] == ""
+    assert len(results) == len(KIT["http"]) + len(KIT["client"]), done.stderr
+    assert [result for result in results if result["error"]] == []
 
 
 def test_a_difference_is_found(tmp_path: Path, one: ServiceProcess, node: list[str]) -> None:

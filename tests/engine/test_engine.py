@@ -33,50 +33,12 @@ def folder(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- stepping
 
 
-async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        answers = [await engine.steps.advance(step("a", x, seq=x)) for x in (1, 2, 3)]
-
-    assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2, 3])]
-    assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (3, False)]
-    assert len({a.state_id for a in answers}) == 3
-
-
 async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
         key = StreamKey("default", "count", "a")
         answer = await engine.steps.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
 
     assert ys(answer) == [8]
-
-
-async def test_streams_tenants_and_models_are_apart(tmp_path: Path, redis_server: Server) -> None:
-    folder = write_models(tmp_path, fold=fold, other=lambda: fold(factor=3))
-    async with worker(redis_server.url, folder) as engine:
-        keys = [StreamKey(t, m, s) for t in ("default", "t2") for m in ("fold", "other") for s in ("a", "b")]
-        answers = [await engine.steps.advance(Timestep(key, (np.array([[5]]).tobytes(),), seq=1)) for key in keys]
-
-    assert [a.step for a in answers] == [1] * 8
-
-
-async def test_a_chunk_equals_its_single_steps(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        whole = await engine.steps.advance(chunk("chunk", [4, 5, 6], seq=1))
-        single = [await engine.steps.advance(step("single", x)) for x in (4, 5, 6)]
-
-    assert ys(whole) == [y for a in single for y in ys(a)]
-    assert whole.step == 3
-
-
-async def test_a_chunk_keeps_what_was_asked_for(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        last = await engine.steps.advance(chunk("last", [1, 2, 3], keep="last"))
-        none = await engine.steps.advance(chunk("none", [1, 2, 3], keep="none"))
-        after = await engine.steps.advance(step("none", 4))
-
-    assert ys(last) == fold_reference([1, 2, 3])[-1:]
-    assert (none.outputs, none.step) == ({}, 3)
-    assert ys(after) == fold_reference([1, 2, 3, 4])[-1:]
 
 
 async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Server) -> None:
@@ -86,13 +48,6 @@ async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Se
 
     assert sum(counts.batches) == 100
     assert max(counts.batches) > 10
-
-
-async def test_steps_of_one_stream_keep_their_order_without_seq(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        answers = await asyncio.gather(*(engine.steps.advance(step("a", x)) for x in range(50)))
-
-    assert [y for a in answers for y in ys(a)] == fold_reference(range(50))
 
 
 # ---------------------------------------------------------------- again and again
@@ -168,17 +123,6 @@ async def test_a_key_with_another_request_is_refused(folder: Path, redis_server:
     assert {other_input.code, other_place.code} == {"idempotency_key_reused"}
 
 
-async def test_after_is_retried_and_refused_by_history(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        first = await engine.steps.advance(step("a", 1))
-        second = await engine.steps.advance(step("a", 2, after=first.state_id))
-        again = await engine.steps.advance(step("a", 2, after=first.state_id))
-        refused = await expect_error(engine, step("a", 3, after=first.state_id))
-
-    assert (again.replayed, again.state_id) == (True, second.state_id)
-    assert (refused.code, refused.step, refused.state_id) == ("state_changed", 2, second.state_id)
-
-
 async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(chunk("a", [1, 2], seq=1, keep="none"))
@@ -237,33 +181,7 @@ async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
     assert counts.store_ops == ["commit"] * 15
 
 
-async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with worker(redis_server.url, folder, counts=counts) as engine:
-        first = await engine.steps.advance(step("a", 1, seq=1))
-        with redis_server.client() as client:
-            client.flushall()
-        by_seq = await expect_error(engine, step("a", 2, seq=2))
-        by_history = await expect_error(engine, step("a", 2, after=first.state_id))
-        again = await engine.steps.advance(step("a", 1, seq=1))
-
-    assert (by_seq.code, by_seq.expected, by_seq.retry) == ("stream_not_found", 1, "resend_from")
-    assert by_history.code == "stream_not_found"
-    assert counts.regressed >= 1
-    assert (again.state_id, again.created) == (first.state_id, True)
-
-
 # ---------------------------------------------------------------- resetting, forgetting, looking
-
-
-async def test_a_reset_brings_back_the_initial_state(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 5))
-        position = await engine.streams.reset(StreamKey("default", FOLD, "a"))
-        after = await engine.steps.advance(step("a", 7, seq=1, after=position.state_id))
-
-    assert position.step == 0
-    assert (ys(after), after.step, after.created) == (fold_reference([7]), 1, False)
 
 
 async def test_a_bare_reset_creates_a_missing_stream(folder: Path, redis_server: Server) -> None:
@@ -385,20 +303,6 @@ async def test_a_reset_of_all_that_no_replica_confirms_is_said_to_be_done(folder
         assert {steps for _, steps in (await engine.streams.list("default", FOLD)).streams} == {0}
 
 
-async def test_a_deleted_stream_is_gone(folder: Path, redis_server: Server) -> None:
-    key = StreamKey("default", FOLD, "a")
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 5))
-        await engine.streams.delete(key)
-        await engine.streams.delete(key)
-        with pytest.raises(ServiceError) as gone:
-            await engine.streams.status(key)
-        again = await engine.steps.advance(step("a", 5))
-
-    assert gone.value.code == "stream_not_found"
-    assert (again.step, again.created) == (1, True)
-
-
 async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_server: Server) -> None:
     key = StreamKey("default", "nope", "a")
     async with worker(redis_server.url, folder) as engine:
@@ -474,20 +378,16 @@ async def test_an_input_that_the_model_cannot_run_on_fails_alone(tmp_path: Path,
     assert [float(found[s].outputs["y"][0, 0]) for s in "ac"] == [1.0, 3.0]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "foreign"])
-async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_server: Server, damage: str) -> None:
+async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_server: Server) -> None:
+    """One whose bit has flipped; what is cut or of another type: tests/faults/test_unreadable.py."""
     name = record_key("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine, worker(redis_server.url, folder) as other:
         for stream in "ab":
             await engine.steps.advance(step(stream, 5))
         with redis_server.client() as client:
             raw = bytearray(client.get(name))
-            if damage == "foreign":
-                client.delete(name)
-                client.rpush(name, "x")
-            else:
-                raw[-1] ^= 1
-                client.set(name, bytes(raw) if damage == "flip" else bytes(raw[:-3]))
+            raw[-1] ^= 1
+            client.set(name, bytes(raw))
             stored = client.dump(name)
         bad, good = await gather_results(other.steps.advance(step("a", 6)), other.steps.advance(step("b", 6)))
         with redis_server.client() as client:
@@ -593,17 +493,14 @@ async def test_a_retry_whose_version_is_gone_is_told_that_it_was_applied(tmp_pat
     assert (again.replayed, again.step) == (True, 1)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "foreign"])
-async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(
-    folder: Path, redis_server: Server, damage: str
-) -> None:
+async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(step("a", 5, idempotency_key="k"))
         name = idempotency_key_of(record_key("default", FOLD, "a"), "k")
         with redis_server.client() as client:
             raw = bytearray(client.get(name))
             raw[-1] ^= 1
-            client.set(name, {"flip": bytes(raw), "cut": bytes(raw[:-3]), "foreign": b"short"}[damage])
+            client.set(name, bytes(raw))
         bad, good, same_stream = await gather_results(
             engine.steps.advance(step("a", 5, idempotency_key="k")),
             engine.steps.advance(step("b", 5, idempotency_key="k")),

@@ -32,7 +32,8 @@ def folder(tmp_path: Path) -> Path:
 class Log:
     """A log with gaps in its positions, and what the record of a stream that consumes it has."""
 
-    def __init__(self, rng: random.Random, length: int) -> None:
+    def __init__(self, stream: str, rng: random.Random, length: int) -> None:
+        self.stream = stream
         self.xs = [rng.randrange(-(2**63), 2**63) for _ in range(length)]
         self.at = [5 * i + rng.randrange(5) for i in range(length)]
         self.answers = fold_reference(self.xs)
@@ -60,7 +61,7 @@ def answers_of(prediction: Prediction) -> list[int | None]:
 async def send(engine: Engine, log: Log, first: int, end: int, **more: Any) -> Prediction | ServiceError:
     """Send timesteps of the log, and return the response or the error."""
     source = Source(LOG, tuple(log.at[first:end]))
-    [found] = await gather_results(engine.steps.advance(chunk("a", log.xs[first:end], source=source, **more)))
+    [found] = await gather_results(engine.steps.advance(chunk(log.stream, log.xs[first:end], source=source, **more)))
     assert isinstance(found, Prediction | ServiceError)
     return found
 
@@ -77,53 +78,51 @@ async def check(engine: Engine, log: Log, first: int, end: int, keep: ReturnMode
     assert bool(found.state_id) == (end == log.applied)
 
 
-@pytest.mark.parametrize("seed", range(30))
-async def test_a_log_read_again_after_crashes_is_applied_once(folder: Path, redis_server: Server, seed: int) -> None:
+async def test_a_log_read_again_after_crashes_is_applied_once(folder: Path, redis_server: Server) -> None:
     """Any cut of any part that was read before, with new timesteps behind it or not, on either of two workers."""
-    rng = random.Random(seed)
-    log = Log(rng, 60)
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        while log.applied < len(log.xs):
-            first = rng.randrange(max(0, log.applied - 8), log.applied + 1)
-            end = min(first + rng.randrange(1, 9), len(log.xs))
-            keep: ReturnMode = rng.choice(["all", "all", "all", "last"])
-            await check(rng.choice([one, two]), log, first, end, keep, rng.choice([None, first + 1]))
-        final = await one.steps.advance(step("a", 7))
+        for seed in range(30):
+            rng = random.Random(seed)
+            log = Log(f"s{seed}", rng, 60)
+            while log.applied < len(log.xs):
+                first = rng.randrange(max(0, log.applied - 8), log.applied + 1)
+                end = min(first + rng.randrange(1, 9), len(log.xs))
+                keep: ReturnMode = rng.choice(["all", "all", "all", "last"])
+                await check(rng.choice([one, two]), log, first, end, keep, rng.choice([None, first + 1]))
+            final = await one.steps.advance(step(log.stream, 7))
 
-    assert ys(final) == [fold_reference([*log.xs, 7])[-1]]
+            assert ys(final) == [fold_reference([*log.xs, 7])[-1]], seed
 
 
-@pytest.mark.parametrize("seed", range(10))
-async def test_answers_survive_any_number_of_crashes(folder: Path, redis_server: Server, seed: int) -> None:
+async def test_answers_survive_any_number_of_crashes(folder: Path, redis_server: Server) -> None:
     """One poll is open at a time, and grows by what was written meanwhile; no answer of it is ever lost."""
-    rng = random.Random(seed)
-    log = Log(rng, 80)
-    handed_over = 0
     async with worker(redis_server.url, folder) as engine:
-        while handed_over < len(log.xs):
-            end = handed_over
-            for _ in range(rng.randrange(1, 5)):  # each but the last one ends in a crash before anything is handed over
-                end = min(end + rng.randrange(1, 6), len(log.xs))
-                found = await send(engine, log, handed_over, end)
-                assert isinstance(found, Prediction)
-                assert answers_of(found) == log.answers[handed_over:end]
-            cut = rng.randrange(handed_over + 1, end + 1)  # the same poll comes again in two parts
-            for first, last in ((handed_over, cut), (cut, end)):
-                if first < last:
-                    found = await send(engine, log, first, last)
-                    assert isinstance(found, Prediction)
-                    assert answers_of(found) == log.answers[first:last]
-            handed_over = end
+
+        async def poll(log: Log, first: int, end: int) -> None:
+            found = await send(engine, log, first, end)
+            assert isinstance(found, Prediction)
+            assert answers_of(found) == log.answers[first:end], log.stream
+
+        for seed in range(10):
+            rng = random.Random(seed)
+            log, handed_over = Log(f"s{seed}", rng, 80), 0
+            while handed_over < len(log.xs):
+                end = handed_over
+                for _ in range(rng.randrange(1, 5)):  # each but the last ends in a crash before anything is handed over
+                    end = min(end + rng.randrange(1, 6), len(log.xs))
+                    await poll(log, handed_over, end)
+                cut = rng.randrange(handed_over + 1, end + 1)  # the same poll comes again in two parts
+                for first, last in ((handed_over, cut), (cut, end)):
+                    if first < last:
+                        await poll(log, first, last)
+                handed_over = end
 
 
-@pytest.mark.parametrize("seed", range(5))
-async def test_two_readers_of_one_log_apply_each_timestep_once(folder: Path, redis_server: Server, seed: int) -> None:
+async def test_two_readers_of_one_log_apply_each_timestep_once(folder: Path, redis_server: Server) -> None:
     """Both send at once, each with its own cut: whoever is second skips what the other has applied."""
-    rng = random.Random(seed)
-    log = Log(rng, 40)
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
 
-        async def read(engine: Engine, lengths: random.Random) -> None:
+        async def read(engine: Engine, log: Log, lengths: random.Random) -> None:
             at = 0
             while at < len(log.xs):
                 end = min(at + lengths.randrange(1, 5), len(log.xs))
@@ -135,8 +134,10 @@ async def test_two_readers_of_one_log_apply_each_timestep_once(folder: Path, red
                     assert found.step == end
                 at = end
 
-        await asyncio.gather(read(one, random.Random(seed)), read(two, random.Random(seed + 100)))
-        final = await one.steps.advance(step("a", 7))
+        for seed in range(5):
+            log = Log(f"s{seed}", random.Random(seed), 40)
+            await asyncio.gather(read(one, log, random.Random(seed)), read(two, log, random.Random(seed + 100)))
+            final = await one.steps.advance(step(log.stream, 7))
 
-    assert final.step == len(log.xs) + 1
-    assert ys(final) == [fold_reference([*log.xs, 7])[-1]]
+            assert final.step == len(log.xs) + 1
+            assert ys(final) == [fold_reference([*log.xs, 7])[-1]], seed

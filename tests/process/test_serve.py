@@ -49,9 +49,8 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: Path, workers: str) -> None:
-    flags = ("--log-format", "json", "--workers", workers, *QUICK)
+def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: Path) -> None:
+    flags = ("--log-format", "json", "--workers", "2", *QUICK)
     with service_process(models, tmp_path / "service", *flags) as one:
         assert wait_until(lambda: "Serving" in one.log.read_text())
         one.stop()
@@ -61,7 +60,7 @@ def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: P
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
     assert serving["message"] == "Serving fold (v1)"
     assert serving["url"] == one.url
-    assert serving["workers"] == int(workers)
+    assert serving["workers"] == 2
     assert serving["durability"] == "memory"
     assert serving["store"].startswith("embedded store ")
 
@@ -70,9 +69,7 @@ def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: P
     ("env", "flags", "code", "exit_code"),
     [
         ({"STEPWELL_LOG_FORMAT": "json"}, ["--host", "0.0.0.0"], "cannot_start", 3),
-        ({"STEPWELL_LOG_FORMAT": "json", "STEPWELL_WORKERS": "none"}, [], "bad_setting", 2),
         ({}, ["--log-format", "json", "--queue-limit", "0"], "bad_setting", 2),
-        ({}, ["--log-format=json", "--redis", "http://x"], "bad_store_url", 3),
     ],
 )
 def test_a_refusal_to_start_is_one_line_of_json(
@@ -91,10 +88,8 @@ def test_a_refusal_to_start_is_one_line_of_json(
 @pytest.mark.parametrize(
     ("flags", "warnings"),
     [
-        (("--host", "0.0.0.0", "--insecure"), 1),
         (("--host", "0.0.0.0", "--insecure", "--workers", "2"), 1),
         (("--host", "0.0.0.0", "--insecure", "--published", "127.0.0.1:80"), 0),
-        ((), 0),
     ],
 )
 def test_an_api_that_is_open_without_keys_is_reported_once_in_the_log_and_on_the_page(
@@ -189,9 +184,8 @@ def test_a_port_in_use_is_refused_in_two_lines(models: Path, shared_redis: Serve
     assert port in words
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "some.host.example"])
-def test_listening_on_other_addresses_than_loopback_requires_keys(host: str, tmp_path: Path) -> None:
-    assert "--api-keys-file" in startup_error("--host", host, cwd=tmp_path)
+def test_listening_on_other_addresses_than_loopback_requires_keys(tmp_path: Path) -> None:
+    assert "--api-keys-file" in startup_error("--host", "::", cwd=tmp_path)
 
 
 def test_production_requires_keys_on_loopback_too(tmp_path: Path) -> None:
@@ -207,11 +201,10 @@ def test_a_second_service_on_the_same_data_is_refused_by_process_id(models: Path
         assert is_answering(one)
 
 
-@pytest.mark.parametrize("flags", [("--durability", "fsync"), ("--durability", "replica")])
-def test_a_store_that_cannot_keep_a_promise_is_refused_at_start(
-    shared_redis: Server, flags: tuple[str, ...], tmp_path: Path
-) -> None:
-    assert "Durability is" in startup_error("--port", "0", "--redis", shared_redis.url, *flags, cwd=tmp_path)
+def test_a_store_that_cannot_keep_a_promise_is_refused_at_start(shared_redis: Server, tmp_path: Path) -> None:
+    flags = ("--port", "0", "--redis", shared_redis.url, "--durability", "fsync")
+
+    assert "Durability is" in startup_error(*flags, cwd=tmp_path)
 
 
 def test_an_invalid_keys_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -404,18 +397,6 @@ def test_workers_and_store_stop_when_the_service_is_killed(models: Path, short_p
 
 
 @linux
-def test_a_store_that_dies_is_restarted_with_its_data(models: Path, short_path: Path) -> None:
-    with service_process(models, short_path, "--workers", "2", *QUICK) as one:
-        first = step(one, 1)
-        os.kill(store_pid(one), signal.SIGKILL)
-        assert wait_until(lambda: "restarting it" in log(one))
-        assert wait_until(lambda: is_answering(one))
-        second = step(one, 2, seq=2, after=first["state_id"])
-
-    assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
-
-
-@linux
 def test_a_store_that_cannot_be_started_again_is_tried_until_it_can(models: Path, short_path: Path) -> None:
     """As without memory to fork. The store that is then started ends with a killed service, as the first one would."""
     binary = short_path / "redis-server"
@@ -441,16 +422,6 @@ def test_a_store_that_cannot_be_started_again_is_tried_until_it_can(models: Path
 
     assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
     assert "Traceback" not in log(one)
-
-
-def test_streams_survive_a_restart(models: Path, short_path: Path) -> None:
-    with service_process(models, short_path, *QUICK) as one:
-        first = step(one, 1)
-        one.stop()
-        one.start()
-        second = step(one, 2, seq=2, after=first["state_id"])
-
-    assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
 
 
 # -------------------------------------------------------------------- several workers

@@ -87,14 +87,14 @@ def test_only_a_record_with_positions_of_sources_has_format_2() -> None:
     assert given.endswith(without[104:])
 
 
-@pytest.mark.parametrize(("n_sources", "n_answers"), [(0, 6), (5, 0), (3, 1), (2**32 - 1, 2)])
-def test_a_record_whose_counts_do_not_fit_its_header_is_corrupt(n_sources: int, n_answers: int) -> None:
-    raw = bytearray(with_sources().encode())
-    raw[104:112] = n_sources.to_bytes(4, "little") + n_answers.to_bytes(4, "little")
-    raw[84:88] = zlib.crc32(raw[:84] + bytes(4) + raw[88:]).to_bytes(4, "little")
+def test_a_record_whose_counts_do_not_fit_its_header_is_corrupt() -> None:
+    for n_sources, n_answers in ((0, 6), (5, 0), (3, 1), (2**32 - 1, 2)):
+        raw = bytearray(with_sources().encode())
+        raw[104:112] = n_sources.to_bytes(4, "little") + n_answers.to_bytes(4, "little")
+        raw[84:88] = zlib.crc32(raw[:84] + bytes(4) + raw[88:]).to_bytes(4, "little")
 
-    with pytest.raises(CorruptRecordError, match=f"{n_sources} sources"):
-        decode(bytes(raw))
+        with pytest.raises(CorruptRecordError, match=f"{n_sources} sources"):
+            decode(bytes(raw))
 
 
 @given(RECORDS | WITH_SOURCES)
@@ -143,23 +143,20 @@ def test_the_checksum_is_the_crc_32_of_the_record_without_it(record: Record) -> 
     assert int.from_bytes(raw[84:88], "little") == zlib.crc32(raw[:84] + bytes(4) + raw[88:])
 
 
-@pytest.mark.parametrize("record", [a_record(), with_sources()])
-def test_each_flipped_bit_is_detected(record: Record) -> None:
-    raw = record.encode()
-    for position in range(len(raw)):
-        for bit in range(8):
+def test_each_flipped_bit_is_detected() -> None:
+    for raw in (a_record().encode(), with_sources().encode()):
+        for bit in range(8 * len(raw)):
             broken = bytearray(raw)
-            broken[position] ^= 1 << bit
+            broken[bit // 8] ^= 1 << bit % 8
             with pytest.raises((CorruptRecordError, RecordVersionError)):
                 decode(bytes(broken))
 
 
-@pytest.mark.parametrize("record", [a_record(), with_sources()])
-def test_each_truncation_is_detected(record: Record) -> None:
-    raw = record.encode()
-    for length in range(len(raw)):
-        with pytest.raises(CorruptRecordError):
-            decode(raw[:length])
+def test_each_truncation_is_detected() -> None:
+    for raw in (a_record().encode(), with_sources().encode()):
+        for length in range(len(raw)):
+            with pytest.raises(CorruptRecordError):
+                decode(raw[:length])
 
 
 @given(st.binary(max_size=300))
@@ -174,10 +171,6 @@ def test_another_format_version_is_named() -> None:
 
     with pytest.raises(RecordVersionError, match="format version b'4'"):
         decode(bytes(raw))
-
-
-def test_the_header_has_the_documented_length() -> None:
-    assert HEADER_BYTES == 104
 
 
 @given(
@@ -256,10 +249,10 @@ def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
     assert one.history_hash == two.history_hash
 
 
-@pytest.mark.parametrize(("version", "kept"), [(1, 1), (2**22 - 1, 2**22 - 1), (2**22, 0)])
-def test_the_flags_keep_the_version_that_a_step_changed_to(version: int, kept: int) -> None:
-    flags = Kind.STEP | HAD_KEY | version_flags(version, changed=True)
+def test_the_flags_keep_the_version_that_a_step_changed_to() -> None:
+    for version, kept in ((1, 1), (2**22 - 1, 2**22 - 1), (2**22, 0)):
+        flags = Kind.STEP | HAD_KEY | version_flags(version, changed=True)
 
-    assert flags < 2**32
-    assert (flags & 0xFF, flags & HAD_KEY, flags & CHANGED_VERSION) == (Kind.STEP, HAD_KEY, CHANGED_VERSION)
-    assert version_of(flags) == kept
+        assert flags < 2**32
+        assert (flags & 0xFF, flags & HAD_KEY, flags & CHANGED_VERSION) == (Kind.STEP, HAD_KEY, CHANGED_VERSION)
+        assert version_of(flags) == kept

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from stepwell.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
+from stepwell.engine.protocol.decide import StepIntent, applies_without_store, check_idempotency_entry, decide
 from stepwell.engine.stepping.batch import RowBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.error_codes import CODES
@@ -87,36 +87,27 @@ def test_every_row_of_the_table() -> None:
         assert decision_or_code(record, intent) == expected(record, intent), (record, intent)
 
 
-@pytest.mark.parametrize(
-    ("record", "intent", "applied", "facts"),
-    [
-        (None, request(seq=2), "no", (None, 1, "resend_from")),
-        (None, request(create="never"), "no", (None, 1, "never")),
-        (record_at(5), request(seq=9), "no", (5, 6, "resend_from")),
-        (record_at(5), request(seq=2), "yes", (5, 6, "never")),
-        (record_at(5), request(seq=5), "no", (5, 6, "never")),
-        (record_at(5), request(after=ELSEWHERE), "no", (5, 6, "never")),
-        (record_at(5), request(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
-        (record_at(5), request(create="must"), "no", (5, None, "never")),
-    ],
-)
-def test_a_rejection_reports_the_position_of_the_stream(
-    record: Record | None, intent: StepIntent, applied: str, facts: tuple[int | None, int | None, str]
-) -> None:
-    with pytest.raises(ServiceError) as refused:
-        decide(record, intent)
-
-    error = refused.value
-    assert (error.applied, (error.step, error.expected, error.retry)) == (applied, facts)
-    assert error.code in CODES
-    assert error.fix
+REJECTED: list[tuple[Record | None, StepIntent, str, tuple[int | None, int | None, str]]] = [
+    (None, request(seq=2), "no", (None, 1, "resend_from")),
+    (None, request(create="never"), "no", (None, 1, "never")),
+    (record_at(5), request(seq=9), "no", (5, 6, "resend_from")),
+    (record_at(5), request(seq=2), "yes", (5, 6, "never")),
+    (record_at(5), request(seq=5), "no", (5, 6, "never")),
+    (record_at(5), request(after=ELSEWHERE), "no", (5, 6, "never")),
+    (record_at(5), request(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
+    (record_at(5), request(create="must"), "no", (5, None, "never")),
+]
 
 
-def test_a_chunk_conflicts_at_its_first_timestep_only() -> None:
-    """The last operation was a chunk of 3 that ended at step 5: `seq` 3 is a conflict, 4 and 5 have passed."""
-    assert [decision_or_code(record_at(5, length=3), request(seq=seq)) for seq in (2, 3, 4, 5, 6)] == [
-        "seq_passed", "seq_conflict", "seq_passed", "seq_passed", "apply",
-    ]  # fmt: skip
+def test_a_rejection_reports_the_position_of_the_stream() -> None:
+    for record, intent, applied, facts in REJECTED:
+        with pytest.raises(ServiceError) as refused:
+            decide(record, intent)
+
+        error = refused.value
+        assert (error.applied, (error.step, error.expected, error.retry)) == (applied, facts), intent
+        assert error.code in CODES
+        assert error.fix
 
 
 def test_an_idempotency_key_replays_its_own_request_only() -> None:
@@ -125,10 +116,6 @@ def test_an_idempotency_key_replays_its_own_request_only() -> None:
     assert check_idempotency_entry(entry, request()) is entry
     with pytest.raises(ServiceError, match="used for another request"):
         check_idempotency_entry(entry, request(op_id=NEWEST))
-
-
-def test_the_same_operation_is_a_replay_whatever_its_preconditions() -> None:
-    assert decide(record_at(5), request(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Decision.REPLAY
 
 
 def test_a_request_that_surely_applies_is_applied() -> None:

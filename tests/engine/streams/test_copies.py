@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from stepwell.engine.engine import Engine
@@ -18,7 +17,7 @@ from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.errors import ServiceError
 from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
-from stepwell.types import ImportedState, StreamKey, StreamPosition
+from stepwell.types import StreamKey, StreamPosition
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server
@@ -167,18 +166,6 @@ async def test_an_expired_stream_can_be_restored_from_a_snapshot_that_outlived_i
 
     assert back.step == 3
     assert ys(goes_on) == fold_reference([1, 2, 3, 4])[-1:]
-
-
-async def test_an_imported_state_can_be_exported_and_stepped(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        served = engine.models.get(FOLD)
-        given = ImportedState({"h": np.array([12], np.int64)}, 5)
-        await engine.streams.put_state(key("a"), served, given, after=None, idempotency_key=None)
-        state = await engine.streams.copies.get_state(key("a"), version=None)
-        goes_on = await engine.steps.advance(step("a", 1, seq=6))
-
-    assert (state.states["h"].tolist(), state.step, state.fingerprint) == ([12], 5, served.fingerprint)
-    assert ys(goes_on) == fold_reference([1], start=12)
 
 
 # ---------------------------------------------------------------- peeks

@@ -43,26 +43,24 @@ def configure(server: Server, **settings: str) -> None:
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize(
-    ("settings", "durability", "message"),
-    [
-        ({"maxmemory_policy": "allkeys-lru"}, "memory", "'allkeys-lru'; expected 'noeviction'"),
-        ({"maxmemory_policy": "volatile-ttl"}, "memory", "'volatile-ttl'; expected 'noeviction'"),
-        ({}, "fsync", "appendonly no, appendfsync everysec; expected appendonly yes, appendfsync always"),
-        ({"appendonly": "yes"}, "fsync", "appendonly yes, appendfsync everysec"),
-        ({}, "replica", "no replica is connected"),
-    ],
-)
-async def test_a_store_that_cannot_keep_a_promise_is_refused(
-    redis_server: Server, settings: dict[str, str], durability: Any, message: str
-) -> None:
-    configure(redis_server, **settings)
-    store = StateStore(redis_server.url)
-    facts = await read_server_info(store, timeout=5)
-    await store.close()
+REFUSED: list[tuple[dict[str, str], Any, str]] = [
+    ({"maxmemory_policy": "allkeys-lru"}, "memory", "'allkeys-lru'; expected 'noeviction'"),
+    ({"maxmemory_policy": "volatile-ttl"}, "memory", "'volatile-ttl'; expected 'noeviction'"),
+    ({}, "fsync", "appendonly no, appendfsync everysec; expected appendonly yes, appendfsync always"),
+    ({}, "replica", "no replica is connected"),
+    ({"appendonly": "yes"}, "fsync", "appendonly yes, appendfsync everysec"),
+]
 
-    with pytest.raises(UnsafeStoreError, match=re.escape(message)):
-        check_safe(facts, durability, allow_eviction=False)
+
+async def test_a_store_that_cannot_keep_a_promise_is_refused(redis_server: Server) -> None:
+    store = StateStore(redis_server.url)
+    for settings, durability, message in REFUSED:
+        configure(redis_server, **{"maxmemory_policy": "noeviction", **settings})
+        facts = await read_server_info(store, timeout=5)
+
+        with pytest.raises(UnsafeStoreError, match=re.escape(message)):
+            check_safe(facts, durability, allow_eviction=False)
+    await store.close()
 
 
 async def test_the_memory_of_a_store_is_read_with_its_settings(redis_server: Server) -> None:
@@ -273,38 +271,34 @@ async def test_the_documented_permissions_on_a_cluster_suffice(folder: Path) -> 
 GRANTED = [word for word in documented_permissions() if word.startswith("+")]
 
 
-@pytest.mark.parametrize("right", [word for word in GRANTED if word not in ("+ping", "+info", "+unsubscribe")])
-async def test_a_missing_permission_is_named_before_the_first_request(acl_server: AclServer, right: str) -> None:
-    store = StateStore(acl_server.url(*(word for word in documented_permissions() if word != right)))
-    await read_server_info(store, timeout=5)
+async def test_a_missing_permission_is_named_before_the_first_request(acl_server: AclServer) -> None:
+    for right in set(GRANTED) - {"+ping", "+info", "+unsubscribe"}:
+        store = StateStore(acl_server.url(*(word for word in documented_permissions() if word != right)))
+        await read_server_info(store, timeout=5)
 
-    with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
-        await check_permissions(store)
-    await store.close()
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["FLUSHALL", "KEYS *", "CONFIG GET *", "SHUTDOWN", "SCRIPT FLUSH", "GET other", "PUBLISH other x", "ACL LIST"],
-)
-def test_the_documented_permissions_allow_nothing_else(acl_server: AclServer, command: str) -> None:
-    with (
-        redis.Redis.from_url(acl_server.url(*documented_permissions())) as client,
-        pytest.raises(redis.ResponseError, match=r"permission|NOPERM"),
-    ):
-        client.execute_command(*command.split())
-    with redis.Redis.from_url(acl_server.url(*documented_permissions())) as client, pytest.raises(redis.ResponseError):
-        client.eval(f"return redis.call({', '.join(repr(word) for word in command.split())})", 0)
+        with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
+            await check_permissions(store)
+        await store.close()
 
 
-@pytest.mark.parametrize("rights", [["-@all", "~swl:*"], ["~other:*", "+@all"], ["~swl:*", "+@all", "resetchannels"]])
-async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: AclServer, rights: list[str]) -> None:
-    store = StateStore(acl_server.url(*rights))
+def test_the_documented_permissions_allow_nothing_else(acl_server: AclServer) -> None:
+    commands = "FLUSHALL, KEYS *, CONFIG GET *, SHUTDOWN, SCRIPT FLUSH, GET other, PUBLISH other x, ACL LIST"
+    with redis.Redis.from_url(acl_server.url(*documented_permissions())) as client:
+        for words in (command.split() for command in commands.split(", ")):
+            with pytest.raises(redis.ResponseError, match=r"permission|NOPERM"):
+                client.execute_command(*words)
+            with pytest.raises(redis.ResponseError):
+                client.eval(f"return redis.call({', '.join(map(repr, words))})", 0)
 
-    with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either check may detect it
-        await read_server_info(store, timeout=0)
-        await check_permissions(store)
-    await store.close()
+
+async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: AclServer) -> None:
+    for rights in (["-@all", "~swl:*"], ["~other:*", "+@all"], ["~swl:*", "+@all", "resetchannels"]):
+        store = StateStore(acl_server.url(*rights))
+
+        with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either check may detect it
+            await read_server_info(store, timeout=0)
+            await check_permissions(store)
+        await store.close()
 
 
 async def test_a_permission_that_is_revoked_later_is_a_503(folder: Path, acl_server: AclServer) -> None:
