@@ -6,21 +6,19 @@ construction where rows are independent by the graph's operators; other graphs h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
-from operator import or_
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from stepwell_export.graph.nodes import all_nodes, constants, read_opset, uses
+from stepwell_export.graph.nodes import all_nodes, constants, needed_nodes, propagate_labels, read_opset, uses
 from stepwell_export.graph.onnx_file import without_functions
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.random_ops import RANDOM
-from stepwell_export.structure import facts as structure
+from stepwell_export.structure.facts import RowFact
 from stepwell_export.structure.rows import rows_of_step
 
 OLDEST_OPSET = 15  # Shape with a start and an end
@@ -30,20 +28,6 @@ GIVES_NAN = frozenset({"Sqrt", "Log", "Pow", "Acos", "Asin", "Acosh", "Atanh"})
 
 class NoChunkError(Exception):
     """A graph of any length cannot be made of this step graph; the text is the reason. Caught in this package."""
-
-
-class TensorFact(NamedTuple):
-    """What a tensor is in the step graph.
-
-    Attributes:
-        kind: ONNX element type.
-        axis: Its batch axis; None: it has none.
-        row: Its shape without the batch axis.
-    """
-
-    kind: int
-    axis: int | None
-    row: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,9 +78,10 @@ class StepGraphAnalysis:
         for node in self.nodes:
             for name in uses(node):
                 self.users.setdefault(name, []).append(node)
-        self._follow()
+        outside = {name: frozenset([name]) for name in (*self.inputs, *self.after)}
+        self._marks = propagate_labels(self.model.graph, outside)
+        self.fixed = {*self._constants, *self.maker, *manifest.constants} - self._marks.keys()
         self.loops = self._find_loops()
-        self._facts: dict[str, TensorFact] = {}
 
     def constant(self, name: str) -> Array | None:
         """Return a constant's value; None where it is computed, or no constant."""
@@ -148,75 +133,34 @@ class StepGraphAnalysis:
         if any(node.op_type in RANDOM for node in all_nodes(graph)):
             raise NoChunkError("it draws random numbers")
 
-    def _follow(self) -> None:
-        """Find for every tensor which states it follows from, and which next states follow from it."""
-        graph, states = self.model.graph, list(self.after)
-        self.states_in: dict[str, int] = {name: 1 << i for i, name in enumerate(states)}
-        moving = set(self.inputs) | set(states)
-        for node in self.nodes:
-            used = uses(node)
-            if moving.intersection(used):
-                moving.update(node.output)
-            mask = _joined(self.states_in, used)
-            self.states_in.update(dict.fromkeys(node.output, mask))
-        self.states_out: dict[str, int] = {}
-        for i, name in enumerate(states):
-            self.states_out[self.after[name]] = self.states_out.get(self.after[name], 0) | 1 << i
-        for node in reversed(self.nodes):
-            mask = _joined(self.states_out, node.output)
-            for name in uses(node):
-                self.states_out[name] = self.states_out.get(name, 0) | mask
-        names = {init.name for init in graph.initializer} | set(self.maker) | set(self.manifest.constants)
-        self.fixed = names - moving
-
     def _find_loops(self) -> list[Loop]:
-        states = list(self.after)
-        reach = [self.states_out.get(name, 0) | 1 << i for i, name in enumerate(states)]
-        for k in range(len(states)):  # Warshall: what is reached through state k as well
-            for i in range(len(states)):
-                if reach[i] >> k & 1:
-                    reach[i] |= reach[k]
-        groups: dict[int, Loop] = {}
-        masks: list[tuple[int, Loop]] = []
-        for i, name in enumerate(states):
-            mask = sum(1 << j for j in range(len(states)) if reach[i] >> j & 1 and reach[j] >> i & 1)
-            if mask not in groups:
-                groups[mask] = Loop([])
-                masks.append((mask, groups[mask]))
-            groups[mask].states.append(name)
-        for node in self.nodes:
-            follows, reaches = _joined(self.states_in, uses(node)), _joined(self.states_out, node.output)
-            for mask, loop in masks:
-                if follows & mask and reaches & mask:  # not of the same state: two may be entangled
-                    loop.nodes.append(node)
-        return [loop for _, loop in masks]
+        """Return loops of the states that follow from each other, with the nodes that are between them."""
+        before = {state: set(self._marks.get(output, ())) for state, output in self.after.items()}
+        for through, of_through in before.items():  # Warshall: what a state follows from by way of another one as well
+            for sources in before.values():
+                if through in sources:
+                    sources.update(of_through)
+        loops = dict[str, Loop]()
+        for state, sources in before.items():
+            first = next((other for other in loops if other in sources and state in before[other]), state)
+            loops.setdefault(first, Loop([])).states.append(state)
+        for loop in loops.values():
+            needed = needed_nodes(self.nodes, [self.after[state] for state in loop.states])
+            loop.nodes = [node for node in needed if not self._marks_of(node).isdisjoint(loop.states)]
+        return list(loops.values())
 
-    # ---------------------------------------------------------------- facts, by operators
+    def _marks_of(self, node: onnx.NodeProto) -> frozenset[str]:
+        return next((self._marks[name] for name in node.output if name in self._marks), frozenset())
 
-    def facts(self) -> dict[str, TensorFact]:
-        """Return what is known of each tensor that is not the same in every timestep.
+    @cached_property
+    def facts(self) -> Mapping[str, RowFact]:
+        """What is known of each tensor.
 
         Raises:
             NoChunkError: Rows are not independent by the graph's operators. A chunk runs timesteps as rows, so then it
                 need not equal them.
         """
-        if not self._facts:
-            analysis = rows_of_step(self.model, self.manifest)
-            if analysis.verdict.outcome != "independent":
-                raise NoChunkError(f"timesteps cannot be run at once: {analysis.verdict.why}")
-            taken = [*self.inputs, *self.after]
-            moving = [name for name in self.maker if name not in self.fixed]
-            self._facts = {name: _fact(analysis.facts[name]) for name in (*moving, *taken) if name in analysis.facts}
-        return self._facts
-
-
-def _fact(fact: structure.RowFact) -> TensorFact:
-    """Return a fact of the rows' analysis; a tensor whose rows are folded, or whose shape is not known, has no axis."""
-    row, rows = fact.row_shape, fact.rows
-    if row is None:
-        return TensorFact(fact.kind, None, (-1,))
-    return TensorFact(fact.kind, None if rows is None else rows.axis, row)
-
-
-def _joined(masks: Mapping[str, int], names: Iterable[str]) -> int:
-    return reduce(or_, (masks.get(name, 0) for name in names), 0)
+        analysis = rows_of_step(self.model, self.manifest)
+        if analysis.verdict.outcome != "independent":
+            raise NoChunkError(f"timesteps cannot be run at once: {analysis.verdict.why}")
+        return analysis.facts

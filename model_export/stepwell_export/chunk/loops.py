@@ -50,14 +50,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
+from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.decompose_rnn import DEFAULT_ACTIVATIONS
 from stepwell_export.graph.nodes import attributes, renamed, uses
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
+from stepwell_export.structure.facts import RowFact
 
 if TYPE_CHECKING:
-    from stepwell_export.chunk.vectorize import Vectorizer
+    from stepwell_export.chunk.selection import Vectorizer
 
 # ---------------------------------------------------------------- the branch under construction
 
@@ -101,7 +102,7 @@ class ChunkBuilder(NodeBuilder):
         before = self.op("Slice", timed, ints([0]), ints([-1]), ints([time]))
         return self.op("Concat", self.op("Unsqueeze", first, ints([time])), before, axis=time)
 
-    def sequence(self, flat: str, fact: TensorFact) -> str:
+    def sequence(self, flat: str, fact: RowFact) -> str:
         """Return a flat tensor as `timed`.
 
         Args:
@@ -117,7 +118,7 @@ def tensors(names: Iterable[str], kinds: Iterable[int]) -> list[onnx.ValueInfoPr
     return [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds, strict=True)]
 
 
-def ranked(names: Iterable[str], facts: Iterable[TensorFact]) -> list[onnx.ValueInfoProto]:
+def ranked(names: Iterable[str], facts: Iterable[RowFact]) -> list[onnx.ValueInfoProto]:
     """Return declarations with the number of axes alone, which onnxruntime needs of a Scan's body."""
     return [
         helper.make_tensor_value_info(name, fact.kind, [None] * (len(fact.row) + (fact.axis is not None)))
@@ -355,7 +356,7 @@ def emit_sum(builder: Vectorizer, loop: Loop) -> bool:
     return True
 
 
-def _sums(builder: Vectorizer, state: str, node: onnx.NodeProto, fact: TensorFact) -> str:
+def _sums(builder: Vectorizer, state: str, node: onnx.NodeProto, fact: RowFact) -> str:
     """Return the sums of all timesteps, timed; empty: the node adds no values with the state's axes."""
     emitter, axis = builder.emitter, fact.axis
     assert axis is not None
@@ -364,7 +365,7 @@ def _sums(builder: Vectorizer, state: str, node: onnx.NodeProto, fact: TensorFac
         return ""
     if added in builder.reading.fixed:
         timed = emitter.op("Expand", added, emitter.timed_shape(fact.row[:axis], fact.row[axis:]))
-    elif builder.facts[added] == fact:
+    elif (builder.facts[added].axis, builder.facts[added].row) == (fact.axis, fact.row):
         timed = builder.sequence(added)
     else:
         return ""
@@ -372,7 +373,7 @@ def _sums(builder: Vectorizer, state: str, node: onnx.NodeProto, fact: TensorFac
     return emitter.op("Add", emitter.op("Unsqueeze", state, emitter.ints([axis + 1])), sums)
 
 
-def _means(builder: Vectorizer, state: str, nodes: list[onnx.NodeProto], fact: TensorFact) -> str:
+def _means(builder: Vectorizer, state: str, nodes: list[onnx.NodeProto], fact: RowFact) -> str:
     """Return the means of all timesteps, timed; empty: the nodes are no mean whose weights are known."""
     (difference, scaled, moved), emitter = nodes, builder.emitter
     values, by = difference.input[0], scaled.input[scaled.input[0] == difference.output[0]]

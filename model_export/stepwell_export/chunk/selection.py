@@ -11,6 +11,15 @@ Before and after:
        |      \                              |          \
     y (B, 5)   h                           y (B, T, 5)   h of the last timestep
 
+Before and after, in the branch for T timesteps: all that does not hang on the state runs for all of them at once.
+
+    x (B, 4)  a (B, 5)  b (B, 5)           x (B T, 4)
+       | f                                    | f, for all timesteps at once
+       | loop of a                    ->      | loop of a over T: see `stepwell_export.chunk.loops`
+       | g                                    | g, for all timesteps at once
+       | loop of b                            | loop of b over T
+    y (B, 5)                               y (B T, 5)
+
 Whether a model gets one is decided by the size of what it does, and measured for the report.
 """
 
@@ -19,6 +28,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
+from timeit import Timer
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +39,16 @@ import onnx
 from onnx import helper
 
 from stepwell_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
-from stepwell_export.chunk.loops import LENGTHS, is_of_operators, tensors
-from stepwell_export.chunk.vectorize import Vectorizer, whole
+from stepwell_export.chunk.loops import (
+    LENGTHS,
+    PREFIX,
+    ChunkBuilder,
+    Window,
+    emit_loop,
+    is_of_operators,
+    pick,
+    tensors,
+)
 from stepwell_export.graph.builder import element_type
 from stepwell_export.graph.decompose_rnn import RnnSteps, decompose_rnn
 from stepwell_export.graph.nodes import needed_nodes, renamed, uses, without_copies
@@ -36,6 +57,7 @@ from stepwell_export.runtime.errors import InternalError, ModelLoadError
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec, TensorSpec
 from stepwell_export.runtime.session import release
 from stepwell_export.runtime.step_model import StepModel, random_rows
+from stepwell_export.structure.facts import RowFact
 from stepwell_export.structure.rows import rows_of_step
 from stepwell_export.verify.report import ChunkChoice, Timing
 
@@ -43,6 +65,129 @@ if TYPE_CHECKING:
     import onnx
 
     from stepwell_export.verify.tolerance import Tolerance
+
+# ---------------------------------------------------------------- the branch for many timesteps
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What is emitted in one go: a node, or a loop."""
+
+    needs: list[str]
+    node: onnx.NodeProto | None = None
+    loop: Loop | None = None
+
+
+class Vectorizer:
+    """One way of running a chunk, under construction.
+
+    Attributes:
+        reading: The step graph.
+        emitter: The branch's nodes.
+        facts: What each tensor is in the step graph.
+        windows: Tensors that are a loop's past timesteps with the new one, made only where they are wanted whole.
+        last: The tensor of each state after the last timestep, by state input.
+    """
+
+    def __init__(self, reading: StepGraphAnalysis, loops: list[Loop]) -> None:
+        """Begin, with the loops that are run."""
+        self.reading = reading
+        self.emitter = ChunkBuilder()
+        self.facts = reading.facts
+        self.windows: dict[str, Window] = {}
+        self.last: dict[str, str] = {}
+        self.loops = loops
+        self._flat: dict[str, str] = {}
+
+    def build(self) -> tuple[list[str], list[str]]:
+        """Emit everything.
+
+        Returns:
+            Tensors of the outputs, `(rows, T, *shape)`, and of the states, in the manifest's order.
+
+        Raises:
+            NoChunkError: This way does not work for this graph.
+        """
+        for given in self.reading.manifest.fed:
+            self._flat[given.name] = self.emitter.flat(given.name, 0, given.graph_row_shape)
+        for unit in self._in_order():
+            if unit.loop is not None:
+                emit_loop(self, unit.loop)
+            elif unit.node is not None and unit.node.output[0] not in self.reading.fixed:
+                self.emit(unit.node)
+        outputs = []
+        for spec in self.reading.manifest.outputs:
+            if self.facts.get(spec.name, RowFact()).axis != 0:
+                raise NoChunkError(f"output {spec.name!r} has no batch axis in front")
+            outputs.append(self.emitter.timed(self.flat(spec.name), 0, spec.row_shape))
+        return outputs, [self.last[state.input] for state in self.reading.manifest.states]
+
+    def flat(self, name: str) -> str:
+        """Return a tensor of the step graph in its flat form; what is the same in every timestep as it is."""
+        if name in self.reading.fixed:
+            return name
+        if name not in self._flat and name in self.windows:
+            self._flat[name] = self.windows[name].whole(self.emitter)
+        if name not in self._flat:
+            raise NoChunkError(f"tensor {name!r} is known of the last timestep alone")
+        return self._flat[name]
+
+    def has_flat(self, name: str) -> bool:
+        """Return whether `flat` has a tensor for this one."""
+        return name in self.reading.fixed or name in self._flat or name in self.windows
+
+    def set_flat(self, name: str, flat: str) -> None:
+        """Set the flat form of a tensor of the step graph."""
+        self._flat[name] = flat
+
+    def sequence(self, name: str) -> str:
+        """Return a tensor of the step graph with the time axis behind its batch axis.
+
+        Raises:
+            NoChunkError: It has no batch axis.
+        """
+        fact = self.facts[name]
+        if fact.axis is None:
+            raise NoChunkError(f"tensor {name!r} has no batch axis")
+        return self.emitter.sequence(self.flat(name), fact)
+
+    def emit(self, node: onnx.NodeProto) -> None:
+        """Emit a node for all timesteps at once."""
+        if node.op_type in {"Gather", "Slice"} and node.input[0] in self.windows:
+            picked = pick(self, node, self.windows[node.input[0]])
+            if picked is not None:
+                self._flat[node.output[0]] = picked
+                return
+        names = {name: self.flat(name) for name in uses(node)}
+        for name in node.output:
+            if name:
+                names[name] = self._flat[name] = f"{PREFIX}{name}"
+        self.emitter.nodes.append(renamed(node, names))
+
+    def _in_order(self) -> list[_Unit]:
+        """Return nodes and loops so that each comes behind what it needs."""
+        units: list[_Unit] = []
+        owner: dict[str, int] = {}
+        in_loops = {id(node) for loop in self.loops for node in loop.nodes}
+        for loop in self.loops:
+            made = {*loop.made, *loop.states}
+            needs = [name for node in loop.nodes for name in uses(node) if name not in made]
+            needs += [self.reading.after[state] for state in loop.states if not loop.nodes]
+            owner.update(dict.fromkeys(made, len(units)))
+            units.append(_Unit(needs, loop=loop))
+        for node in self.reading.nodes:
+            if id(node) not in in_loops:
+                owner.update(dict.fromkeys(node.output, len(units)))
+                units.append(_Unit(uses(node), node=node))
+        before = {i: {owner[name] for name in unit.needs if name in owner} for i, unit in enumerate(units)}
+        return [units[i] for i in TopologicalSorter(before).static_order()]
+
+
+def whole(reading: StepGraphAnalysis) -> list[Loop]:
+    """Return one loop of everything: each timestep is run as the step graph runs it."""
+    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
+    return [Loop(list(reading.after), moving, is_whole=True)]
+
 
 # ---------------------------------------------------------------- the graphs
 
@@ -305,36 +450,21 @@ def too_heavy(how: str, products: int) -> str | None:
 
 
 def _measure(step: StepModel, model: StepModel) -> list[Timing]:
-    """Measure both, for the report alone."""
-    rows = ROWS if step.batched else ROWS[:1]
-    return [timing for count in rows for timing in _measure_rows(step, model, count)]
-
-
-def _measure_rows(step: StepModel, model: StepModel, rows: int) -> list[Timing]:
+    """Measure both, for the report alone: the shortest processor time of a call, in microseconds."""
+    timings = []
     rng = np.random.default_rng(0)
-    states = step.initial_states(rows)
-    timestep = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
-    single = _interleaved(lambda: step.step(timestep, states), lambda: model.step(timestep, states))
-    steps = int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
-    chunk = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in step.manifest.inputs}
-    both = _interleaved(lambda: step.chunk(chunk, states), lambda: model.chunk(chunk, states))
-    return [Timing(rows, 1, *single), Timing(rows, steps, *both)]
+    for rows in ROWS if step.batched else ROWS[:1]:
+        states = step.initial_states(rows)
+        timestep = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
+        single = [_shortest(partial(one.step, timestep, states)) for one in (step, model)]
+        steps = int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
+        chunk = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in step.manifest.inputs}
+        both = [_shortest(partial(one.chunk, chunk, states)) for one in (step, model)]
+        timings += [Timing(rows, 1, *single), Timing(rows, steps, *both)]
+    return timings
 
 
-def _interleaved(*calls: Callable[[], object]) -> list[float]:
-    """Return each call's shortest processor time in microseconds; they take turns, so that both meet the same noise."""
-    best = [_seconds(call, 1) for call in calls]
-    began = time.thread_time()
-    loops = max(1, int(_BUDGET_S / 20 / max(best)))
-    while True:
-        for i, call in enumerate(calls):
-            best[i] = min(best[i], _seconds(call, loops))
-        if time.thread_time() - began > _BUDGET_S:
-            return [seconds * 1e6 for seconds in best]
-
-
-def _seconds(call: Callable[[], object], loops: int) -> float:
-    began = time.thread_time()
-    for _ in range(loops):
-        call()
-    return (time.thread_time() - began) / loops
+def _shortest(call: Callable[[], object]) -> float:
+    timer = Timer(call, timer=time.thread_time)
+    loops = max(1, int(_BUDGET_S / 20 / timer.timeit(1)))
+    return min(timer.repeat(10, loops)) / loops * 1e6

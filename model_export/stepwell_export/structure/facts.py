@@ -105,11 +105,16 @@ class RowFact:
         return self.shapes
 
     @property
-    def row_shape(self) -> Shape | None:
-        """Its shape without the axis of the rows, where that has nothing else; None: there is no such shape."""
+    def axis(self) -> int | None:
+        """The axis of the rows; None: there is none, they are folded with something else, or its shape is not known."""
+        return None if self.rows is None or self.row == (-1,) else self.rows.axis
+
+    @property
+    def row(self) -> Shape:
+        """Its shape without the axis of the rows; (-1,): that is not known, or rows are folded with something else."""
         rows = self.rows
         if self.shapes is None or (rows is not None and (rows.before, rows.behind) != (1, 1)):
-            return None
+            return (-1,)
         return tuple(size for axis, size in enumerate(self.shapes[0]) if rows is None or axis != rows.axis)
 
 
