@@ -286,12 +286,11 @@ def emit_window(builder: Vectorizer, loop: Loop) -> bool:
     long = emitter.op("Concat", state, along, axis=axis)
     ints = emitter.ints
     builder.last[state] = emitter.op("Slice", long, ints([-past]), ints([_LAST]), ints([axis]))
-    builder.windows[join.output[0]] = Window(long, axis, past, new, joined.row)
+    window = builder.windows[join.output[0]] = Window(long, axis, past, new, joined.row)
     for name in builder.reading.wanted_outside(loop):
-        if name == state:
-            builder.set_flat(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(past)))
-        elif name != join.output[0]:
-            builder.set_flat(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(new, past + new)))
+        if name != join.output[0]:
+            first = 0 if name == state else new
+            builder.set_flat(name, window.taps(emitter, np.arange(first, first + past)))
     return True
 
 

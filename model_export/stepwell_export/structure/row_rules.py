@@ -554,13 +554,18 @@ RULES: Final[Mapping[str, Rule]] = {
 """By operator. One that is not here is not decided."""
 
 
+_OF_FIRST_SHAPE = {*_UNARY, "QuantizeLinear", "DequantizeLinear", "SimplifiedLayerNormalization"}
+
+
 def made_shapes(call: RowCall) -> Sequence[tuple[Shape, Shape] | None]:
     """Return the shapes of the outputs of an operator of which the onnx package has no schema."""
     fact = call.fact(0)
     shapes = None if fact is None else fact.shapes
     if shapes is None:
         return [None] * len(call.made)
-    if call.kind in {*_UNARY, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
+    if call.kind in {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
+        return [shapes, None, None, shapes][: len(call.made)]  # the last one is the sum that is normalised
+    if call.kind in _OF_FIRST_SHAPE:
         return [shapes, *[None] * (len(call.made) - 1)]
     if call.kind == "MatMulNBits":
         return [tuple((*shape[:-1], int(call.attrs["N"])) for shape in shapes)]  # type: ignore[list-item]  # of two

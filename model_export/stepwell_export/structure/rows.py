@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,10 +138,8 @@ def read_rows(
         shapes = tuple(shape_of_rows(row, axis, rows) for rows in TRIALS)
         kind = types[name].elem_type if name in types else 0
         facts[name] = RowFact(kind, (shapes[0], shapes[1]), None if axis is None else Rows(axis))
-        walk.note_symbols(types.get(name), shapes)
     for name, value in (constant or {}).items():
         facts[name] = constant_fact(types[name].elem_type if name in types else 0, np.asarray(value))
-    walk.declared = {value.name: value.type.tensor_type for value in (*model.graph.value_info, *model.graph.output)}
     facts = walk.graph(model.graph, facts, needed=list(answers))
     return RowAnalysis(_verdict(facts, answers), facts)
 
@@ -169,14 +167,6 @@ class _Walk:
     """One pass over a graph and its bodies."""
 
     model: onnx.ModelProto
-    declared: Mapping[str, onnx.TypeProto.Tensor] = field(default_factory=dict)
-    symbols: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def note_symbols(self, declared: onnx.TypeProto.Tensor | None, shapes: Sequence[Shape]) -> None:
-        """Note what the named sizes of an input are."""
-        for axis, dim in enumerate(declared.shape.dim if declared is not None else ()):
-            if dim.dim_param and axis < len(shapes[0]):
-                self.symbols.setdefault(dim.dim_param, (shapes[0][axis], shapes[1][axis]))
 
     def graph(
         self, graph: onnx.GraphProto, outer: Mapping[str, RowFact], needed: Sequence[str] | None = None
@@ -213,14 +203,16 @@ class _Walk:
             raise UndecidedError("takes a sequence of tensors")
         if node.domain not in DOMAINS and any(fact is not None and fact.rows is not None for fact in given):
             raise UndecidedError(f"is an operator of {node.domain}, whose rows are not known")
-        types = self._types(node, given)
+        has_schema = self._has_schema(node)
+        is_known = has_schema and all(fact is None or fact.shapes is not None for fact in given)
+        types = self._inferred(node, given) if is_known else {}
         made = [types.get(name, (0, None)) for name in node.output]
         if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
             return [_sizes(node.op_type, attrs, given[0].shapes)]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
             return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]
         call = RowCall(node.op_type, attrs, given, [shapes for _, shapes in made], self._opset(node.domain))
-        if any(shapes is None for _, shapes in made) and not self._has_schema(node):
+        if any(shapes is None for _, shapes in made) and not has_schema:
             known = made_shapes(call)
             made = [(kind or _kind(given), shapes or other) for (kind, shapes), other in zip(made, known, strict=True)]
             call = replace(call, made=[shapes for _, shapes in made])
@@ -277,20 +269,13 @@ class _Walk:
 
     # ---------------------------------------------------------------- types
 
-    def _types(
+    def _inferred(
         self, node: onnx.NodeProto, given: Sequence[RowFact | None]
     ) -> dict[str, tuple[int, tuple[Shape, Shape] | None]]:
         """Return the element type and the shapes of what a node gives, as the onnx package infers them.
 
-        A file may declare anything: that counts only for operators of which the package has no schema.
+        What a file declares does not count: it may declare anything.
         """
-        if not self._has_schema(node):
-            return {name: self._as_declared(self.declared[name]) for name in node.output if name in self.declared}
-        return self._inferred(node, given) if all(fact is None or fact.shapes is not None for fact in given) else {}
-
-    def _inferred(
-        self, node: onnx.NodeProto, given: Sequence[RowFact | None]
-    ) -> dict[str, tuple[int, tuple[Shape, Shape] | None]]:
         trials = []
         for trial in range(2):
             types, data = {}, {}
@@ -315,19 +300,6 @@ class _Walk:
             for name, type_ in trials[0].items()
             if name in trials[1] and type_.HasField("tensor_type")
         }
-
-    def _as_declared(self, declared: onnx.TypeProto.Tensor) -> tuple[int, tuple[Shape, Shape] | None]:
-        pairs = []
-        for dim in declared.shape.dim:
-            if dim.HasField("dim_value"):
-                pairs.append((dim.dim_value, dim.dim_value))
-            elif dim.dim_param in self.symbols:
-                pairs.append(self.symbols[dim.dim_param])
-            else:
-                return declared.elem_type, None
-        if not declared.HasField("shape"):
-            return declared.elem_type, None
-        return declared.elem_type, (tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
     def _opset(self, domain: str) -> int:
         if domain in {"", "ai.onnx"}:
@@ -384,19 +356,30 @@ class _Walk:
             raise UndecidedError("decides by the value of a row")
         if condition.is_count:
             raise UndecidedError("decides by the number of rows")
-        bodies = {attribute.name: attribute.g for attribute in node.attribute}
         names = ["then_branch", "else_branch"]
         if condition.values is not None:
             names = names[:1] if bool(condition.values[0].reshape(-1)[0]) else names[1:]
-        outputs = []
-        for name in names:
-            inside = self.graph(bodies[name], facts, [value.name for value in bodies[name].output])
-            outputs.append([inside.get(value.name, RowFact()) for value in bodies[name].output])
+        outputs = [self.body(node, name, facts) for name in names]
         return outputs[0] if len(outputs) == 1 else [_joined(*pair) for pair in zip(*outputs, strict=True)]
+
+    def body(
+        self, node: onnx.NodeProto, name: str, facts: Mapping[str, RowFact], given: Sequence[RowFact] = ()
+    ) -> list[RowFact]:
+        """Return the facts of what a node's body gives.
+
+        Args:
+            node: The node.
+            name: The body's attribute.
+            facts: Of the tensors around the node.
+            given: Of the body's inputs.
+        """
+        [body] = [attribute.g for attribute in node.attribute if attribute.name == name]
+        taken = dict(zip((value.name for value in body.input), given, strict=True))
+        inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
+        return [inside.get(value.name, RowFact()) for value in body.output]
 
     def loop(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of a Loop."""
-        body = _body_of(node)
         for name in filter(None, node.input[:2]):
             fact = facts.get(name, RowFact())
             if fact.fault is not None:
@@ -410,16 +393,13 @@ class _Walk:
         condition = RowFact(onnx.TensorProto.BOOL, ((), ()))
 
         def turn(now: Sequence[RowFact]) -> list[RowFact]:
-            taken = dict(zip((value.name for value in body.input), [count, condition, *now], strict=True))
-            inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
-            return [inside.get(value.name, RowFact()) for value in body.output]
+            return self.body(node, "body", facts, [count, condition, *now])
 
         condition_out, *outputs = self._settled(carried, turn, skipped=1)
-        for fact in (condition_out,):
-            if fact.fault is not None:
-                return [RowFact(fault=fact.fault)] * len(node.output)
-            if fact.rows is not None or fact.is_count:
-                raise UndecidedError("goes on by the value of a row, or their number")
+        if condition_out.fault is not None:
+            return [RowFact(fault=condition_out.fault)] * len(node.output)
+        if condition_out.rows is not None or condition_out.is_count:
+            raise UndecidedError("goes on by the value of a row, or their number")
         kept = len(carried)
         return [*outputs[:kept], *(_stacked(fact, 0) for fact in outputs[kept:])]
 
@@ -428,7 +408,7 @@ class _Walk:
         attrs = _attributes(node)
         if self._opset("") < 9:
             raise UndecidedError("is a Scan of opset 8")
-        body, count = _body_of(node), int(attrs["num_scan_inputs"])
+        count = int(attrs["num_scan_inputs"])
         kept = len(node.input) - count
         axes = list(attrs.get("scan_input_axes") or [0] * count)
         carried = [_varying(facts.get(name, RowFact())) for name in node.input[:kept]]
@@ -437,9 +417,7 @@ class _Walk:
         ]
 
         def turn(now: Sequence[RowFact]) -> list[RowFact]:
-            taken = dict(zip((value.name for value in body.input), [*now, *slices], strict=True))
-            inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
-            return [inside.get(value.name, RowFact()) for value in body.output]
+            return self.body(node, "body", facts, [*now, *slices])
 
         outputs = self._settled(carried, turn)
         made = list(attrs.get("scan_output_axes") or [0] * (len(node.output) - kept))
@@ -466,12 +444,6 @@ _SPECIAL = {
     "Scan": _Walk.scan,
     **dict.fromkeys(("ConcatFromSequence", "SequenceEmpty", "SequenceInsert"), _Walk.sequence),
 }
-
-
-def _body_of(node: onnx.NodeProto) -> onnx.GraphProto:
-    """Return the body of a Loop or Scan."""
-    bodies: list[onnx.GraphProto] = [attribute.g for attribute in node.attribute if attribute.name == "body"]
-    return bodies[0]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
