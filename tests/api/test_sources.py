@@ -8,7 +8,6 @@ from typing import Any
 import httpx2
 import msgspec
 import numpy as np
-import pytest
 
 from tests.addons.oip.client import InferClient
 from tests.api.running import Service
@@ -65,49 +64,32 @@ def test_the_part_of_a_chunk_that_was_applied_is_skipped_and_keeps_its_answers(s
 
 
 def test_answers_that_are_not_known_any_more_are_null(service: Service, stream: str) -> None:
-    chunk(service, stream, 0, 3)
-    chunk(service, stream, 3, 5)
+    """In msgpack they are zeros, and counted; if none is known, the request is refused as applied."""
+    for name in (stream, f"{stream}-b"):
+        chunk(service, name, 0, 3)
+        chunk(service, name, 3, 5)
+    refused = chunk(service, stream, 0, 3)
+    packed = {"x": {"d": "int64", "s": [4, 1], "b": np.array(XS[2:6], np.int64).tobytes()}}
+    body = msgspec.msgpack.encode({"inputs": packed, "source": source(20, 30, 40, 50)})
     answer = chunk(service, stream, 1, 6)
+    in_msgpack = service.http.post(service.path("fold", f"{stream}-b", "steps"), content=body, headers=MSGPACK)
+    document, problem = msgspec.msgpack.decode(in_msgpack.content), refused.json()
 
     assert ys(answer) == [None, None, *YS[3:6]]
     assert answer.json()["skipped"] == 4
-
-
-def test_in_msgpack_unknown_answers_are_zeros_and_are_counted(service: Service, stream: str) -> None:
-    chunk(service, stream, 0, 3)
-    chunk(service, stream, 3, 5)
-    body = {
-        "inputs": {"x": {"d": "int64", "s": [4, 1], "b": np.array(XS[2:6], np.int64).tobytes()}},
-        "source": source(20, 30, 40, 50),
-    }
-    answer = service.http.post(
-        service.path("fold", stream, "steps"), content=msgspec.msgpack.encode(body), headers=MSGPACK
-    )
-
-    document = msgspec.msgpack.decode(answer.content)
     assert (document["skipped"], document["unknown"]) == (3, 1)
     assert np.frombuffer(document["outputs"]["y"]["b"], np.int64).tolist() == [0, *YS[3:6]]
+    assert code_of(refused) == "source_passed"
+    assert (refused.status_code, problem["applied"], problem["at"], problem["step"]) == (409, "yes", 40, 5)
 
 
-def test_a_request_of_which_no_answer_is_known_is_refused_as_applied(service: Service, stream: str) -> None:
-    chunk(service, stream, 0, 3)
-    chunk(service, stream, 3, 5)
-    answer = chunk(service, stream, 0, 3)
+def test_a_chunk_that_returns_less_is_skipped_likewise(service: Service, stream: str) -> None:
+    for keep, outputs in (("last", {"y": [YS[4]]}), ("none", {})):
+        answers = [chunk(service, f"{stream}-{keep}", first, 5, **{"return": keep}).json() for first in (0, 0, 4)]
 
-    assert code_of(answer) == "source_passed"
-    problem = answer.json()
-    assert (answer.status_code, problem["applied"], problem["at"], problem["step"]) == (409, "yes", 40, 5)
-
-
-@pytest.mark.parametrize(("keep", "outputs"), [("last", {"y": [YS[4]]}), ("none", {})])
-def test_a_chunk_that_returns_less_is_skipped_likewise(
-    service: Service, stream: str, keep: str, outputs: dict[str, Any]
-) -> None:
-    answers = [chunk(service, stream, first, 5, **{"return": keep}).json() for first in (0, 0, 4)]
-
-    assert [answer["outputs"] for answer in answers] == [outputs] * 3
-    assert [answer["step"] for answer in answers] == [5, 5, 5]
-    assert [answer.get("skipped") for answer in answers] == [None, 5, 1]
+        assert [answer["outputs"] for answer in answers] == [outputs] * 3
+        assert [answer["step"] for answer in answers] == [5, 5, 5]
+        assert [answer.get("skipped") for answer in answers] == [None, 5, 1]
 
 
 def test_seq_numbers_the_first_timestep_whether_skipped_or_not(service: Service, stream: str) -> None:

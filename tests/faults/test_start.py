@@ -21,22 +21,14 @@ def account(redis_server: Server) -> str:
     return f"unix://swl:secret@{redis_server.socket}"
 
 
-@pytest.mark.parametrize(
-    ("password", "message"),
-    [("secret", "denies the command MGET"), ("wrong", "password")],
-    ids=["denied command", "password"],
-)
-def test_a_store_that_denies_access_is_reported_with_exit_code_3(
-    tmp_path: Path, account: str, password: str, message: str
-) -> None:
+def test_a_store_that_denies_access_is_reported_with_exit_code_3(tmp_path: Path, account: str) -> None:
     write_model(tmp_path / "models", "fold", fold)
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
-    url = account.replace("secret", password)
-    command = [*LAUNCH, "--models", str(tmp_path / "models"), "--port", "0", "--redis", url]
+    command = [*LAUNCH, "--models", str(tmp_path / "models"), "--port", "0", "--redis", account]
 
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 3
-    assert message in done.stderr
-    assert password not in done.stderr.replace("password", "")
+    assert "denies the command MGET" in done.stderr
+    assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr

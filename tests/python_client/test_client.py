@@ -136,6 +136,7 @@ def test_timesteps_of_a_source_are_applied_once_by_whoever_sends_them(url: str, 
     assert (ys([last]), last.skipped, last.step) == (fold_reference(XS)[5:6], 1, 6)
     assert (ys([following]), following.skipped) == (fold_reference(XS)[6:7], 0)
     assert (passed.code, passed.applied, passed.at) == ("source_passed", "yes", 5)
+    assert (chunk.version, last.version, following.version) == (1, 1, None)
 
 
 def test_outputs_of_a_source_that_are_not_known_any_more_are_counted(client: Client, stream: str) -> None:
@@ -170,21 +171,6 @@ def test_steps_of_many_streams_may_have_sources(client: Client, stream: str) -> 
     status = model.stream(names[1]).status()
     assert status.source is not None
     assert status.source.at == 2
-
-
-def test_the_first_steps_of_a_fifth_source_report_that_it_replaced_another(client: Client, stream: str) -> None:
-    handle = client.model("fold").stream(stream)
-
-    assert [handle.step([1], source=(f"log-{n}", 0)).source_changed for n in range(5)] == [False] * 4 + [True]
-
-
-def test_results_of_timesteps_with_a_source_have_the_version_that_computed_them(client: Client, stream: str) -> None:
-    model = client.model("fold")
-    single = model.stream(stream).step([1], source=("log", 1))
-    chunk = model.stream(stream).steps([[2], [3]], source=("log", range(2, 4)))
-    without = model.stream(stream).step([4])
-
-    assert (single.version, chunk.version, without.version) == (1, 1, None)
 
 
 def test_a_status_has_the_position_of_the_stream(client: Client, stream: str) -> None:
