@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from stepwell_export.runtime.describe import describe, graph_size, load
-from stepwell_export.runtime.errors import FileError, ManifestError
+from stepwell_export.runtime.errors import ManifestError
 from stepwell_export.runtime.manifest import sidecar_of
 from tests import graphs
 
@@ -46,23 +46,11 @@ def test_weights_in_fewer_bits_are_told(tmp_path: Path) -> None:
     assert [describe(path, load(path))["weights"] for path in (full, fewer)] == [None, "int8"]
 
 
-def test_whether_many_timesteps_are_one_run_is_told(tmp_path: Path) -> None:
-    path = graphs.write_model(tmp_path, "pump", graphs.lstm)
-
-    assert describe(path, load(path))["chunked"] is False
-
-
 def test_a_window_counts_in_the_bytes_of_a_stream(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "window", graphs.moving_sum)
     found = describe(path, load(path))
 
     assert (found["windows"][0]["bytes"], found["bytes_per_stream"]) == (12, 12)
-
-
-def test_constants_are_told_with_their_values(tmp_path: Path) -> None:
-    path = graphs.write_model(tmp_path, "scaled", graphs.scaled)
-
-    assert describe(path, load(path))["constants"] == {"gain": {"dtype": "int64", "value": 3}}
 
 
 def test_it_is_told_where_the_manifest_comes_from(tmp_path: Path) -> None:
@@ -91,11 +79,6 @@ def test_weights_beside_the_file_are_counted(tmp_path: Path) -> None:
     onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
 
     assert graph_size(path)["bytes"] == path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileError):
-        load(tmp_path / "none.onnx")
 
 
 def test_a_graph_without_manifest_is_told(tmp_path: Path) -> None:

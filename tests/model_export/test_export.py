@@ -11,7 +11,6 @@ from stepwell_export.exporter import export_source
 from stepwell_export.runtime.errors import (
     FileError,
     ParityError,
-    RefusedModelError,
     StepwellError,
     TensorError,
     UnclearModelError,
@@ -53,25 +52,6 @@ def test_the_steps_equal_the_whole_sequence_of_the_original(tmp_path: Path, sour
     np.testing.assert_allclose(outputs[model.manifest.answered[0].name], want, rtol=0, atol=1e-5)
 
 
-def test_paths_may_be_texts_or_path_objects(tmp_path: Path, source: str) -> None:
-    done = export_source(Path(source), str(tmp_path / "new" / "pump.onnx"))
-
-    assert StepModel(done.path).manifest.name == "pump"
-
-
-def test_a_given_name_goes_into_the_manifest(tmp_path: Path, source: str) -> None:
-    path = export_source(source, tmp_path / "pump.onnx", name="valve").path
-
-    assert StepModel(path).manifest.name == "valve"
-
-
-def test_own_sequences_are_compared_too(tmp_path: Path, source: str) -> None:
-    np.savez(tmp_path / "own.npz", x=np.ones((5, 2), np.float32))
-    done = export_source(source, tmp_path / "pump.onnx", verify=tmp_path / "own.npz")
-
-    assert "user" in done.report.parity.sequences
-
-
 def test_the_distributions_of_own_sequences_and_their_predictions_are_in_the_manifest(
     tmp_path: Path, source: str
 ) -> None:
@@ -87,10 +67,6 @@ def test_the_distributions_of_own_sequences_and_their_predictions_are_in_the_man
     assert (first.min, second.max) == (float(np.min(x[:, :, 0])), float(np.max(x[:, :, 1])))
     [output, *_] = found.outputs.values()
     assert (output.count, output.min, output.max) == (48, np.min(y[:, :, 0]), np.max(y[:, :, 0]))
-
-
-def test_without_own_sequences_there_is_no_reference(tmp_path: Path, source: str) -> None:
-    assert StepModel(export_source(source, tmp_path / "pump.onnx").path).manifest.reference is None
 
 
 def test_progress_is_told(tmp_path: Path, source: str) -> None:
@@ -109,23 +85,11 @@ def failing(tmp_path: Path, kind: type[StepwellError], source: str, file: str = 
     return caught.value.problem
 
 
-def test_without_parity_nothing_is_written(tmp_path: Path, source: str) -> None:
-    failing(tmp_path, ParityError, source, tolerance=0.0)
-
-
 def test_without_parity_the_old_file_stays(tmp_path: Path, source: str) -> None:
     (tmp_path / "pump.onnx").write_bytes(b"old")
     failing(tmp_path, ParityError, source, tolerance=0.0)
 
     assert (tmp_path / "pump.onnx").read_bytes() == b"old"
-
-
-def test_a_refused_model_writes_nothing(tmp_path: Path) -> None:
-    layers = keras.layers
-    both_ways = keras.Sequential([keras.Input((None, 2)), layers.Bidirectional(layers.GRU(3))])
-    both_ways.save(tmp_path / "both.keras")
-
-    assert "bidirectional" in failing(tmp_path, RefusedModelError, str(tmp_path / "both.keras"))
 
 
 def test_own_sequences_that_do_not_fit_write_nothing(tmp_path: Path, source: str) -> None:

@@ -143,10 +143,6 @@ def test_what_cannot_be_found_is_told(here: Path, source: str, told: str) -> Non
     assert told in refusal(source).problem
 
 
-def test_a_misspelled_function_is_reported_with_the_one_that_is_there(here: Path) -> None:
-    assert refusal("zoo_of_tests:smal").fix == "Did you mean 'small'?"
-
-
 def test_a_module_that_fails_is_told_with_its_line(here: Path) -> None:
     (here / "fails_early.py").write_text("\nraise ValueError('too early')\n")
     problem = refusal("fails_early:small").problem
@@ -204,14 +200,6 @@ def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_p
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd=tmp_path)
 
     assert (done.stdout.strip(), done.stderr) == ("StepSpec", "")
-
-
-def test_a_module_of_python_is_still_one_where_the_caller_has_no_such_file(here: Path) -> None:
-    import wave
-
-    with pytest.raises(RefusedModelError, match="wave has no 'build'"):
-        load_source("wave:build")
-    assert sys.modules["wave"] is wave
 
 
 CHOOSE = "from stepwell_export.export_sources import choose_keras_backend as c; c()"

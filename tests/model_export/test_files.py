@@ -11,12 +11,6 @@ from stepwell_export.runtime.errors import FileError
 from stepwell_export.runtime.files import check_target, write_atomically
 
 
-def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.onnx", b"new")
-
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.onnx": b"new"}
-
-
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old and longer")
@@ -69,15 +63,3 @@ def test_a_target_is_named_as_the_model_folder_wants_it(tmp_path: Path) -> None:
 
     assert "ends in .onnx" in caught.value.problem
     assert "pump.onnx" in caught.value.fix
-
-
-def test_a_folder_is_no_target(tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").mkdir()
-    with pytest.raises(FileError):
-        check_target(tmp_path / "a.onnx")
-
-
-def test_a_sound_target_is_left_alone(tmp_path: Path) -> None:
-    check_target(tmp_path / "a.onnx")
-
-    assert list(tmp_path.iterdir()) == []

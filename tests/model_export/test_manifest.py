@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stepwell_export.runtime.errors import ManifestError
-from stepwell_export.runtime.manifest import DTYPES, Array, ConstantSpec, Manifest, OutputSpec, PackedTensor, sidecar_of
+from stepwell_export.runtime.manifest import DTYPES, Array, ConstantSpec, Manifest, PackedTensor
 
 # The example of the contract, section 2, with a value for each choice.
 CONTRACT = """
@@ -218,11 +217,3 @@ def test_a_name_of_other_letters_is_refused(name: str) -> None:
 def test_values_are_never_coerced() -> None:
     with pytest.raises(ValidationError):
         Manifest.model_validate({**json.loads(CONTRACT), "batch": {"max": "256"}})
-
-
-def test_the_sidecar_lies_beside_the_file_with_its_whole_name() -> None:
-    assert sidecar_of(Path("models/pump.onnx")) == Path("models/pump.onnx.stepwell.json")
-
-
-def test_some_keys_of_an_output_can_be_written() -> None:
-    assert OutputSpec(name="y", dtype="float32", shape=[1]).model_dump(include={"name"}) == {"name": "y"}

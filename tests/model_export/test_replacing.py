@@ -20,7 +20,6 @@ from tests.graphs import (
     fold,
     graph_from_text,
     lstm,
-    moving_sum,
     no_batch_axis,
     with_manifest,
     write_model,
@@ -74,15 +73,6 @@ def test_each_state_that_differs_is_named_with_both_shapes(tmp_path: Path) -> No
     assert wider.states == "incompatible"
     assert wider.reasons == [f"state '{name}' is float32[12], and was float32[8]" for name in ("c", "h")]
     assert other.reasons == ["state 'c' is gone: float32[8]", "state 'h' is int64[1], and was float32[8]"]
-
-
-def test_a_window_is_a_state_like_others(tmp_path: Path) -> None:
-    old = write_model(tmp_path, "sum", moving_sum)
-
-    found, _ = replaced(Replaced(old), content(moving_sum(context=5)), tmp_path / "new.onnx")
-
-    assert len(found.reasons) == 1
-    assert ".context' is float32[5], and was float32[3]" in found.reasons[0]
 
 
 def test_a_translation_is_accepted_if_it_computes_the_new_states(tmp_path: Path) -> None:

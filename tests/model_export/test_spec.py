@@ -14,13 +14,6 @@ from stepwell_export.runtime.errors import ManifestError
 ONE = {"x": [[0.0]]}
 
 
-def test_both_forms_are_taken() -> None:
-    stepwise = StepSpec("module", inputs=ONE, states={"h": [[0.0]]}, output_names=["y"])
-    whole = StepSpec("module", inputs=ONE, time_axis=1)
-
-    assert (stepwise.time_axis, whole.time_axis) == (None, 1)
-
-
 @pytest.mark.parametrize(
     ("parts", "told"),
     [

@@ -18,11 +18,9 @@ from stepwell_export.runtime.step_model import MOST_ROWS, MOST_STEPS, StepModel,
 from tests import graphs
 
 HONEST: dict[str, graphs.Build] = {
-    "fold": graphs.fold,
     "two_inputs": graphs.two_inputs,
     "latch": graphs.latch,
     "lstm": graphs.lstm,
-    "total": graphs.total,
     "batch_axis_1": graphs.batch_axis_1,
     "time_axis": graphs.time_axis,
     "scaled": graphs.scaled,
@@ -57,13 +55,6 @@ def run_alone(model: StepModel, inputs: dict[str, Array]) -> tuple[dict[str, Arr
 
 
 # -------------------------------------------------------------------- stepping
-
-
-def test_a_file_may_be_named_by_a_text(tmp_path: Path) -> None:
-    graph, manifest = graphs.fold()
-    (tmp_path / "fold.onnx").write_bytes(graph)
-
-    assert StepModel(str(tmp_path / "fold.onnx"), manifest).weight_files == []
 
 
 def test_the_fold_equals_its_python_reference_past_the_64_bit_wrap() -> None:
@@ -125,10 +116,6 @@ def test_a_fixed_batch_of_one_runs_rows_one_by_one() -> None:
     assert outputs["y"].tolist() == [[1, 2], [3, 4]]
 
 
-def test_mode_single_runs_rows_one_by_one() -> None:
-    assert not load(graphs.total, batch=graphs.total()[1].batch.model_copy(update={"mode": "single"})).batched
-
-
 def test_no_more_rows_than_batch_max_are_run_together() -> None:
     """Counted by a graph whose output is the number of rows it was given; the probe is told it is random."""
     graph = graphs.graph_from_text("""
@@ -151,30 +138,11 @@ def test_no_more_rows_than_batch_max_are_run_together() -> None:
     assert states["s"].ravel().tolist() == list(range(8))
 
 
-def test_a_chunk_equals_its_steps() -> None:
-    model = load(graphs.lstm)
-    inputs = sequence(model, rows=2, steps=6)
-    outputs, final = model.chunk(inputs, model.initial_states(2))
-    states = model.initial_states(2)
-    for t in range(6):
-        step, states = model.step({"x": inputs["x"][:, t]}, states)
-        assert np.array_equal(step["y"], outputs["y"][:, t])
-
-    assert all(np.array_equal(final[name], states[name]) for name in states)
-
-
 def test_the_batch_is_on_axis_0_wherever_the_graph_has_it() -> None:
     model = load(graphs.batch_axis_1)
     _, states = model.step({"x": np.array([[1, 2, 3], [4, 5, 6]], np.float32)}, model.initial_states(2))
 
     assert states["s"].tolist() == [[[1, 2, 3], [2, 4, 6]], [[4, 5, 6], [8, 10, 12]]]
-
-
-def test_a_time_axis_of_one_stays_in_the_graph() -> None:
-    model = load(graphs.time_axis)
-    outputs, _ = model.step({"x": np.ones((3, 2), np.float32)}, model.initial_states(3))
-
-    assert outputs["y"].shape == (3, 2)
 
 
 def test_a_constant_is_fed_by_the_model() -> None:
@@ -297,28 +265,6 @@ def test_a_time_axis_stands_behind_the_batch_axis_wherever_that_is() -> None:
     assert np.array_equal(step["y"], -x[:, 0])
 
 
-def test_terminate_ends_a_chunk_in_one_run() -> None:
-    graph = graphs.graph_from_text("""
-        slow (int64[B,T,1] x, int64[B,1] s) => (int64[B,T,1] y, int64[B,1] s_next) {
-            longest = ReduceMax <keepdims = 0> (x)
-            zero = Constant <value = int64 {0}> ()
-            turns = Max (longest, zero)
-            yes = Constant <value = bool {1}> ()
-            last = Loop <body = turn (int64 i, bool go_on, int64 v) => (bool still, int64 v_next) {
-                still = Identity (go_on)
-                v_next = Mul (i, v)
-            }> (turns, yes, zero)
-            y = Add (x, last)
-            s_next = Add (s, last)
-        }""")
-    model = StepModel(graph, dynamic_manifest(graphs.slow()[1]))
-    with ThreadPoolExecutor(1) as threads:
-        data = {"x": np.full((1, 3, 1), 10**12, np.int64)}
-        call: Future[object] = threads.submit(model.chunk, data, model.initial_states(1))
-
-        assert is_ended(call, model.terminate)
-
-
 # -------------------------------------------------------------------- windows
 
 
@@ -382,19 +328,7 @@ def test_a_half_stored_state_takes_half_the_bytes_and_is_rounded() -> None:
     assert back.tolist() == [[float(np.float16(1 / 3)), float("inf")]]
 
 
-def test_fields_lie_one_after_another() -> None:
-    model = load(graphs.lstm)
-
-    assert [(f.name, f.offset, f.nbytes) for f in model.fields] == [("h", 0, 32), ("c", 32, 32)]
-
-
 # -------------------------------------------------------------------- loading
-
-
-def test_the_manifest_is_read_from_the_file(tmp_path: Path) -> None:
-    path = graphs.write_model(tmp_path, "pump", graphs.fold)
-
-    assert StepModel(path).manifest == graphs.fold()[1].model_copy(update={"name": "pump"})
 
 
 def test_a_sidecar_wins_over_the_file(tmp_path: Path) -> None:
@@ -440,7 +374,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     ("old", "new", "told"),
     [
         ('"name": "x"', '"name": "z"', "input 'z' is not in the graph"),
-        ('"name": "x"', '"name": "z"', "input 'x' of the graph is not in the manifest"),
         ('"out": "h_next"', '"out": "h_last"', "output 'h_last' is not in the graph, which has ['h_next', 'y']"),
         ("int64", "int32", "input 'h' is int32 in the manifest and int64 in the graph"),
     ],

@@ -18,34 +18,22 @@ def tensors(**shapes: tuple[int, ...]) -> list[ShapedTensor]:
     ("before", "after"),
     [
         ("x", "x_next"),
-        ("x", "x_out"),
         ("x", "xN"),
-        ("x", "x_n"),
         ("x", "new_x"),
-        ("x", "next_x"),
         ("x", "nextX"),
-        ("x_in", "x_out"),
         ("x_in", "x"),
         ("in_x", "out_x"),
-        ("state", "stateN"),
         ("h0", "hn"),
-        ("h_0", "h_n"),
-        ("c0", "cN"),
         ("prev_h", "cur_h"),
         ("initial_h", "Y_h"),
         ("past_k", "present_k"),
         ("cache_in_0", "cache_out_0"),
-        ("cache_in_12", "cache_out_12"),
         ("input_3", "output_3"),
         ("lstm.h", "lstm.h_next"),
         ("rnn/state_in:0", "rnn/state_out:0"),
         ("recurrentIn", "recurrentOut"),
-        ("n", "n_next"),
-        ("y", "y_out"),
         ("last", "last_next"),
         ("same", "same"),
-        ("past", "past_o"),
-        ("h_i", "h_o"),
     ],
 )
 def test_naming_habits_relate_a_state_to_its_next_value(before: str, after: str) -> None:
@@ -88,12 +76,6 @@ def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None
     assert found.states == {"h": "h_out"}
 
 
-def test_names_that_go_together_are_not_paired_where_the_dtype_differs() -> None:
-    outputs = [ShapedTensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
-
-    assert pair_states(tensors(x=(1, 4), h=(1, 8)), outputs).states == {"h": "h_out"}
-
-
 def test_without_a_name_the_only_shape_that_fits_is_taken() -> None:
     found = pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 2), d=(1, 8)))
 
@@ -118,14 +100,6 @@ def test_where_all_could_be_states_in_another_order_it_is_asked() -> None:
         pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 8), d=(1, 4)))
 
     assert "a -> d, b -> c" in caught.value.problem
-
-
-def test_two_states_of_one_shape_without_names_are_asked_for() -> None:
-    with pytest.raises(UnclearModelError) as caught:
-        pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)))
-
-    assert "'a', 'b' could be followed by 'p', 'q'" in caught.value.problem
-    assert "--state IN=OUT for each of these" in caught.value.fix
 
 
 def test_two_outputs_with_names_that_go_with_one_state_are_asked_for() -> None:
@@ -200,7 +174,6 @@ def test_copies_are_named_as_taps_of_a_shift_register() -> None:
     ("inputs", "outputs", "flags"),
     [
         ("state_0 state_1 state_2", "state_out_1 state_out_2 state_out_3", "state_0=state_out_1 state_1=state_out_2"),
-        ("s0 s1 s2", "s2_out s3_out s4_out", "s0=s2_out s1=s3_out s2=s4_out"),
         ("h1 h2 h3", "h0_next h1_next h2_next", "h1=h0_next h2=h1_next h3=h2_next"),
         ("cache_in_9 cache_in_10", "cache_out_10 cache_out_11", "cache_in_9=cache_out_10 cache_in_10=cache_out_11"),
         ("past.1.key past.2.key", "present.0.key present.1.key", "past.1.key=present.0.key past.2.key=present.1.key"),

@@ -21,7 +21,6 @@ from stepwell_export.exporter import convert_source, export_source
 from stepwell_export.runtime.errors import FileError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.verify.runners import stepped
 from tests.examples.runs import EXAMPLES
 from tests.published import FOLDER
 
@@ -159,19 +158,6 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = export_source(f"recipe:dtln={DTLN[0]},{DTLN[1]}", path)
     assert not done.report.weak
     return path
-
-
-def test_dtln_from_samples_to_samples_equals_its_authors_loop(denoiser: Path) -> None:
-    model, samples = StepModel(denoiser), recording()
-    manifest = model.manifest
-
-    found = stepped(model, {"samples": samples.reshape(1, -1, 128)})[0]["samples"]
-
-    assert [(spec.name, spec.shape, spec.dtype) for spec in manifest.inputs] == [("samples", [128], "float32")]
-    assert [(spec.name, spec.latency) for spec in manifest.outputs] == [("samples", 384)]
-    assert manifest.latency == 384
-    assert model.batched
-    np.testing.assert_allclose(found.ravel(), authors_loop(samples), atol=1e-5)
 
 
 def test_the_example_writes_a_recording_without_noise(tmp_path: Path) -> None:

@@ -37,13 +37,6 @@ def fixed(text: str, weights: dict[str, Array] | None = None) -> bytes:
     return graphs.graph_from_text(text, weights)
 
 
-def refusal(folder: Path, source: bytes, change: Change, hints: Overrides | None = None) -> str:
-    with pytest.raises(RefusedModelError) as caught:
-        rewritten(folder, source, change, hints)
-    assert not (folder / "new.onnx").exists()
-    return caught.value.problem
-
-
 # -------------------------------------------------------------------- folding
 
 
@@ -115,13 +108,6 @@ def test_an_axis_behind_the_batch_is_counted_right(tmp_path: Path) -> None:
     assert [(s.shape, s.batch_axis) for s in after.manifest.states] == [([2, 3], 1)]
 
 
-def test_without_a_window_there_is_nothing_to_fold(tmp_path: Path) -> None:
-    with pytest.raises(UnclearModelError) as caught:
-        rewritten(tmp_path, graphs.lstm()[0], "fold-context")
-
-    assert "without a window" in caught.value.problem
-
-
 def test_operators_too_old_for_the_new_nodes_are_refused() -> None:
     graph, manifest = graphs.moving_sum()
     model = onnx.load_model_from_string(graph)
@@ -160,12 +146,6 @@ def test_a_declared_row_and_a_reshape_to_it_are_opened(tmp_path: Path) -> None:
     assert (before.batched, after.batched) == (False, True)
     assert after.manifest.verified is not None
     assert (after.manifest.verified.steps, after.manifest.verified.max_abs) == (20, 0.0)
-
-
-def test_a_shape_in_a_constant_node_is_opened(tmp_path: Path) -> None:
-    _, after = rewritten(tmp_path, graphs.lying_batch()[0], "batchify")
-
-    assert after.batched
 
 
 def test_a_shape_that_two_reshapes_share_is_opened_for_each_by_itself(tmp_path: Path) -> None:
@@ -218,12 +198,6 @@ def test_what_a_state_starts_from_keeps_its_place(tmp_path: Path) -> None:
 
     assert [(state.batch_axis, state.shape) for state in after.manifest.states] == [(0, [2, 1, 4])]
     assert after.initial_states(1)["s"].ravel().tolist() == list(range(8))
-
-
-def test_a_shape_with_an_open_length_elsewhere_is_opened(tmp_path: Path) -> None:
-    _, after = rewritten(tmp_path, fixed(FIXED, {"shape": np.array([1, -1])}), "batchify")
-
-    assert after.batched
 
 
 @pytest.mark.parametrize(

@@ -26,53 +26,6 @@ FILTERS = {
     "AR(2)": "g (float[B,1] x, float[B,1] p, float[B,1] q) => (float[B,1] y, float[B,1] r, float[B,1] s)" + AR_2,
     "AR(2), the older tap first": "g (float[B,1] x, float[B,1] q, float[B,1] p)"
     " => (float[B,1] y, float[B,1] s, float[B,1] r)" + AR_2,
-    "AR(3)": """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] r)
-            => (float[B,1] y, float[B,1] k, float[B,1] l, float[B,1] m) {
-            a1 = Constant <value = float {0.5}> ()
-            a2 = Constant <value = float {-0.3}> ()
-            a3 = Constant <value = float {0.2}> ()
-            first = Mul (p, a1)
-            second = Mul (q, a2)
-            third = Mul (r, a3)
-            past = Sum (first, second, third)
-            y = Add (x, past)
-            k = Identity (y)
-            l = Identity (p)
-            m = Identity (q)
-        }""",
-    "moving average of three": """g (float[B,1] x, float[B,1] p, float[B,1] q)
-        => (float[B,1] y, float[B,1] k, float[B,1] l) {
-            y = Mean (x, p, q)
-            k = Identity (x)
-            l = Identity (p)
-        }""",
-    "biquad": """g (float[B,1] x, float[B,1] p, float[B,1] q, float[B,1] u, float[B,1] v)
-            => (float[B,1] y, float[B,1] k, float[B,1] l, float[B,1] m, float[B,1] n) {
-            half = Constant <value = float {0.5}> ()
-            a1 = Constant <value = float {0.6}> ()
-            a2 = Constant <value = float {-0.3}> ()
-            b = Mul (p, half)
-            c = Mul (q, half)
-            d = Mul (u, a1)
-            e = Mul (v, a2)
-            y = Sum (x, b, c, d, e)
-            k = Identity (x)
-            l = Identity (p)
-            m = Identity (y)
-            n = Identity (u)
-        }""",
-    "AR(2) whose answers have another shape": """g (float[B,1] x, float[B] p, float[B] q)
-        => (float[B,1] y, float[B] r, float[B] s) {
-            a1 = Constant <value = float {0.6}> ()
-            a2 = Constant <value = float {-0.3}> ()
-            axis = Constant <value = int64[1] {1}> ()
-            first = Mul (p, a1)
-            second = Mul (q, a2)
-            now = Squeeze (x, axis)
-            r = Sum (now, first, second)
-            y = Unsqueeze (r, axis)
-            s = Identity (p)
-        }""",
     "biquad in direct form II": """g (float[B,1] x, float[B] p, float[B] q) => (float[B,1] y, float[B] s, float[B] r) {
             a1 = Constant <value = float {0.6}> ()
             a2 = Constant <value = float {-0.3}> ()

@@ -58,9 +58,9 @@ def run(model: Any, given: dict[str, Array]) -> list[Array]:
     return [np.asarray(value) for value in open_session(model.SerializeToString(), where="it").run(None, given)]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("opset", [14, 20])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "opset", "bias"), [*((name, 20, True) for name in CASES), *((name, 14, False) for name in ("lstm", "gru"))]
+)
 def test_an_operator_written_out_equals_the_operator(name: str, opset: int, bias: bool) -> None:
     model = operator(*CASES[name], bias=bias, opset=opset)
     written_out = decompose_rnn(model)
@@ -72,7 +72,7 @@ def test_an_operator_written_out_equals_the_operator(name: str, opset: int, bias
     onnx.checker.check_model(written_out, full_check=True)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "gru_linear_before_reset", "rnn_Tanh"])
+@pytest.mark.parametrize("name", ["lstm", "gru_linear_before_reset"])
 def test_each_row_of_a_batch_is_what_it_is_alone_bit_for_bit(name: str) -> None:
     written_out = decompose_rnn(operator(*CASES[name]))
     given = feeds(written_out, 32)
@@ -110,7 +110,7 @@ def test_an_operator_that_is_to_stay_does() -> None:
     assert decompose_rnn(model, {"c_next"}) is model
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_Tanh"])
+@pytest.mark.parametrize("name", ["gru"])
 def test_weights_are_stored_as_they_are_multiplied(name: str) -> None:
     written_out = decompose_rnn(operator(*CASES[name]))
     stored = {tensor.name: list(tensor.dims) for tensor in written_out.graph.initializer}

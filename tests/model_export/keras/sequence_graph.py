@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -32,9 +32,15 @@ def own_model(function: Callable[..., Any], *arrays: Array) -> Any:
 
 def ours_and_keras(function: Callable[..., Any], *arrays: Array) -> tuple[Array, Array]:
     """Return what the sequence graph gives for arrays `(batch, timesteps, *row)`, and what Keras gives."""
-    model = own_model(function, *arrays)
+    return all_ours_and_keras({"own": function}, *arrays)["own"]
+
+
+def all_ours_and_keras(functions: Mapping[str, Callable[..., Any]], *arrays: Array) -> dict[str, tuple[Array, Array]]:
+    """Return the same for each of several functions, which are one layer."""
+    model = own_model(lambda *tensors: [function(*tensors) for function in functions.values()], *arrays)
     proto = KerasSequences(model, [True] * len(arrays), ANY[0], ANY[1], None).proto
     session = open_session(proto.SerializeToString(), where="the sequence graph")
-    found = session.run(None, dict(zip([one.name for one in proto.graph.input], arrays, strict=True)))[0]
+    found = session.run(None, dict(zip([one.name for one in proto.graph.input], arrays, strict=True)))
     with np.errstate(all="ignore"):
-        return found, np.asarray(model.call([keras.ops.convert_to_tensor(array) for array in arrays]))
+        expected = map(np.asarray, model.call([keras.ops.convert_to_tensor(array) for array in arrays]))
+    return dict(zip(functions, zip(found, expected, strict=True), strict=True))

@@ -17,13 +17,8 @@ from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_attention import T, over
 from tests.model_export.keras.zoo_parts import RS, L, randomise
 
-FUSED = [
-    "lstm_softmax", "lstm_last", "lstm_no_bias", "gru_reset_before", "gru_no_bias", "gru_reset_before_no_bias",
-    "simple_relu", "nested", "shared_layer",
-]  # fmt: skip
-LOOPED = [
-    "tokens_masked", "masked_stacked_cells", "custom_cell", "custom_activation", "return_state", "stacked", "cells",
-]  # fmt: skip
+FUSED = ["lstm_softmax", "lstm_last", "gru_reset_before_no_bias", "simple_relu", "shared_layer"]
+LOOPED = ["tokens_masked", "custom_cell", "return_state", "cells"]
 AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
 
 

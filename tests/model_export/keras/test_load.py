@@ -21,10 +21,8 @@ from tests.model_export.keras.proven import export_model
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("stacked_last", "m.keras"),
-        ("masked_branches", "m.keras"),
+        ("stacked", "m.keras"),
         ("operations", "m.keras"),
-        ("stacked_last", "m.h5"),
         ("tokens_masked", "m.h5"),
     ],
 )
@@ -49,7 +47,7 @@ def test_registered_layers_of_ones_own_are_loaded(tmp_path: Path) -> None:
 
 
 def test_an_h5_file_of_keras_2_is_loaded_though_it_says_time_major(tmp_path: Path) -> None:
-    model = zoo.build("stacked_last")
+    model = zoo.build("stacked")
     model.save(tmp_path / "m.h5")
     with h5py.File(tmp_path / "m.h5", "r+") as file:
         config = json.loads(file.attrs["model_config"])
@@ -115,7 +113,7 @@ def test_random_values_that_the_weights_of_the_file_replace_are_not_drawn(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("drawn")
 
-    model = zoo.build("stacked_last")
+    model = zoo.build("stacked")
     model.save(tmp_path / file)
     monkeypatch.setattr(keras.initializers.Orthogonal, "__call__", fail)
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", fail)

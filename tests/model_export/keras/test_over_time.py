@@ -40,17 +40,6 @@ def masked_from_an_input() -> Any:
     return keras.Model([x, start], L.GRU(5, **RS)(L.Masking()(x), initial_state=start))
 
 
-def static_over_time() -> Any:
-    x, who = keras.Input((None, 4), name="x"), keras.Input((3,), name="who")
-
-    class Beside(keras.Layer):  # type: ignore[misc]  # Keras has no types
-        def call(self, x: Any, who: Any) -> Any:
-            rows, steps = ops.shape(x)[:2]
-            return ops.concatenate([x, ops.broadcast_to(ops.expand_dims(who, 1), (rows, steps, 3))], axis=-1)
-
-    return keras.Model([x, who], L.GRU(3, **RS)(Beside()(x, who)))
-
-
 def statistics(x: Any) -> Any:
     h = L.Dense(5, "tanh")(x)
     mean = ops.mean(h, axis=1)
@@ -85,7 +74,6 @@ def sorted_ends(x: Any) -> Any:
 
 KINDS: dict[str, Callable[[], Any]] = {
     "a masked layer that starts from an input": masked_from_an_input,
-    "a static input broadcast over time": static_over_time,
     "statistics pooling": lambda: of(statistics),
     "learned queries": lambda: of(lambda x: L.Dense(2)(L.Flatten()(Learned(queries=True)(L.GRU(6, **RS)(x))))),
     "learned keys": lambda: of(Learned(queries=False)),
@@ -95,7 +83,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "dot_product_attention with a mask": lambda: over(product_with_mask),
     "a recurrent layer over the features of the last answer": lambda: sequence(L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)),
     "sorted last timesteps": lambda: of(sorted_ends),
-    "the newest of what was cut": lambda: of(lambda x: x[:, 1:][:, -1]),
 }
 
 

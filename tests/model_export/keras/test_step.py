@@ -110,7 +110,7 @@ def test_which_outputs_answer_for_the_sequence_so_far_is_known() -> None:
     assert export(zoo.build("two_inputs_two_outputs")).timed == {"label": True, "summary": False}
 
 
-@pytest.mark.parametrize("ids", [[9, 3], [-1, 3], [2**31 - 1, 3]])
+@pytest.mark.parametrize("ids", [[-1, 3], [2**31 - 1, 3]])
 def test_an_id_outside_the_vocabulary_is_nan_in_its_own_row_alone(ids: list[int]) -> None:
     step = load(export(zoo.build("tokens")))
 
@@ -122,7 +122,7 @@ def test_an_id_outside_the_vocabulary_is_nan_in_its_own_row_alone(ids: list[int]
     assert np.array_equal(outputs[name][1:], alone[name])
 
 
-@pytest.mark.parametrize("name", ["stacked", "gru_600", "tcn", "cells", "normalised"])
+@pytest.mark.parametrize("name", ["stacked", "tcn"])
 def test_a_row_among_31_others_equals_the_row_alone_bit_for_bit(name: str) -> None:
     step = load(export(zoo.build(name)))
     rng = np.random.default_rng(3)
@@ -156,7 +156,7 @@ def test_nothing_is_left_in_the_graph_that_nobody_asks_for() -> None:
     assert all(tensor.name in asked for tensor in proto.graph.initializer)
 
 
-@pytest.mark.parametrize("name", ["merges", "pooling_masked"])
+@pytest.mark.parametrize("name", ["pooling_masked"])
 def test_exporting_twice_gives_the_same_bytes(name: str) -> None:
     """Of a layer that is traced, too, whose operations Keras numbers anew each time."""
     model = zoo.build(name)
@@ -165,8 +165,8 @@ def test_exporting_twice_gives_the_same_bytes(name: str) -> None:
 
 
 RESTING: dict[str, tuple[int, ...]] = {
-    "Dropout": (4,), "SpatialDropout1D": (4,), "SpatialDropout2D": (5, 4), "SpatialDropout3D": (5, 5, 4),
-    "AlphaDropout": (4,), "GaussianDropout": (4,), "GaussianNoise": (4,), "ActivityRegularization": (4,),
+    "Dropout": (4,), "SpatialDropout2D": (5, 4),
+    "GaussianNoise": (4,), "ActivityRegularization": (4,),
     "Identity": (4,),
 }  # fmt: skip
 """Layers that do nothing outside training, with a row that each takes."""

@@ -159,13 +159,6 @@ def masked(x: Any) -> Any:
     return L.GRU(3, **RS)(L.Attention()([h, L.Dense(6)(h)], use_causal_mask=True))
 
 
-def pooled_tokens() -> Any:
-    """Masked tokens; the last state is the query over all of them."""
-    ids = keras.Input((T,), name="ids")
-    h, last = L.GRU(6, return_state=True, **RS)(L.Embedding(5, 4, mask_zero=True)(ids))
-    return keras.Model(ids, L.Dense(2)(L.Flatten()(L.Attention(use_scale=True)([L.Reshape((1, 6))(last), h]))))
-
-
 def to_memory() -> Any:
     x, who = keras.Input((None, 8), name="x"), keras.Input((5,), name="who")
     memory = L.Reshape((3, 4))(L.Dense(12)(who))
@@ -190,27 +183,13 @@ ZOO: dict[str, ZooModel] = {
         "MultiHeadAttention with use_causal_mask",
         "past keys and values, as many as the model has timesteps; the position in the stream",
     ),
-    "attention_decoder": ZooModel(
-        lambda: over(decoder), "two decoder blocks: attention, LayerNormalization, Dense", "as above, for each block"
-    ),
     "attention_grouped": ZooModel(
         lambda: over(causal(L.GroupQueryAttention(3, 4, 2))),
         "GroupQueryAttention, two heads for each key",
         "past keys and values of the shared heads",
     ),
-    "attention_one_head": ZooModel(
-        lambda: over(self_attention(L.Attention(use_scale=True))), "Attention by product", "past keys and values"
-    ),
     "attention_concat": ZooModel(
         lambda: over(self_attention(L.Attention(score_mode="concat"))), "Attention by sum", "past keys and values"
-    ),
-    "attention_additive": ZooModel(
-        lambda: over(self_attention(L.AdditiveAttention())), "AdditiveAttention", "past keys and values"
-    ),
-    "attention_banded": ZooModel(
-        lambda: over(attention_mask(BANDED)),
-        "a constant attention_mask that shows the last 5 timesteps",
-        "the past 4 keys and values",
     ),
     "attention_window": ZooModel(
         lambda: over(WindowBlock(), None),
@@ -228,14 +207,8 @@ ZOO: dict[str, ZooModel] = {
     "attention_masked": ZooModel(
         lambda: over(masked), "Attention of masked timesteps", "past keys and values, and which of them count"
     ),
-    "attention_pooled_tokens": ZooModel(
-        pooled_tokens, "the last state attends to masked tokens", "past keys, and which of them count"
-    ),
     "attention_to_memory": ZooModel(
         to_memory, "attention from timesteps to a static input", "no state: the memory is the same at every timestep"
-    ),
-    "attention_inside": ZooModel(
-        lambda: over(inside, None), "attention over the parts of each timestep", "no state"
     ),
     "attention_operation": ZooModel(
         lambda: over(product), "ops.dot_product_attention between layers", "past keys and values"

@@ -55,13 +55,6 @@ def padded_once() -> Any:
     )
 
 
-def changes(x: Any) -> Any:
-    """The difference to the timestep before, and the one two timesteps ago."""
-    before = ops.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    older = L.Cropping1D((0, 2))(L.ZeroPadding1D((2, 0))(x))
-    return L.Concatenate()([x - before, older])
-
-
 def in_each_frame() -> Any:
     layers = [
         L.Conv2DTranspose(2, 3, strides=2, padding="same"), L.Conv2DTranspose(2, 2, strides=3), L.ZeroPadding2D(1),
@@ -70,15 +63,6 @@ def in_each_frame() -> Any:
         L.AveragePooling2D(2, padding="same"), L.GlobalMaxPooling2D(),
     ]  # fmt: skip
     return keras.Sequential([keras.Input((None, 3, 3, 2), name="frame"), *map(L.TimeDistributed, layers)])
-
-
-def channels_first() -> Any:
-    first: dict[str, Any] = {"data_format": "channels_first"}
-    layers = [
-        L.Conv2D(4, 3, padding="same", strides=2, **first), L.SeparableConv2D(3, 2, **first),
-        L.MaxPooling2D(2, **first), L.GlobalAveragePooling2D(**first),
-    ]  # fmt: skip
-    return keras.Sequential([keras.Input((None, 2, 9, 9), name="frame"), *map(L.TimeDistributed, layers)])
 
 
 def so_far(x: Any) -> Any:
@@ -115,37 +99,10 @@ ZOO: dict[str, ZooModel] = {
         "dilated causal Conv1D with residuals, groups",
         "a state of past timesteps for each convolution",
     ),
-    "separable": ZooModel(
-        lambda: sequence(
-            L.ZeroPadding1D((4, 0)), L.SeparableConv1D(5, 3, dilation_rate=2, depth_multiplier=2, activation="relu")
-        ),
-        "ZeroPadding1D in front, dilated SeparableConv1D",
-        "a state of past timesteps",
-    ),
-    "depthwise": ZooModel(
-        lambda: sequence(L.ZeroPadding1D((2, 0)), L.BatchNormalization(), L.DepthwiseConv1D(3, depth_multiplier=2)),
-        "ZeroPadding1D, BatchNormalization, DepthwiseConv1D",
-        "a state of past timesteps, which does not start from zeros",
-    ),
     "padded_once": ZooModel(
         padded_once,
         "ZeroPadding1D once in front of several Conv1D with padding valid",
         "a state of past timesteps for each, which starts from what the layer gives for padding",
-    ),
-    "pooled": ZooModel(
-        lambda: sequence(
-            L.ZeroPadding1D((2, 0)),
-            L.MaxPooling1D(3, strides=1),
-            L.ZeroPadding1D((3, 0)),
-            L.AveragePooling1D(4, strides=1),
-        ),
-        "MaxPooling1D and AveragePooling1D over padded time, strides 1",
-        "a state of past timesteps for each",
-    ),
-    "padded_and_cut": ZooModel(
-        lambda: of(lambda x: L.GRU(3, **RS)(L.Conv1D(4, 3)(L.ZeroPadding1D(2)(x))[:, :-2])),
-        "padding on both sides, Conv1D, the end cut off",
-        "a state of past timesteps",
     ),
     "time_and_frequency": ZooModel(
         lambda: bands(
@@ -163,16 +120,6 @@ ZOO: dict[str, ZooModel] = {
         "Conv2D, GRU, Conv2DTranspose over (time, frequency), the end cut off",
         "a state of past timesteps for each convolution",
     ),
-    "transposed": ZooModel(
-        lambda: sequence(L.Conv1DTranspose(3, 3, activation="relu"), L.Cropping1D((0, 2))),
-        "Conv1DTranspose with padding valid, the end cut off",
-        "a state of past timesteps",
-    ),
-    "changes": ZooModel(
-        lambda: of(changes),
-        "ops.pad and x[:, :-1]: the timestep before",
-        "a delay: past timesteps as a state",
-    ),
     "so_far": ZooModel(
         lambda: of(so_far),
         "GlobalAveragePooling1D, GlobalMaxPooling1D, ops.min, ops.mean, ops.cumsum over time",
@@ -181,23 +128,6 @@ ZOO: dict[str, ZooModel] = {
     "in_each_frame": ZooModel(
         in_each_frame,
         "TimeDistributed transposed, separable and depthwise convolution, padding, up-sampling, pooling",
-        "run on each frame",
-    ),
-    "channels_first": ZooModel(
-        channels_first,
-        "convolutions and pooling with channels_first inside TimeDistributed",
-        "run on each frame",
-    ),
-    "frames_in_3d": ZooModel(
-        lambda: keras.Sequential(
-            [
-                keras.Input((None, 4, 4, 4, 1), name="frame"),
-                L.TimeDistributed(L.Conv3D(2, 2)),
-                L.TimeDistributed(L.AveragePooling3D(2, padding="same")),
-                L.TimeDistributed(L.Flatten()),
-            ]
-        ),
-        "TimeDistributed Conv3D and AveragePooling3D",
         "run on each frame",
     ),
 }

@@ -21,13 +21,6 @@ def shapes(x: Any) -> Any:
     return L.GRU(4, return_sequences=True)(L.Reshape((-1, 6))(L.Dense(2)(h)))
 
 
-def activation_layers(x: Any) -> Any:
-    for layer in (L.ReLU(max_value=2.0, negative_slope=0.1, threshold=0.2), L.LeakyReLU(0.3), L.ELU(0.7),
-                  L.PReLU(shared_axes=[1]), L.Softmax(), L.Activation("mish"), L.Activation("gelu")):  # fmt: skip
-        x = layer(L.Dense(4)(x))
-    return L.SimpleRNN(3, return_sequences=True)(x)
-
-
 def normalised(x: Any) -> Any:
     seen = np.random.default_rng(0).normal(3, 2, (50, 4)).astype("float32")
     layer = L.Normalization()
@@ -49,20 +42,10 @@ ZOO: dict[str, ZooModel] = {
         "Add, Multiply, Average, Maximum, Minimum, Concatenate",
         "no state",
     ),
-    "activation_layers": ZooModel(
-        lambda: of(activation_layers),
-        "ReLU, LeakyReLU, ELU, PReLU, Softmax, Activation",
-        "no state",
-    ),
     "normalised": ZooModel(
         lambda: of(normalised),
         "Normalization, Rescaling, LayerNormalization, BatchNormalization",
         "learned statistics as constants",
-    ),
-    "shapes": ZooModel(
-        lambda: of(shapes, features=6),
-        "Reshape and Permute of features",
-        "time stays in front",
     ),
     "custom_layer": ZooModel(
         lambda: sequence(InstantNorm(), L.LSTM(4, **RS)),
@@ -86,19 +69,6 @@ ZOO: dict[str, ZooModel] = {
         ),
         "TimeDistributed(GroupNormalization), SpectralNormalization",
         "statistics of each timestep by itself",
-    ),
-    "softmax_of_two_axes": ZooModel(
-        lambda: keras.Sequential(
-            [
-                keras.Input((None, 3, 4), name="x"),
-                L.Softmax(axis=(-2, -1)),
-                L.TimeDistributed(L.Flatten()),
-                L.GRU(2, **RS),
-            ]
-        ),
-        "Softmax over several axes",
-        "no state",
-        rows_alike=False,
     ),
     "every_activation": ZooModel(
         lambda: of(every_activation),

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, SkipZeros, ZooModel, cells, of, ops, sequence
+from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, SkipZeros, ZooModel, of, ops, sequence
 
 
 def masked_branches() -> Any:
@@ -14,11 +14,6 @@ def masked_branches() -> Any:
     a = L.LSTM(4, return_sequences=True)(L.Embedding(6, 3, mask_zero=True)(ids))
     b = L.GRU(4, return_sequences=True)(L.Embedding(6, 3, mask_zero=True)(ids))
     return keras.Model(ids, L.LSTM(3)(L.Concatenate()([a, L.Add()([a, b])])))
-
-
-def masked_nested() -> Any:
-    inner = keras.Sequential([keras.Input((None, 4)), L.LSTM(3, return_sequences=True)])
-    return of(lambda x: L.GRU(3, return_sequences=True)(inner(L.Masking(-1.0)(x))))
 
 
 def masked_half() -> Any:
@@ -37,13 +32,6 @@ def lost_mask(x: Any) -> Any:
     """Neither a convolution nor an operation hands a mask on."""
     masked = L.Masking()(x)
     return [L.GRU(2, **RS)(L.Conv1D(3, 1)(masked)), L.GRU(2, **RS)(ops.stop_gradient(masked))]
-
-
-def masked_start() -> Any:
-    """Keras hands a layer no mask where it gets a computed initial state too, but hands it on to the next one."""
-    x, who = keras.Input((None, 3), name="x"), keras.Input((5,), name="who")
-    h = L.GRU(4, **RS)(L.Masking()(x), initial_state=L.Dense(4)(who))
-    return keras.Model([x, who], L.SimpleRNN(2, **RS)(h))
 
 
 def masked_network() -> Any:
@@ -70,20 +58,10 @@ ZOO: dict[str, ZooModel] = {
         "Masking, RNN with zero_output_for_mask=True",
         "masked: states kept, answer zero",
     ),
-    "masked_stacked_cells": ZooModel(
-        lambda: sequence(L.Masking(2.0), L.RNN(cells(), **RS)),
-        "Masking, RNN of StackedRNNCells",
-        "masked: the states of every cell kept",
-    ),
     "masked_branches": ZooModel(
         masked_branches,
         "masks through Add and Concatenate",
         "a timestep counts where any input counts",
-    ),
-    "masked_nested": ZooModel(
-        masked_nested,
-        "Masking in front of a nested model",
-        "the nested model sees the mask",
     ),
     "masked_half": ZooModel(
         masked_half,
@@ -116,11 +94,6 @@ ZOO: dict[str, ZooModel] = {
         ),
         "Embedding with mask_zero=True, GlobalAveragePooling1D",
         "the mean of the timesteps that count so far",
-    ),
-    "masked_start": ZooModel(
-        masked_start,
-        "Masking and a computed initial state",
-        "as in Keras, that layer itself is not masked",
     ),
     "masked_network": ZooModel(
         masked_network,

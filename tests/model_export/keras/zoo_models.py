@@ -27,25 +27,6 @@ def static_input() -> Any:
     return keras.Model([x, who], L.Dense(2)(L.Concatenate()([L.LSTM(4)(x), L.Dense(3, "relu")(who)])))
 
 
-def static_id() -> Any:
-    """The id of a machine, from whose embedding the state starts."""
-    x, who = keras.Input((None, 3), name="x"), keras.Input((1,), dtype="int32", name="who")
-    return keras.Model([x, who], L.GRU(4, **RS)(x, initial_state=L.Flatten()(L.Embedding(7, 4)(who))))
-
-
-def static_ids() -> Any:
-    """Five ids beside sequences of any length."""
-    x, y, tags = keras.Input((None, 3), name="x"), keras.Input((None, 2), name="y"), keras.Input((5,), name="tags")
-    of_tags = L.GlobalAveragePooling1D()(L.Embedding(7, 4)(tags))
-    return keras.Model([x, y, tags], L.Dense(2)(L.Concatenate()([L.GRU(4)(x), L.GRU(3)(y), of_tags])))
-
-
-def static_image() -> Any:
-    x, image = keras.Input((None, 3), name="x"), keras.Input((6, 6, 1), name="image")
-    seen = L.Dense(4)(L.Flatten()(L.Conv2D(2, 3, padding="same")(image)))
-    return keras.Model([x, image], L.LSTM(4, **RS)(x, initial_state=[seen, L.Dense(4)(seen)]))
-
-
 def ids_besides_the_embedding() -> Any:
     """Ids of a declared number of timesteps, which the answers are multiplied with, too."""
     ids = keras.Input((12,), dtype="int32", name="ids")
@@ -69,19 +50,6 @@ def nested() -> Any:
     block = sequence(L.LSTM(5, return_sequences=True, name="rnn"), L.Dense(4, "relu"))
     other = keras.Sequential([keras.Input((None, 4)), L.LSTM(3, return_sequences=True, name="rnn")])
     return of(lambda x: other(block(x)))
-
-
-def forecast_from_states() -> Any:
-    """An encoder whose last state a decoder starts from, for each of four hours ahead."""
-    x = keras.Input((None, 3), name="x")
-    y, *states = L.LSTM(4, return_state=True)(x)
-    hours = L.LSTM(4, **RS)(L.RepeatVector(4)(y), initial_state=states)
-    return keras.Model(x, L.TimeDistributed(keras.Sequential([keras.Input((4,)), L.Dense(3), L.Dense(1)]))(hours))
-
-
-def static_repeated() -> Any:
-    x, who = keras.Input((6, 3), name="x"), keras.Input((2,), name="who")
-    return keras.Model([x, who], L.GRU(4, **RS)(L.Concatenate()([x, L.RepeatVector(6)(L.Dense(3)(who))])))
 
 
 def sequence_of_positions() -> Any:
@@ -116,18 +84,6 @@ class IdsAndNumbers(keras.Model):  # type: ignore[misc]  # Keras has no types
         return self.rnn(ops.concatenate([self.table(inputs[0]), inputs[1]], axis=-1))
 
 
-class OneTensor(keras.Model):  # type: ignore[misc]  # Keras has no types
-    """A subclassed model of one tensor that uses a weight of its own."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rnn, self.dense = L.GRU(3, **RS), L.Dense(2)
-        self.gain = self.add_weight(shape=(2,), name="gain")
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        return self.gain * self.dense(self.rnn(x))
-
-
 class DictOfTensors(keras.Model):  # type: ignore[misc]  # Keras has no types
     """A subclassed model from a dict to a dict, with a static input."""
 
@@ -153,14 +109,6 @@ def shared_nested() -> Any:
     return keras.Model([a, b], L.Dot(axes=1, normalize=True, name="likeness")([twin(a), twin(b)]))
 
 
-def skip_connections() -> Any:
-    x = keras.Input((None, 4), name="x")
-    h = L.Dense(6, "relu")(x)
-    for _ in range(2):
-        h = L.Add()([h, L.LSTM(6, **RS)(L.LayerNormalization()(h))])
-    return keras.Model(x, L.Dense(1)(h))
-
-
 ZOO: dict[str, ZooModel] = {
     "two_inputs_two_outputs": ZooModel(
         two_inputs_two_outputs,
@@ -182,23 +130,6 @@ ZOO: dict[str, ZooModel] = {
         "an input without time axis beside a sequence",
         "sent with each timestep",
     ),
-    "static_id": ZooModel(
-        static_id,
-        "an Embedding of one static id as the initial state of a sequence",
-        "sent with each timestep; used at the first",
-    ),
-    "static_ids": ZooModel(
-        static_ids,
-        "the mean Embedding of some static ids beside sequences",
-        "sent with each timestep",
-        rows_alike=False,
-    ),
-    "static_image": ZooModel(
-        static_image,
-        "an image, by Conv2D and Dense, as the initial state of a sequence",
-        "sent with each timestep; used at the first",
-        rows_alike=False,
-    ),
     "static_ids_as_many": ZooModel(
         ids_as_long_as_the_state_needs,
         "as many static ids as there are timesteps, as the initial state",
@@ -214,13 +145,6 @@ ZOO: dict[str, ZooModel] = {
         "Sequential models inside a functional one",
         "layers are named by their path",
     ),
-    "network_of_each_timestep": ZooModel(
-        lambda: sequence(
-            L.TimeDistributed(keras.Sequential([keras.Input((4,)), L.Dense(3, "relu"), L.Dense(2)])), L.GRU(3, **RS)
-        ),
-        "TimeDistributed of a whole network",
-        "run on each timestep",
-    ),
     "tokens": ZooModel(
         lambda: keras.Sequential([keras.Input((None,), name="ids"), L.Embedding(9, 4), L.LSTM(5, **RS)]),
         "Embedding of ids, LSTM",
@@ -231,21 +155,10 @@ ZOO: dict[str, ZooModel] = {
         "a sequence of plain numbers, Reshape((-1, 1)), LSTM",
         "a timestep is one number",
     ),
-    "fixed_numbers": ZooModel(
-        lambda: keras.Sequential([keras.Input((9,), name="x"), L.Reshape((9, 1)), L.LSTM(3, **RS)]),
-        "a fixed number of plain numbers, LSTM",
-        "a timestep is one number",
-    ),
     "window": ZooModel(
         lambda: of(lambda x: L.Dense(2)(L.Bidirectional(L.LSTM(3))(L.ZeroPadding1D((5, 0))(x)[:, -6:]))),
         "a window of the last six timesteps, Bidirectional LSTM, Dense",
         "the past five timesteps",
-        rows_alike=False,
-    ),
-    "end_flattened": ZooModel(
-        lambda: of(lambda x: L.Dense(2)(L.Reshape((15,))(L.GRU(5, **RS)(x)[:, -3:]))),
-        "x[:, -3:] of any number of timesteps, Reshape, Dense",
-        "the last three timesteps",
         rows_alike=False,
     ),
     "end_cropped": ZooModel(
@@ -263,22 +176,12 @@ ZOO: dict[str, ZooModel] = {
         "Reshape of a fixed length, TimeDistributed(Flatten), GRU",
         "verified over that length",
     ),
-    "subclassed": ZooModel(
-        lambda: built(OneTensor(name="own"), np.zeros((2, 5, 4), np.float32)),
-        "a subclassed keras.Model",
-        "its `call` is traced; it must have been called once",
-    ),
     "subclassed_dict": ZooModel(
         lambda: built(
             DictOfTensors(name="own"), {"x": np.zeros((2, 5, 4), np.float32), "who": np.zeros((2, 2), np.float32)}
         ),
         "a subclassed keras.Model from a dict to a dict",
         "inputs and outputs are named by their keys",
-    ),
-    "subclassed_nested": ZooModel(
-        lambda: of(lambda x: L.SimpleRNN(2, **RS)(OneTensor()(x))),
-        "a subclassed model as a layer",
-        "its `call` is traced",
     ),
     "subclassed_list": ZooModel(
         lambda: built(IdsAndNumbers(name="own"), [np.zeros((2, 5), np.int32), np.zeros((2, 5, 3), np.float32)]),
@@ -298,20 +201,10 @@ ZOO: dict[str, ZooModel] = {
         "LSTM, RepeatVector, LSTM, TimeDistributed(Dense)",
         "the second part runs over its positions in full at every timestep",
     ),
-    "forecast_from_states": ZooModel(
-        forecast_from_states,
-        "an encoder's last states as the initial states of a decoder over RepeatVector",
-        "the decoder runs in full at every timestep",
-    ),
     "network_of_positions": ZooModel(
         sequence_of_positions,
         "TimeDistributed over an axis inside one timestep, in a TimeDistributed network",
         "run on each position",
-    ),
-    "static_repeated": ZooModel(
-        static_repeated,
-        "RepeatVector of a static input beside a sequence",
-        "beside each timestep",
     ),
     "static_repeated_in_code": ZooModel(
         static_repeated_in_code,
@@ -322,11 +215,6 @@ ZOO: dict[str, ZooModel] = {
         shared_nested,
         "a nested model called on two inputs, Dot of the answers",
         "each call has its own states",
-    ),
-    "skip_connections": ZooModel(
-        skip_connections,
-        "LSTM layers with residuals and LayerNormalization",
-        "each layer has its own states",
     ),
     "python_function": ZooModel(
         lambda: sequence(L.Lambda(lambda x: ops.tanh(x) * 2.0 + x[..., ::-1]), L.GRU(3, **RS)),

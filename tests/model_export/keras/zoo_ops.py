@@ -140,20 +140,7 @@ def differences(x: Any) -> Any:
     return L.GRU(3, **RS)(ops.concatenate(parts, axis=-1))
 
 
-def since_the_first(x: Any) -> Any:
-    """What changed since the first timestep, and a state that starts from it."""
-    return L.GRU(3, **RS)(x - x[:, :1], initial_state=L.Dense(3)(x[:, 0]))
-
-
-def bins_and_weights(x: Any) -> Any:
-    places = ops.digitize(x, np.array([-0.5, 0.0, 0.5], np.float32))
-    weighed = ops.average(x, axis=-1, weights=np.array([1, 2, 3, 4], np.float32))
-    parts = [ops.one_hot(places[..., 0], 4), ops.expand_dims(weighed, -1), ops.sparsemax(x), ops.diff(x, n=2)]
-    return L.GRU(3, **RS)(ops.concatenate(parts, axis=-1))
-
-
 ZOO: dict[str, ZooModel] = {
-    "bins_and_weights": ZooModel(lambda: of(bins_and_weights), "digitize, average, sparsemax, diff", "no state"),
     "shifts": ZooModel(
         lambda: of(shifts),
         "x[:, :-1] with zeros or the first timestep in front of it",
@@ -165,22 +152,12 @@ ZOO: dict[str, ZooModel] = {
         "the timestep before; the position in the stream",
         rows_alike=False,
     ),
-    "since_the_first": ZooModel(
-        lambda: of(since_the_first),
-        "x - x[:, :1], and x[:, 0] as the initial state",
-        "the first timestep",
-    ),
     "spectra": ZooModel(spectra, "ops.rfft and ops.irfft of each timestep", "products with cosines and sines"),
     "operations": ZooModel(
         lambda: of(operations),
         "keras.ops in a functional model: arithmetic, where, clip, sums",
         "no state",
         rows_alike=False,
-    ),
-    "last_timestep_by_index": ZooModel(
-        lambda: of(lambda x: L.Dense(2)(L.LSTM(4, **RS)(x)[:, -1, :])),
-        "x[:, -1, :] behind an LSTM",
-        "the answer for the timesteps so far",
     ),
     "elementwise": ZooModel(
         lambda: of(elementwise),

@@ -11,23 +11,12 @@ from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequenc
 _HOW = "the weighed mean of the timesteps so far, the sum of the weights, the highest score unless all are small"
 
 
-def by_layers(x: Any) -> Any:
-    h = L.LSTM(4, **RS)(x)
-    weights = L.Softmax(axis=1)(L.Dense(1, "tanh")(h))
-    return L.Dense(2)(L.Lambda(lambda t: ops.sum(t, axis=1))(L.Multiply()([h, weights])))
-
-
 def by_permutation(x: Any) -> Any:
     """As it was written before Keras had attention layers."""
     h = L.LSTM(4, **RS)(x)
     weights = L.Activation("softmax")(L.Flatten()(L.Dense(1, "tanh")(h)))
     weights = L.Permute([2, 1])(L.RepeatVector(4)(weights))
     return ops.sum(L.multiply([h, weights]), axis=-2)
-
-
-def by_dot(x: Any) -> Any:
-    h = L.GRU(4, **RS)(x)
-    return L.Flatten()(L.Dot(axes=1)([L.Softmax(axis=1)(L.Dense(2)(h)), h]))
 
 
 class Pooling(keras.Layer):  # type: ignore[misc]  # Keras has no types
@@ -51,11 +40,9 @@ class Pooling(keras.Layer):  # type: ignore[misc]  # Keras has no types
 
 
 ZOO: dict[str, ZooModel] = {
-    "pooling_layers": ZooModel(lambda: of(by_layers), "Softmax(axis=1) of scores, Multiply, a sum over time", _HOW),
     "pooling_permutation": ZooModel(
         lambda: of(by_permutation), "the same with Flatten, Activation('softmax'), RepeatVector, Permute", _HOW
     ),
-    "pooling_dot": ZooModel(lambda: of(by_dot), "the same with Dot over time", _HOW),
     "pooling_einsum": ZooModel(
         lambda: sequence(L.GRU(4, **RS), Pooling("einsum")), "the same with ops.softmax and ops.einsum", _HOW
     ),

@@ -16,7 +16,6 @@ from tests.model_export.keras.zoo_parts import (
     ZooModel,
     cells,
     of,
-    ops,
     sequence,
 )
 
@@ -24,12 +23,6 @@ from tests.model_export.keras.zoo_parts import (
 def maps(*layers: Any, shape: tuple[int, ...] = (6, 6, 2)) -> Any:
     """Return a model over `(batch, any time, rows, columns, channels)`."""
     return keras.Sequential([keras.Input((None, *shape), name="x"), *layers])
-
-
-def conv_lstm_states() -> Any:
-    x = keras.Input((None, 5, 5, 1), name="x")
-    y, h, c = L.ConvLSTM2D(2, 3, padding="same", return_state=True, **RS)(x)
-    return keras.Model(x, [y, h, L.Flatten()(c)])
 
 
 def initial_state() -> Any:
@@ -56,24 +49,9 @@ ZOO: dict[str, ZooModel] = {
         "LSTM with return_sequences=False, Dense sigmoid",
         "the answer for the timesteps so far, at every step",
     ),
-    "lstm_no_bias": ZooModel(
-        lambda: sequence(L.LSTM(8, use_bias=False, recurrent_activation="hard_sigmoid", **RS)),
-        "LSTM without bias, hard_sigmoid gates",
-        "two states",
-    ),
     "gru_600": ZooModel(
         lambda: sequence(L.GRU(600, **RS), L.Dense(2), features=10),
         "GRU of 600 units, Dense",
-        "one state",
-    ),
-    "gru_reset_before": ZooModel(
-        lambda: sequence(L.GRU(7, reset_after=False, **RS)),
-        "GRU, reset_after=False",
-        "one state",
-    ),
-    "gru_no_bias": ZooModel(
-        lambda: sequence(L.GRU(7, use_bias=False, activation="softsign", **RS)),
-        "GRU without bias, softsign",
         "one state",
     ),
     "gru_reset_before_no_bias": ZooModel(
@@ -91,32 +69,10 @@ ZOO: dict[str, ZooModel] = {
         "LSTM, GRU and SimpleRNN on top of each other",
         "each layer has its own states",
     ),
-    "stacked_last": ZooModel(
-        lambda: sequence(L.LSTM(6, **RS), L.GRU(5)),
-        "LSTM and GRU, the last with return_sequences=False",
-        "each layer has its own states",
-    ),
-    "dropout_inside": ZooModel(
-        lambda: sequence(L.LSTM(6, dropout=0.3, recurrent_dropout=0.2, **RS), L.SpatialDropout1D(0.5)),
-        "dropout and recurrent_dropout",
-        "dropout does nothing outside training",
-    ),
-    "stateful_fixed": ZooModel(
-        lambda: keras.Sequential(
-            [keras.Input(batch_shape=(32, 21, 16), name="x"), L.LSTM(6, stateful=True, **RS), L.Dense(16, "softmax")]
-        ),
-        "stateful=True with a fixed batch and length",
-        "from zeros for each stream, any batch",
-    ),
     "stateful_one_step": ZooModel(
         lambda: keras.Sequential([keras.Input(batch_shape=(1, 1, 4), name="x"), L.GRU(5, stateful=True), L.Dense(2)]),
         "stateful=True, batch 1, one timestep a call",
         "from zeros for each stream, any batch",
-    ),
-    "unrolled": ZooModel(
-        lambda: keras.Sequential([keras.Input((6, 4), name="x"), L.SimpleRNN(5, unroll=True, **RS)]),
-        "SimpleRNN, unroll=True over a fixed length",
-        "one state",
     ),
     "cells": ZooModel(
         lambda: sequence(L.RNN(cells(), **RS)),
@@ -133,11 +89,6 @@ ZOO: dict[str, ZooModel] = {
         "RNN of a custom cell, masked",
         "its `call` is traced; its states are kept where masked",
     ),
-    "custom_activation": ZooModel(
-        lambda: sequence(L.LSTM(4, activation=lambda x: ops.tanh(x) * 0.9, **RS)),
-        "LSTM with a Python function as activation",
-        "the function is traced",
-    ),
     "subclasses": ZooModel(
         lambda: sequence(Plain(4, **RS), Doubled(3)),
         "subclasses of LSTM and Dense",
@@ -153,30 +104,10 @@ ZOO: dict[str, ZooModel] = {
         "LSTM with gelu, GRU with sparse_sigmoid gates",
         "any activation of Keras, in the cell",
     ),
-    "conv_lstm_1d": ZooModel(
-        lambda: maps(L.ConvLSTM1D(3, 3, strides=2, use_bias=False, **RS), shape=(9, 2)),
-        "ConvLSTM1D, padding valid, strides 2 over space",
-        "convolutional cell, two state maps",
-    ),
     "conv_lstm_2d": ZooModel(
         lambda: maps(L.ConvLSTM2D(3, 3, padding="same", **RS), L.ConvLSTM2D(2, (2, 3), dilation_rate=2)),
         "ConvLSTM2D, padding same then dilated, the last with return_sequences=False",
         "convolutional cells, two state maps each",
-    ),
-    "conv_lstm_2d_states": ZooModel(
-        conv_lstm_states,
-        "ConvLSTM2D, return_state=True",
-        "its state maps are outputs as well",
-    ),
-    "conv_lstm_3d": ZooModel(
-        lambda: maps(L.ConvLSTM3D(2, 2, padding="same", activation="relu", **RS), shape=(3, 4, 3, 1)),
-        "ConvLSTM3D",
-        "convolutional cell, two state maps",
-    ),
-    "initial_state": ZooModel(
-        initial_state,
-        "LSTM with an initial state computed from an input without time axis",
-        "chosen at the first timestep; a flag in the state shows which that is",
     ),
     "initial_states_of_cells": ZooModel(
         initial_states_of_cells,

@@ -36,13 +36,9 @@ CAUSAL = "c = Where (future, never, zero)"
 
 UNDERFLOWS = {
     "a bias that falls with the distance": f"{CAUSAL} b = Mul (age, slope) t = Add (c, b) m = Add (s, t)",
-    "the same, added before the mask": "b = Mul (age, slope) u = Add (s, b) m = Where (future, never, u)",
     "the same, in a table with a finite mask": "b = Mul (age, slope) t = Where (future, lots, b) m = Add (s, t)",
-    "a bell over the distance": f"{CAUSAL} q = Mul (age, age) b = Mul (q, slope) t = Add (c, b) m = Add (s, t)",
-    "scores that are scaled up": f"{CAUSAL} u = Mul (s, loud) b = Mul (age, slope) v = Add (u, b) m = Add (v, c)",
     "a decay that follows from the data": f"{CAUSAL} a = Abs (s) r = Mul (a, age) b = Mul (r, slope) u = Add (s, b) "
     "m = Add (u, c)",
-    "a steep decay": f"{CAUSAL} n = Neg (steep) b = Mul (age, n) t = Add (c, b) m = Add (s, t)",
 }  # fmt: skip
 
 
@@ -91,10 +87,6 @@ def test_timesteps_to_come_that_underflow_are_looked_at(text: str) -> None:
 
 BANDS = {
     "minus infinity": "old = GreaterOrEqual (ages, four) h = Or (future, old) m = Where (h, never, s)",
-    "a large number that is added": "old = GreaterOrEqual (ages, four) h = Or (future, old) n = Cast <to = 1> (h) "
-    "t = Mul (n, lots) m = Add (s, t)",
-    "a band with a bias": "old = GreaterOrEqual (ages, four) h = Or (future, old) b = Mul (age, slope) "
-    "t = Where (h, never, b) m = Add (s, t)",
     "two masks, one after the other": "old = GreaterOrEqual (ages, four) u = Where (old, lots, s) "
     "m = Where (future, never, u)",
     "a mask that is joined with one of the data": "old = GreaterOrEqual (ages, four) h = Or (future, old) "

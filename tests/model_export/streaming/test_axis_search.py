@@ -34,11 +34,9 @@ def read(model: onnx.ModelProto, **time_axes: int | None) -> dict[str, tuple[int
         (f"(float[N, T, 4] x) => (float[a, b, 4] y) {SUM}", ONE, 0, 1),
         (f"(float[T, N, 4] x) => (float[a, b, 1, 5] y) {RNN_OVER_0}", GRU, 1, 0),
         (f"(float[p, q, 4] x) => (float[a, b, 1, 5] y) {RNN_OVER_0}", GRU, 1, 0),
-        (f"(float[20, 3, 4] x) => (float[a, b, 1, 5] y) {RNN_OVER_0}", GRU, 1, 0),
         ("(float[p, 4, q] x) => (float[a, 3, b] y) { y = Conv <pads = [2, 0]> (x, V) }", {"V": (3, 4, 3)}, 0, 2),
         ("(float[p, q] x) => (float[a, b] y) { y = CumSum (x, one) }", ONE, 0, 1),
         ("(float[20] x) => (float[a] y) { y = CumSum (x, zero) }", {"zero": np.int64(0)}, None, 0),
-        ("(float[20, 3] x) => (float[a, 3] y) { y = CumSum (x, zero) }", {"zero": np.int64(0)}, None, 0),
         (
             "(float[n, 1, t, 9] x) => (float[a, 1, b, 9] y) { y = Conv <pads = [2, 1, 0, 1]> (x, V) }",
             {"V": (1, 1, 3, 3)}, 0, 2,

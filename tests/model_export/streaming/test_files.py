@@ -18,7 +18,6 @@ from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_parts import GRU, graph
-from tests.model_export.streaming.zoo_refused import REFUSED
 
 
 def saved(folder: Path, model: onnx.ModelProto) -> str:
@@ -41,24 +40,6 @@ def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     done = export_source(str(tmp_path / "sequence.onnx"), tmp_path / "pump.onnx")
 
     assert done.nbytes == (tmp_path / "pump.onnx").stat().st_size > 500
-
-
-def test_the_answers_are_those_of_the_sequence(tmp_path: Path) -> None:
-    source = saved(tmp_path, ZOO["residual_tcn"].build())
-    model = StepModel(export_source(source, tmp_path / "pump.onnx").path)
-    x = np.random.default_rng(3).standard_normal((2, 9, 4)).astype(np.float32)
-    outputs, _ = model.chunk({"x": x}, model.initial_states(2))
-    (want,) = onnx.reference.ReferenceEvaluator(source).run(None, {"x": np.swapaxes(x, 1, 2)})
-
-    np.testing.assert_allclose(outputs["y"], np.swapaxes(np.asarray(want), 1, 2), rtol=1e-4, atol=1e-5)
-
-
-def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
-    source = saved(tmp_path, REFUSED["reverse"].build())
-
-    with pytest.raises(RefusedModelError):
-        export_source(source, tmp_path / "pump.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["sequence.onnx"]
 
 
 def test_the_file_that_is_given_is_never_written_over(tmp_path: Path) -> None:
@@ -145,10 +126,3 @@ def test_the_callers_model_is_left_alone() -> None:
     convert(model, name="loop")
 
     assert model.SerializeToString(deterministic=True) == before
-
-
-def test_a_refusal_says_what_to_do() -> None:
-    with pytest.raises(RefusedModelError) as caught:
-        convert(REFUSED["attention"].build(), name="attention")
-
-    assert caught.value.fix.startswith("Give it a mask that lets a fixed number of past timesteps through")

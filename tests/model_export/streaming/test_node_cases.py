@@ -13,11 +13,9 @@ import onnx
 import pytest
 
 from stepwell_export.converted import verify_model
-from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.streaming import convert
-from stepwell_export.streaming.normal_form.plain_form import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}
@@ -112,17 +110,3 @@ def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str
     with pytest.raises(StepwellError) as caught:
         convert(case.model, name=name, constants=given(case))
     assert REFUSED[name] in caught.value.problem
-
-
-@pytest.mark.many
-@pytest.mark.parametrize("name", STEPPED)
-def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
-    """That form is what the step graph is held against: layout 1 turned round, shapes forgotten."""
-    case = CASES[name]
-    plain = load_graph(case.model, given(case)).graph
-    names = [value.name for value in case.model.graph.input]
-    feeds = dict(zip(names, arrays(case.data_sets[0][0]), strict=True))
-    values = GraphSession(plain).run({name: value for name, value in feeds.items() if name not in GIVEN})
-
-    for output, want in zip(case.model.graph.output, arrays(case.data_sets[0][1]), strict=True):
-        np.testing.assert_allclose(values[output.name], want, rtol=case.rtol, atol=1e-5 if name not in HALF else 2e-3)

@@ -66,13 +66,6 @@ def test_a_graph_for_many_rows_only_is_refused() -> None:
         convert(model, name="two")
 
 
-def test_an_input_that_is_no_tensor_is_refused() -> None:
-    model = graph("(seq(float[b, 4]) x) => (float[t, b, 4] y) { y = ConcatFromSequence <axis = 0, new_axis = 1> (x) }")
-
-    with pytest.raises(RefusedModelError, match="Input 'x' is sequence_type; expected a tensor"):
-        convert(model, name="list")
-
-
 @pytest.mark.parametrize("opset", [13, 18])
 def test_an_output_that_is_a_list_is_refused(opset: int) -> None:
     model = graph(
@@ -101,46 +94,6 @@ def test_a_difference_without_layers_to_compare_is_reported_with_that_reason() -
 
     with pytest.raises(ParityError, match="no layer's output stands in the step graph"):
         verify_model(convert(model, name="windows"), long_steps=0)
-
-
-def test_inputs_of_different_lengths_are_not_read_at_one_rate() -> None:
-    model = graph(
-        """(float[batch, 10, 4] x, float[batch, 20, 4] z) => (float[batch, 4] y) {
-            c = CumSum (x, one)
-            m = ReduceMax <axes = [1], keepdims = 0> (c)
-            n = ReduceMax <axes = [1], keepdims = 0> (z)
-            y = Add (m, n)
-        }""",
-        one=np.int64(1),
-    )  # fmt: skip
-
-    for given in ({}, {"x": 1}):
-        with pytest.raises(UnclearModelError, match="timesteps: 10 on axis 1 of 'x', 20 on axis 1 of 'z'"):
-            convert(model, name="two", time_axes=given)
-
-    assert len(convert(model, name="two", time_axes={"x": 1, "z": 1}).manifest.inputs) == 2
-
-
-def test_attention_of_the_last_timestep_needs_a_declared_length() -> None:
-    """Each new last timestep attends to all timesteps before, which are not kept without a length."""
-    model = graph(
-        """(float[batch, time, 4] x) => (float[batch, 4] y) {
-            h = CumSum (x, axis)
-            last = Gather <axis = 1> (h, end)
-            query = Unsqueeze (last, two)
-            [scores] s = MatMul (h, query)
-            p = Softmax <axis = 1> (s)
-            w = Mul (p, h)
-            y = ReduceSum <keepdims = 0> (w, one)
-        }""",
-        axis=np.int64(1), end=np.int64(-1), one=np.array([1]), two=np.array([2]),
-    )  # fmt: skip
-
-    with pytest.raises(RefusedModelError, match=r"'scores' .* attends to all timesteps before") as caught:
-        convert(model, name="luong")
-
-    assert "`--length N`" in caught.value.fix
-    assert verify_model(convert(model, name="luong", length=20), long_steps=0)[1].parity.max_abs <= 1e-5
 
 
 def test_a_lag_that_is_longer_than_the_runs_is_refused_for_that() -> None:

@@ -142,15 +142,11 @@ def to_something_static() -> onnx.ModelProto:
 
 DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "trilu": lambda: one_head(CAUSAL),
-    "ranges_and_a_large_number": lambda: one_head(f"{RANGES} m = Where (seen, s, never)", never=np.float32(-1e9)),
     "ranges_added": lambda: one_head(
         f"{RANGES} real = Cast <to = 1> (seen) less = Sub (whole, real) low = Mul (less, large) m = Add (s, low)",
         whole=np.float32(1), large=np.float32(-1e9),
     ),
     "cut_from_a_table": lambda: one_head(f"{CUT} m = Where (seen, s, never)", table=LOWER),
-    "infinities_cut_from_a_table": lambda: one_head(
-        "low = Slice (table, zeros, both, axes) m = Add (s, low)", table=np.where(LOWER, 0, -np.inf).astype(np.float32)
-    ),
     "blocks": lambda: one_head(f"{CUT} m = Where (seen, s, never)", table=BLOCKS),
     "biases_of_pairs": lambda: one_head(
         f"{RANGES} bias = Slice (table, zeros, both, axes) b = Add (s, bias) m = Where (seen, b, never)",
@@ -174,12 +170,6 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         "kw = Transpose <perm = [0, 2, 1]> (sizes_) part = Div (s, kw) m = Where (seen, part, never)",
         ones=np.ones((4, 1), np.float32), least=np.float32(1e-3),
     ),
-    "roots_of_scores": lambda: one_head(  # of the zeros before the first timestep they are no number
-        f"{RANGES} sizes_ = Softmax (k) sums = MatMul (sizes_, ones) kw = Transpose <perm = [0, 2, 1]> (sums) "
-        "zero = Sub (s, s) b = Add (zero, kw) c = Sub (b, half) r = Sqrt (c) m = Where (seen, r, never)",
-        ones=np.ones((4, 1), np.float32), half=np.float32(0.5),
-    ),
-    "heads": lambda: attending(f"{HEADS} {RANGES} m = Where (seen, s, never) p = Softmax <axis = -1> (m) {BACK}"),
     "einsum": lambda: attending(
         'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '
         's = Einsum <equation = "aecd, abcd -> acbe"> (ks, qs) '
@@ -200,8 +190,6 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
     "additive": lambda: pairs("t = Tanh (pair) w = Mul (t, scale) s = ReduceSum <keepdims = 0> (w, end)",
                               scale=(4,), end=ints(-1)),
-    "concat": lambda: pairs("t = Tanh (pair) w = MatMul (t, U) s = Squeeze (w, end)", U=(4, 1), end=ints(-1)),
-    "distances": lambda: pairs("t = Mul (pair, pair) w = ReduceSum <keepdims = 0> (t, end) s = Neg (w)", end=ints(-1)),
     "distances_along_an_axis_of_a_node": lambda: pairs(
         "t = Mul (pair, pair) axis = Constant <value = int64[1] {-1}> () w = ReduceSum <keepdims = 0> (t, axis) "
         "s = Neg (w)",
@@ -220,10 +208,6 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "keys_masked_by_a_choice": lambda: masked_keys(
         "c = Unsqueeze (counts, inner) e = And (c, seen) m = Where (e, s, low)"
     ),
-    "keys_masked_for_each_query": lambda: masked_keys(
-        "r = Cast <to = 1> (counts) c = Unsqueeze (r, inner) shape = Shape (s) e = Expand (c, shape) "
-        "d = Greater (e, half) f = And (d, seen) m = Where (f, s, low)"
-    ),
     "operator_with_masked_keys": lambda: attending(
         "c = Unsqueeze (counts, inner) t = Shape <start = 1, end = 2> (x) o = Concat <axis = 0> (ones, t, t) "
         "e = Expand (c, o) z = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, e) "
@@ -232,19 +216,6 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         ones=ints(1, 1),
     ),
     "from_the_end": from_the_end,
-    "rotated_by_position": lambda: attending(
-        f"{RANGES} c = Gather (cosines, places) qc = Mul (q, c) kc = Mul (k, c) kt = Transpose <perm = [0, 2, 1]> (kc) "
-        "s = MatMul (qc, kt) m = Where (seen, s, never) p = Softmax <axis = -1> (m) y = MatMul (p, v)",
-        cosines=(LENGTH, 4),
-    ),
-    "sines": lambda: attending(
-        "places = Range (nil, steps, one) real = Cast <to = 1> (places) p = Unsqueeze (real, last) "
-        "angles = Mul (p, rates) e = Sin (angles) h = Add (x, e) y = CumSum (h, one)",
-        rates=np.array([1, 0.5, 0.1, 0.01], np.float32),
-    ),
-    "weights_of_each_timestep": lambda: attending(
-        "t = Slice (table, first, step, first) h = Mul (x, t) y = CumSum (h, one)", table=(LENGTH, 4)
-    ),
 }  # fmt: skip
 
 NEAR = "age = Sub (rows, columns) near = Less (age, five) band = And (seen, near)"
@@ -285,9 +256,6 @@ def written(nodes: str, *, inputs: str = f"float[batch, {LENGTH}, 4] x", **weigh
 WRITTEN: dict[str, Callable[[], onnx.ModelProto]] = {
     "shapes_and_a_mask": lambda: written(
         f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}"
-    ),
-    "blocks": lambda: written(
-        f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}", table=BLOCKS
     ),
     "rows_from_the_input": lambda: written(
         f"{PROJECTED} sizes = Shape (x) rows = Slice (sizes, nil, one) split = Concat <axis = 0> (rows, rest) "

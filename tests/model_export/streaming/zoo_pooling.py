@@ -46,11 +46,6 @@ ZOO: dict[str, Entry] = {
                        'y = Einsum <equation = "...th,...td,...te->...hd"> (w, x, g)', "batch, 3, 4", U=(4, 3)),
         "an Einsum with several heads, of three factors, one of which it sums over features", _SOFTMAX,
     ),
-    "pooled_on_the_right": Entry(
-        lambda: pooled("w = Softmax <axis = 1> (s) t = Transpose <perm = [0, 2, 1]> (x) c = MatMul (t, w) "
-                       "y = Squeeze (c, two)"),
-        "a product with the weights on the right", _SOFTMAX,
-    ),
     "heads_in_the_batch": Entry(heads, "two heads, folded into the batch axis", _SOFTMAX),
     "repeated_weights": Entry(
         lambda: pooled("w = Softmax <axis = 1> (s) f = Reshape (w, rows) r = Unsqueeze (f, one) e = Tile (r, four) "
@@ -69,11 +64,6 @@ ZOO: dict[str, Entry] = {
                        least=np.float32(1e-6)),
         "a sum of what a mask lets through, divided by its count", "both sums",
     ),
-    "product_over_time": Entry(
-        lambda: pooled("g = Sigmoid (x) h = Add (g, half) y = ReduceProd <axes = [1], keepdims = 0> (h)",
-                       half=np.float32(0.5)),
-        "a product over time", "the product so far",
-    ),
     "places_of_extremes": Entry(
         lambda: pooled("r = Round (x) a = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (r) "
                        "b = ArgMin <axis = -2, keepdims = 0> (r) c = Sub (a, b) d = Cast <to = 1> (c) "
@@ -88,12 +78,6 @@ ZOO: dict[str, Entry] = {
                        start=ints(-4), end=ints(2**62)),
         "the logarithm of a sum of exponentials of the last four timesteps, and the place of the largest in them",
         "the past three timesteps; at the beginning as many as there are",
-    ),
-    "mean_by_hand": Entry(
-        lambda: pooled("l = Shape (x) t = Slice (l, one, two) n = Cast <to = 1> (t) "
-                       "v = ReduceSum <keepdims = 0> (x, one) r = Sqrt (n) a = Div (v, n) b = Div (v, r) "
-                       "y = Add (a, b)"),
-        "a sum over time divided by the number of timesteps, and by its root", "the sum so far",
     ),
     "sums_of_squares": Entry(
         lambda: pooled("a = ReduceSumSquare <axes = [1], keepdims = 0> (x) b = ReduceL1 <axes = [1, 2]> (x) "

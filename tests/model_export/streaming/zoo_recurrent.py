@@ -260,13 +260,6 @@ ZOO: dict[str, Entry] = {
                       "z = CumSum <exclusive = 1> (x, one) }", one=np.int64(1)),
         "running sums", "the sum as a state",
     ),
-    "cumprod": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y, float[batch, time, 4] z) {{ small = Mul (x, tenth) "
-                      "around_one = Exp (small) y = CumProd (around_one, one) "
-                      "z = CumProd <exclusive = 1> (around_one, one) }",
-                      opset=26, one=np.int64(1), tenth=np.float32(0.1)),
-        "running products, of opset 26", "the product as a state",
-    ),
     "scan": Entry(
         lambda: graph("(float[T, N, 4] x, float[N, 5] h0) => (float[N, 5] hn, float[T, N, 5] y) { "
                       f"hn, y = Scan <num_scan_inputs = 1, body = {SCAN_BODY}> (h0, x) }}", Wx=(4, 5), Wh=(5, 5)),
@@ -278,16 +271,6 @@ ZOO: dict[str, Entry] = {
                       f"scan_output_axes = [1], body = {SCAN_BODY}> (h0, x) }}",
                       zero=ints(0), five=ints(5), Wx=(4, 5), Wh=(5, 5)),
         "Scan over another axis than the first", "the nodes of its body on one timestep",
-    ),
-    "scan_two_of_each": Entry(
-        lambda: graph("(float[T, N, 4] x, float[T, N, 4] z) => (float[T, N, 4] y, float[T, N, 4] w) { s = Shape (x) "
-                      "r = Slice (s, one, three, zero) h0 = ConstantOfShape (r) "
-                      "a, b, y, w = Scan <num_scan_inputs = 2, body = "
-                      "body (float[n, 4] h, float[n, 4] g, float[n, 4] xi, float[n, 4] zi) "
-                      "=> (float[n, 4] hn, float[n, 4] gn, float[n, 4] o, float[n, 4] p) { k = Mul (h, half) "
-                      "hn = Add (k, xi) q = Mul (g, hn) gn = Add (q, zi) o = Sub (hn, gn) p = Tanh (gn) }> "
-                      "(h0, h0, x, z) }", one=ints(1), three=ints(3), zero=ints(0), half=np.float32(0.5)),
-        "Scan with two states, two inputs and two outputs", "the nodes of its body on one timestep",
     ),
     "loop_that_fills": Entry(
         lambda: graph(FILLING_LOOP, zeros=ints(0), ones=ints(1), one=np.int64(1), five=ints(5), most=ints(2**62),

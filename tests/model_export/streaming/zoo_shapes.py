@@ -146,11 +146,6 @@ ZOO: dict[str, Entry] = {
     "everything_per_timestep": Entry(
         everything_per_timestep, "normalisation, softmax, split, dropout over features", "as it is",
     ),
-    "softmax_over_many_axes": Entry(
-        lambda: graph("(float[N, T, 4] x) => (float[N, T, 4] y) { c = CumSum (x, one) y = Softmax <axis = 2> (c) }",
-                      opset=12, one=np.int64(1)),
-        "Softmax of older opsets", "as it is",
-    ),
     "ids": Entry(
         lambda: graph("(int64[batch, time] ids) => (float[batch, time, 5] y) { x = Gather <axis = 0> (table, ids) "
                       "t = Transpose <perm = [1, 0, 2]> (x) yt = GRU <hidden_size = 5> (t, W, R, B) "
@@ -163,11 +158,6 @@ ZOO: dict[str, Entry] = {
                       "u = Unsqueeze (e, one) s = Shape (x) w = Expand (u, s) a = Mul (x, w) y = CumSum (a, axis) }",
                       V=(3, 4), one=ints(1), axis=np.int64(1)),
         "an input without time axis, repeated over time", "sent with every timestep",
-    ),
-    "static_output": Entry(
-        lambda: graph(f"({X}, float[batch, 3] who) => (float[batch, time, 4] y, float[batch, 3] z) "
-                      "{ y = CumSum (x, axis) z = Tanh (who) }", axis=np.int64(1)),
-        "an answer that no timestep plays a part in", "given at every timestep",
     ),
     "cumulative_norm": Entry(
         cumulative_norm, "normalisation by the mean and variance so far", "their sums, and a state that counts",
@@ -182,13 +172,6 @@ ZOO: dict[str, Entry] = {
     ),
     "function": Entry(with_function, "local functions", "inlined"),
     "known_branch": Entry(known_branch, "If whose condition follows from sizes", "the branch that is taken"),
-    "positions_in_floats": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ s = Shape (x) t = Gather (s, where) "
-                      "f = Cast <to = 1> (t) e = Add (f, first) n = Range (first, e, first) "
-                      "u = Unsqueeze (n, one) c = CumSum (x, axis) y = Div (c, u) }",
-                      where=np.int64(1), first=np.float32(1), one=ints(1), axis=np.int64(1)),
-        "the mean of the timesteps so far, counted by a Range of floats", "the sum, and a state that counts",
-    ),
     "one_dimension": Entry(
         lambda: graph("(float[time] x) => (float[time] y) { y = CumSum (x, zero) }", zero=np.int64(0)),
         "no batch axis", "one row a run",

@@ -68,37 +68,19 @@ def differences() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def so_far() -> onnx.ModelProto:
-    """Return the product, and whether all or any were positive, of the timesteps so far."""
+def transposed() -> onnx.ModelProto:
+    """Return a transposed convolution whose end is cut to the length of its input, so that it is causal."""
     return graph(
-        f"""({X}) => (float[batch, 4] p, float[batch, 1, 4] all, float[batch, 1, 4] any) {{
-            small = Mul (x, tenth)
-            near = Add (small, whole)
-            p = ReduceProd <axes = [1], keepdims = 0> (near)
-            positive = Greater (x, least)
-            real = Cast <to = 6> (positive)
-            all_ = ReduceMin <axes = [1]> (real)
-            all = Cast <to = 1> (all_)
-            any_ = ReduceMax <axes = [1]> (real)
-            any = Cast <to = 1> (any_)
-        }}""",
-        tenth=np.float32(0.1), whole=np.float32(1), least=np.float32(-1),
-    )  # fmt: skip
-
-
-def transposed(end: str) -> onnx.ModelProto:
-    """Return a transposed convolution whose end is cut off, so that it is causal again."""
-    return graph(
-        f"""(float[batch, time, 4] x) => (float[batch, time, 3] y) {{
+        """(float[batch, time, 4] x) => (float[batch, time, 3] y) {
             t = Transpose <perm = [0, 2, 1]> (x)
             c = ConvTranspose (t, W, B)
             b = Transpose <perm = [0, 2, 1]> (c)
             r = Relu (b)
             sizes = Shape (x)
             steps = Gather <axis = 0> (sizes, one)
-            y = Slice (r, zero, {end}, one, one)
-        }}""",
-        zero=ints(0), one=ints(1), less=ints(-2), W=(4, 3, 3), B=(3,),
+            y = Slice (r, zero, steps, one, one)
+        }""",
+        zero=ints(0), one=ints(1), W=(4, 3, 3), B=(3,),
     )  # fmt: skip
 
 
@@ -115,14 +97,8 @@ ZOO: dict[str, Entry] = {
         ),
         "padding with the first timestep, then layers, then a convolution", "a buffer that begins with it",
     ),
-    "products_and_truths_so_far": Entry(
-        so_far, "product, all and any over time", "running ones",
-    ),
-    "transposed_and_cut": Entry(
-        lambda: transposed("less"), "a transposed convolution, the end cut off", "a buffer of past timesteps",
-    ),
     "transposed_and_cut_to_length": Entry(
-        lambda: transposed("steps"), "a transposed convolution, cut to the input's length",
+        transposed, "a transposed convolution, cut to the input's length",
         "a buffer of past timesteps",
     ),
 }  # fmt: skip

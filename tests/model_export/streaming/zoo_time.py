@@ -113,11 +113,6 @@ ZOO: dict[str, Entry] = {
                       V=(5, 2), zero=ints(0), **GRU),
         "a head on the final state", "an answer for the timesteps so far, at every timestep",
     ),
-    "last_by_gather": Entry(
-        lambda: graph(f"({X}) => (float[batch, 4] y) {{ c = CumSum (x, one) y = Gather <axis = 1> (c, last) }}",
-                      one=np.int64(1), last=np.int64(-1)),
-        "a head on the last timestep by Gather", "an answer for the timesteps so far",
-    ),
     "last_by_slice": Entry(
         lambda: graph(f"({X}) => (float[batch, n, 4] y) {{ c = CumSum (x, one) y = Slice (c, start, end, axes) }}",
                       one=np.int64(1), start=ints(-3), end=ints(2**62), axes=ints(1)),
@@ -127,40 +122,15 @@ ZOO: dict[str, Entry] = {
         lambda: channels("p = Pad (x, pads) y = Conv (p, W, B)", pads=ints(0, 0, 2, 0, 0, 0), W=(3, 4, 3), B=(3,)),
         "a causal convolution: Pad, then Conv", "a buffer of past timesteps",
     ),
-    "asymmetric_pads": Entry(
-        lambda: channels("y = Conv <pads = [6, 0], dilations = [3], group = 2> (x, W, B)", W=(4, 2, 3), B=(4,)),
-        "a dilated causal convolution by its own padding", "a buffer of past timesteps",
-    ),
-    "padded_with_ones": Entry(
-        lambda: channels("p = Pad (x, pads, one) y = Conv (p, W)", pads=ints(0, 0, 2, 0, 0, 0), W=(3, 4, 3),
-                         one=np.float32(1)),
-        "padding with another number", "that number as the buffer's initial value",
-    ),
     "chomp": Entry(
         lambda: channels("c = Conv <pads = [4, 4], dilations = [2]> (x, W, B) y = Slice (c, zero, end, axes)",
                          zero=ints(0), end=ints(-4), axes=ints(2), W=(3, 4, 3), B=(3,)),
         "padding on both sides, the end cut off again", "a buffer; what is cut off is never computed",
     ),
-    "chomp_by_length": Entry(
-        lambda: channels("c = Conv <pads = [2, 2]> (x, W) s = Shape (x) t = Gather (s, axes) "
-                         "y = Slice (c, zero, t, axes)", zero=ints(0), axes=ints(2), W=(3, 4, 3)),
-        "the end cut off to the input's length", "a buffer; what is cut off is never computed",
-    ),
     "padded_once": Entry(
         lambda: channels("p = Pad (x, pads) a = Conv (p, W, B) b = Relu (a) c = Conv <dilations = [2]> (b, V, C) "
                          "y = Tanh (c)", pads=ints(0, 0, 6, 0, 0, 0), W=(3, 4, 3), B=(3,), V=(2, 3, 3), C=(2,)),
         "two convolutions, the padding for both in front", "buffers that begin with what the padding makes of them",
-    ),
-    "residual_tcn": Entry(
-        lambda: channels("a = Conv <pads = [2, 0]> (x, W, B) b = Relu (a) c = Add (b, x) "
-                         "d = Conv <pads = [4, 0], dilations = [2]> (c, W, B) e = Relu (d) y = Add (e, c)",
-                         W=(4, 4, 3), B=(4,)),
-        "a temporal convolutional network with residuals", "a buffer for each convolution",
-    ),
-    "valid_conv": Entry(
-        lambda: channels("a = Conv (x, W) b = Relu (a) r = Slice (x, start, end, axes) y = Add (b, r)",
-                         W=(4, 4, 3), start=ints(2), end=ints(2**62), axes=ints(2)),
-        "a convolution without padding, the residual cut to fit", "answers from the third timestep on are compared",
     ),
     "valid_conv_then_padded": Entry(
         lambda: channels("a = Conv (x, W, B) b = Conv <pads = [2, 0]> (a, V, B) y = Relu (b)", W=(4, 4, 3), B=(4,),
@@ -177,44 +147,6 @@ ZOO: dict[str, Entry] = {
     "max_pool": Entry(
         lambda: channels("y = MaxPool <kernel_shape = [3], pads = [2, 0]> (x)"),
         "left-padded maximum", "a buffer that begins with the lowest number",
-    ),
-    "average_pool": Entry(
-        lambda: channels("p = Pad (x, pads) y = AveragePool <kernel_shape = [4]> (p)", pads=ints(0, 0, 3, 0, 0, 0)),
-        "moving average", "a buffer of past timesteps",
-    ),
-    "delta_by_shift": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 8] y) {{ p = Pad (x, pads) q = Slice (p, zero, end, axes) "
-                      "d = Sub (x, q) y = Concat <axis = 2> (x, d) }",
-                      pads=ints(0, 1, 0, 0, 0, 0), zero=ints(0), end=ints(-1), axes=ints(1)),
-        "differences, by a shifted copy", "a delay of one timestep",
-    ),
-    "delta_then_pad": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ a = Slice (x, one, most, one) b = Slice (x, zero, end, "
-                      "one) d = Sub (a, b) y = Pad (d, pads) }",
-                      zero=ints(0), one=ints(1), end=ints(-1), most=ints(2**62), pads=ints(0, 1, 0, 0, 0, 0)),
-        "differences, padded in front", "a delay, and the padding at the first timestep",
-    ),
-    "delta_behind_first": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ a = Slice (x, one, most, one) b = Slice (x, zero, end, "
-                      "one) d = Sub (a, b) f = Slice (x, zero, one, one) y = Concat <axis = 1> (f, d) }",
-                      zero=ints(0), one=ints(1), end=ints(-1), most=ints(2**62)),
-        "differences behind the first timestep itself", "a delay; the first timestep is its own answer",
-    ),
-    "edge_padding": Entry(
-        lambda: channels('p = Pad <mode = "edge"> (x, pads) y = Conv (p, W)', pads=ints(0, 0, 2, 0, 0, 0), W=(3, 4, 3)),
-        "padding with the first timestep", "a buffer that begins with it",
-    ),
-    "first_repeated": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ f = Slice (x, zero, one, one) "
-                      "b = Slice (x, zero, end, one) p = Concat <axis = 1> (f, b) y = Sub (x, p) }",
-                      zero=ints(0), one=ints(1), end=ints(-1)),
-        "differences that begin with zero", "a delay that begins with the first timestep",
-    ),
-    "shape_of_the_first": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ f = Slice (x, zero, one, one) s = Shape (f) "
-                      "z = ConstantOfShape (s) p = Concat <axis = 1> (z, x) y = Slice (p, zero, end, one) }",
-                      zero=ints(0), one=ints(1), end=ints(-1)),
-        "a part of which only the shape is used", "never computed",
     ),
     "shifted_in": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 5] y) {{ s = Shape (x) r = Gather (s, zero) "
@@ -248,17 +180,6 @@ ZOO: dict[str, Entry] = {
                       one=ints(1), **GRU),
         "mean, maximum, minimum and sum over time, as of a pooling head", "running ones, and a count",
     ),
-    "pooled_convolution": Entry(
-        lambda: graph("(float[batch, 4, time] x) => (float[batch, 3] y, float[batch, 3, 1] z) { c = Conv (x, W) "
-                      "p = GlobalAveragePool (c) y = Squeeze (p, two) z = GlobalMaxPool (c) }",
-                      W=(3, 4, 3), two=ints(2)),
-        "a convolution without padding, pooled over all of its timesteps", "its window; running mean and maximum",
-    ),
-    "mean_over_time_and_features": Entry(
-        lambda: graph(f"({X}) => (float[batch, 1, 1] y) {{ c = CumSum (x, axis) y = ReduceMean <axes = [1, 2]> (c) }}",
-                      axis=np.int64(1)),
-        "one mean over timesteps and features", "a running mean",
-    ),
     "first_timestep": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 4] y, float[batch, time, 2] z) {{ c = CumSum (x, axis) "
                       "f = Slice (c, zero, one, one) y = Sub (c, f) g = Gather <axis = 1> (x, first) h = MatMul (g, W) "
@@ -272,14 +193,5 @@ ZOO: dict[str, Entry] = {
                       axis=np.int64(1), V=(4, 1), one=ints(1)),
         "a sum over time, weighted by a softmax over time",
         "the weighted mean, the sum of the weights, the largest score unless all are small",
-    ),
-    "attention_pooling_by_matmul": Entry(
-        lambda: graph(f"({X}) => (float[batch, 3, 4] y, float[batch, 4] z) {{ s = MatMul (x, V) "
-                      "large = Mul (s, scale) t = Transpose <perm = [0, 2, 1]> (large) w = Softmax <axis = -1> (t) "
-                      "y = MatMul (w, x) one_score = MatMul (x, U) flat = Squeeze (one_score, two) "
-                      "v = Softmax <axis = 1> (flat) u = Unsqueeze (v, one) "
-                      "pooled = MatMul (u, x) z = Squeeze (pooled, one) }",
-                      V=(4, 3), U=(4, 1), scale=np.float32(40), one=ints(1), two=ints(2)),
-        "the same by a product of matrices, with several queries and large scores", "the same",
     ),
 }  # fmt: skip

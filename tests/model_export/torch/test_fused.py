@@ -19,7 +19,7 @@ from tests.model_export.torch.zoo_parts import nn, of, torch
 pytestmark = pytest.mark.torch
 
 AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
-FUSED = ["stacked", "bare", "last_state", "learned_start", "state_passed_on", "both_of_two", "transformer"]
+FUSED = ["stacked", "learned_start", "state_passed_on", "transformer"]
 LOOPED = ["projected", "cells_in_a_loop"]
 
 

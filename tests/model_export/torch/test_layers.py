@@ -16,9 +16,7 @@ pytestmark = pytest.mark.torch
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "convolution": (lambda: CausalConv1d(4, 6, 3), (2, 4, 12)),
     "dilated": (lambda: CausalConv1d(4, 6, 2, dilation=5, groups=2, bias=False), (2, 4, 12)),
-    "one_timestep": (lambda: CausalConv1d(4, 6, 1), (2, 4, 12)),
     "attention": (lambda: CachedAttention(8, heads=2, window=5), (2, 12, 8)),
-    "wide_attention": (lambda: CachedAttention(8, heads=1, window=20), (2, 12, 8)),
     "recurrence": (lambda: LinearRecurrentUnit(4, 7), (2, 12, 4)),
     "own": (lambda: Leaky(4), (2, 12, 4)),
 }

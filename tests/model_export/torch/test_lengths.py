@@ -13,7 +13,6 @@ from stepwell_export.torch import convert
 from stepwell_export.torch.axis_inference import Sequences
 from stepwell_export.torch.checks import prepared
 from stepwell_export.torch.lengths import check_lengths
-from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -121,13 +120,3 @@ def test_a_module_with_a_declared_length_may_decide_by_longer_ones() -> None:
     made = convert(replace(spec_of(a_comparison), length=64), name="declared")
 
     assert made.only_length == 64
-
-
-ZOO = ["cells_in_a_loop", "mamba", "codec", "banded_encoder", "scanned_recurrence", "window"]
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_a_module_of_the_zoo_does_the_same_for_every_length(name: str) -> None:
-    spec = zoo.build(name)
-
-    check_lengths(Sequences(prepared(spec.module), spec.inputs, spec.time_axis or 0), spec.length)

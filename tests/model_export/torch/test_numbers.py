@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from stepwell_export import StepSpec
 from stepwell_export.converted import verify_model
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
+from stepwell_export.verify.runners import stepped
 from tests.model_export.torch.zoo_parts import nn, of, torch
 
 pytestmark = pytest.mark.torch
@@ -68,36 +69,28 @@ DIVISIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def answers(run: Callable[[Any], Any], x: Any, *, example: Any) -> Any:
-    """Return what the step graph of an element-wise module gives for `(batch, T, features)`."""
-    spec = StepSpec(of(lambda m, x: run(x)), inputs={"x": example}, time_axis=1)
+def ours_and_torchs(functions: Mapping[str, Callable[[Any], Any]], x: Any, *, example: Any) -> dict[str, Any]:
+    """Return what the step graph of functions, all of one module, gives for `(batch, T, features)`, and torch."""
+    spec = StepSpec(of(lambda m, x: {name: f(x) for name, f in functions.items()}), inputs={"x": example}, time_axis=1)
     graph, _ = verify_model(convert(spec, name="numbers"), long_steps=0)
     model = StepModel(graph)
-    states, found = model.initial_states(len(x)), []
-    for now in x.transpose(1, 0, 2):
-        given, states = model.step({"x": now}, states)
-        found.append(given["output"])
-    return np.stack(found, 1)
+    found, _ = stepped(model, {"x": x})
+    return {name: (found[name], function(torch.from_numpy(x)).numpy()) for name, function in functions.items()}
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32"])
-@pytest.mark.parametrize("name", INTEGERS)
-def test_integers_equal_torchs_below_zero_and_where_they_are_wide(name: str, dtype: str) -> None:
-    x = WIDE.astype(dtype)[None]
-    want = INTEGERS[name](torch.from_numpy(x)).numpy()
+def test_integers_equal_torchs_below_zero_and_where_they_are_wide(dtype: str) -> None:
+    example = torch.randint(-50, 50, (2, 7, 4), dtype=getattr(torch, dtype))
 
-    found = answers(INTEGERS[name], x, example=torch.randint(-50, 50, (2, 7, 4), dtype=getattr(torch, dtype)))
-
-    assert found.dtype == want.dtype
-    assert found.tolist() == want.tolist()
+    for name, (found, want) in ours_and_torchs(INTEGERS, WIDE.astype(dtype)[None], example=example).items():
+        np.testing.assert_array_equal(found, want, name, strict=True)
 
 
-@pytest.mark.parametrize("name", FLOATS)
-def test_digits_are_kept_near_zero_and_far_from_it(name: str) -> None:
-    x = FINE.astype(np.float32)[None]
-    want = FLOATS[name](torch.from_numpy(x)).numpy()
+def test_digits_are_kept_near_zero_and_far_from_it() -> None:
+    pairs = ours_and_torchs(FLOATS, FINE.astype(np.float32)[None], example=torch.randn(2, 7, 4))
 
-    np.testing.assert_allclose(answers(FLOATS[name], x, example=torch.randn(2, 7, 4)), want, rtol=2e-6)
+    for name, (found, want) in pairs.items():
+        np.testing.assert_allclose(found, want, rtol=2e-6, err_msg=name)
 
 
 def multiples_and_others(count: int) -> Any:
@@ -109,18 +102,17 @@ def multiples_and_others(count: int) -> Any:
     return np.stack(columns, -1).astype("float32")[:, None]
 
 
-@pytest.mark.parametrize("name", DIVISIONS)
-def test_a_division_has_torchs_numbers_where_the_quotient_is_nearly_whole(name: str) -> None:
-    x = multiples_and_others(20_000)
-    want = DIVISIONS[name](torch.from_numpy(x)).numpy()
+def test_a_division_has_torchs_numbers_where_the_quotient_is_nearly_whole() -> None:
+    pairs = ours_and_torchs(DIVISIONS, multiples_and_others(20_000), example=torch.randn(2, 7, 4))
 
-    np.testing.assert_array_equal(answers(DIVISIONS[name], x, example=torch.randn(2, 7, 4)), want)
+    for name, (found, want) in pairs.items():
+        np.testing.assert_array_equal(found, want, name)
 
 
 def test_a_sum_of_integers_over_time_has_torchs_width() -> None:
     x = np.full((1, 6, 4), 2**30, "int32")
-    want = torch.from_numpy(x).cumsum(1).numpy()
+    example = torch.randint(-50, 50, (2, 7, 4), dtype=torch.int32)
 
-    found = answers(lambda given: given.sum(1), x, example=torch.randint(-50, 50, (2, 7, 4), dtype=torch.int32))
+    [(found, _)] = ours_and_torchs({"sum": lambda given: given.sum(1)}, x, example=example).values()
 
-    assert found.tolist() == want.tolist()
+    assert found.tolist() == torch.from_numpy(x).cumsum(1).tolist()

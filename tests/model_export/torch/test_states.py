@@ -14,16 +14,13 @@ from tests.model_export.torch.zoo_parts import nn, of, whole
 pytestmark = pytest.mark.torch
 
 STATES = {
-    "stacked": {"lstm.h": [8], "lstm.c": [8], "lstm.h_2": [8], "lstm.c_2": [8], "gru.h": [6]},
     "bare": {"GRU.h": [5]},
     "projected": {"layer.state_0": [5], "layer.state_1": [5], "layer.state_2": [8], "layer.state_3": [8]},
     "both_of_two": {"gru.h": [5], "gru.h_2": [5]},
     "cells_in_a_loop": {"loop.state_0": [4], "loop.state_1": [5], "loop.state_2": [8], "loop.state_3": [8]},
     "started_by_an_input": {"gru.h": [6], "timesteps": []},
     "frequency_both_ways": {"over_time.h": [5, 4], "over_time.c": [5, 4]},
-    "causal_network": {"first.conv.past": [2, 4], "second.conv.past": [4, 6]},
     "transformer": {"attend.Transpose_1.past": [2, 5, 4], "attend.Transpose_2.past": [2, 5, 4], "timesteps": []},
-    "without_memory": {},
 }
 
 

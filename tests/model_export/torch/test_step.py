@@ -56,18 +56,6 @@ def test_the_graph_is_for_runtimes_of_the_last_years(made: ConvertedModel) -> No
     assert made.proto.ir_version <= 10
 
 
-def test_steps_equal_the_module(made: ConvertedModel) -> None:
-    graph, report = verify_model(made, long_steps=100)
-    model, module = StepModel(graph), zoo.build("layer_with_its_state").module.eval()
-    x = np.random.default_rng(5).standard_normal((4, 6, 4)).astype(np.float32)
-    outputs, _ = model.chunk({"x": x}, model.initial_states(4))
-    with torch.no_grad():
-        y, _ = module.lstm(torch.from_numpy(x).transpose(0, 1), (torch.zeros(2, 4, 8), torch.full((2, 4, 8), 0.5)))
-
-    np.testing.assert_allclose(outputs["label"], module.head(y).transpose(0, 1).detach().numpy(), rtol=0, atol=1e-5)
-    assert report.parity.against.startswith("torch ")
-
-
 def add(m: Any, x: Any, h: Any) -> Any:
     return {"sum": x + h, "half": (x + h) / 2, "h": x + h}
 

@@ -41,11 +41,6 @@ def first(layer: Any) -> Any:
     return of(lambda m, x: m.layer(x)[0], layer=layer)
 
 
-def last_timestep() -> StepSpec:
-    parts = {"lstm": nn.LSTM(4, 6, batch_first=True), "head": nn.Linear(6, 2)}
-    return whole(of(lambda m, x: m.head(m.lstm(x)[0][:, -1]), **parts))
-
-
 def last_state() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         _, (h, _) = m.lstm(x)
@@ -122,15 +117,6 @@ def two_in_two_out() -> StepSpec:
     return StepSpec(module, inputs={"sound": torch.randn(2, 7, 4), "button": button}, time_axis=1)
 
 
-def channels_first() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h = torch.relu(m.norm(m.mix(x))).transpose(1, 2)
-        return m.lstm(h)[0].transpose(1, 2)
-
-    parts = {"mix": nn.Conv1d(4, 6, 1), "norm": nn.BatchNorm1d(6), "lstm": nn.LSTM(6, 5, batch_first=True)}
-    return whole(of(run, **parts), 2, 4, 9, time_axis=-1)
-
-
 def folded_head() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         h = m.rnn(x)[0]
@@ -145,15 +131,6 @@ def both_of_two() -> StepSpec:
 
     module = of(run, gru=nn.GRU(4, 5, batch_first=True), head=nn.Linear(5, 2))
     return StepSpec(module, inputs={"left": torch.randn(2, 7, 4), "right": torch.randn(2, 7, 4)}, time_axis=1)
-
-
-def tied() -> StepSpec:
-    table, head = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
-    head.weight = table.weight
-    module = of(
-        lambda m, ids: m.head(m.lstm(m.table(ids))[0]), table=table, lstm=nn.LSTM(6, 6, batch_first=True), head=head
-    )
-    return StepSpec(module, inputs={"ids": torch.zeros(2, 7, dtype=torch.long)}, time_axis=1)
 
 
 def frequency_both_ways() -> StepSpec:
@@ -227,16 +204,6 @@ def viewed() -> StepSpec:
 
 ZOO = {
     "stacked": ZooModule(stacked, "LSTM of two layers with dropout, LayerNorm, GRU, Linear", "h and c of each layer"),
-    "rnn_tanh": ZooModule(
-        lambda: whole(first(nn.RNN(4, 6, num_layers=3, batch_first=True))),
-        "RNN with tanh, three layers",
-        "h of each layer",
-    ),
-    "rnn_relu": ZooModule(
-        lambda: whole(first(nn.RNN(4, 6, nonlinearity="relu", bias=False, batch_first=True))),
-        "RNN with relu, without bias",
-        "h",
-    ),
     "projected": ZooModule(
         lambda: whole(first(nn.LSTM(4, 8, num_layers=2, proj_size=5, batch_first=True))),
         "LSTM with projections",
@@ -247,9 +214,6 @@ ZOO = {
     ),
     "bare": ZooModule(
         lambda: whole(nn.GRU(4, 5, batch_first=True)), "a GRU alone, its last state an output too", "h"
-    ),
-    "last_timestep": ZooModule(
-        last_timestep, "a head on the last timestep, out[:, -1]", "h and c; each timestep answers for those so far"
     ),
     "last_state": ZooModule(
         last_state, "a head on the last hidden states, h_n", "h and c; each timestep answers for those so far"
@@ -266,12 +230,8 @@ ZOO = {
     "two_in_two_out": ZooModule(
         two_in_two_out, "two inputs, one of int32 ids; a dict of outputs, nested, some bool and int64", "states of both"
     ),
-    "channels_first": ZooModule(
-        channels_first, "(batch, channels, time) with BatchNorm1d, transposed for an LSTM", "h and c"
-    ),
     "folded_head": ZooModule(folded_head, "BatchNorm1d and Linear over batch and time as one axis", "h"),
     "both_of_two": ZooModule(both_of_two, "one GRU called on two inputs", "an h for each call"),
-    "tied": ZooModule(tied, "Embedding and output layer that share their weights", "h and c"),
     "frequency_both_ways": ZooModule(
         frequency_both_ways,
         "a bidirectional GRU over frequency, an LSTM over time for every frequency",
@@ -289,9 +249,6 @@ ZOO = {
         "LinearRecurrentUnit, two of them",
         "real and imaginary part",
     ),
-    "own_layer": ZooModule(
-        lambda: whole(nn.Sequential(nn.Linear(4, 5), Leaky(5), nn.Tanh())), "a StepLayer of one's own", "its sum"
-    ),
     "in_float64": ZooModule(
         lambda: StepSpec(
             first(nn.GRU(4, 5, batch_first=True)).double(),
@@ -302,9 +259,4 @@ ZOO = {
         "h in float64",
     ),
     "in_training": ZooModule(in_training, "a module in training mode, with dropout", "h; exported in eval mode"),
-    "without_memory": ZooModule(
-        lambda: whole(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.SiLU(), nn.Linear(6, 2))),
-        "a module that looks at one timestep alone",
-        "no state",
-    ),
 }  # fmt: skip

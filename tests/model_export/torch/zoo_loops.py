@@ -13,30 +13,6 @@ from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
 F = torch.nn.functional
 
 
-def moving_average() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h, found = torch.zeros(x.shape[0], x.shape[2]), []
-        for t in range(x.shape[1]):
-            h = m.keep * h + (1 - m.keep) * x[:, t]
-            found.append(h)
-        return m.head(torch.stack(found, dim=1))
-
-    return whole(of(run, keep=nn.Parameter(torch.rand(4)), head=nn.Linear(4, 2)))
-
-
-def without_bias() -> StepSpec:
-    """Weights that are used at each timestep as they are: torch's exporter writes copies of them."""
-
-    def run(m: Any, x: Any) -> Any:
-        h, found = torch.zeros(x.shape[0], 5), []
-        for t in range(x.shape[1]):
-            h = torch.tanh(m.input(x[:, t]) + m.carried(h))
-            found.append(h)
-        return torch.stack(found, dim=1)
-
-    return whole(of(run, input=nn.Linear(4, 5, bias=False), carried=nn.Linear(5, 5, bias=False)))
-
-
 def final_state() -> StepSpec:
     def run(m: Any, x: Any, start: Any) -> Any:
         h = torch.tanh(m.start(start))
@@ -145,17 +121,6 @@ def layer_and_padding() -> StepSpec:
     return whole(of(run, own=Smoothing(), conv=nn.Conv1d(4, 4, 3)))
 
 
-def own_recurrence() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h, found = torch.zeros_like(x[:, 0]), []
-        for timestep in x.unbind(1):
-            h = torch.tanh(m.w(timestep) + m.u(h))
-            found.append(h)
-        return torch.stack(found, dim=1)
-
-    return whole(of(run, w=nn.Linear(4, 4), u=nn.Linear(4, 4)))
-
-
 def in_log_space(log_keep: Any, logs: Any, start: Any) -> Any:
     """The parallel scan of Feng et al. 2024, "Were RNNs All We Needed?"."""
     total = F.pad(torch.cumsum(log_keep, dim=1), (0, 0, 1, 0))
@@ -174,26 +139,6 @@ def min_gru() -> StepSpec:
         return m.head(h)
 
     return whole(of(run, gate=nn.Linear(4, 6), candidate=nn.Linear(4, 6), head=nn.Linear(6, 2)))
-
-
-def min_lstm() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        candidate, forget, take = m.gates(x).chunk(3, -1)
-        gap = F.softplus(-forget) - F.softplus(-take)
-        total = (-F.softplus(gap)).cumsum(1)
-        logs = log_of_positive(candidate) - F.softplus(-gap)
-        return m.head((total + (logs - total).logcumsumexp(1)).exp())
-
-    return whole(of(run, gates=nn.Linear(4, 18), head=nn.Linear(6, 2)))
-
-
-def running_extremes() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        shrunk = torch.cumprod(torch.sigmoid(x[..., :2] + 3), dim=1)
-        parts = torch.cummax(x, dim=1).values, x.cummin(1)[0], shrunk, x.logcumsumexp(1)
-        return m.head(torch.cat(parts, -1))
-
-    return whole(of(run, head=nn.Linear(14, 2)))
 
 
 def associative_scan(combine: Any, values: Any, dim: int) -> Any:
@@ -216,20 +161,10 @@ def scanned_recurrence() -> StepSpec:
     return whole(of(run, decay=nn.Linear(4, 6), input=nn.Linear(4, 6), head=nn.Linear(6, 2)))
 
 
-def scanned_maximum() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        return m.head(associative_scan(torch.maximum, m.input(x), 1))
-
-    return whole(of(run, input=nn.Linear(4, 5), head=nn.Linear(5, 2)))
-
-
 ZOO = {
     "scanned_recurrence": ZooModule(
         scanned_recurrence, "a linear recurrence by `associative_scan`", "the products and h, and whether it has begun"
     ),
-    "scanned_maximum": ZooModule(scanned_maximum, "a maximum by `associative_scan`", "the maximum so far"),
-    "moving_average": ZooModule(moving_average, "an exponential moving average in a loop of its own", "the average"),
-    "without_bias": ZooModule(without_bias, "a recurrence in a loop whose layers have no bias", "h"),
     "final_state": ZooModule(
         final_state, "a recurrence in a loop, its first state from an input without time axis, its last one", "h"
     ),
@@ -241,11 +176,6 @@ ZOO = {
         diagonal_states, "S4D as a recurrence, complex numbers as pairs", "both parts of the states"
     ),
     "min_gru": ZooModule(min_gru, "minGRU by its parallel scan in log space", "the logarithm of h"),
-    "min_lstm": ZooModule(min_lstm, "minLSTM by its parallel scan in log space", "the logarithm of h"),
-    "running_extremes": ZooModule(
-        running_extremes, "cummax, cummin, cumprod and logcumsumexp over time", "the value so far of each"
-    ),
-    "own_recurrence": ZooModule(own_recurrence, "a recurrence of its own over `unbind`", "h"),
     "layer_and_padding": ZooModule(
         layer_and_padding, "a padded Conv1d, and a StepLayer that runs over time by itself", "the past, and its state"
     ),

@@ -45,48 +45,12 @@ def chomped() -> StepSpec:
     return whole(of(run, **parts), 2, 4, 9, time_axis=2)
 
 
-def with_an_lstm() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h = torch.relu(m.conv(F.pad(x.transpose(1, 2), (2, 0)))).transpose(1, 2)
-        return m.head(m.lstm(h)[0][:, -1])
-
-    parts = {"conv": nn.Conv1d(4, 6, 3), "lstm": nn.LSTM(6, 5, batch_first=True), "head": nn.Linear(5, 2)}
-    return whole(of(run, **parts))
-
-
-def mean_pooled() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h, _ = m.rnn(x)
-        return m.head(torch.cat([h.mean(dim=1), h.amax(dim=1)], dim=-1))
-
-    return whole(of(run, rnn=nn.GRU(4, 6, batch_first=True), head=nn.Linear(12, 2)))
-
-
 def adaptively_pooled() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         h = torch.relu(m.conv(F.pad(x, (2, 0))))
         return m.head(F.adaptive_avg_pool1d(h, 1).squeeze(-1))
 
     return whole(of(run, conv=nn.Conv1d(4, 6, 3), head=nn.Linear(6, 2)), 2, 4, 9, time_axis=2)
-
-
-def attention_pooled() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h, _ = m.rnn(x)
-        weights = torch.softmax(m.score(torch.tanh(h)), dim=1)
-        return m.head((weights * h).sum(dim=1))
-
-    parts = {"rnn": nn.LSTM(4, 6, batch_first=True), "score": nn.Linear(6, 1), "head": nn.Linear(6, 2)}
-    return whole(of(run, **parts))
-
-
-def attention_pooled_by_bmm() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        h = torch.relu(m.first(x - x[:, :1]))
-        weights = torch.softmax(m.score(h).squeeze(-1), dim=-1)
-        return m.head(torch.bmm(weights.unsqueeze(1), h).squeeze(1))
-
-    return whole(of(run, first=nn.Linear(4, 6), score=nn.Linear(6, 1), head=nn.Linear(6, 2)))
 
 
 def running_mean() -> StepSpec:
@@ -127,26 +91,6 @@ def unfolded() -> StepSpec:
         return m.head(torch.cat([windows.flatten(2), torch.diff(x, dim=1, prepend=x[:, :1])], dim=-1))
 
     return whole(of(run, head=nn.Linear(16, 3)))
-
-
-def masked_frames(kernel: int) -> Any:
-    """Return a masking network as Conv-TasNet is built, causal: 8 samples are one timestep."""
-
-    def build() -> StepSpec:
-        def run(m: Any, x: Any) -> Any:
-            samples = x.reshape(x.shape[0], 1, -1)
-            h = torch.relu(m.encoder(F.pad(samples, (kernel - 8, 0))))
-            mask = torch.sigmoid(m.rnn(h.transpose(1, 2))[0]).transpose(1, 2)
-            return m.decoder(h * mask)[..., : samples.shape[2]].reshape(x.shape[0], -1, 8)
-
-        parts = {
-            "encoder": nn.Conv1d(1, 6, kernel, stride=8, bias=False),
-            "rnn": nn.GRU(6, 6, batch_first=True),
-            "decoder": nn.ConvTranspose1d(6, 1, kernel, stride=8, bias=False),
-        }
-        return whole(of(run, **parts), 2, 9, 8)
-
-    return build
 
 
 class Causal(nn.Module):
@@ -219,13 +163,6 @@ def decoder() -> list[Any]:
     return [*layers, nn.ELU(), Causal(nn.Conv1d(width, 1, 7))]
 
 
-def codec_encoder() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        return m.encoder(x.reshape(x.shape[0], 1, -1)).transpose(1, 2)
-
-    return whole(of(run, encoder=nn.Sequential(*encoder())), 2, 9, HOP)
-
-
 def codec_decoder() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         return m.decoder(x.transpose(1, 2)).reshape(x.shape[0], -1, HOP)
@@ -241,49 +178,15 @@ def codec() -> StepSpec:
     return whole(of(run, **parts), 2, 9, HOP)
 
 
-def late_samples() -> StepSpec:
-    """A padding that is more than the kernel needs, so that the answer is some samples late."""
-
-    def run(m: Any, x: Any) -> Any:
-        h = m.down(F.pad(x.reshape(x.shape[0], 1, -1), (5, 0)))
-        return h[..., : x.shape[1] * 3].reshape(x.shape[0], 3, -1, 3).transpose(1, 2)
-
-    return whole(of(run, down=nn.Conv1d(1, 3, 4, stride=2)), 2, 9, HOP)
-
-
 ZOO = {
     "padded": ZooModule(padded, "Conv1d behind F.pad on the left, dilated, BatchNorm1d", "the past of each"),
     "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
     "chomped": ZooModule(chomped, "Conv1d padded on both sides and cut on the right", "the past of each"),
-    "with_an_lstm": ZooModule(with_an_lstm, "a padded Conv1d, then an LSTM and its last timestep", "the past, h and c"),
-    "mean_pooled": ZooModule(mean_pooled, "a GRU, mean and maximum over time", "running ones, and a count"),
     "adaptively_pooled": ZooModule(adaptively_pooled, "a causal convolution, pooled over time", "a running mean"),
-    "attention_pooled": ZooModule(
-        attention_pooled,
-        "an LSTM, summed up over time by a softmax over time",
-        "a weighted mean, the sum of the weights, the largest score unless all are small",
-    ),
-    "attention_pooled_by_bmm": ZooModule(
-        attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"
-    ),
-    "masked_frames": ZooModule(
-        masked_frames(8), "Conv1d and ConvTranspose1d with stride 8 over samples, 8 of which are a timestep", "h"
-    ),
-    "overlapping_frames": ZooModule(
-        masked_frames(16), "the same with a kernel of 16", "the samples and frames of the timestep before, and h"
-    ),
-    "codec_encoder": ZooModule(
-        codec_encoder,
-        "the encoder of a codec (SEANet): dilated and strided convolutions over samples, an LSTM; 6 samples a timestep",
-        "past samples of each, h and c",
-    ),
     "codec_decoder": ZooModule(
         codec_decoder, "its decoder, with transposed convolutions", "past timesteps and samples of each, h and c"
     ),
     "codec": ZooModule(codec, "encoder and decoder as one model", "past samples of each, h and c"),
-    "late_samples": ZooModule(
-        late_samples, "a strided convolution, padded by part of a timestep more than it needs", "past samples"
-    ),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
     "selective": ZooModule(
         selective, "RMSNorm, a padded depthwise Conv1d, gates: the front of a Mamba block", "the past"
@@ -291,5 +194,4 @@ ZOO = {
     "unfolded": ZooModule(
         unfolded, "windows by `unfold`, differences by `diff` that begin with zero", "the past, the timestep before"
     ),
-    "differences": ZooModule(differences, "differences of neighbours, then a GRU", "the timestep before, and h"),
 }

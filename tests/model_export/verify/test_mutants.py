@@ -262,10 +262,9 @@ def for_one_row(folder: Path, scale: float) -> Path:
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("scale", [1e-9, 1e7])
 @pytest.mark.parametrize("mutant", [None, *MUTANTS, *ROW_MUTANTS])
 def test_a_wrong_graph_that_runs_rows_together_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str | None, scale: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str | None
 ) -> None:
     def rewritten(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
         made, described = batchify(model, manifest)
@@ -276,16 +275,15 @@ def test_a_wrong_graph_that_runs_rows_together_is_caught(
 
     monkeypatch.setattr("stepwell_export.adoption.rewrite.batchify", rewritten)
     with nullcontext() if mutant is None else pytest.raises(ParityError):
-        adopt_file(for_one_row(tmp_path, scale), changes=["batchify"], target=tmp_path / "new.onnx")
+        adopt_file(for_one_row(tmp_path, 1e-9), changes=["batchify"], target=tmp_path / "new.onnx")
 
     assert (tmp_path / "new.onnx").exists() == (mutant is None)
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
-@pytest.mark.parametrize("length", [2, 6])
 def test_a_wrong_graph_with_bounded_caches_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, mutant: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
     """The states are the caches, and the count of timesteps."""
     pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
@@ -306,4 +304,4 @@ def test_a_wrong_graph_with_bounded_caches_is_caught(
 
     monkeypatch.setattr("stepwell_export.adoption.caches.bound.with_bounded_caches", wrong)
     with pytest.raises(ParityError, match="with bounded caches differs"):
-        adopt_file(exported(tmp_path, decoder("rotary")), length=length, target=tmp_path / "new.onnx")
+        adopt_file(exported(tmp_path, decoder("rotary")), length=6, target=tmp_path / "new.onnx")
