@@ -57,8 +57,14 @@ def test_a_broken_sequence_graph_is_exported_or_refused_in_words(tens: int) -> N
     assert all(exported(seed) for seed in range(10 * tens, 10 * tens + 10))
 
 
-def test_a_broken_sequence_graph_that_failed_once_is_refused_in_words() -> None:
-    assert exported(371)  # Concat without an axis, behind a loop that was written out
+def test_a_concat_without_an_axis_behind_a_loop_that_was_written_out_is_refused_in_words() -> None:
+    model = ZOO["unrolled"].build()
+    [concat] = [node for node in model.graph.node if node.op_type == "Concat" and len(node.input) > 2]
+    del concat.attribute[:]
+
+    with pytest.raises(StepwellError) as caught:
+        convert(model, name="fuzzed")
+    assert caught.value.problem.strip()
 
 
 @pytest.mark.many

@@ -168,7 +168,7 @@ SHARED_ID = """g (int64[B] x, float[B] s) => (float[B] y, float[B] s_next) {
 """One id above 1,000 sets the alarm of all rows."""
 
 
-@pytest.mark.parametrize("text", [SHARED_ALARM, SHARED_ID], ids=["gain", "alarm", "id"])
+@pytest.mark.parametrize("text", [SHARED_ALARM, SHARED_ID], ids=["alarm", "id"])
 def test_rows_that_a_rare_value_in_another_row_changes_run_one_at_a_time(tmp_path: Path, text: str) -> None:
     found = adopt_text(tmp_path, text, states={"s": "s_next"})
 

@@ -67,28 +67,10 @@ def test_a_sliding_window_needs_no_declared_length(layer: Callable[[], Any]) -> 
     assert 4 in StepModel(graph).manifest.states[0].shape, "the timestep itself is not kept twice"
 
 
-def test_a_model_of_few_timesteps_is_verified_over_those() -> None:
-    model = over(block)
-    randomise(model)
-
-    assert export_model(model, name="m")[1].parity.steps == T
-
-
 def test_attention_of_one_declared_timestep_is_refused() -> None:
     """It never shows what it does over time."""
     with pytest.raises(RefusedModelError, match=r"\(MultiHeadAttention\) attends to all timesteps before"):
         export_keras(over(causal(L.MultiHeadAttention(2, 3)), 1), name="m")
-
-
-def test_after_its_last_position_a_model_answers_nan() -> None:
-    """The service refuses such a row by itself; the other rows of the batch go on."""
-    model = over(lambda x: L.Add()([x, PositionTable()(x)]))
-    randomise(model)
-
-    answers = stepped(model, noise(T + 2))
-
-    assert np.isfinite(answers[:, :T]).all()
-    assert np.isnan(answers[:, T:]).all()
 
 
 def test_all_layers_share_one_position() -> None:
@@ -97,21 +79,6 @@ def test_all_layers_share_one_position() -> None:
     states = [state.input for state in export_keras(model, name="m").manifest.states]
 
     assert len([name for name in states if ".past" not in name]) == 1
-
-
-def test_rows_at_different_positions_run_in_one_batch() -> None:
-    model = over(block)
-    randomise(model)
-    step = StepModel(export_model(model, name="m")[0])
-    x = noise(6)
-    _, early = step.chunk({"x": x[:1, :2]}, step.initial_states(1))
-    _, late = step.chunk({"x": x[1:, :5]}, step.initial_states(1))
-
-    both, _ = step.step({"x": x[:, 5]}, {name: np.concatenate([early[name], late[name]]) for name in early})
-    alone, _ = step.step({"x": x[1:, 5]}, late)
-
-    (name,) = both
-    np.testing.assert_array_equal(both[name][1:], alone[name])
 
 
 def masked(x: Any) -> Any:
@@ -138,28 +105,20 @@ def parts_over_time(x: Any) -> Any:
     return L.MultiHeadAttention(2, 2, attention_axes=1, name="odd")(h, h, attention_mask=BANDED)
 
 
-def computed_mask(x: Any) -> Any:
-    return L.MultiHeadAttention(2, 2, name="odd")(x, x, attention_mask=x[..., :1] > 0)
-
-
 def mha(x: Any, **kwargs: Any) -> Any:
     return L.MultiHeadAttention(2, 2, name="odd")(x, x, **kwargs)
 
 
-AHEAD = np.tril(np.ones((T, T), bool), 1)
 NOTHING = np.tril(np.ones((T, T), bool), -1)
 A_HEAD_EACH = np.stack([BANDED, np.tril(np.ones((T, T), bool))])[None]
 
 # name: (model of T timesteps, or of any number, words of the reason)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "not_causal": (lambda: over(mha), "attends to timesteps to come"),
-    "one_head_not_causal": (lambda: over(lambda x: L.Attention(name="odd")([x, x])), "attends to timesteps to come"),
     "endless": (lambda: over(causal(L.MultiHeadAttention(2, 2, name="odd")), None), "would grow without end"),
-    "looks_ahead": (lambda: over(lambda x: mha(x, attention_mask=AHEAD)), "attends to timesteps to come"),
     "looks_at_nothing": (lambda: over(lambda x: mha(x, attention_mask=NOTHING)), "attends to timesteps to come"),
     "with_scores": (lambda: over(with_scores), "attends to all timesteps before"),
     "two_axes": (lambda: over(two_axes), "cannot be traced"),
-    "computed_mask": (lambda: over(computed_mask), "attends to timesteps to come"),
 }
 
 
@@ -196,7 +155,7 @@ def test_masked_attention_whose_first_answers_are_means_of_all_timesteps_is_caug
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("steps", range(2, 8))
+@pytest.mark.parametrize("steps", [2, 7])
 def test_causal_attention_of_few_declared_timesteps_equals_keras(steps: int) -> None:
     model = over(causal(L.MultiHeadAttention(2, 3)), steps)
     randomise(model)

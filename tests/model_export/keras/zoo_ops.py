@@ -18,23 +18,6 @@ def operations(x: Any) -> Any:
     return ops.concatenate([picked, ops.clip(h, -0.2, 0.2), 1.0 - ops.abs(gate)], axis=-1)
 
 
-def elementwise(x: Any) -> Any:
-    """Every operation of one or two numbers, on numbers where all of them are smooth."""
-    y = ops.sigmoid(x) * 0.8 + 0.1
-    of_one = [
-        ops.sin, ops.cos, ops.tan, ops.arcsin, ops.arccos, ops.arctan, ops.sinh, ops.cosh, ops.arcsinh, ops.arctanh,
-        ops.exp, ops.exp2, ops.expm1, ops.log, ops.log1p, ops.log2, ops.log10, ops.sqrt, ops.rsqrt, ops.cbrt,
-        ops.square, ops.reciprocal, ops.abs, ops.negative, ops.sign, ops.erf, ops.sinc, ops.deg2rad, ops.rad2deg,
-        ops.nan_to_num, ops.ones_like, ops.zeros_like,
-    ]  # fmt: skip
-    of_two = [
-        ops.add, ops.subtract, ops.multiply, ops.divide, ops.divide_no_nan, ops.power, ops.maximum, ops.minimum,
-        ops.arctan2, ops.hypot, ops.logaddexp,
-    ]  # fmt: skip
-    z = y[..., ::-1] + 0.05
-    return ops.concatenate([*(f(y) for f in of_one), *(f(y, z) for f in of_two), ops.arctan2(x, x - 1.0)], axis=-1)
-
-
 def whole_numbers(x: Any) -> Any:
     """Rounding, truths and counting: what comes out is a whole number, computed from one."""
     whole = ops.round(x * 3.0)
@@ -158,11 +141,6 @@ ZOO: dict[str, ZooModel] = {
         "keras.ops in a functional model: arithmetic, where, clip, sums",
         "no state",
         rows_alike=False,
-    ),
-    "elementwise": ZooModel(
-        lambda: of(elementwise),
-        "keras.ops of one or two numbers",
-        "no state",
     ),
     "whole_numbers": ZooModel(
         lambda: of(whole_numbers),

@@ -88,19 +88,6 @@ def test_scores_before_the_first_timestep_are_masked_by_a_sum(mask: str) -> None
     assert "Where" not in {node.op_type for node in made.proto.graph.node}
 
 
-@pytest.mark.parametrize("length", [LENGTH, 60])
-def test_attention_without_a_window_covers_the_declared_length(length: int) -> None:
-    causal = REFUSED["growing_attention"].build()
-
-    graph_bytes, report = verify_model(convert(causal, name="m", length=length))
-
-    assert report.parity.steps == length
-    states = StepModel(graph_bytes).manifest.states
-    windows = [state.shape for state in states if state.dtype == "float32"]
-    assert windows
-    assert all(length - 1 in shape for shape in windows)
-
-
 def causal_operator() -> onnx.ModelProto:
     """Return the operator Attention without a mask, causal, as PyTorch's exporter writes it from opset 23 on."""
     return graph(

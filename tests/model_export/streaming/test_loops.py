@@ -62,18 +62,6 @@ def test_a_masked_recurrence_equals_itself_on_masked_sequences(build: Any) -> No
     assert not report.weak
 
 
-def test_timesteps_that_are_masked_at_the_beginning_change_nothing() -> None:
-    content, _ = verify_model(convert(masked_lstm(), name="masked"), long_steps=0)
-    model, x = StepModel(content), masked(np.random.default_rng(5), 2, 12)["x"]
-    front = np.full((2, 6, 4), MASKED, np.float32)
-
-    alone, _ = stepped(model, {"x": x})
-    behind, _ = stepped(model, {"x": np.concatenate([front, x], axis=1)})
-
-    assert not behind["y"][:, :6].any()
-    np.testing.assert_array_equal(behind["y"][:, 6:], alone["y"])
-
-
 @pytest.mark.parametrize("name", ["masked_lstm", "loop_of_keras"])
 def test_a_row_of_a_loop_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
     content, _ = verify_model(convert(ZOO[name].build(), name=name), long_steps=0)

@@ -21,38 +21,6 @@ F = torch.nn.functional
 HOUR = 60 * 60
 
 
-def a_comparison(m: Any, x: Any) -> Any:
-    return x.cumsum(1) * (2.0 if x.shape[1] > 2500 else 1.0)
-
-
-def equality(m: Any, x: Any) -> Any:
-    return m.extra(x) if x.size(1) == 300 else x
-
-
-def few_timesteps(m: Any, x: Any) -> Any:
-    return x * 2 if x.shape[1] < 10 else x
-
-
-def a_length_of_the_module(m: Any, x: Any) -> Any:
-    return m.extra(x.cumsum(1)) if len(x[0]) >= m.limit else x.cumsum(1)
-
-
-def a_global_number(m: Any, x: Any) -> Any:
-    return x.cumsum(1) / max(x.shape[1], HOUR) * HOUR
-
-
-def pieces(m: Any, x: Any) -> Any:
-    return torch.cat([part.cumsum(1) for part in x.split(2048, 1)], 1)
-
-
-def the_last(m: Any, x: Any) -> Any:
-    return x[:, -4096:].sum(1)
-
-
-def the_first(m: Any, x: Any) -> Any:
-    return F.relu(x)[:, :500].sum(1)
-
-
 def computed(m: Any, x: Any) -> Any:
     last = m.limit * 2 - 100
     return x[:, -last:].sum(1)
@@ -74,28 +42,29 @@ def a_lag_in_a_loop(m: Any, x: Any) -> Any:
     return torch.stack(found, 1)
 
 
-DECIDING: list[Callable[..., Any]] = [
-    a_comparison, equality, few_timesteps, a_length_of_the_module, a_global_number, pieces, the_last, the_first,
-    computed, a_factor_in_a_loop, a_lag_in_a_loop,
-]  # fmt: skip
+DECIDING: dict[str, Callable[[Any, Any], Any]] = {
+    "a_comparison": lambda m, x: x.cumsum(1) * (2.0 if x.shape[1] > 2500 else 1.0),
+    "equality": lambda m, x: m.extra(x) if x.size(1) == 300 else x,
+    "few_timesteps": lambda m, x: x * 2 if x.shape[1] < 10 else x,
+    "a_length_of_the_module": lambda m, x: m.extra(x.cumsum(1)) if len(x[0]) >= m.limit else x.cumsum(1),
+    "a_global_number": lambda m, x: x.cumsum(1) / max(x.shape[1], HOUR) * HOUR,
+    "pieces": lambda m, x: torch.cat([part.cumsum(1) for part in x.split(2048, 1)], 1),
+    "the_last": lambda m, x: x[:, -4096:].sum(1),
+    "the_first": lambda m, x: F.relu(x)[:, :500].sum(1),
+    "computed": computed,
+    "a_factor_in_a_loop": a_factor_in_a_loop,
+    "a_lag_in_a_loop": a_lag_in_a_loop,
+}
 
 
 def spec_of(run: Callable[..., Any]) -> Any:
     return whole(of(run, extra=nn.Linear(4, 4), limit=700))
 
 
-@pytest.mark.parametrize("run", DECIDING)
-def test_a_decision_by_the_number_of_timesteps_is_refused_with_its_line(run: Any) -> None:
+@pytest.mark.parametrize("name", DECIDING)
+def test_a_decision_by_the_number_of_timesteps_is_refused_with_its_line(name: str) -> None:
     with pytest.raises(RefusedModelError, match=r"does something else for a sequence of .* \(test_lengths.py, line "):
-        convert(spec_of(run), name="decides")
-
-
-def a_window(m: Any, x: Any) -> Any:
-    return x[:, -5:].sum(1)
-
-
-def a_mean(m: Any, x: Any) -> Any:
-    return x.mean(1) + x.sum(1) / x.shape[1]
+        convert(spec_of(DECIDING[name]), name="decides")
 
 
 def a_loop(m: Any, x: Any) -> Any:
@@ -105,18 +74,22 @@ def a_loop(m: Any, x: Any) -> Any:
     return h.reshape(x.shape[0], 2, 2)
 
 
-def folded(m: Any, x: Any) -> Any:
-    return m.extra(x.reshape(-1, 4)).clamp(max=512).view(x.shape[0], x.shape[1], 4)
+GROWING: dict[str, Callable[[Any, Any], Any]] = {
+    "a_window": lambda m, x: x[:, -5:].sum(1),
+    "a_mean": lambda m, x: x.mean(1) + x.sum(1) / x.shape[1],
+    "folded": lambda m, x: m.extra(x.reshape(-1, 4)).clamp(max=512).view(x.shape[0], x.shape[1], 4),
+    "a_loop": a_loop,
+}
 
 
-@pytest.mark.parametrize("run", [a_window, a_mean, a_loop, folded])
-def test_what_grows_with_the_timesteps_is_no_decision(run: Any) -> None:
-    spec = spec_of(run)
+@pytest.mark.parametrize("name", GROWING)
+def test_what_grows_with_the_timesteps_is_no_decision(name: str) -> None:
+    spec = spec_of(GROWING[name])
 
     check_lengths(Sequences(prepared(spec.module), spec.inputs, 1), None)
 
 
 def test_a_module_with_a_declared_length_may_decide_by_longer_ones() -> None:
-    made = convert(replace(spec_of(a_comparison), length=64), name="declared")
+    made = convert(replace(spec_of(DECIDING["a_comparison"]), length=64), name="declared")
 
     assert made.only_length == 64

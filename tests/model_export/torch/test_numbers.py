@@ -103,7 +103,7 @@ def multiples_and_others(count: int) -> Any:
 
 
 def test_a_division_has_torchs_numbers_where_the_quotient_is_nearly_whole() -> None:
-    pairs = ours_and_torchs(DIVISIONS, multiples_and_others(20_000), example=torch.randn(2, 7, 4))
+    pairs = ours_and_torchs(DIVISIONS, multiples_and_others(4_000), example=torch.randn(2, 7, 4))
 
     for name, (found, want) in pairs.items():
         np.testing.assert_array_equal(found, want, name)

@@ -98,13 +98,6 @@ def quantised() -> StepSpec:
         return whole(torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}))
 
 
-def branches(m: Any, x: Any) -> Any:
-    h = m.lstm(x)[0]
-    if h.relu_().sum() > 0:
-        return h
-    return -h
-
-
 def delayed_loop(m: Any, x: Any) -> Any:
     h, answers = torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
@@ -149,11 +142,9 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
         lambda: whole(of(lambda m, x: F.dropout(m.lstm(x)[0], 0.5), lstm=lstm())),
         "draws random numbers in eval mode",
     ),
-    "branches": (lambda: whole(of(branches, lstm=lstm())), "decides by the value of a tensor (test_refused.py, line "),
     "shorter": (lambda: whole(nn.Conv1d(4, 4, 3), 2, 4, 9, time_axis=2), "expected one answer per timestep"),
     "no_batch": (lambda: whole(of(lambda m, x: m.lstm(x)[0].mean(0), lstm=lstm())), "expected a batch axis"),
     "one_batch": (lambda: whole(of(lambda m, x: x + m.p, p=nn.Parameter(torch.ones(2, 1, 4)))), "no 3 sequences"),
-    "fails": (lambda: whole(nn.Linear(5, 2)), "fails on its examples (shapes [2, 7, 4]): RuntimeError"),
     "text": (lambda: whole(of(lambda m, x: (m.lstm(x)[0], "done"), lstm=lstm())), "returns str at '1'"),
     "complex": (lambda: whole(of(lambda m, x: torch.fft.fft(x, dim=2), lstm=lstm())), "is complex64"),
     "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "have shapes {'x': [2, 7, 4]}, and time_axis is 3"),
@@ -295,9 +286,7 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     **{
         f"padded_by_the_length_{name}": (partial(by_length, pad), message)
         for name, pad, message in (
-            ("in_two_divisions", lambda n: n // 40 // 50 // 2, "depends on the number of timesteps"),
             ("by_a_shift", lambda n: n >> 12, "depends on the number of timesteps"),
-            ("by_a_square", lambda n: n * n // 9_000_000, "depends on the number of timesteps"),
             ("by_a_float", lambda n: int(n / 5001.0), "does something else for a sequence of 5,001 timesteps"),
         )
     },
@@ -320,10 +309,6 @@ STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
     ),
     "other_dtype": (lambda: stepwise(lambda m, x, h: (x, h.long())), "State 'h' comes back as torch.int64"),
     "no_row": (lambda: stepwise(lambda m, x, h: (x, h), state=torch.zeros(4)), "expected one row, with a batch axis"),
-    "branches": (
-        lambda: stepwise(lambda m, x, h: (x, h + 1) if h.max() > 3 else (x, h)),
-        "decides by the value of a tensor",
-    ),
     "fixed_rows": (
         lambda: stepwise(lambda m, x, h: (x + torch.zeros(len(x), 1).expand(-1, 4), h)),
         "fixes the number of rows",
