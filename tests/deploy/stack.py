@@ -77,7 +77,7 @@ class Stack:
         """Return a client that opens a new connection for each request, so that any replica may get it."""
         return httpx2.Client(base_url=f"http://{self.address}", timeout=20, headers={"Connection": "close"})
 
-    def requests_served(self, container: str) -> int:
-        """Return the number of HTTP requests that a replica has counted."""
+    def steps_taken(self, container: str) -> int:
+        """Return the number of timesteps that a replica has applied."""
         lines = docker("exec", container, "python", "-c", READ_METRICS).splitlines()
-        return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("stepwell_requests_total"))
+        return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("stepwell_steps_total"))

@@ -167,19 +167,16 @@ class Sender(threading.Thread):
                     self.failed.append(repr(exc))
 
 
-def test_a_pod_runs_as_the_user_of_the_manifest(cluster: Cluster) -> None:
-    assert cluster.pods[0].exec("id", "-u").stdout.strip() == "10001"
+def test_a_pod_runs_as_the_user_of_the_manifest_without_capabilities_and_cannot_write_to_its_image(
+    cluster: Cluster,
+) -> None:
+    pod = cluster.pods[0]
+    status = pod.exec("cat", "/proc/1/status").stdout.splitlines()
 
-
-def test_a_pod_has_no_capability(cluster: Cluster) -> None:
-    status = cluster.pods[0].exec("cat", "/proc/1/status").stdout.splitlines()
-
+    assert pod.exec("id", "-u").stdout.strip() == "10001"
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
-
-
-def test_a_pod_cannot_write_to_its_image(cluster: Cluster) -> None:
-    assert "Read-only file system" in cluster.pods[0].exec("touch", "/models/x", "/opt/x").stderr
+    assert "Read-only file system" in pod.exec("touch", "/models/x", "/opt/x").stderr
 
 
 def test_a_pod_needs_the_keys_of_its_secret(cluster: Cluster, row: list[Any]) -> None:

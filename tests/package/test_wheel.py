@@ -55,11 +55,16 @@ def serving(installed: Environment) -> Iterator[ServiceProcess]:
 # -------------------------------------------------------------------- what is in it
 
 
+@pytest.fixture(scope="module")
+def sdists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: build("sdist", source, tmp_path_factory.mktemp(name)) for name, source in SOURCES.items()}
+
+
 @pytest.mark.parametrize("package", SOURCES)
 def test_a_wheel_of_the_sdist_is_the_same_and_has_one_package(
-    wheels: dict[str, Path], package: str, tmp_path: Path
+    wheels: dict[str, Path], sdists: dict[str, Path], package: str, tmp_path: Path
 ) -> None:
-    with tarfile.open(build("sdist", SOURCES[package], tmp_path)) as archive:
+    with tarfile.open(sdists[package]) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     [source] = (tmp_path / "source").iterdir()
     again = build("wheel", source, tmp_path / "wheel")
@@ -70,10 +75,9 @@ def test_a_wheel_of_the_sdist_is_the_same_and_has_one_package(
     assert folders == {package, f"{wheels[package].name.split('-py3')[0]}.dist-info"}
 
 
-def test_what_is_built_can_be_published(wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_built_can_be_published(wheels: dict[str, Path], sdists: dict[str, Path]) -> None:
     pytest.importorskip("twine", reason="twine is not installed; the extra dev has it")
-    sdists = [build("sdist", source, tmp_path / name) for name, source in SOURCES.items()]
-    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, [*wheels.values(), *sdists])]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, [*wheels.values(), *sdists.values()])]
 
     done = subprocess.run(command, capture_output=True, text=True)
 

@@ -44,124 +44,57 @@ def evaluate(files: str, chromium_browser: Browser) -> Iterator[Evaluate]:
         yield tab.evaluate
 
 
-@pytest.mark.parametrize(
-    ("before", "chosen", "shown"),
-    [
-        ("", "null", "live"),
-        ("", "'idle'", "live"),
-        ("all.get('idle').recordCommit(2, [{}]); all.get('idle').seenAt -= 9;", "'idle'", "idle"),
-        ("byDefault.end();", "'idle'", "idle"),
-        ("byDefault.end();", "'of a link'", "of a link"),
-        ("all.remove('live');", "null", "idle"),
-        ("all.remove('live'); all.remove('idle');", "null", None),
-    ],
-    ids=["first", "a live one", "had timesteps", "chosen", "missing", "only idle", "none"],
-)
-def test_the_page_opens_with_a_live_stream_unless_one_is_chosen(
-    evaluate: Evaluate, before: str, chosen: str, shown: str | None
-) -> None:
-    script = f"""(() => {{ const all = new streams.Streams(), byDefault = new default_stream.DefaultStream();
+def keep(*messages: str) -> str:
+    """The rows of a stream after messages, each with its place and its step; a null step interrupts the lines."""
+    takes = "; ".join(f"s.addRows({message})" for message in messages)
+    return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
+
+
+def opened(before: str, chosen: str) -> str:
+    """The stream that the page opens with, of `live`, which has had a timestep, and `idle`."""
+    return f"""(() => {{ const all = new streams.Streams(), byDefault = new default_stream.DefaultStream();
         all.add([{{stream: 'idle', step: 1}}]); all.get('live').recordCommit(1, [{{}}]);
         byDefault.restart(); {before}
         return byDefault.of(all, {chosen}); }})()"""
 
-    assert evaluate(script) == shown
+
+def stored(after: str) -> str:
+    """The rows of a stream that was read at step 7, after what follows."""
+    return f"""(() => {{ const s = new streams.Streams().get('a');
+        s.setStored(7, {{y: [1]}}); s.setStored(7, {{y: [1]}}); {after};
+        return s.rows.map(r => [r.at, r.step]); }})()"""
 
 
-def test_a_timestep_becomes_one_row(evaluate: Evaluate) -> None:
-    assert evaluate(f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})") == [{"y": [1, 2, 3]}]
+def replicas(script: str) -> str:
+    return f"""(() => {{ const all = new metrics.Replicas();
+        const scrape = (process, replays, count, refused) => ({{process, replays, conflicts: 0,
+            refusals: {{bad_input: refused}}, buckets: [[1, count], [Infinity, count]]}});
+        {script} }})()"""
 
 
-def test_a_chunk_becomes_a_row_for_each_timestep(evaluate: Evaluate) -> None:
-    assert evaluate(f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})") == [
-        {"y": [1, 2, 3]},
-        {"y": [4, 5, 6]},
-    ]
+def forecast_after(rows: str) -> str:
+    """Where a forecast from step 7 begins in a stream, and its first interval of `y` and of `x`."""
+    return f"""(() => {{ const shown = new forecast.Forecast({{}});
+        const fan = {{middle: [1, 2], low: [0, 1], high: [2, 3]}};
+        shown.found = {{step: 7, horizon: 2, outputs: {{y: [fan]}}, inputs: {{x: [fan]}}}};
+        const s = new streams.Streams().get('a');
+        s.addRows(7, [{{x: [5]}}], [{{y: [6]}}]); {rows};
+        const of = (which, tensor) => shown.after(s.rows, which, [{{tensor, index: 0}}, {{tensor: 'other', index: 0}}]);
+        return [of('outputs', 'y'), of('inputs', 'x')].map((f) => f && [f.at, f.horizon, f.fans]); }})()"""
 
 
-def test_a_scalar_becomes_one_row_and_a_list_of_scalars_many(evaluate: Evaluate) -> None:
-    assert evaluate("shapes.timesteps({y: 7}, [{name: 'y', shape: []}])") == [{"y": [7]}]
-    assert evaluate("shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])") == [{"y": [7]}, {"y": [8]}]
+def trends(script: str) -> str:
+    return f"""(() => {{ const {{Trend, changes}} = globalThis.trend;
+        const trend = (f, n = 60) => {{ const t = new Trend();
+            for (let i = 0; i < n; i += 1) t.add({{y: [f(i)]}}); return t; }};
+        {script} }})()"""
 
 
-def test_values_that_are_no_numbers_become_null(evaluate: Evaluate) -> None:
-    assert evaluate(f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])")
-
-
-def test_a_matrix_is_flattened_in_row_order(evaluate: Evaluate) -> None:
-    assert evaluate("shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])") == [{"y": [1, 2, 3, 4]}]
-
-
-def test_series_are_named_by_labels_or_by_tensor_and_index(evaluate: Evaluate) -> None:
-    assert evaluate(f"shapes.seriesOf({TWO}).series.map(s => s.name)") == ["sit", "stand"]
-    assert evaluate(f"shapes.seriesOf({VECTOR}).series.map(s => s.name)") == ["y 0", "y 1", "y 2"]
-    assert evaluate("shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)") == ["y"]
-
-
-def test_labels_of_another_length_are_ignored(evaluate: Evaluate) -> None:
-    assert evaluate("shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)") == [
-        "y 0",
-        "y 1",
-    ]
-
-
-def test_at_most_twelve_series_are_drawn_and_the_total_is_shown(evaluate: Evaluate) -> None:
-    assert evaluate("(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))") == [12, 500]
-
-
-@pytest.mark.parametrize(
-    ("values", "are"),
-    [
-        ("[0.25, 0.75]", True),
-        ("[0.25, 0.7502]", True),
-        ("[0.25, 0.76]", False),
-        ("[1]", False),
-        ("[1.5, -0.5]", False),
-        ("[NaN, 1]", False),
-        ("undefined", False),
-    ],
-)
-def test_probabilities_are_between_0_and_1_and_sum_to_1(evaluate: Evaluate, values: str, are: bool) -> None:
-    assert evaluate(f"shapes.areProbabilities({values})") is are
-
-
-def test_the_most_probable_class_is_shown_with_label_and_probability(evaluate: Evaluate) -> None:
-    assert evaluate(f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})") == {"name": "stand", "index": 1, "share": 0.9}
-
-
-def test_values_that_are_no_probabilities_have_no_most_probable_class(evaluate: Evaluate) -> None:
-    assert evaluate(f"shapes.mostProbable({{y: [3, 4]}}, {TWO})") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ("0", "0"),
-        ("-0", "0"),
-        ("1234567", "1,234,567"),
-        ("0.12345", "0.123"),
-        ("12.345", "12.35"),
-        ("1e-5", "1.0e-5"),
-        ("-1013.25", "-1,013.3"),
-        ("123456.7", "123,457"),
-        ("3.4e38", "3.4e+38"),
-        ("NaN", "–"),
-        ("-1/0", "–"),
-    ],
-)
-def test_numbers_are_shown_with_few_digits(evaluate: Evaluate, value: str, words: str) -> None:
-    assert evaluate(f"shapes.number({value})") == words
-
-
-def test_the_curl_command_fits_the_models_inputs(evaluate: Evaluate) -> None:
-    model = "{name: 'm', inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'on', shape: [], dtype: 'bool'}]}"
-    line = evaluate(f"shapes.curlLine({model}, 'http://h:1/base/', true)")
-
-    assert line.startswith("curl http://h:1/base/v1/models/m/streams/first/step")
-    assert """-d '{"inputs":{"x":[0,0],"on":false}}'""" in line
-    assert "authorization: Bearer" in line
-
-
+SILENCES = [("silent", 60), ("when", 10), ("silent", 80), ("silent", 100.5)]
+KINDS = [("silent", 9), ("when", 1), ("expired", 5), ("when", 2), ("refused", 3)]
+SEVERITIES = [("info", 9), (None, 1), ("critical", 5), ("critical", 6), ("warning", 2)]
+MODEL = "{name: 'm', inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'on', shape: [], dtype: 'bool'}]}"
+CURL_LINE = f"shapes.curlLine({MODEL}, 'http://h:1/base/', true)"
 METRICS = r"""`# TYPE stepwell_step_seconds histogram
 stepwell_step_seconds_bucket{le="0.001",model="m"} 50
 stepwell_step_seconds_bucket{le="0.002",model="m"} 100
@@ -173,132 +106,150 @@ stepwell_refusals_total{code="bad_input"} 3
 process_start_time_seconds 1.7e9
 `"""
 
+FACTS: dict[str, dict[str, Any]] = {
+    "the page opens with a live stream unless one is chosen": {
+        opened("", "null"): "live",
+        opened("", "'idle'"): "live",
+        opened("all.get('idle').recordCommit(2, [{}]); all.get('idle').seenAt -= 9;", "'idle'"): "idle",
+        opened("byDefault.end();", "'idle'"): "idle",
+        opened("byDefault.end();", "'of a link'"): "of a link",
+        opened("all.remove('live');", "null"): "idle",
+        opened("all.remove('live'); all.remove('idle');", "null"): None,
+    },
+    "timesteps become rows, and matrices are flattened in row order": {
+        f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})": [{"y": [1, 2, 3]}],
+        f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})": [{"y": [1, 2, 3]}, {"y": [4, 5, 6]}],
+        "shapes.timesteps({y: 7}, [{name: 'y', shape: []}])": [{"y": [7]}],
+        "shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])": [{"y": [7]}, {"y": [8]}],
+        f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])": True,
+        "shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])": [{"y": [1, 2, 3, 4]}],
+    },
+    "series are named by labels of their number or by tensor and index, and at most twelve are drawn": {
+        f"shapes.seriesOf({TWO}).series.map(s => s.name)": ["sit", "stand"],
+        f"shapes.seriesOf({VECTOR}).series.map(s => s.name)": ["y 0", "y 1", "y 2"],
+        "shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)": ["y"],
+        "shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)": ["y 0", "y 1"],
+        "(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))": [12, 500],
+        "shapes.seriesOf([{name: 'x', shape: [50]}], Infinity).series.length": 50,
+    },
+    "probabilities are between 0 and 1 and sum to 1, and the most probable class is shown": {
+        "[[0.25, 0.75], [0.25, 0.7502]].map(shapes.areProbabilities)": [True, True],
+        "[[0.25, 0.76], [1], [1.5, -0.5], [NaN, 1], undefined].some(shapes.areProbabilities)": False,
+        f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})": {"name": "stand", "index": 1, "share": 0.9},
+        f"shapes.mostProbable({{y: [3, 4]}}, {TWO})": None,
+    },
+    "numbers are shown with few digits": {
+        "[0, -0, 1234567, 0.12345, 12.345, 1e-5].map(shapes.number).join(' ')": "0 0 1,234,567 0.123 12.35 1.0e-5",
+        "[-1013.25, 123456.7, 3.4e38, NaN, -1/0].map(shapes.number).join(' ')": "-1,013.3 123,457 3.4e+38 – –",
+    },
+    "the curl command fits the model's inputs": {
+        f"/^curl http:..h:1.base.v1.models.m.streams.first.step /.test({CURL_LINE})": True,
+        f"""{CURL_LINE}.includes(`-d '{{"inputs":{{"x":[0,0],"on":false}}}}'`)""": True,
+        f"{CURL_LINE}.includes('authorization: Bearer')": True,
+    },
+    "the metrics of a model are parsed, and quantiles interpolated": {
+        f"metrics.read({METRICS}, 'm')": {
+            "process": 1.7e9,
+            "replays": 4,
+            "conflicts": 2,
+            "refusals": {"bad_input": 3},
+            "buckets": [[0.001, 50], [0.002, 100], [None, 100]],  # JSON has no infinity
+        },
+        f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75).toFixed(4)": "0.0015",
+        "Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))": True,
+        "metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])": [[1, 1], [2, 3]],
+        "metrics.since([[1, 5], [2, 9]], undefined)": [[1, 0], [2, 0]],
+    },
+    "the numbers of replicas behind one address are added, of refusals those since the scrape before": {
+        replicas("""all.add(scrape(1, 16, 100, 0), 0); all.add(scrape(2, 13, 50, 0), 2);
+                all.add(scrape(1, 17, 104, 0), 4); all.add(scrape(2, 13, 51, 0), 6);
+                return [all.total('replays'), all.recent(6)[0][1]];"""): [30, 5],
+        replicas("""all.add(scrape(1, 0, 100, 0), 0); all.add(scrape(1, 0, 100, 0), 2);
+                return Number.isNaN(metrics.quantile(all.recent(2), 0.5));"""): True,
+        replicas("""return [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2),
+                all.add(scrape(1, 0, 0, 8), 4)];"""): [{}, {}, {"bad_input": 3}],
+    },
+    "rows are kept in order, and a reset and lost messages break the line": {
+        keep("1, [], [{}]", "3, [], [{}, {}]"): [[1, 1], [2, 2], [3, 3]],
+        keep("7, [], [{}]", "1, [], [{}]"): [[1, 7], [2, None], [3, 1]],
+        keep("7, [], [{}]", "9, [], [{}]"): [[1, 7], [2, None], [3, 9]],
+        keep("1000, [], Array(1000).fill({})"): [[at, at] for at in range(701, 1001)],
+        """(() => { const s = new streams.Streams().get('a');
+                s.addRows(7, [], [{}]); s.addRows(1, [], [{}]); s.addRows(5, [], [{}]); s.addRows(4, [], [{}]);
+                return s.rows.map(r => r.mark || '').join('|'); })()""": "|reset||3 not received||reset to step 3|",
+        """(() => { const all = new streams.Streams(), [a, b] = [all.get('a'), all.get('b')];
+                a.addRows(3, [], [{}, {}, {}]); b.inheritFrom(a, 2); b.addRows(3, [], [{}]);
+                return b.rows.map(r => [r.step, r.mark]); })()""": [[1, ""], [2, "fork of a"], [3, ""]],
+        """(s => [s.recordCommit(5, [{}]), s.recordCommit(9, [{}]), s.recordCommit(1, [{}]),
+                s.recordCommit(4, [{}, {}, {}])])(new streams.Streams().get('a'))""": [1, 4, 1, 3],
+    },
+    "a stream shows its last known row until an event arrives, and is gone once it is not listed": {
+        stored(""): [[1, 7]],
+        stored("s.addRows(8, [], [{}])"): [[1, 7], [2, 8]],
+        stored("s.addRows(7, [], [{}])"): [[1, 7]],
+        stored("s.setStored(2, {y: [0]})"): [[1, 7], [2, None], [3, 2]],
+        stored("s.setStored(0, null); s.setStored(0, null); s.addRows(1, [], [{}])"): [[1, 7], [2, None], [3, 1]],
+        """(() => { const all = new streams.Streams();
+                all.list({streams: [{stream: 'a', step: 1}, {stream: 'b', step: 2}], cursor: null});
+                all.list({streams: [{stream: 'b', step: 2}], cursor: null});
+                return [...all.byName.keys()]; })()""": ["b"],
+    },
+    "of streams that are idle only the newest are kept": {
+        """(() => { const all = new streams.Streams();
+                for (let i = 0; i < 10_500; i += 1) {
+                    const one = all.get(`s${i}`);
+                    one.recordCommit(1, [{}]);
+                    one.addRows(1, [{}], [{}]);
+                    one.seenAt -= i < 10_490 ? 20_000 - i : 0;
+                }
+                all.trim(['s0']);
+                const has = (name) => all.byName.get(name)?.rows.length ?? null;
+                const kept = ['s0', 's1', 's9000', 's10300', 's10499'].map(has);
+                return String([all.byName.size, ...kept]); })()""": "10011,1,,0,1,1",
+    },
+    "a forecast starts at its row, and one from before a reset is not drawn": {
+        forecast_after(""): [
+            [1, 2, [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]],
+            # The first prediction is the input after the next.
+            [1, 2, [{"middle": [None, None, 1], "low": [None, None, 0], "high": [None, None, 2]}, None]],
+        ],
+        forecast_after("s.addRows(8, [], [{}])") + "[0][0]": 1,
+        forecast_after("s.addRows(1, [], [{}])"): [None, None],
+    },
+    "a norm covers all numbers of a state, and at most eight outputs are listed by name": {
+        "stream_status.norm([[3, 0], [0, 4]])": 5,
+        "stream_status.norm([true, false])": 1,
+        f"stream_status.inWords({TWO}[0], [0.25, 0.75])": "sit 0.250   stand 0.750",
+        "stream_status.inWords({name: 'y', shape: []}, [7])": "7",
+        "stream_status.inWords({name: 'y', shape: [20]}, Array(20).fill(1)).endsWith('y 7 1 … (20)')": True,
+    },
+    "a trend keeps the newest predictions, and the stream that changed most has the largest change": {
+        trends("return trend((i) => i, 70).lines[0];"): list(range(10, 70)),
+        trends("""const jump = (to) => trend(i => i < 45 ? 0 : to);
+                return changes([trend(() => 1), jump(2), jump(1), new Trend()]);"""): [0, 1, 0.5, 0],
+    },
+    "silences are drawn as parts of the longest one, and alarms sorted by severity and then by their time": {
+        f"alerts.silences({json.dumps(SILENCES)}.map(([kind, at]) => ({{kind, at}})), 100)": [1, None, 0.5, 0],
+        "alerts.silences([], 100)": [],
+        f"alerts.mostUrgent({json.dumps(KINDS)}.map(([kind, at]) => ({{kind, at}}))).map(({{at}}) => at)": [
+            2,
+            1,
+            3,
+            5,
+            9,
+        ],
+        f"alerts.mostUrgent({json.dumps(SEVERITIES)}.map(([severity, at]) => "
+        "({kind: 'when', severity: severity ?? undefined, at}))).map(({at}) => at)": [6, 5, 2, 1, 9],
+        "alerts.sentence({kind: 'refused', step: 4, code: 'non_finite'})": "refused after step 4: non_finite",
+    },
+}
+"""By fact, expressions with their values."""
 
-def test_the_metrics_of_a_model_are_parsed(evaluate: Evaluate) -> None:
-    assert evaluate(f"metrics.read({METRICS}, 'm')") == {
-        "process": 1.7e9,
-        "replays": 4,
-        "conflicts": 2,
-        "refusals": {"bad_input": 3},
-        "buckets": [[0.001, 50], [0.002, 100], [None, 100]],  # JSON has no infinity
-    }
 
-
-def test_a_quantile_is_interpolated_in_its_bucket(evaluate: Evaluate) -> None:
-    assert evaluate(f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75)") == pytest.approx(0.0015)
-
-
-def test_a_histogram_without_samples_has_no_quantile(evaluate: Evaluate) -> None:
-    assert evaluate("Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))")
-
-
-def test_buckets_since_the_last_scrape_are_the_difference(evaluate: Evaluate) -> None:
-    assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
-    assert evaluate("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 0], [2, 0]]
-
-
-REPLICAS = """(() => { const all = new metrics.Replicas();
-    const scrape = (process, replays, count, refused) =>
-        ({process, replays, conflicts: 0, refusals: {bad_input: refused}, buckets: [[1, count], [Infinity, count]]});
-    return [all, scrape]; })()"""
-
-
-def test_the_numbers_of_replicas_behind_one_address_are_added(evaluate: Evaluate) -> None:
-    found = evaluate(f"""(([all, scrape]) => {{
-        all.add(scrape(1, 16, 100, 0), 0); all.add(scrape(2, 13, 50, 0), 2);
-        all.add(scrape(1, 17, 104, 0), 4); all.add(scrape(2, 13, 51, 0), 6);
-        return [all.total('replays'), all.recent(6)[0][1]]; }})({REPLICAS})""")
-
-    assert found == [30, 5]
-
-
-def test_an_idle_service_has_no_current_latency(evaluate: Evaluate) -> None:
-    found = evaluate(f"""(([all, scrape]) => {{
-        all.add(scrape(1, 0, 100, 0), 0); all.add(scrape(1, 0, 100, 0), 2);
-        return Number.isNaN(metrics.quantile(all.recent(2), 0.5)); }})({REPLICAS})""")
-
-    assert found
-
-
-def test_refusals_are_those_since_the_scrape_before(evaluate: Evaluate) -> None:
-    found = evaluate(f"""(([all, scrape]) =>
-        [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2), all.add(scrape(1, 0, 0, 8), 4)]
-        )({REPLICAS})""")
-
-    assert found == [{}, {}, {"bad_input": 3}]
-
-
-def keep(*messages: str) -> str:
-    takes = "; ".join(f"s.addRows({message})" for message in messages)
-    return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
-
-
-def test_rows_are_kept_in_order_with_their_steps(evaluate: Evaluate) -> None:
-    assert evaluate(keep("1, [], [{}]", "3, [], [{}, {}]")) == [[1, 1], [2, 2], [3, 3]]
-
-
-def test_a_reset_breaks_the_line_and_continues_the_count(evaluate: Evaluate) -> None:
-    assert evaluate(keep("7, [], [{}]", "1, [], [{}]")) == [[1, 7], [2, None], [3, 1]]
-
-
-def test_lost_messages_break_the_line(evaluate: Evaluate) -> None:
-    assert evaluate(keep("7, [], [{}]", "9, [], [{}]")) == [[1, 7], [2, None], [3, 9]]
-
-
-def test_only_rows_in_the_window_are_kept(evaluate: Evaluate) -> None:
-    rows = evaluate(keep("1000, [], Array(1000).fill({})"))
-
-    assert [len(rows), rows[0], rows[-1]] == [300, [701, 701], [1000, 1000]]
-
-
-def test_what_interrupts_a_line_is_marked(evaluate: Evaluate) -> None:
-    script = """(() => { const s = new streams.Streams().get('a');
-        s.addRows(7, [], [{}]); s.addRows(1, [], [{}]); s.addRows(5, [], [{}]); s.addRows(4, [], [{}]);
-        return s.rows.filter(r => r.mark).map(r => r.mark); })()"""
-
-    assert evaluate(script) == ["reset", "3 not received", "reset to step 3"]
-
-
-def test_a_fork_begins_with_the_rows_of_its_parent(evaluate: Evaluate) -> None:
-    script = """(() => { const all = new streams.Streams();
-        const [a, b] = [all.get('a'), all.get('b')];
-        a.addRows(3, [], [{}, {}, {}]); b.inheritFrom(a, 2); b.addRows(3, [], [{}]);
-        return b.rows.map(r => [r.step, r.mark]); })()"""
-
-    assert evaluate(script) == [[1, ""], [2, "fork of a"], [3, ""]]
-
-
-def test_new_steps_are_counted_across_a_gap(evaluate: Evaluate) -> None:
-    commits = (
-        "s.recordCommit(5, [{}]), s.recordCommit(9, [{}]), s.recordCommit(1, [{}]), s.recordCommit(4, [{}, {}, {}])"
-    )
-    script = f"(s => [{commits}])"
-
-    assert evaluate(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
-
-
-def test_a_stream_that_is_no_longer_listed_is_removed(evaluate: Evaluate) -> None:
-    script = """(() => { const all = new streams.Streams();
-        all.list({streams: [{stream: 'a', step: 1}, {stream: 'b', step: 2}], cursor: null});
-        all.list({streams: [{stream: 'b', step: 2}], cursor: null});
-        return [...all.byName.keys()]; })()"""
-
-    assert evaluate(script) == ["b"]
-
-
-def test_a_stream_shows_its_last_known_row_until_an_event_arrives(evaluate: Evaluate) -> None:
-    script = """(() => { const s = new streams.Streams().get('a');
-        s.setStored(7, {y: [1]}); s.setStored(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
-
-    assert evaluate(script % "") == [[1, 7]]
-    assert evaluate(script % "s.addRows(8, [], [{}])") == [[1, 7], [2, 8]]
-    assert evaluate(script % "s.addRows(7, [], [{}])") == [[1, 7]]  # the same row, which arrived meanwhile as an event
-    assert evaluate(script % "s.setStored(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
-    assert evaluate(script % "s.setStored(0, null); s.setStored(0, null); s.addRows(1, [], [{}])") == [
-        [1, 7],
-        [2, None],
-        [3, 1],
-    ]
+@pytest.mark.parametrize("fact", FACTS)
+def test_the_modules_have_the_values(evaluate: Evaluate, fact: str) -> None:
+    for script, expected in FACTS[fact].items():
+        assert evaluate(script) == expected, script
 
 
 def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) -> None:
@@ -311,33 +262,6 @@ def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) 
         assert fan["low"] == pytest.approx(low[:, element])
         assert fan["middle"] == pytest.approx(middle[:, element])
         assert fan["high"] == pytest.approx(high[:, element])
-
-
-AFTER_STREAM = """(() => { const shown = new forecast.Forecast({});
-    const fan = {middle: [1, 2], low: [0, 1], high: [2, 3]};
-    shown.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
-    const s = new streams.Streams().get('a');
-    s.addRows(7, [{x: [5]}], [{y: [6]}]); %s;
-    const of = (which, tensor) => shown.after(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
-    return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
-
-
-def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
-    outputs, inputs = evaluate(AFTER_STREAM % "")
-
-    assert (outputs["at"], outputs["horizon"]) == (1, 2)
-    assert outputs["fans"] == [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]
-    assert inputs["fans"][0]["middle"] == [None, None, 1]  # the first prediction is the input after the next
-
-
-def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None:
-    assert evaluate(AFTER_STREAM % "s.addRows(8, [], [{}])")[0]["at"] == 1
-    assert evaluate(AFTER_STREAM % "s.addRows(1, [], [{}])") == [None, None]
-
-
-def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
-    assert evaluate("stream_status.norm([[3, 0], [0, 4]])") == 5
-    assert evaluate("stream_status.norm([true, false])") == 1
 
 
 def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evaluate) -> None:
@@ -353,45 +277,6 @@ def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evalua
     assert (reset, fork, align) == ("reset", "fork of watch-1", "left")
     assert reset_end < fork_start
     assert fork_end <= 410.5
-
-
-def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
-    assert evaluate(f"stream_status.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
-    assert evaluate("stream_status.inWords({name: 'y', shape: []}, [7])") == "7"
-    assert evaluate("stream_status.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
-
-
-def test_the_stream_that_changed_most_has_the_largest_change(evaluate: Evaluate) -> None:
-    script = """(() => { const trend = (f) => { const t = new trend_.Trend();
-            for (let i = 0; i < 60; i += 1) t.add({y: [f(i)]}); return t; };
-        const jump = (to) => trend(i => i < 45 ? 0 : to);
-        return trend_.changes([trend(() => 1), jump(2), jump(1), new trend_.Trend()]); })()"""
-
-    assert evaluate(script.replace("trend_", "globalThis.trend")) == [0, 1, 0.5, 0]
-
-
-def test_silences_are_drawn_as_parts_of_the_longest_one(evaluate: Evaluate) -> None:
-    alarms = "[{kind: 'silent', at: 60}, {kind: 'when', at: 10}, {kind: 'silent', at: 80}, {kind: 'silent', at: 100.5}]"
-
-    assert evaluate(f"alerts.silences({alarms}, 100)") == [1, None, 0.5, 0]
-    assert evaluate("alerts.silences([], 100)") == []
-
-
-def test_alarms_are_sorted_by_severity_and_then_by_their_time(evaluate: Evaluate) -> None:
-    kinds = [("silent", 9), ("when", 1), ("expired", 5), ("when", 2), ("refused", 3)]
-    alarms = ", ".join(f"{{kind: '{kind}', at: {at}}}" for kind, at in kinds)
-
-    assert evaluate(f"alerts.mostUrgent([{alarms}]).map(({{at}}) => at)") == [2, 1, 3, 5, 9]
-
-    rules = "[['info', 9], [undefined, 1], ['critical', 5], ['critical', 6], ['warning', 2]]"
-    given = f"{rules}.map(([severity, at]) => ({{kind: 'when', severity, at}}))"
-    assert evaluate(f"alerts.mostUrgent({given}).map(({{at}}) => at)") == [6, 5, 2, 1, 9]
-
-
-def test_an_alarm_about_refused_timesteps_has_the_code_of_the_error(evaluate: Evaluate) -> None:
-    alarm = "{kind: 'refused', step: 4, code: 'non_finite'}"
-
-    assert evaluate(f"alerts.sentence({alarm})") == "refused after step 4: non_finite"
 
 
 def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files: str) -> None:
@@ -471,37 +356,11 @@ def test_the_tick_marks_of_an_axis_have_different_texts(
     assert evaluate(f"shapes.tickTexts({values}, {distance})") == texts
 
 
-def test_of_streams_that_are_idle_only_the_newest_are_kept(evaluate: Evaluate) -> None:
-    script = """(() => { const all = new streams.Streams();
-        for (let i = 0; i < 10_500; i += 1) {
-            const one = all.get(`s${i}`);
-            one.recordCommit(1, [{}]);
-            one.addRows(1, [{}], [{}]);
-            one.seenAt -= i < 10_490 ? 20_000 - i : 0;
-        }
-        all.trim(['s0']);
-        const has = (name) => all.byName.get(name)?.rows.length ?? null;
-        return [all.byName.size, ...['s0', 's1', 's9000', 's10300', 's10499'].map(has)]; })()"""
-
-    assert evaluate(script) == [10_011, 1, None, 0, 1, 1]
-
-
 def test_a_missing_value_interrupts_the_lines(evaluate: Evaluate) -> None:
     rows = "[{rows: [1, 2, 3].map((step) => ({step, inputs: {}, outputs: {y: [step === 2 ? NaN : step]}}))}]"
     field = "{which: 'outputs', tensor: 'y', index: 0}"
 
     assert evaluate(f"comparison.linesOf({rows}, {field}, 'newest', 300).lines[0].slice(-3)") == [1, None, 3]
-
-
-def test_all_numbers_of_a_tensor_are_in_a_file(evaluate: Evaluate) -> None:
-    assert evaluate("shapes.seriesOf([{name: 'x', shape: [50]}], Infinity).series.length") == 50
-
-
-def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:
-    script = """(() => { const t = new globalThis.trend.Trend();
-        for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"""
-
-    assert evaluate(script) == list(range(10, 70))
 
 
 def test_settings_that_differ_from_the_defaults_are_in_the_address(evaluate: Evaluate) -> None:
