@@ -78,19 +78,15 @@ def mosquitto(folder: Path, authority: Authority) -> Iterator[Secured]:
         raise BrokerMissingError("mosquitto is not installed: apt-get install mosquitto")
     users, acl = folder / "users", folder / "acl"
 
-    def make_users(password: str) -> None:
-        users.write_text(f"alice:{password}\nmallory:{password}\n")
-        subprocess.run([passwd, "-U", users], check=True, capture_output=True)
-
-    make_users(SECRET)
+    users.write_text(f"alice:{SECRET}\nmallory:{SECRET}\n")
+    subprocess.run([passwd, "-U", users], check=True, capture_output=True)
     acl.write_text("user alice\ntopic readwrite #\nuser mallory\ntopic readwrite stepwell/#\ntopic readwrite other/#\n")
     own, port = authority.issue("mqtt"), free_port()
     lines = [f"password_file {users}", f"acl_file {acl}", f"listener {port} 127.0.0.1", f"cafile {authority.ca}"]
     lines += [f"certfile {own.cert}", f"keyfile {own.key}", "require_certificate true"]
     with brokers.mosquitto(folder, lines) as broker:
         broker.port = port
-        extra = {"replace_password": make_users}
-        yield Secured(broker, "mqtts://127.0.0.1:{port}/{name}/{{stream}}", _login(authority), extra)
+        yield Secured(broker, "mqtts://127.0.0.1:{port}/{name}/{{stream}}", _login(authority))
 
 
 @contextlib.contextmanager

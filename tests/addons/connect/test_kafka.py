@@ -100,7 +100,9 @@ class TestKafka(BrokerLaws):
     """The laws of every broker."""
 
     @pytest.fixture
-    def url(self, topics: KafkaTopics) -> str:
+    def url(self, topics: KafkaTopics, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The broker waits for a reader that was closed until its session has expired."""
+        monkeypatch.setattr("stepwell.addons.connect.brokers.kafka._SESSION_MS", 3000)
         return topics.url("in", "?group=laws")
 
 

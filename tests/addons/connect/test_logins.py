@@ -343,13 +343,11 @@ def test_a_password_that_is_replaced_later_is_waited_for_and_read_again(
         assert SECRET not in one.text()
 
 
-@pytest.mark.parametrize("start", [secured.nats, secured.mosquitto])
 def test_a_password_that_is_replaced_while_a_broker_was_away_is_read_again(
-    service: ServiceProcess, authority: Authority, password: Path, tmp_path: Path, start: Any
+    service: ServiceProcess, authority: Authority, password: Path, tmp_path: Path
 ) -> None:
-    with or_skip(partial(start, authority=authority), tmp_path) as place:
-        if start is secured.nats:
-            TestNats.prepare(place)
+    with or_skip(partial(secured.nats, authority=authority), tmp_path) as place:
+        TestNats.prepare(place)
         config, new = tmp_path / "c.toml", SECRET + "-2"
         keys = {"user": "alice", "password_file": str(password), **place.login}
         config.write_text(

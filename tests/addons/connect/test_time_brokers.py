@@ -95,7 +95,7 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
             asyncio.run(_write(url, [{"stream": f"away.{one}", "x": t, "t": t} for one, t in messages]))
 
         add(("a", 10), ("b", 18), ("a", 13), ("b", 25))
-        with connector(tmp_path, url, *words) as one:
+        with connector(tmp_path, f"{url}?member=m", *words) as one:
             wait_for(lambda: len(lines_of(out)) == 3, what=one.text)
             one.kill()
             add(("a", 12), ("a", 14), ("b", 40))
@@ -125,7 +125,7 @@ def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
             asyncio.run(_write(url, [{"stream": "beside", "x": t, "t": t} for t in times]))
 
         add(10, 21, 16, 11)
-        with connector(tmp_path, url, *words) as one:
+        with connector(tmp_path, f"{url}?member=m", *words) as one:
             wait_for(lambda: (len(lines_of(out)), len(lines_of(dead))) == (2, 1), what=one.text)
             one.kill()
             add(15, 26)
