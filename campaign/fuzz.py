@@ -15,11 +15,13 @@ from collections.abc import Callable
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from stepwell.addons.copies.bodies import read_fork, read_snapshot, read_state, states_of
 from stepwell.addons.fast_path.header_cache import HeaderCache
 from stepwell.addons.fast_path.ws_frames import encode_frames, next_frame
+from stepwell.addons.packed_states import read_packed_state
 from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
+from stepwell.codec.resets import read_reset
 from stepwell.codec.step_bodies import guess_correlation
-from stepwell.codec.stream_ops import read_fork, read_packed_state, read_reset, read_snapshot, read_state, states_of
 from stepwell.engine.protocol.replay import replay_prediction
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry

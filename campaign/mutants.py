@@ -309,18 +309,20 @@ MUTANTS = (
         "service/stepwell/engine/streams/derived_states.py",
         "return NewState(kind, record.step, fingerprint, state, outputs, ",
         "return NewState(kind, record.step, fingerprint, bytes(len(state)), outputs, ",
-        ("tests/engine/streams/test_copies.py::test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history",),
+        (
+            "tests/addons/copies/test_stream_copies.py::test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history",
+        ),
     ),
     Mutant(
         "a retried fork is not recognized",
-        "service/stepwell/engine/streams/copies.py",
+        "service/stepwell/addons/copies/stream_copies.py",
         "if existing is not None and existing.op_id == op_id:",
         "if False:",
         ("tests/api/test_copies.py::test_a_retried_fork_gets_its_first_answer",),
     ),
     Mutant(
         "a fork ignores `after`",
-        "service/stepwell/engine/streams/copies.py",
+        "service/stepwell/addons/copies/stream_copies.py",
         "if after is not None and source.history_hash != after:",
         "if False:",
         ("tests/api/test_copies.py::test_a_fork_of_another_history_or_of_a_missing_stream_is_rejected",),
@@ -554,7 +556,7 @@ MUTANTS = (
         "service/stepwell/store/scripts/snapshots.lua",
         "if redis.pcall('GETRANGE', KEYS[2], 8, 15) ~= ARGV[7] then",
         "if redis.pcall('GETRANGE', KEYS[2], 8, 15) == '' then",
-        ("tests/engine/streams/test_copies.py::test_a_snapshot_is_of_the_stream_that_was_created_meanwhile",),
+        ("tests/addons/copies/test_stream_copies.py::test_a_snapshot_is_of_the_stream_that_was_created_meanwhile",),
     ),
     Mutant(
         "a reset of all streams creates deleted ones again",

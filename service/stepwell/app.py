@@ -17,7 +17,7 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from stepwell.asgi.http import problem_response, raw_route_class, reject_escaped_slash, with_request_id
-from stepwell.asgi.routes import admin, feed, stream_ops, streams
+from stepwell.asgi.routes import admin, feed, streams
 from stepwell.asgi.websocket import rejecting_sockets
 from stepwell.background import cancel, run_forever
 from stepwell.engine.engine import Engine
@@ -95,7 +95,6 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
         addon.add_routes(app)
     streams.add_routes(app, context)
     feed.add_routes(app, context)
-    stream_ops.add_routes(app, context)
     admin.add_routes(app, context)
     app.router.default = rejecting_sockets(app.router.default, context)
     return app

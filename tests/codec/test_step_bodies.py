@@ -8,7 +8,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from stepwell.addons.copies.bodies import ForkBody, SnapshotBody, StateBody
 from stepwell.addons.rollouts.bodies import RolloutBody
+from stepwell.codec.resets import ResetBody
 from stepwell.codec.step_bodies import (
     BulkBody,
     BulkMessage,
@@ -20,7 +22,6 @@ from stepwell.codec.step_bodies import (
     StepsBody,
     StreamMessage,
 )
-from stepwell.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
 from stepwell.codec.strict.bodies import check_envelope
 from stepwell.errors import ServiceError
 

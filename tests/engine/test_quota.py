@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
@@ -148,7 +149,8 @@ async def reset(engine: Engine, stream: str) -> object:
 async def fork(engine: Engine, stream: str) -> object:
     """Fork the stream of the same name in upper case."""
     source, to = StreamKey("default", FOLD, stream.upper()), StreamKey("default", FOLD, stream)
-    return await engine.streams.copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
+    copies = StreamCopies(engine.streams)
+    return await copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
 
 
 async def roll_out(engine: Engine, stream: str) -> object:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace as replace_struct
 
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
@@ -194,19 +195,19 @@ class CopiesMachine(RuleBasedStateMachine):
             values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.next_inputs["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":
-            found = await engine.streams.copies.fork(
+            found = await StreamCopies(engine.streams).fork(
                 key, self.key(request.to), snapshot=request.name, version=None, **named
             )
         elif request.operation == "snapshot":
-            found = await engine.streams.copies.create_snapshot(key, request.name or "", **named)
+            found = await StreamCopies(engine.streams).create_snapshot(key, request.name or "", **named)
         elif request.operation == "drop":
-            await engine.streams.copies.delete_snapshot(key, request.name or "", idempotency_key=request.key)
+            await StreamCopies(engine.streams).delete_snapshot(key, request.name or "", idempotency_key=request.key)
             return CopyResponse("applied"), None
         elif request.operation == "rewind":
             found = await engine.streams.reset(key, snapshot=request.name, **named)
         else:
             given = ImportedState({"h": np.array([request.x])}, request.number)
-            found = await engine.streams.put_state(key, engine.models.get(FOLD), given, **named)
+            found = await StreamCopies(engine.streams).put_state(key, engine.models.get(FOLD), given, **named)
         return CopyResponse("replayed" if found.replayed else "applied", found.step, None, values), found.state_id
 
     async def _worker(self) -> Engine:

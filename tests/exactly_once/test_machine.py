@@ -18,6 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
@@ -153,7 +154,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS, history=st.sampled_from([None, "now", "now", "before", "foreign"]))
     def take_snapshot(self, name: str, worker: int, history: str | None) -> None:
         after = self.make_concrete(name, {"xs": (), "history": history}).after
-        response = self.run(self._position_response(self.workers[worker].streams.copies.create_snapshot(
+        response = self.run(self._position_response(StreamCopies(self.workers[worker].streams).create_snapshot(
             self.key(name), "s", after=after, idempotency_key=None
         )))  # fmt: skip
         expected, stream = self.streams[name].take_snapshot(after, self.ids)
@@ -172,7 +173,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             name, other, of_snapshot, self.make_concrete(name, {"xs": (), "history": history}).after, key
         )
         for worker in copies:
-            response = self.run(self._position_response(self.workers[worker].streams.copies.fork(
+            response = self.run(self._position_response(StreamCopies(self.workers[worker].streams).fork(
                 self.key(name), self.key(other), snapshot="s" if of_snapshot else None, version=None,
                 after=fork.after, idempotency_key=key,
             )))  # fmt: skip
@@ -324,7 +325,8 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             value, step = request.given
             given = ImportedState({"h": np.array([value], np.int64)}, step)
             served = Shared.shelf.get(FOLD)
-            return await engine.streams.put_state(key, served, given, after=request.after, idempotency_key=request.key)
+            copies = StreamCopies(engine.streams)
+            return await copies.put_state(key, served, given, after=request.after, idempotency_key=request.key)
         snapshot = "s" if request.to == "snapshot" else None
         return await engine.streams.reset(key, snapshot=snapshot, after=request.after, idempotency_key=request.key)
 

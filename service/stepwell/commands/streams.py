@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from stepwell.codec.stream_ops import check_snapshot_name
+from stepwell.codec.resets import check_snapshot_name
 from stepwell.commands.service_calls import (
     DEFAULT_URL,
     HttpApi,

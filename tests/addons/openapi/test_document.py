@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepwell.addons.openapi.document import ROUTES
+from stepwell.addons.openapi.streams import ROUTES
 from stepwell.app import create_app
 from stepwell.settings import Settings
 

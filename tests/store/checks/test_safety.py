@@ -14,6 +14,7 @@ import redis
 
 from stepwell import app
 from stepwell.addons.backup.rdb import write_backup
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.commands.store_permissions import check_permissions
 from stepwell.errors import ServiceError
 from stepwell.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
@@ -234,7 +235,7 @@ async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclS
         replayed = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
         await engine.steps.advance(step("a", 2, seq=2))
         key = StreamKey("default", FOLD, "a")
-        await engine.streams.copies.create_snapshot(key, "s", after=None, idempotency_key=None)
+        await StreamCopies(engine.streams).create_snapshot(key, "s", after=None, idempotency_key=None)
         await engine.streams.reset(key, snapshot="s")
         status = await engine.streams.status(key)
         page = await engine.streams.list("default", FOLD)

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from stepwell.codec.step_bodies import TENSORS, PackedStateText, StateId, StreamId
-from stepwell.codec.stream_ops import Fingerprint, Position, States
+from stepwell.codec.step_bodies import TENSORS, StateId, StreamId
 from stepwell.error_codes import CODES
+from stepwell_client.wire.ids import SEQ_LIMIT
 from stepwell_client.wire.outcomes import Applied, Retry
-from stepwell_export.runtime.manifest import NAME
 
+Position = Annotated[int, Meta(ge=0, lt=SEQ_LIMIT)]
 Tensors = Annotated[dict[str, Any], Meta(extra_json_schema=TENSORS)]
 _FLAG = {"const": True}
 Replayed = Annotated[
@@ -44,7 +44,6 @@ Unknown = Annotated[
     int, Meta(ge=1, description="In msgpack: number of first timesteps whose outputs are not known, and zeros.")
 ]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAME.pattern}$"})]
 Objects = list[dict[str, Any]]
 
 
@@ -139,56 +138,6 @@ class PositionResponse(Document, kw_only=True):
     step: Position
     state_id: StateId
     replayed: Replayed | UnsetType = UNSET
-
-
-class ForkResponse(PositionResponse, kw_only=True):
-    """The response to a fork."""
-
-    stream: StreamId
-
-
-class NewSnapshotResponse(PositionResponse, kw_only=True):
-    """The response to a request that creates a snapshot."""
-
-    name: SnapshotName
-
-
-class StateResponse(Document, kw_only=True):
-    """The state of a stream."""
-
-    states: States
-    step: Position
-    fingerprint: Fingerprint
-
-
-class PackedStateResponse(Document, kw_only=True):
-    """The state of a stream, with `?packed=true`."""
-
-    state: PackedStateText
-    step: Position
-
-
-class SnapshotEntry(Document, kw_only=True):
-    """A snapshot of a stream, without its state."""
-
-    name: SnapshotName
-    version: int | None
-    step: Position
-    state_id: StateId
-    taken_at: Time
-
-
-class SnapshotResponse(SnapshotEntry, kw_only=True):
-    """A snapshot of a stream."""
-
-    states: States
-    fingerprint: Fingerprint
-
-
-class SnapshotsResponse(Document, kw_only=True):
-    """The snapshots of a stream."""
-
-    snapshots: list[SnapshotEntry]
 
 
 class LastSource(Document, kw_only=True):

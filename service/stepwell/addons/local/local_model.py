@@ -8,9 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from stepwell.codec.stream_ops import read_packed_state
+from stepwell.addons.packed_states import non_finite_rows, read_packed_state
 from stepwell.codec.strict.tensors import check_finite
-from stepwell.engine.given_states import non_finite_rows
 from stepwell.engine.packing import finite_rows
 from stepwell.engine.stepping.model_runner import model_rejected_input, non_finite_state
 from stepwell.errors import ServiceError

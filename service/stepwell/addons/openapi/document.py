@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from stepwell.addons.api_schemas.routes import components
-from stepwell.addons.openapi import stream_ops, streams
+from stepwell.addons.openapi.streams import ROUTES
 
 _DESCRIPTION: Final = """\
 Recurrent models on live streams: each POST of a timestep advances one stream's hidden state exactly once and returns
@@ -26,9 +26,6 @@ messages are in `/asyncapi.json`.
 
 `/v2` is the Open Inference Protocol, where a sequence is a stream and errors are `{"error": ".."}`.
 """
-
-ROUTES: Final = {**streams.ROUTES, **stream_ops.ROUTES}
-"""The documentation of the service's own routes, by method and path."""
 
 
 def document(app: FastAPI) -> dict[str, Any]:

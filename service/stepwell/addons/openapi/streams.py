@@ -13,6 +13,7 @@ from stepwell.addons.api_schemas.responses import (
     BulkResponse,
     ModelDescription,
     ModelsResponse,
+    PeekResponse,
     PositionResponse,
     ReadyResponse,
     ReloadResponse,
@@ -33,8 +34,8 @@ from stepwell.addons.api_schemas.routes import (
     query,
     route,
 )
-from stepwell.codec.step_bodies import BulkBody, BulkStepsBody, StepBody, StepsBody
-from stepwell.codec.stream_ops import ResetBody
+from stepwell.codec.resets import ResetBody
+from stepwell.codec.step_bodies import BulkBody, BulkStepsBody, PeekBody, StepBody, StepsBody
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 _MODEL = "/v1/models/{model}"
@@ -46,6 +47,9 @@ ROUTES: Final[Mapping[str, dict[str, Any]]] = {
     f"POST {_STREAM}/steps": _one(body=StepsBody, answer=StepResponse),
     f"POST {_MODEL}/step": _many(body=BulkBody, answer=BulkResponse),
     f"POST {_MODEL}/steps": _many(body=BulkStepsBody, answer=BulkResponse),
+    f"POST {_STREAM}/peek": route(
+        "rollouts", path=STREAM_PATH, parameters=[VERSION], body=PeekBody, answer=PeekResponse, problems=STEPPING
+    ),
     f"POST {_STREAM}/reset": route(
         "streams",
         path=STREAM_PATH,

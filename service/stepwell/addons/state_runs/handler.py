@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from stepwell.addons.packed_states import read_packed_state
 from stepwell.addons.state_runs.bodies import run_columns_response, run_response
 from stepwell.addons.state_runs.service import GivenState, StateRunResult, StateRuns
 from stepwell.codec import Format
 from stepwell.codec.step_bodies import DecodedRun
-from stepwell.codec.stream_ops import read_packed_state
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
 from stepwell_client.wire.formats import encode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepwell.engine.given_states import non_finite_rows, row_in
+from stepwell.addons.packed_states import non_finite_rows, row_in
 from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.errors import ServiceError

@@ -23,12 +23,12 @@ from stepwell.asgi.http import (
 from stepwell.asgi.query import flag_of, number_of, version_of
 from stepwell.asgi.run_handler import run_handler
 from stepwell.codec import JSON, Format
-from stepwell.codec.responses import position_response, rfc3339
-from stepwell.codec.stream_ops import check_no_fields, read_reset
+from stepwell.codec.resets import check_no_fields, read_reset
+from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.context import AppContext
-from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler
+from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler, to_timestep
 from stepwell.types import ConsumedSource, StreamKey
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import STREAM_ID, encode_state_id
@@ -52,6 +52,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the other routes."""
     routes = StreamRoutes(context)
     add = app.add_api_route
+    add(f"{_STREAM}/peek", routes.peek, methods=["POST"])
     add(f"{_STREAM}/reset", routes.reset, methods=["POST"])
     add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"])
     add(_STREAM, routes.status, methods=["GET"])
@@ -80,6 +81,21 @@ class StreamRoutes:
     async def bulk_steps(self, request: Request) -> Response:
         """Apply a chunk of timesteps to each of many streams."""
         return await self._step_bulk(request, chunk=True)
+
+    async def peek(self, request: Request) -> Response:
+        """Return what a step, or a chunk, would return; nothing is committed."""
+        context = self._context
+        key = authorized_stream(request, context, "step")
+        served, request_format = model_of(request, context), format_of(request)
+        decoder = context.decoder(served)
+        raw = await body_of(request, context)
+        body = await context.large_bodies.decode_by(raw, decoder, lambda decoder: decoder.peek(raw, request_format))
+        result = await context.engine.steps.peek(to_timestep(body, key, version_of(request), transport="http"))
+        response_format = format_of_answer(request.headers.get("accept"), request_format)
+        document = step_response(result, response_format, chunk=body.chunk, keep=body.keep)
+        if not result.state_id:
+            del document["state_id"]  # the stream does not exist, so it has no history
+        return respond(document, request, request_format)
 
     async def reset(self, request: Request) -> Response:
         """Reset one stream to its initial state, or to one of its snapshots."""

@@ -1,12 +1,11 @@
-"""`StreamService`: operations on whole streams: status, list, reset, new state, deletion."""
+"""`StreamService`: operations on whole streams: status, list, reset, deletion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stepwell.engine.packing import finite_rows, last_prediction
-from stepwell.engine.streams.copies import StreamCopies
+from stepwell.engine.packing import last_prediction
 from stepwell.engine.streams.deletions import delete_stream
 from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_part
 from stepwell.engine.streams.reset_all import reset_all_streams
@@ -14,13 +13,12 @@ from stepwell.engine.streams.resets import ReplacedPosition, replace_state, rese
 from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.listing import count_by_tenant, page
-from stepwell.store.record import Kind, SourcePosition, blake2b_128, decode, sources_of, step_of
-from stepwell.types import ConsumedSource, ImportedState, StreamKey, StreamList, StreamStatus
+from stepwell.store.record import Kind, SourcePosition, decode, sources_of, step_of
+from stepwell.types import ConsumedSource, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
     from stepwell.engine.placing import Placing
     from stepwell.engine.streams.transaction import StreamOpDeps
-    from stepwell.models.served import ServedModel
     from stepwell.store.snapshots import SnapshotStore
 
 
@@ -28,17 +26,18 @@ class StreamService:
     """Reads, replaces and deletes whole streams. Each state is replaced in one commit; so is a corrupt record.
 
     Attributes:
-        copies: Forks streams, creates snapshots, exports states.
         deps: What an operation on streams works on; for those of add-ons.
         sources: Loads streams, and derives new states from them.
+        snapshots: Stores snapshots.
+        placing: Places streams on versions.
     """
 
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, placing: Placing) -> None:
         """Create the service."""
         self.deps = deps
         self.sources = DerivedStates(deps.store, deps.models, snapshots, placing)
-        self.copies = StreamCopies(deps, snapshots, self.sources)
-        self._placing = placing
+        self.snapshots = snapshots
+        self.placing = placing
 
     # ---------------------------------------------------------------- reading
 
@@ -145,7 +144,7 @@ class StreamService:
         op_id = reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
             served = self.deps.models.get(key.model, version)
-            moved = 0 if version is None else self._placing.pinned(served.name)
+            moved = 0 if version is None else self.placing.pinned(served.name)
             initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
             return await replace_state(self.deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
 
@@ -154,46 +153,6 @@ class StreamService:
             return await self.sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
         return await replace_state(self.deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
-
-    async def put_state(
-        self,
-        key: StreamKey,
-        served: ServedModel,
-        imported: ImportedState,
-        *,
-        is_named: bool = False,
-        after: bytes | None,
-        idempotency_key: str | None,
-    ) -> ReplacedPosition:
-        """Set a stream to an imported state.
-
-        A retry gets the first response as long as no other operation was applied to the stream since.
-
-        Args:
-            key: The stream.
-            served: The model version that continues the stream.
-            imported: The state, checked against the model's declarations.
-            is_named: The request names that version, so no release of until now moves the stream from it.
-            after: The state id that the stream must have; None: any.
-            idempotency_key: The client's, if any.
-
-        Raises:
-            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`; `non_finite`:
-                the state is not finite in the type in which it is stored; or an error of the store.
-        """
-        packed = served.step_model.pack({name: array[None] for name, array in imported.states.items()}, rows=1)
-        _, bad = finite_rows(served.step_model.unpack(packed)) if imported.states else (None, {})
-        if bad:
-            raise ServiceError(
-                "non_finite",
-                f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
-                fix="Send numbers that its `store_dtype` can hold.",
-            )
-        moved = self._placing.pinned(served.name) if is_named else 0
-        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
-        digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
-        op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
-        return await replace_state(self.deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
 
     async def reset_all(self, tenant: str, model: str, *, idempotency_key: str | None = None) -> int:
         """Reset all streams of a model that the tenant has, and return their number.

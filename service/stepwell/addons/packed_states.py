@@ -1,4 +1,4 @@
-"""Checks the packed states of requests against the model that is to continue from them."""
+"""Decodes the packed states of requests, and checks them against the model that is to continue from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.state_packing import DecodedState
+from stepwell_export.runtime.state_packing import DecodedState, decode_packed_state
+
+
+def read_packed_state(text: str) -> DecodedState:
+    """Decode a packed state; whether it belongs to a model is not checked.
+
+    Raises:
+        ServiceError: `bad_request`: it is not the text of a packed state.
+    """
+    try:
+        return decode_packed_state(text)
+    except ValueError as exc:
+        raise ServiceError(
+            "bad_request",
+            f"`state` has {exc}; expected a packed state.",
+            fix="Send a state as it was received, or null for the initial state.",
+        ) from exc
 
 
 def row_in(packed: DecodedState, served: ServedModel, models: ModelRegistry) -> bytes:

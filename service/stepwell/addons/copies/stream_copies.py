@@ -1,4 +1,4 @@
-"""`StreamCopies`: forks streams, creates and deletes snapshots, and exports states."""
+"""`StreamCopies`: forks streams, creates and deletes snapshots, exports and imports states."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from stepwell.engine.packing import finite_rows
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_part
-from stepwell.engine.streams.resets import replay_position
-from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
-from stepwell.errors import state_changed, stream_exists, wrong_state_size
+from stepwell.engine.streams.derived_states import NewState, no_stream, responding_part
+from stepwell.engine.streams.resets import ReplacedPosition, replace_state, replay_position
+from stepwell.engine.streams.service import StreamService
+from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from stepwell.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record, blake2b_128
-from stepwell.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
+from stepwell.store.snapshots import IdempotencyWrite, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
-from stepwell.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
+from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamPosition, StreamState
 from stepwell_export.runtime.state_packing import DecodedState
 
 
@@ -26,15 +28,14 @@ class StreamCopies:
     """Copies streams. A record is never modified after it is written, so a copy needs no lock.
 
     Args:
-        deps: Store, models and quota.
-        snapshots: Stores snapshots.
-        sources: Loads streams and snapshots.
+        streams: The streams of an engine.
     """
 
-    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, sources: DerivedStates) -> None:
-        self._deps = deps
-        self._snapshots = snapshots
-        self._sources = sources
+    def __init__(self, streams: StreamService) -> None:
+        self._deps = streams.deps
+        self._snapshots = streams.snapshots
+        self._sources = streams.sources
+        self._placing = streams.placing
 
     # ---------------------------------------------------------------- forks
 
@@ -237,6 +238,46 @@ class StreamCopies:
             fix = f"If both have the same states, send ?version={default.version} to import it all the same."
             raise self._deps.models.changed_error(model, fingerprint, fix=fix)
         return served
+
+    async def put_state(
+        self,
+        key: StreamKey,
+        served: ServedModel,
+        imported: ImportedState,
+        *,
+        is_named: bool = False,
+        after: bytes | None,
+        idempotency_key: str | None,
+    ) -> ReplacedPosition:
+        """Set a stream to an imported state.
+
+        A retry gets the first response as long as no other operation was applied to the stream since.
+
+        Args:
+            key: The stream.
+            served: The model version that continues the stream.
+            imported: The state, checked against the model's declarations.
+            is_named: The request names that version, so no release of until now moves the stream from it.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`; `non_finite`:
+                the state is not finite in the type in which it is stored; or an error of the store.
+        """
+        packed = served.step_model.pack({name: array[None] for name, array in imported.states.items()}, rows=1)
+        _, bad = finite_rows(served.step_model.unpack(packed)) if imported.states else (None, {})
+        if bad:
+            raise ServiceError(
+                "non_finite",
+                f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
+                fix="Send numbers that its `store_dtype` can hold.",
+            )
+        moved = self._placing.pinned(served.name) if is_named else 0
+        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
+        digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
+        op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
+        return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
 
     # ---------------------------------------------------------------- helpers
 

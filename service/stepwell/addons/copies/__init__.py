@@ -1,0 +1,1 @@
+"""Copies of a stream: forks, snapshots, and states that are read and set."""
