@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
-from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.errors import ServiceError
