@@ -259,23 +259,27 @@ class Flow:
 
 
 def read_flow(graph: Any) -> Flow:
-    """Follow every input of a graph to the outputs."""
-    before, after = _states_in(graph), _states_out(graph)
+    """Follow every input of a graph to the outputs, and to the states of operators."""
+    inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    origins = {name: frozenset([name]) for name in inputs}  # by layout: inputs, and states that operators give
+    copies = {name: name for name in inputs}
+    taken: dict[str, Marks] = {}
+    for at, node in enumerate(in_order(graph.node)):
+        if node.op_type in _LAYOUT:
+            passed = frozenset[str]().union(*(origins.get(name, ()) for name in node.input))
+            origins.update(dict.fromkeys(node.output, passed))
+        if node.op_type in _SAME and node.input[0] in copies:
+            copies[node.output[0]] = copies[node.input[0]]
+        for before, after in _carried_slots(node).items():
+            if len(node.output) > after:
+                for name in origins.get(node.input[before], ()) if len(node.input) > before else ():
+                    taken[name] = taken.get(name, frozenset()) | {f"{at}/{after}"}
+                origins[node.output[after]] = frozenset([f"{at}/{after}"])
+    given = {name: origins.get(name, frozenset()).difference(inputs) for name in outputs}
     return Flow(
-        {
-            name: [output for output, slots_there in after.items() if slots_there == slots]
-            for name, slots in before.items()
-        },
-        _copies(graph),
+        {name: [output for output in outputs if given[output] == taken[name]] for name in inputs if name in taken},
+        {name: copies[name] for name in outputs if name in copies},
     )
-
-
-def _copies(graph: Any) -> dict[str, str]:
-    origins = {value.name: value.name for value in graph.input}
-    for node in in_order(graph.node):
-        if node.op_type in _SAME and node.input[0] in origins:
-            origins[node.output[0]] = origins[node.input[0]]
-    return {output.name: origins[output.name] for output in graph.output if output.name in origins}
 
 
 def laid_out_from(graph: Any, name: str) -> set[str]:
@@ -295,35 +299,6 @@ def _carried_slots(node: Any) -> Mapping[int, int]:
         return {k: k for k in range(len(node.input) - scanned)}
     operator = STATEFUL.get(node.op_type)
     return operator.states if operator else {}
-
-
-def _states_in(graph: Any) -> dict[str, Marks]:
-    """Return, for each graph input that becomes the state of an operator by layout alone, whose state it is."""
-    origins = {value.name: frozenset([value.name]) for value in graph.input}
-    marks: dict[str, Marks] = {}
-    for at, node in enumerate(graph.node):
-        _pass_layout(node, origins)
-        for before, after in _carried_slots(node).items():
-            if len(node.input) > before and len(node.output) > after:
-                for name in origins.get(node.input[before], ()):
-                    marks[name] = marks.get(name, frozenset()) | {f"{at}/{after}"}
-    return marks
-
-
-def _states_out(graph: Any) -> dict[str, Marks]:
-    """Return, for each graph output that is made of next states by layout alone, whose states they are."""
-    marks: dict[str, Marks] = {}
-    for at, node in enumerate(graph.node):
-        _pass_layout(node, marks)
-        for after in _carried_slots(node).values():
-            if len(node.output) > after:
-                marks[node.output[after]] = frozenset([f"{at}/{after}"])
-    return {output.name: marks[output.name] for output in graph.output if output.name in marks}
-
-
-def _pass_layout(node: Any, marks: dict[str, Marks]) -> None:
-    if node.op_type in _LAYOUT and (passed := frozenset[str]().union(*(marks.get(name, ()) for name in node.input))):
-        marks.update(dict.fromkeys(node.output, passed))
 
 
 # ---------------------------------------------------------------- what nodes are called

@@ -36,7 +36,8 @@ from stepwell_export.streaming.rules.elementwise import by_timestep
 from stepwell_export.streaming.rules.loops import turns_with_time
 from stepwell_export.streaming.rules.table import RULES, takes_refused
 from stepwell_export.streaming.walk import StepTensor, StreamingWalk
-from stepwell_export.structure.rows import RowsVerdict, mixed_rows, read_rows
+from stepwell_export.structure.facts import RowsVerdict
+from stepwell_export.structure.rows import mixed_rows, read_rows
 from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
 
 _MANY = 2_000_000

@@ -45,18 +45,23 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class RowFault:
-    """Why a tensor's rows are not independent, or cannot be shown to be.
+class RowsVerdict:
+    """Whether the rows of a tensor, or of all answers of a graph, depend on each other.
 
     Attributes:
-        outcome: `mixed`: a row depends on others. `undecided`: the operators do not show whether it does.
-        node: The node, for people, for the beginning of a sentence.
+        outcome: `independent`; `mixed`: a row depends on others; `undecided`: the operators do not show it.
+        node: The node that mixes them or is not decided, for the beginning of a sentence; empty: all are independent.
         reason: What it does, as a verb.
     """
 
     outcome: Outcome
-    node: str
-    reason: str
+    node: str = ""
+    reason: str = ""
+
+    @property
+    def why(self) -> str:
+        """The node and what it does, without a full stop; empty: rows are independent."""
+        return f"{self.node} {self.reason}" if self.node else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class RowFact:
     counts: Array | None = None
     is_count: bool = False
     parts: tuple[RowFact, ...] | None = None
-    fault: RowFault | None = None
+    fault: RowsVerdict | None = None
 
     @property
     def rank(self) -> int:

@@ -214,17 +214,12 @@ def _matmul(call: RowCall, places: tuple[int, int] = (0, 1)) -> Rows:
     left, right = (call.fact(place) for place in places)
     assert left is not None
     assert right is not None
-    trans = [bool(call.attrs.get(name)) for name in ("transA", "transB")]
-    if call.attrs.get("transBatchA") or call.attrs.get("transBatchB"):
-        raise UndecidedError("moves the axes of the batch")
     rank = max(left.rank, right.rank, 2) - (left.rank == 1) - (right.rank == 1)
     outputs = []
-    for fact, other, is_right, is_turned in ((left, right, False, trans[0]), (right, left, True, trans[1])):
+    for fact, other, is_right in ((left, right, False), (right, left, True)):
         if fact.rows is None:
             continue
         from_end = fact.rank - 1 - fact.rows.axis
-        if is_turned and fact.rank > 1 and from_end < 2:
-            from_end = 1 - from_end
         if from_end == (1 if is_right and fact.rank > 1 else 0):
             raise MixedError("adds up the rows of the batch")
         if from_end == 0:  # columns of the right factor
@@ -309,22 +304,9 @@ def _concat(call: RowCall) -> Rows:
     places = [fact.rows for fact in call.given if fact is not None and fact.rows is not None]
     if all(place.axis != axis for place in places):
         return common_axis(places)
-    if any(place.is_filled for place in places):
-        raise UndecidedError("joins something to the axis that has the rows")
-    if len(places) < len(call.given) or len({(place.axis, place.behind) for place in places}) > 1:
+    if len(places) < len(call.given) and not any(place.is_filled for place in places):
         raise MixedError("joins something to the rows of the batch")
-    return replace(places[0], before=sum(place.before for place in places))
-
-
-def _split(call: RowCall) -> list[Rows | None]:
-    rows = _first(call)
-    if call.axis(0, call.rank(0)) != rows.axis:
-        return [rows] * len(call.made)
-    outputs: list[Rows | None] = []
-    for place in range(len(call.made)):
-        shapes = call.output(place)
-        outputs.append(_part(rows, [shape[rows.axis] for shape in shapes]))
-    return outputs
+    raise UndecidedError("joins something to the axis that has the rows")
 
 
 def _part(rows: Rows, sizes: Sequence[int]) -> Rows:
@@ -445,16 +427,6 @@ def _one_hot(call: RowCall) -> Rows:
     return replace(rows, axis=rows.axis + (axis <= rows.axis))
 
 
-def _reverse_sequence(call: RowCall) -> Rows:
-    rows, batch = _first(call), int(call.attrs.get("batch_axis", 1))
-    if rows.axis == int(call.attrs.get("time_axis", 0)):
-        raise MixedError("turns the order of the rows of the batch around")
-    lengths = call.rows(1)
-    if lengths is not None and (rows.axis != batch or replace(lengths, axis=batch) != rows):
-        raise UndecidedError("has lengths of other rows")
-    return rows
-
-
 # ---------------------------------------------------------------- operators with states
 
 
@@ -536,7 +508,7 @@ RULES: Final[Mapping[str, Rule]] = {
         (["Reshape", "Flatten", "Unsqueeze"], _reshape),
         (["Squeeze"], _squeeze),
         (["Concat"], _concat),
-        (["Split"], _split),
+        (["Split"], _along(_axis(0), "separates")),
         (["Slice"], _slice),
         (["Gather"], _gather),
         (["GatherElements", "ScatterElements"], _elements_by_places),
@@ -547,7 +519,6 @@ RULES: Final[Mapping[str, Rule]] = {
         (["Resize"], _same_size),
         (["OneHot"], _one_hot),
         (["Trilu"], _along(lambda call: [-2, -1], "takes for a matrix")),
-        (["ReverseSequence"], _reverse_sequence),
     )
     for operator in operators
 }

@@ -38,10 +38,9 @@ from stepwell_export.structure.facts import (
     TRIALS,
     Array,
     MixedError,
-    Outcome,
     RowFact,
-    RowFault,
     Rows,
+    RowsVerdict,
     Shape,
     UndecidedError,
     computed,
@@ -54,26 +53,6 @@ if TYPE_CHECKING:
 
 _ROUNDS = 4  # of a loop's body, until the facts of what it carries stay as they are
 _TIMESTEPS = 11  # of a chunk: any number that is not 1
-
-
-@dataclass(frozen=True, slots=True)
-class RowsVerdict:
-    """Whether the rows of a graph depend on each other.
-
-    Attributes:
-        outcome: `independent`, `mixed` or `undecided`.
-        node: The node that mixes them or is not decided, for the beginning of a sentence; empty: all are independent.
-        reason: What it does, as a verb.
-    """
-
-    outcome: Outcome
-    node: str = ""
-    reason: str = ""
-
-    @property
-    def why(self) -> str:
-        """The node and what it does, without a full stop; empty: rows are independent."""
-        return f"{self.node} {self.reason}" if self.node else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +129,7 @@ def _verdict(facts: Mapping[str, RowFact], answers: Mapping[str, int | None]) ->
     for name, axis in answers.items():
         fact = facts.get(name, RowFact())
         if fact.fault is not None:
-            faults.append(RowsVerdict(fact.fault.outcome, fact.fault.node, fact.fault.reason))
+            faults.append(fact.fault)
         elif axis is None:
             continue
         elif fact.rows is None or fact.is_count:
@@ -176,9 +155,6 @@ class _Walk:
         for tensor in graph.initializer:
             if tensor.name not in facts:
                 facts[tensor.name] = _of_tensor(tensor)
-        for sparse in graph.sparse_initializer:
-            shape = tuple(sparse.dims)
-            facts[sparse.values.name] = RowFact(sparse.values.data_type, (shape, shape))
         nodes = in_order(graph.node)
         for node in nodes if needed is None else needed_nodes(nodes, needed):
             facts.update(zip(node.output, self.node(node, facts), strict=True))
@@ -207,8 +183,11 @@ class _Walk:
         is_known = has_schema and all(fact is None or fact.shapes is not None for fact in given)
         types = self._inferred(node, given) if is_known else {}
         made = [types.get(name, (0, None)) for name in node.output]
-        if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
-            return [_sizes(node.op_type, attrs, given[0].shapes)]
+        if node.op_type == "Shape" and given[0] is not None and given[0].shapes is not None:
+            first, other = (
+                np.asarray(shape, np.int64)[slice(attrs.get("start", 0), attrs.get("end"))] for shape in given[0].shapes
+            )
+            return [_valued(onnx.TensorProto.INT64, first, other, np.asarray(first != other))]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
             return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]
         call = RowCall(node.op_type, attrs, given, [shapes for _, shapes in made], self._opset(node.domain))
@@ -476,19 +455,8 @@ def _of_constant(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> RowFact:
     return RowFact()
 
 
-def _sizes(kind: str, attrs: Mapping[str, Any], shapes: tuple[Shape, Shape]) -> RowFact:
-    pair = [np.asarray(shape, np.int64)[slice(attrs.get("start", 0), attrs.get("end"))] for shape in shapes]
-    if kind == "Size":
-        pair = [np.asarray(np.prod(shape, dtype=np.int64)) for shape in shapes]
-    counts = np.asarray(pair[0] != pair[1])
-    return RowFact(
-        onnx.TensorProto.INT64, (pair[0].shape, pair[1].shape), values=(pair[0], pair[1]), counts=counts,
-        is_count=bool(counts.any()),
-    )  # fmt: skip
-
-
-def _fault(node: onnx.NodeProto, exc: MixedError | UndecidedError) -> RowFault:
-    return RowFault("mixed" if isinstance(exc, MixedError) else "undecided", described(node), str(exc))
+def _fault(node: onnx.NodeProto, exc: MixedError | UndecidedError) -> RowsVerdict:
+    return RowsVerdict("mixed" if isinstance(exc, MixedError) else "undecided", described(node), str(exc))
 
 
 def _faulted(given: Sequence[RowFact | None]) -> list[RowFact]:

@@ -77,14 +77,6 @@ INDEPENDENT: dict[str, Case] = {
             z = ConstantOfShape (n)
             y = Add (x, z)
         }""", FOUR, {}),
-    "two halves that are joined and split": (
-        """(float[B,4] x) => (float[B,4] y) {
-            n = Neg (x)
-            both = Concat <axis = 0> (x, n)
-            t = Tanh (both)
-            l, r = Split <axis = 0, num_outputs = 2> (t)
-            y = Add (l, r)
-        }""", FOUR, {}),
     "attention": (
         """(float[B,6,4] x) => (float[B,6,4] y) {
             k = Transpose <perm = [0, 2, 1]> (x)
@@ -248,6 +240,14 @@ UNDECIDED: dict[str, Case] = {
         }""", FOUR, {"zero": np.array(0), "one": np.array(1), "at": ints(1)}),
     "a fixed number of rows": ("(float[B,4] x) => (float[B,4] y) { y = Add (x, W) }", FOUR, {"W": (3, 4)}),
     "axes of length 1 that go": ("(float[B,4,1] x) => (float[B,4] y) { y = Squeeze (x) }", {"x": ((4, 1), 0)}, {}),
+    "two halves that are joined and split": (
+        """(float[B,4] x) => (float[B,4] y) {
+            n = Neg (x)
+            both = Concat <axis = 0> (x, n)
+            t = Tanh (both)
+            l, r = Split <axis = 0, num_outputs = 2> (t)
+            y = Add (l, r)
+        }""", FOUR, {}),
     "rows picked by a value": (
         """(float[B,4] x, int64[B] i) => (float[B,4] y) { y = Gather <axis = 0> (x, i) }""",
         {"x": ((4,), 0), "i": ((), 0)}, {}),
