@@ -50,7 +50,7 @@ from stepwell_export.chunk.loops import (
     tensors,
 )
 from stepwell_export.graph.builder import element_type
-from stepwell_export.graph.decompose_rnn import RnnSteps, decompose_rnn
+from stepwell_export.graph.decompose_rnn import decompose_rnn
 from stepwell_export.graph.nodes import needed_nodes, renamed, uses, without_copies
 from stepwell_export.graph.operators import RNN
 from stepwell_export.runtime.errors import InternalError, ModelLoadError
@@ -278,20 +278,24 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     manifest, graph = reading.manifest, reading.model.graph
     names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
     first_row, steps, unit, is_step, zero = _CONDITION
-    written_out = RnnSteps(reading.model)
-    front = [node for node in reading.nodes if node.output[0] in reading.fixed] + written_out.front
+    step = StepGraphAnalysis(decompose_rnn(reading.model, flat=False), manifest)
+    front = {
+        node.output[0]: node
+        for read in (reading, step) for node in read.nodes if node.output[0] in read.fixed
+    }  # fmt: skip
     condition = [  # of one row's shape, all of which is known where the number of timesteps is
         helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
         helper.make_node("Shape", [first_row], [steps], start=0, end=1),
         helper.make_node("Equal", [steps, unit], [is_step]),
-        helper.make_node("If", [is_step], names, then_branch=_step_branch(reading, written_out), else_branch=branch),
+        helper.make_node("If", [is_step], names, then_branch=_step_branch(step), else_branch=branch),
     ]
+    weights = {tensor.name: tensor for tensor in (*graph.initializer, *step.model.graph.initializer)}
     constants = [
-        *graph.initializer, *written_out.constants, *builder.emitter.constants,
+        *weights.values(), *builder.emitter.constants,
         onnx.numpy_helper.from_array(np.array([1], np.int64), unit),
         onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
     ]  # fmt: skip
-    nodes = needed_nodes([*front, *condition], names)
+    nodes = needed_nodes([*front.values(), *condition], names)
     needed = {name for node in nodes for name in uses(node)}
     states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
     takes = [_timed(spec) for spec in manifest.fed]
@@ -305,11 +309,9 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     return model
 
 
-def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.GraphProto:
+def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
     manifest = reading.manifest
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
-    gives = [*(spec.name for spec in manifest.outputs), *reading.after.values()]
-    moving = needed_nodes(written_out.expand(moving, gives), gives)
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
     for given in manifest.fed:

@@ -51,81 +51,65 @@ DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "
 _Activations = list[tuple[str, dict[str, float]]]
 
 
-def decompose_rnn(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+def decompose_rnn(model: onnx.ModelProto, keep: Collection[str] = (), *, flat: bool = True) -> onnx.ModelProto:
     """Return a model without the operators that run over one timestep; the model itself where it has none.
 
     Args:
         model: Any model. Operators over several timesteps stay as they are, and those without an initial state.
         keep: Outputs of operators that stay.
+        flat: Whether weights that are used so alone are stored without their axis of directions.
     """
-    steps = RnnSteps(model, keep)
-    if not steps:
+    operators = [node for node in _one_timestep_operators(model) if not set(keep).intersection(node.output)]
+    if not operators:
         return model
     outputs = [value.name for value in model.graph.output]
-    nodes = needed_nodes(in_order([*steps.front, *steps.expand(model.graph.node, outputs)]), outputs)
-    flat = _used_flat(model, steps.front, nodes)
-    rename = {node.output[0]: weight for weight, node in flat.items()}
-    nodes = [renamed(node, rename, name=node.name) for node in nodes if node not in flat.values()]
+    writing = _Writing(model, {_key(node) for node in operators})
+    known = constants(model.graph) | {tensor.name: tensor for tensor in writing.constants}
+    nodes = needed_nodes(in_order(_without_detours(writing.nodes, known, outputs)), outputs)
+    flattened = _used_flat(model, writing.squeezed, nodes) if flat else {}
+    rename = {node.output[0]: weight for weight, node in flattened.items()}
+    nodes = [renamed(node, rename, name=node.name) for node in nodes if rename.keys().isdisjoint(node.output)]
     made = copy.deepcopy(model)
     replace_items(made.graph.node, nodes)
     used = {name for node in nodes for name in uses(node)}.union(outputs, (value.name for value in model.graph.input))
-    weights = [tensor for tensor in (*model.graph.initializer, *steps.constants) if tensor.name in used]
+    weights = [tensor for tensor in (*model.graph.initializer, *writing.constants) if tensor.name in used]
     replace_items(made.graph.initializer, weights)
     for tensor in made.graph.initializer:
-        if tensor.name in flat:
+        if tensor.name in flattened:
             del tensor.dims[0]
     return made
 
 
 def _used_flat(
-    model: onnx.ModelProto, front: Iterable[onnx.NodeProto], nodes: Iterable[onnx.NodeProto]
+    model: onnx.ModelProto, squeezed: Iterable[onnx.NodeProto], nodes: Iterable[onnx.NodeProto]
 ) -> dict[str, onnx.NodeProto]:
     """Return the weights that are used without their axis of directions alone, with the nodes that take it away."""
     stored = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.output}
     count = Counter(name for node in nodes for name in uses(node))
-    squeezed = [node for node in front if node.op_type == "Squeeze" and node.input[0] in stored]
-    return {node.input[0]: node for node in squeezed if count[node.input[0]] == 1}
+    return {node.input[0]: node for node in squeezed if node.input[0] in stored and count[node.input[0]] == 1}
 
 
-class RnnSteps:
-    """The operators of a model that run over one timestep, and the nodes that take their place.
+class _Writing:
+    """A model's nodes with operators written out.
 
     Attributes:
-        front: Nodes that make weights of the operators' weights.
-        constants: Constants of the new nodes.
+        nodes: All of them.
+        constants: Those of the new nodes.
+        squeezed: The nodes that take the axis of directions from weights.
     """
 
-    def __init__(self, model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
-        """Find the operators; `keep` has outputs of those that stay."""
-        operators = [node for node in _one_timestep_operators(model) if not set(keep).intersection(node.output)]
+    def __init__(self, model: onnx.ModelProto, operators: Collection[str]) -> None:
         self._opset = read_opset(model)
-        self._model = model
         self._at = ""
-        self._build = NodeBuilder("rnn", tensor_names(model.graph) if operators else ())
-        self._weights = {_key(node): self._prepared(node) for node in operators}
-        self.front, self.constants = self._build.nodes, self._build.constants
-
-    def __bool__(self) -> bool:
-        """Return whether there is such an operator."""
-        return bool(self._weights)
-
-    def expand(self, nodes: Iterable[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
-        """Return nodes of the model with those operators written out.
-
-        Args:
-            nodes: In order.
-            outputs: Tensors that keep their names.
-        """
-        made: list[onnx.NodeProto] = []
-        for node in nodes:
-            if _key(node) in self._weights:
-                self._build.nodes = []
+        self._build = NodeBuilder("rnn", tensor_names(model.graph))
+        self.nodes, self.constants = self._build.nodes, self._build.constants
+        self.squeezed: list[onnx.NodeProto] = []
+        for node in model.graph.node:
+            if _key(node) in operators:
+                self._at = _key(node).rpartition("/")[0] or node.name
                 self._write(node)
-                made += self._build.nodes
             else:
-                made.append(node)
-        known = constants(self._model.graph) | {tensor.name: tensor for tensor in self.constants}
-        return _without_detours(made, known, outputs) if self else made
+                self.nodes.append(node)
 
     # ---------------------------------------------------------------- one operator
 
@@ -138,10 +122,11 @@ class RnnSteps:
 
     def _prepared(self, node: onnx.NodeProto) -> list[list[str]]:
         """Emit the weights of an operator without their axis of directions; return W, the parts of R and of B."""
-        self._at = _place(node)
         attrs, ints = attributes(node), self._build.ints
         resets_before = node.op_type == "GRU" and not attrs.get("linear_before_reset")
-        w, r, *b = (self._op("Squeeze", name, ints([0])) for name in node.input[1:4] if name)
+        given = [name for name in node.input[1:4] if name]
+        w, r, *b = (self._op("Squeeze", name, ints([0])) for name in given)
+        self.squeezed += self.nodes[-len(given) :]
         biases = self._split(b[0], 2, 0) if b else []
         if biases and (node.op_type != "GRU" or resets_before):  # both are added at one place
             biases = [self._op("Add", *biases)]
@@ -149,8 +134,7 @@ class RnnSteps:
         return [[w], self._split(r, 2, 0, ints([2 * units, units])) if resets_before else [r], biases]
 
     def _write(self, node: onnx.NodeProto) -> None:
-        self._at = _place(node)
-        (w,), r, b = self._weights[_key(node)]
+        (w,), r, b = self._prepared(node)
         x, h, *c = (
             self._op("Squeeze", name, self._build.ints([0])) for name in (node.input[0], *node.input[5:7]) if name
         )
@@ -248,10 +232,6 @@ def _sequences(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
 def _key(node: onnx.NodeProto) -> str:
     """Return the first output of an LSTM, GRU or RNN, which identifies it; empty for other operators."""
     return next(filter(None, node.output), "") if node.op_type in RNN else ""
-
-
-def _place(node: onnx.NodeProto) -> str:
-    return _key(node).rpartition("/")[0] or node.name
 
 
 def _without_detours(
