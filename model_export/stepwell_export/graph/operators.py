@@ -1,38 +1,14 @@
 """The ONNX operators that carry states, that only move data, that work element by element, that reduce: the one table.
 
 A new operator with a state needs an entry here and nothing else, or a rule in `stepwell_export.streaming.rules.table`
-if `stateful_op` and `running` do not fit. The tests step the case of each entry.
+if `stateful_op` and `running` do not fit. The tests step a graph with each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorCase:
-    """A graph in which an operator runs over time.
-
-    Attributes:
-        nodes: From `x`, float32 of shape `(batch, time, 4)`, to `y`, in ONNX' text form; `OP` stands for the operator.
-        weights: The shapes of float32 weights by name.
-        integers: Integers by name, such as axes.
-        length: The number of timesteps that has to be declared; None: any.
-        opset: The version of its operators.
-    """
-
-    nodes: str
-    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    integers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
-    length: int | None = None
-    opset: int = 18
-
-
-def _recurrent(gates: int) -> OperatorCase:
-    weights = {"W": (1, 3 * gates, 4), "R": (1, 3 * gates, 3), "B": (1, 6 * gates)}
-    return OperatorCase("t = Transpose <perm = [1, 0, 2]> (x) y = OP <hidden_size = 3> (t, W, R, B)", weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +22,6 @@ class StatefulOperator:
         timed: Inputs that have a time axis.
         lengths: The input with the lengths of the sequences; None: there is none.
         labels: What each of the states is called behind the node's name.
-        case: A graph with it; None: the node tests of ONNX have one, or it runs along no axis.
     """
 
     states: Mapping[int, int]
@@ -54,13 +29,12 @@ class StatefulOperator:
     timed: tuple[int, ...] = (0,)
     lengths: int | None = None
     labels: tuple[str, ...] = ("state",)
-    case: OperatorCase | None = None
 
 
 STATEFUL: Final[Mapping[str, StatefulOperator]] = {
-    "LSTM": StatefulOperator({5: 1, 6: 2}, time_axis=0, lengths=4, labels=("h", "c"), case=_recurrent(4)),
-    "GRU": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",), case=_recurrent(3)),
-    "RNN": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",), case=_recurrent(1)),
+    "LSTM": StatefulOperator({5: 1, 6: 2}, time_axis=0, lengths=4, labels=("h", "c")),
+    "GRU": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",)),
+    "RNN": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",)),
     "CausalConvWithState": StatefulOperator({3: 1}, time_axis=2),
     "LinearAttention": StatefulOperator({3: 1}, time_axis=1, timed=(0, 1, 2, 4, 5)),
     "Attention": StatefulOperator({4: 1, 5: 2}),
@@ -79,18 +53,16 @@ class RunningOperator:
         combine: The operator that adds one timestep to what the ones before it make.
         start: What none make.
         label: What the state is called behind the node's name.
-        case: A graph with it.
     """
 
     combine: str
     start: float
     label: str
-    case: OperatorCase = OperatorCase("y = OP (x, time)", integers={"time": 1})
 
 
 RUNNING: Final[Mapping[str, RunningOperator]] = {
     "CumSum": RunningOperator("Add", 0, "sum"),
-    "CumProd": RunningOperator("Mul", 1, "product", OperatorCase("y = OP (x, time)", integers={"time": 1}, opset=26)),
+    "CumProd": RunningOperator("Mul", 1, "product"),
 }
 """Operators whose second input is the axis that they run along, with the attributes `exclusive` and `reverse`."""
 
