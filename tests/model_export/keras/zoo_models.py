@@ -27,6 +27,12 @@ def static_input() -> Any:
     return keras.Model([x, who], L.Dense(2)(L.Concatenate()([L.LSTM(4)(x), L.Dense(3, "relu")(who)])))
 
 
+def static_image() -> Any:
+    x, image = keras.Input((None, 3), name="x"), keras.Input((6, 6, 1), name="image")
+    seen = L.Dense(4)(L.Flatten()(L.Conv2D(2, 3, padding="same")(image)))
+    return keras.Model([x, image], L.LSTM(4, **RS)(x, initial_state=[seen, L.Dense(4)(seen)]))
+
+
 def ids_besides_the_embedding() -> Any:
     """Ids of a declared number of timesteps, which the answers are multiplied with, too."""
     ids = keras.Input((12,), dtype="int32", name="ids")
@@ -130,6 +136,12 @@ ZOO: dict[str, ZooModel] = {
         "an input without time axis beside a sequence",
         "sent with each timestep",
     ),
+    "static_image": ZooModel(
+        static_image,
+        "an image, by Conv2D and Dense, as the initial state of a sequence",
+        "sent with each timestep; used at the first",
+        rows_alike=False,
+    ),
     "static_ids_as_many": ZooModel(
         ids_as_long_as_the_state_needs,
         "as many static ids as there are timesteps, as the initial state",
@@ -149,11 +161,6 @@ ZOO: dict[str, ZooModel] = {
         lambda: keras.Sequential([keras.Input((None,), name="ids"), L.Embedding(9, 4), L.LSTM(5, **RS)]),
         "Embedding of ids, LSTM",
         "an id is an int32",
-    ),
-    "numbers": ZooModel(
-        lambda: keras.Sequential([keras.Input((None,), name="x"), L.Reshape((-1, 1)), L.LSTM(3, **RS)]),
-        "a sequence of plain numbers, Reshape((-1, 1)), LSTM",
-        "a timestep is one number",
     ),
     "window": ZooModel(
         lambda: of(lambda x: L.Dense(2)(L.Bidirectional(L.LSTM(3))(L.ZeroPadding1D((5, 0))(x)[:, -6:]))),

@@ -123,7 +123,15 @@ def differences(x: Any) -> Any:
     return L.GRU(3, **RS)(ops.concatenate(parts, axis=-1))
 
 
+def since_the_first(x: Any) -> Any:
+    """What changed since the first timestep, and a state that starts from it."""
+    return L.GRU(3, **RS)(x - x[:, :1], initial_state=L.Dense(3)(x[:, 0]))
+
+
 ZOO: dict[str, ZooModel] = {
+    "since_the_first": ZooModel(
+        lambda: of(since_the_first), "x - x[:, :1], and x[:, 0] as the initial state", "the first timestep"
+    ),
     "shifts": ZooModel(
         lambda: of(shifts),
         "x[:, :-1] with zeros or the first timestep in front of it",

@@ -222,17 +222,6 @@ def step_model_with_truth(rows: Path, stage: Stage, size: int) -> StepModel:
     )  # fmt: skip
 
 
-def test_without_forgetting_the_weights_are_those_of_ridge_regression(rows: Path) -> None:
-    x = RNG.standard_normal((1, 200, 3))
-    truth = np.zeros((1, 200, 1))
-    truth[:, 1:] = x[:, :-1] @ np.array([[1.0], [-2.0], [0.5]]) + 0.1 * RNG.standard_normal((1, 199, 1))
-    found = answers(rowwise(rows, Readout("z", "t", forgetting=1.0, ridge=2.0)), x=x, t=truth)["y"]
-    features = -x[0, :-1].astype(np.float32)
-    weights = np.linalg.solve(features.T @ features + 2.0 * np.eye(3), features.T @ truth[0, 1:])
-
-    np.testing.assert_allclose(found[0, -1], -x[0, -1] @ weights, rtol=1e-4)
-
-
 def test_features_that_stay_zero_leave_the_others_right(rows: Path) -> None:
     steps = 20_000
     x = RNG.standard_normal((1, steps, 3)).astype(np.float32)

@@ -112,21 +112,6 @@ FORMS: dict[str, Build] = {
     "squeezed_by_an_old_version": lambda: summed(
         "a = Unsqueeze <axes = [3]> (c) b = Squeeze (a) y = Identity (b)", opset=12
     ),
-    "classes_one_hot": lambda: graph(
-        """(int64[batch, time] x) => (float[batch, time, 3] y) {
-            h = OneHot <axis = -1> (x, six, values)
-            c = CumSum (h, axis)
-            y = MatMul (c, W)
-        }""",
-        six=np.int64(6), values=np.array([0, 1], np.float32), axis=np.int64(1), W=(6, 3),
-    ),
-    "weights_of_the_same_type": lambda: graph(
-        f"""({X}) => (float[batch, 4] y) {{
-            w = Softmax <axis = 1> (x) c = Cast <to = 1> (w) d = Dropout (c) p = Mul (x, d)
-            y = ReduceSum <keepdims = 0> (p, one)
-        }}""",
-        one=ints(1),
-    ),
     "folded_rows": folded_rows,
     "batch_and_time_on_one_axis_and_back": lambda: summed(
         """s = Shape (x) both = Slice (s, none, two, none) f = Reshape (c, flat) d = MatMul (f, V)

@@ -57,21 +57,6 @@ GRU_BODY = """
     }
 """
 
-TWO_CELLS = """
-    body (float[n, 5] h, float[n, 5] c, float[n, 5] g, float[n, 4] xi)
-    => (float[n, 5] hn, float[n, 5] cn, float[n, 5] gn, float[n, 5] yi) {
-        x1 = Unsqueeze (xi, s0)
-        h1 = Unsqueeze (h, s0)
-        c1 = Unsqueeze (c, s0)
-        g1 = Unsqueeze (g, s0)
-        a, hb, cb = LSTM <hidden_size = 5> (x1, W, R, B, , h1, c1)
-        b, gb = GRU <hidden_size = 5> (hb, W2, R2, B2, , g1)
-        hn = Squeeze (hb, s0)
-        cn = Squeeze (cb, s0)
-        gn = Squeeze (gb, s0)
-        yi = Identity (gn)
-    }
-"""
 
 AXES = "scan_input_axes = [1, 1], scan_output_axes = [1]"
 SECOND: dict[str, Any] = {"W2": (1, 15, 5), "R2": (1, 15, 5), "B2": (1, 30)}
@@ -99,17 +84,6 @@ def masked_stack() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def stacked_cells() -> onnx.ModelProto:
-    return graph(
-        f"""({X}) => (float[batch, time, 5] y) {{
-            {ZEROS}
-            [rnn] hT, cT, gT, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
-                body = {TWO_CELLS}> (z, z, z, x)
-        }}""",
-        **SIZES, **LSTM, **SECOND,
-    )  # fmt: skip
-
-
 ZOO: dict[str, Entry] = {
     "masked_lstm": Entry(
         masked_lstm, "an LSTM in a Scan that holds its state at masked timesteps",
@@ -117,8 +91,5 @@ ZOO: dict[str, Entry] = {
     ),
     "masked_stack": Entry(
         masked_stack, "a masked LSTM below a masked GRU whose output is 0 there", "the states of each held",
-    ),
-    "stacked_cells": Entry(
-        stacked_cells, "a Scan with an LSTM and a GRU in its body", "the operators; chunks by the operators",
     ),
 }  # fmt: skip

@@ -196,11 +196,6 @@ ZOO: dict[str, Entry] = {
         lambda: batch_first("[lstm] yt = LSTM <hidden_size = 5> (xt, W, R, B)", **LSTM),
         "LSTM over time, batch first", "the operator on one timestep, h and c as states",
     ),
-    "lstm_time_first": Entry(
-        lambda: graph("(float[T, N, 4] x) => (float[T, d, N, 5] y, float[d, N, 5] h, float[d, N, 5] c) "
-                      "{ y, h, c = LSTM <hidden_size = 5> (x, W, R, B) }", **LSTM),
-        "LSTM over time, time first, with its final states as answers", "the operator on one timestep",
-    ),
     "lstm_layout_1": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 1, 5] y) "
                       "{ y = LSTM <hidden_size = 5, layout = 1> (x, W, R, B) }", **LSTM),
@@ -216,19 +211,10 @@ ZOO: dict[str, Entry] = {
         lambda: batch_first("[gru] yt = GRU <hidden_size = 5, linear_before_reset = 1> (xt, W, R, B)", **GRU),
         "GRU over time", "the operator on one timestep, h as state",
     ),
-    "rnn_relu": Entry(
-        lambda: batch_first('yt = RNN <hidden_size = 5, activations = ["Relu"]> (xt, W, R, B)', **RNN),
-        "RNN over time", "the operator on one timestep, h as state",
-    ),
     "learned_initial_state": Entry(
         lambda: batch_first(LEARNED + "yt = GRU <hidden_size = 5> (xt, W, R, B, , h0)", learned=(1, 1, 5),
                             zeroth=ints(0), five=ints(5), **GRU),
         "an initial state that was learned", "kept as the state's initial value",
-    ),
-    "initial_state_given": Entry(
-        lambda: graph("(float[T, N, 4] x, float[1, N, 5] h0) => (float[T, d, N, 5] y, float[1, N, 5] hn) "
-                      "{ y, hn = GRU <hidden_size = 5> (x, W, R, B, , h0) }", **GRU),
-        "initial and final state as input and output", "the state of the step graph",
     ),
     "stacked_with_states": Entry(
         stacked_with_states, "two layers, their states stacked in one input and output", "a state for each layer",
@@ -264,13 +250,6 @@ ZOO: dict[str, Entry] = {
         lambda: graph("(float[T, N, 4] x, float[N, 5] h0) => (float[N, 5] hn, float[T, N, 5] y) { "
                       f"hn, y = Scan <num_scan_inputs = 1, body = {SCAN_BODY}> (h0, x) }}", Wx=(4, 5), Wh=(5, 5)),
         "Scan over time with its state as input and output", "the nodes of its body on one timestep",
-    ),
-    "scan_axis_1": Entry(
-        lambda: graph(f"({X}) => (float[N, T, 5] y) {{ sx = Shape (x) r = Gather (sx, zero) z = Concat <axis = 0> "
-                      "(r, five) h0 = ConstantOfShape (z) hn, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], "
-                      f"scan_output_axes = [1], body = {SCAN_BODY}> (h0, x) }}",
-                      zero=ints(0), five=ints(5), Wx=(4, 5), Wh=(5, 5)),
-        "Scan over another axis than the first", "the nodes of its body on one timestep",
     ),
     "loop_that_fills": Entry(
         lambda: graph(FILLING_LOOP, zeros=ints(0), ones=ints(1), one=np.int64(1), five=ints(5), most=ints(2**62),

@@ -52,22 +52,6 @@ def shape_chain() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def positions() -> onnx.ModelProto:
-    return graph(
-        f"""({X}) => (float[batch, time, 4] y) {{
-            shape = Shape (x)
-            steps = Gather <axis = 0> (shape, one)
-            places = Range (zero, steps, one)
-            column = Unsqueeze (places, ones)
-            real = Cast <to = 1> (column)
-            angle = Mul (real, speeds)
-            wave = Sin (angle)
-            y = Add (x, wave)
-        }}""",
-        zero=np.int64(0), one=np.int64(1), ones=ints(1), speeds=(1, 4),
-    )  # fmt: skip
-
-
 def everything_per_timestep() -> onnx.ModelProto:
     return graph(
         f"""({X}) => (float[batch, time, 4] y, float[batch, time, 2] z) {{
@@ -85,33 +69,6 @@ def everything_per_timestep() -> onnx.ModelProto:
         }}""",
         scale=(4,), bias=(4,), W=(4, 4), mean=(4,), var=np.array([0.5, 1, 2, 3], np.float32), one=np.int64(1),
         halves=ints(2, 2),
-    )  # fmt: skip
-
-
-def cumulative_norm() -> onnx.ModelProto:
-    return graph(
-        """(float[batch, 4, time] x) => (float[batch, 4, time] y) {
-            sum = ReduceSum <keepdims = 1> (x, features)
-            sums = CumSum (sum, last)
-            square = Mul (x, x)
-            power = ReduceSum <keepdims = 1> (square, features)
-            powers = CumSum (power, last)
-            shape = Shape (x)
-            steps = Gather <axis = 0> (shape, last)
-            end = Add (steps, one)
-            place = Range (one, end, one)
-            real = Cast <to = 1> (place)
-            count = Mul (real, four)
-            mean = Div (sums, count)
-            mean2 = Div (powers, count)
-            meanmean = Mul (mean, mean)
-            variance = Sub (mean2, meanmean)
-            safe = Add (variance, small)
-            deviation = Sqrt (safe)
-            centred = Sub (x, mean)
-            y = Div (centred, deviation)
-        }""",
-        features=ints(1), last=np.int64(2), one=np.int64(1), four=np.float32(4), small=np.float32(1e-3),
     )  # fmt: skip
 
 
@@ -140,9 +97,6 @@ ZOO: dict[str, Entry] = {
     "shape_chain": Entry(
         shape_chain, "Shape, Gather, Concat, Reshape: batch and time folded, also in the answer", "shapes for one step",
     ),
-    "positions": Entry(
-        positions, "sines of the position", "a state that counts; one row a run",
-    ),
     "everything_per_timestep": Entry(
         everything_per_timestep, "normalisation, softmax, split, dropout over features", "as it is",
     ),
@@ -159,9 +113,6 @@ ZOO: dict[str, Entry] = {
                       V=(3, 4), one=ints(1), axis=np.int64(1)),
         "an input without time axis, repeated over time", "sent with every timestep",
     ),
-    "cumulative_norm": Entry(
-        cumulative_norm, "normalisation by the mean and variance so far", "their sums, and a state that counts",
-    ),
     "double_precision": Entry(
         lambda: graph("(double[batch, time, 4] x) => (double[batch, time, 4] y) { c = CumSum (x, one) y = Tanh (c) }",
                       one=np.int64(1)),
@@ -172,6 +123,13 @@ ZOO: dict[str, Entry] = {
     ),
     "function": Entry(with_function, "local functions", "inlined"),
     "known_branch": Entry(known_branch, "If whose condition follows from sizes", "the branch that is taken"),
+    "positions_in_floats": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ s = Shape (x) t = Gather (s, where) "
+                      "f = Cast <to = 1> (t) e = Add (f, first) n = Range (first, e, first) "
+                      "u = Unsqueeze (n, one) c = CumSum (x, axis) y = Div (c, u) }",
+                      where=np.int64(1), first=np.float32(1), one=ints(1), axis=np.int64(1)),
+        "the mean of the timesteps so far, counted by a Range of floats", "the sum, and a state that counts",
+    ),
     "one_dimension": Entry(
         lambda: graph("(float[time] x) => (float[time] y) { y = CumSum (x, zero) }", zero=np.int64(0)),
         "no batch axis", "one row a run",
@@ -182,11 +140,6 @@ ZOO: dict[str, Entry] = {
                       "y = Transpose <perm = [1, 0, 2]> (ys) }",
                       one=ints(1), h0=np.zeros((1, 1, 5), np.float32), **GRU),
         "batch and length fixed by the exporter", "both free again",
-    ),
-    "batch_of_one": Entry(
-        lambda: graph("(float[1, time, 4] x) => (float[1, time, 4] y) { a = Reshape (x, shape) b = CumSum (a, one) "
-                      "y = Reshape (b, shape) }", shape=ints(1, -1, 4), one=np.int64(1)),
-        "a graph for one row only", "one row a run",
     ),
     "made_for_one_row": Entry(
         lambda: graph("(float[1, time, 4] x) => (float[1, time, 4] y) { c = CumSum (x, one) m = ReduceMean <axes = "

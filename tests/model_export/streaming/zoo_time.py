@@ -107,12 +107,6 @@ ZOO: dict[str, Entry] = {
         attention_operator, "the operator Attention with a mask for the last four timesteps",
         "written out; keys and values of the window as states",
     ),
-    "last_by_state": Entry(
-        lambda: graph(f"({X}) => (float[batch, 2] y) {{ xt = Transpose <perm = [1, 0, 2]> (x) "
-                      "yt, h = GRU <hidden_size = 5> (xt, W, R, B) hs = Squeeze (h, zero) y = Gemm (hs, V) }",
-                      V=(5, 2), zero=ints(0), **GRU),
-        "a head on the final state", "an answer for the timesteps so far, at every timestep",
-    ),
     "last_by_slice": Entry(
         lambda: graph(f"({X}) => (float[batch, n, 4] y) {{ c = CumSum (x, one) y = Slice (c, start, end, axes) }}",
                       one=np.int64(1), start=ints(-3), end=ints(2**62), axes=ints(1)),

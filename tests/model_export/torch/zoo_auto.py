@@ -41,14 +41,6 @@ def first(layer: Any) -> Any:
     return of(lambda m, x: m.layer(x)[0], layer=layer)
 
 
-def last_state() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        _, (h, _) = m.lstm(x)
-        return m.head(torch.cat([h[0], h[1]], dim=-1))
-
-    return whole(of(run, lstm=nn.LSTM(4, 6, num_layers=2), head=nn.Linear(12, 2)), 7, 2, 4, time_axis=0)
-
-
 def learned_start() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         h0 = m.h0.expand(-1, x.shape[0], -1).contiguous()
@@ -190,18 +182,6 @@ def in_training() -> StepSpec:
     return whole(of(lambda m, x: m.head(m.drop(m.rnn(x)[0])), **parts).train())
 
 
-def viewed() -> StepSpec:
-    """Views of what is in one piece in torch, and over which its newer exporter stumbles."""
-
-    def run(m: Any, x: Any) -> Any:
-        seen = torch.relu(m.see(x.view(x.shape[0] * x.shape[1], -1))).view(*x.shape[:2], -1)
-        h, c = m.lstm(seen)[1]
-        h = h.view(2, 1, x.size(0), 6)[:, 0].permute(1, 0, 2).contiguous().view(x.size(0), -1)
-        return m.head(h), c.view(-1, 6).view(2, -1, 6)[-1]
-
-    return whole(of(run, see=nn.Linear(4, 5), lstm=nn.LSTM(5, 6, 2, batch_first=True), head=nn.Linear(12, 2)))
-
-
 ZOO = {
     "stacked": ZooModule(stacked, "LSTM of two layers with dropout, LayerNorm, GRU, Linear", "h and c of each layer"),
     "projected": ZooModule(
@@ -209,16 +189,9 @@ ZOO = {
         "LSTM with projections",
         "h of the projection's width, c of the layer's",
     ),
-    "time_first": ZooModule(
-        lambda: whole(first(nn.LSTM(4, 6)), 7, 2, 4, time_axis=0), "LSTM over (time, batch, features)", "h and c"
-    ),
     "bare": ZooModule(
         lambda: whole(nn.GRU(4, 5, batch_first=True)), "a GRU alone, its last state an output too", "h"
     ),
-    "last_state": ZooModule(
-        last_state, "a head on the last hidden states, h_n", "h and c; each timestep answers for those so far"
-    ),
-    "viewed": ZooModule(viewed, "inputs and last states as views of other shapes", "h and c of each layer"),
     "learned_start": ZooModule(learned_start, "GRU with a learned initial state", "h, which begins with the parameter"),
     "cells_in_a_loop": ZooModule(
         cells_in_a_loop, "Embedding, LSTMCell, GRUCell and RNNCell in a loop over time", "the states of the cells"

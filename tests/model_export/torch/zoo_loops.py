@@ -141,6 +141,15 @@ def min_gru() -> StepSpec:
     return whole(of(run, gate=nn.Linear(4, 6), candidate=nn.Linear(4, 6), head=nn.Linear(6, 2)))
 
 
+def running_extremes() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        shrunk = torch.cumprod(torch.sigmoid(x[..., :2] + 3), dim=1)
+        parts = torch.cummax(x, dim=1).values, x.cummin(1)[0], shrunk, x.logcumsumexp(1)
+        return m.head(torch.cat(parts, -1))
+
+    return whole(of(run, head=nn.Linear(14, 2)))
+
+
 def associative_scan(combine: Any, values: Any, dim: int) -> Any:
     """PyTorch's own, in its form for all devices."""
     home = pytest.importorskip("torch._higher_order_ops", reason="PyTorch has no associative_scan before release 2.5")
@@ -176,6 +185,9 @@ ZOO = {
         diagonal_states, "S4D as a recurrence, complex numbers as pairs", "both parts of the states"
     ),
     "min_gru": ZooModule(min_gru, "minGRU by its parallel scan in log space", "the logarithm of h"),
+    "running_extremes": ZooModule(
+        running_extremes, "cummax, cummin, cumprod and logcumsumexp over time", "the value so far of each"
+    ),
     "layer_and_padding": ZooModule(
         layer_and_padding, "a padded Conv1d, and a StepLayer that runs over time by itself", "the past, and its state"
     ),
