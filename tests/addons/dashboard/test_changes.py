@@ -157,7 +157,7 @@ def test_a_hidden_tab_neither_reads_nor_draws(page: Page, live: ServiceProcess, 
     open_page(page, live, stream, model="wave")
     advance(live, stream, to=1)
     wait_for_step(page, stream, 1)
-    page.evaluate("""import('/dashboard/streams/streams.js').then(({Streams: {prototype}}) => {
+    page.evaluate("""import('/dashboard/streams/live_streams.js').then(({Streams: {prototype}}) => {
         const { trim } = prototype;
         prototype.trim = function (shown) {
             window.trimmedHidden ||= document.hidden;

@@ -26,7 +26,7 @@ MODULES = {
     "metrics": "metrics",
     "shapes": "shapes",
     "stream_status": "streams/stream_status",
-    "streams": "streams/streams",
+    "streams": "streams/live_streams",
     "trend": "streams/trend",
     "truth": "charts/truth",
 }
@@ -308,7 +308,7 @@ def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files
 
 def test_a_service_that_has_not_listed_its_streams_yet_is_not_reported_as_empty(page: Page, files: str) -> None:
     page.open(f"{files}/index.html")
-    script = """Promise.all(['stream_list', 'streams'].map((name) => import(`/streams/${name}.js`))).then(
+    script = """Promise.all(['stream_list', 'live_streams'].map((name) => import(`/streams/${name}.js`))).then(
         ([{StreamList}, {Streams}]) => {
             const part = () => document.createElement('div');
             const list = new StreamList({list: part(), note: part(), more: part(), search: {text: ''}});

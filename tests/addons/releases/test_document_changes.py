@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from stepwell.addons.releases import document_changes
-from stepwell.addons.releases.document import MAX_EARLIER, ROLLBACK_S, ReleaseDocument, ReleaseVersion
+from stepwell.addons.releases.document import MAX_EARLIER, ReleaseDocument, ReleaseVersion
+from stepwell.addons.releases.rollback import ROLLBACK_S
 
 ONE, TWO, THREE = (ReleaseVersion(n, f"version{n}".encode()) for n in (1, 2, 3))
 RAMP = document_changes.TrialOptions("ramp", ((0.0, 5.0),))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from stepwell.addons.releases.document import ROLLBACK_S, Ended, ReleaseDocument, ReleaseVersion, Trial
+from stepwell.addons.releases.document import Ended, ReleaseDocument, ReleaseVersion, Trial
 from stepwell.addons.releases.pair_state import Assignment, PairState, Standing
 from stepwell.addons.releases.plan import ReleasePlan
+from stepwell.addons.releases.rollback import ROLLBACK_S
 
 OLD, NEW, OTHER = (ReleaseVersion(n, bytes([n]) * 8) for n in (1, 2, 3))
 OF_OLD, OF_NEW = Standing(Assignment(OLD.fingerprint)), Standing(Assignment(NEW.fingerprint))

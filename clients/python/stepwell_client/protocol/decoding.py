@@ -12,13 +12,13 @@ import numpy as np
 from msgspec import Struct
 
 from stepwell_client.errors import ClientError
+from stepwell_client.protocol.retry import REPEATED_STATUSES
 from stepwell_client.results import Event, Gap, Rollout, RunResult, Snapshot, State, StepResult
 from stepwell_client.wire.formats import JSON, Array, Format
 from stepwell_client.wire.outcomes import Applied, Retry
 
 T = TypeVar("T")
 
-_TRANSIENT = (429, 502, 503, 504)  # statuses of a proxy whose backend is temporarily unavailable
 _PREVIEW_BYTES = 80  # of a response body, in error messages
 
 
@@ -381,6 +381,6 @@ def _unreadable(reply: RawReply, reason: str, applied: Applied) -> ClientError:
         f"The response with status {reply.status} is not one of a Stepwell service ({reason}): {preview!r}.",
         fix="Check the service's address, and that the versions of client and service match.",
         applied=applied,
-        retry="same" if reply.status in _TRANSIENT else "never",
+        retry="same" if reply.status in REPEATED_STATUSES else "never",
         retry_after=reply.retry_after,
     )

@@ -9,6 +9,9 @@ from typing import Final
 from stepwell_client.errors import ClientError
 from stepwell_client.wire.backoff import Backoff
 
+REPEATED_STATUSES: Final = frozenset({429, 502, 503, 504})
+"""HTTP statuses after which a request is repeated if they come from a proxy; an error of the service has `retry`."""
+
 _BACKOFF: Final = Backoff(0.05, 2.0, jitter=1)
 
 

@@ -26,12 +26,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from stepwell.addons.releases.rollback import ROLLBACK_S
+
 Mode = Literal["shadow", "ramp", "switch"]
 Take = Literal["keep", "translate", "reset"]
 How = Literal["promoted", "aborted"]
-
-ROLLBACK_S = 3600.0
-"""Seconds after a promotion in which `abort` still restores the old version, if the release has `rollback`."""
 
 MAX_EARLIER = 16
 """Ended trials that a document has. Streams that sleep for longer keep their version until they are moved by hand; of

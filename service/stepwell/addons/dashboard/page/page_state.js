@@ -1,7 +1,7 @@
 // What the page holds: the service's models, the opened model with its streams, and the chosen stream.
 
 import { Replicas } from "./metrics.js";
-import { Streams } from "./streams/streams.js";
+import { Streams } from "./streams/live_streams.js";
 
 export class PageState {
   models = null; // of the service; null until it has sent them

@@ -1,4 +1,4 @@
-// The streams of the chosen model, as far as the page has received them.
+// The streams of the chosen model: which are live, and what the page has received of each.
 
 import { WINDOW } from "../charts/plot.js";
 import { Trend } from "./trend.js";
