@@ -121,7 +121,9 @@ def _of_one_length(exc: UnclearModelError, names: LayerNames) -> RefusedModelErr
     _, layer = names(node[1].replace(".", "/"))
     return RefusedModelError(
         f"{layer or 'The model'} takes one number of timesteps alone: it computes along the time axis.",
-        fix="Let it compute for each timestep by itself, over the features; a stream has any number of timesteps.",
+        fix="Let it compute for each timestep by itself, over the features; a stream has any number of timesteps. Cut "
+        "a mask or a table with a row for each of them to the input, in a layer: table[: ops.shape(x)[1]]. In front of "
+        "Flatten or Reshape, take the last n timesteps: x[:, -n:].",
         layer=layer,
     )
 
@@ -156,7 +158,7 @@ def _check_layers(model: Any) -> None:
 
 
 def _attempts(model: Any, timed: Sequence[bool], name: str) -> Iterator[Callable[[], ExportedStep]]:
-    """Yield the ways to read a model: of any number of timesteps, of many, and of as many as it declares.
+    """Yield the ways to read a model: of any number of timesteps, of many, of at most those it declares, and of those.
 
     Raises:
         RefusedModelError: It decides by a value, by the number of rows, or by an undeclared number of timesteps.
@@ -175,10 +177,13 @@ def _attempts(model: Any, timed: Sequence[bool], name: str) -> Iterator[Callable
         if decisions or sequences.trace.jaxpr is not None:
             break
     if length is not None:
-        sequences = KerasSequences(model, timed, ANY[0], length, length)
-        if sequences.trace.decisions:
-            raise sequences.trace.decisions[0].refusal()
-        yield partial(sequences.step, name, length)
+        few = export.symbolic_shape("rows, timesteps", constraints=[f"timesteps <= {length}"])
+        for rows, steps in (few, (ANY[0], length)):
+            sequences = KerasSequences(model, timed, rows, steps, length)
+            if sequences.trace.decisions and steps is length:
+                raise sequences.trace.decisions[0].refusal()
+            if not sequences.trace.decisions:
+                yield partial(sequences.step, name, length)
 
 
 def _specs(function: Any, timed: Sequence[bool], steps: Any, *, rows: Any) -> list[Any]:

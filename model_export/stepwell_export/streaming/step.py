@@ -16,14 +16,12 @@ from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_fro
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
-from stepwell_export.runtime.errors import NothingCarriedError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
-from stepwell_export.streaming.axes.axis_search import find_inputs
-from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs
+from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
-from stepwell_export.streaming.axes.open_length import is_written, opened_graphs
 from stepwell_export.streaming.axes.rewrites import (
     with_newer_operators,
     with_squeeze_axes,
@@ -138,14 +136,14 @@ def make_step(
     Args:
         source: An ONNX file, or an `onnx.ModelProto`.
         name: The model's name in its manifest.
-        time_axes: Time axis by input, where running the graph does not show it; None: the input has none.
+        time_axes: Time axis by input, where its declared axes do not have it; None: the input has none.
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for.
         starts_are_sent: An input that a recurrence starts from is sent by the caller, and is no state.
 
     Raises:
-        UnclearModelError: No time axis can be found.
+        UnclearModelError: The graph does not run with what is read as time and batch.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
     options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
@@ -164,7 +162,7 @@ def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Opti
 
     def read(tried: tuple[int, int]) -> SequenceStep:
         step = _step_of(runs, declared, name, replace(options, tried=tried))
-        only = options.length or step.inputs.only_steps or only_length
+        only = options.length or only_length
         return replace(step, declared=declared, only_length=only, written_out=written_out)
 
     if options.length is None and _recurrent_weights(graph) > _MANY:
@@ -191,7 +189,7 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
 
 
 def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
-    inputs, runs, declared = _read(runs, declared, options)
+    inputs = _read(runs, declared, options)
     runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
@@ -202,7 +200,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
             inputs = replace(inputs, only_rows=1)
             opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
         elif verdict.outcome == "mixed":
-            raise mixed_rows(verdict)
+            raise _mixed_rows(verdict, inputs, options)
     runs, graph = opened, opened.graph
     if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
@@ -212,16 +210,15 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     facts = measure_shapes(runs, inputs)
     if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
-    walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
+    walk = StreamingWalk(graph, facts, options.length)
     specs = [_take(walk, layout) for layout in inputs.inputs]
     walk.run(RULES, by_timestep, attention_scores, takes_refused)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
-    if not walk.graph.states and not inputs.is_certain and not loops:
-        times = [f"axis {layout.time} of {layout.name!r}" for layout in inputs.external if layout.time is not None]
+    if not walk.graph.states and not options.time_axes and not loops:
         raise NothingCarriedError(
-            f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
+            f"Nothing is carried from timestep to timestep when {_times(inputs)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
         )
     manifest = Manifest(
@@ -243,31 +240,50 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     return SequenceStep(proto, manifest, graph, inputs, outputs, watched, states, rounding, windows)
 
 
-def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
-    """Read the axes of the inputs, with the graph opened where the declared length is written into it.
+def _read(runs: TensorRuns, declared: Declared, options: _Options) -> SequenceInputs:
+    """Read the axes of the inputs, and run the graph so; with as many rows as it declares, if it takes no others.
 
     Raises:
-        UnclearModelError: No time axis can be found.
+        UnclearModelError: It does not run.
     """
-    graph, time_axes, length = runs.graph, options.time_axes, options.length
+    inputs = read_inputs(
+        runs.loaded.model.graph,  # loaded: onnxruntime refuses what is no graph
+        declared,
+        time_axes=options.time_axes,
+        batch_axes=options.batch_axes,
+        length=options.length,
+        tried=options.tried,
+    )
+    written = [declared[layout.name][layout.batch] for layout in inputs.timed if layout.batch is not None]
+    only = replace(inputs, only_rows=min((rows for rows in written if isinstance(rows, int)), default=1))
+    problem = ""
+    for read in (inputs, only) if all(isinstance(rows, int) for rows in written) else (inputs,):
+        try:
+            runs.at(read, 0, 0), runs.at(read, 1, 1)
+        except ModelLoadError as exc:
+            problem = problem or exc.problem[:200]
+        else:
+            return read
+    raise _written_rows(runs.graph) or UnclearModelError(
+        f"The graph does not run with {_times(inputs)} read as time: declared are "
+        f"{ {name: list(dims) for name, dims in declared.items()} }. {problem}",
+        fix="Export it with a dynamic time axis and a dynamic batch axis, or say where they are: `--time-axis "
+        "INPUT=AXIS`, `--batch-axis INPUT=AXIS`. If the model takes one number of timesteps alone, let it take the "
+        "last of any number: x[:, -n:].",
+    )
 
-    def found(runs: TensorRuns, declared: Declared) -> tuple[SequenceInputs, TensorRuns, Declared]:
-        inputs = find_inputs(
-            runs, declared, time_axes=time_axes, batch_axes=options.batch_axes, length=length, tried=options.tried
-        )
-        return inputs, runs, declared
 
-    if length is not None and is_written(declared, time_axes, length):
-        for opened, sizes in opened_graphs(graph, declared, time_axes, length):
-            with suppress(UnclearModelError):
-                return found(TensorRuns(opened), sizes)
-    try:
-        return found(runs, declared)
-    except UnclearModelError as exc:
-        for opened, sizes in opened_graphs(graph, declared, time_axes, length) if length is not None else ():
-            with suppress(UnclearModelError):
-                return found(TensorRuns(opened), sizes)
-        raise _written_rows(graph) or exc from exc
+def _times(inputs: SequenceInputs) -> str:
+    return " and ".join(f"axis {layout.time} of {layout.name!r}" for layout in inputs.timed)
+
+
+def _mixed_rows(verdict: RowsVerdict, inputs: SequenceInputs, options: _Options) -> RefusedModelError:
+    """Return the error for rows that depend on each other: what was read as the batch may be time."""
+    exc = mixed_rows(verdict)
+    flags = [f"--time-axis {layout.name}={layout.batch}" for layout in inputs.timed if layout.batch is not None]
+    if flags and not options.time_axes:
+        exc.fix += f" If that axis is time: `{' '.join(flags)}`."
+    return exc
 
 
 def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
@@ -378,9 +394,8 @@ def is_for_one_row(inputs: SequenceInputs, declared: Declared) -> bool:
 
 def rows_of_sequence(runs: TensorRuns, inputs: SequenceInputs) -> RowsVerdict:
     """Return whether its rows depend on each other, over a sequence of a length that it is run with."""
-    steps = inputs.lengths[0]
+    steps, graph = inputs.lengths[0], runs.graph
     given = {layout.name: (_row(layout.shape(1, steps), layout.batch), layout.batch) for layout in inputs.inputs}
-    graph = inputs.with_length(runs.graph, steps)
     return read_rows(graph, given, dict.fromkeys((output.name for output in graph.graph.output), None)).verdict
 
 

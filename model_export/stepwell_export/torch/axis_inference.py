@@ -82,8 +82,7 @@ class Sequences:
         inputs: What it takes.
         outputs: What it gives.
         draw: Sequences that it takes.
-        only_length: The one number of timesteps that it takes; None: any.
-        lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
+        lengths: Two numbers of timesteps that it takes, the shorter first.
         largest: By a number of timesteps, how many numbers the largest tensor has in a run over so many.
         is_complex: Whether the module computes with complex numbers.
         read_of_sizes: The first line that reads, in Python, a tensor made of the number of timesteps; None: none does.
@@ -169,17 +168,17 @@ class Sequences:
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
     ) -> list[tuple[list[tuple[str, torch.Size]], Seen]]:
-        """Run three sequences of two lengths, and two of one; any number of timesteps before the example's own.
+        """Run three sequences of two lengths, and two of one; few timesteps before more than the example's own.
 
         Returns:
             For each run the outputs' paths and shapes, and what the layers over an axis ran over.
         """
         first_error: RefusedModelError | None = None
-        for kind, axes, from_examples in itertools.product(("any", "long", "only"), readings, (False, True)):
+        only: int | None = None
+        for is_long, axes, from_examples in itertools.product((False, True), readings, (False, True)):
             steps = next(given[name].shape[axis] for name, axis in axes.items())
             longer = max(steps, LONGER)
-            self.only_length = steps if kind == "only" else None
-            self.lengths = {"any": LENGTHS, "long": (longer, longer + 2), "only": (steps, steps)}[kind]
+            self.lengths = (longer, longer + 2) if is_long else LENGTHS
             self.inputs = [
                 _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
             ]
@@ -190,11 +189,27 @@ class Sequences:
                 return [self._watched(*size) for size in ((ROWS, short), (ROWS, long), (2, short))]
             except RefusedModelError as exc:
                 first_error = first_error or exc
+            if is_long and only is None and self._takes(steps):
+                only = steps
         assert first_error is not None
+        if only is not None:
+            raise RefusedModelError(
+                f"The module takes sequences of {only} timesteps alone.",
+                fix=f"If it flattens them, let it take the last {only} of any number: x[:, -{only}:]. Else let it take "
+                "the number from its input, and so many rows of what it has for each timestep: table[: x.shape[1]].",
+            ) from first_error
         raise RefusedModelError(
             f"The module takes its examples, but no {ROWS} sequences drawn like them. {first_error.problem}",
             fix="Build it for any number of sequences: take the batch size from the input, x.shape[0].",
         ) from first_error
+
+    def _takes(self, steps: int) -> bool:
+        """Whether the module runs over sequences of so many timesteps."""
+        try:
+            self.run(self.drawn(ROWS, steps))
+        except RefusedModelError:
+            return False
+        return True
 
     def _watched(self, rows: int, steps: int) -> tuple[list[tuple[str, torch.Size]], Seen]:
         """Return the outputs' paths and shapes, and for each layer over an axis the lengths that it ran over."""
@@ -225,10 +240,6 @@ class Sequences:
                 fix="Return one answer per sequence; compute losses and means over the batch outside.",
             )
         batch = batches[0]
-        if self.only_length:
-            times = [axis for axis in range(len(one)) if axis != batch and one[axis] == steps]
-            own = self._lead.time
-            return Output(path, batch, own if own in times else times[0] if times else None, len(one))
         times = [axis for axis in range(len(one)) if one[axis] != longer[axis]]
         if times and (len(times) > 1 or (one[times[0]], longer[times[0]]) != (steps, more)):
             raise RefusedModelError(
@@ -251,7 +262,7 @@ class Sequences:
         """
         for path, layer in self.module.named_modules():
             one, longer, fewer = (run.get(path, set()) for run in seen)
-            if one == longer == {ROWS} != {self.only_length} and fewer == {2}:
+            if one == longer == {ROWS} and fewer == {2}:
                 what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
                 axis = self._lead.batch
                 raise RefusedModelError(

@@ -61,7 +61,7 @@ def check_lengths(whole: Sequences, length: int | None) -> PythonNumbers | None:
     Raises:
         RefusedModelError: It does not; the message has the length and the line.
     """
-    if length is not None or whole.only_length is not None:
+    if length is not None:
         return None
     followed = PythonNumbers(whole)
     if whole.loops:

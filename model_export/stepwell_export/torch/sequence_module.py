@@ -16,7 +16,6 @@ from stepwell_export.runtime.errors import (
     ModelLoadError,
     RefusedModelError,
     StepwellError,
-    TensorError,
     UnclearModelError,
 )
 from stepwell_export.runtime.manifest import Array
@@ -108,20 +107,10 @@ class SequenceModuleReference:
         self._exact = copy.deepcopy(whole.module).double() if is_exact else None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
-        """Return each output's answers for `{input: (batch, T, *row)}`.
-
-        Raises:
-            TensorError: The module takes one length only, and it is not this one.
-        """
+        """Return each output's answers for `{input: (batch, T, *row)}`."""
         whole = self._whole
         values = [torch.from_numpy(np.ascontiguousarray(inputs[one.name])) for one in whole.inputs]
         length = values[0].shape[1]
-        if whole.only_length not in {None, length}:
-            raise TensorError(
-                f"The sequences have {length} timesteps; expected {whole.only_length}, the one length that the "
-                "module takes.",
-                fix="Send sequences of that length.",
-            )
         with _threads_for(whole.module):
             return self._answers(values, length)
 
@@ -129,9 +118,8 @@ class SequenceModuleReference:
         whole, found = self._whole, self._run(values)
         answers: dict[str, Array | PrefixAnswers] = dict(found)
         if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
-            beginnings = () if whole.only_length else None
             answers |= prefix_answers(
-                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length
             )
         return answers
 
@@ -169,13 +157,6 @@ def _by_its_graph(
     from stepwell_export import streaming
     from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 
-    if whole.only_length not in {None, spec.length}:
-        raise RefusedModelError(
-            f"The module takes sequences of {whole.only_length} timesteps alone.",
-            fix=f"If it flattens them, let it take the last {whole.only_length} of any number: "
-            f"x[:, -{whole.only_length}:]. Else declare them: StepSpec(.., length={whole.only_length}); or build it "
-            "for any number: take that from the input, x.shape[1].",
-        )
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)
     timed = [one.name for one in whole.inputs if one.time is not None]

@@ -15,8 +15,8 @@ from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model
-from tests.model_export.keras.zoo_attention import BANDED, PositionTable, T, block, causal, over
-from tests.model_export.keras.zoo_parts import RS, L, randomise
+from tests.model_export.keras.zoo_attention import BANDED, CutMask, PositionTable, T, block, causal, over
+from tests.model_export.keras.zoo_parts import RS, L, ops, randomise
 
 HAS_SLIDING = "sliding_window" in L.MultiHeadAttention(1, 1).get_config()
 sliding = pytest.mark.skipif(not HAS_SLIDING, reason="this Keras has no sliding_window")
@@ -102,7 +102,7 @@ def two_axes(x: Any) -> Any:
 
 def parts_over_time(x: Any) -> Any:
     h = L.Reshape((-1, 4, 2))(x)
-    return L.MultiHeadAttention(2, 2, attention_axes=1, name="odd")(h, h, attention_mask=BANDED)
+    return CutMask(BANDED, axes=1)(h)
 
 
 def mha(x: Any, **kwargs: Any) -> Any:
@@ -112,11 +112,16 @@ def mha(x: Any, **kwargs: Any) -> Any:
 NOTHING = np.tril(np.ones((T, T), bool), -1)
 A_HEAD_EACH = np.stack([BANDED, np.tril(np.ones((T, T), bool))])[None]
 
+
+def heads_over_time(x: Any) -> Any:
+    return CutMask(A_HEAD_EACH)(x)
+
+
 # name: (model of T timesteps, or of any number, words of the reason)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "not_causal": (lambda: over(mha), "attends to timesteps to come"),
     "endless": (lambda: over(causal(L.MultiHeadAttention(2, 2, name="odd")), None), "would grow without end"),
-    "looks_at_nothing": (lambda: over(lambda x: mha(x, attention_mask=NOTHING)), "attends to timesteps to come"),
+    "looks_at_nothing": (lambda: over(CutMask(NOTHING, name="odd")), "attends to timesteps to come"),
     "with_scores": (lambda: over(with_scores), "attends to all timesteps before"),
     "two_axes": (lambda: over(two_axes), "cannot be traced"),
 }
@@ -130,14 +135,14 @@ def test_attention_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
     with pytest.raises(RefusedModelError) as caught:
         export_keras(model, name="m")
 
-    assert caught.value.problem.startswith("Layer 'odd' (")
+    assert caught.value.problem.startswith("Layer 'odd")
     assert reason in caught.value.problem
     assert caught.value.fix
 
 
 @pytest.mark.parametrize(
     "build",
-    [parts_over_time, lambda x: mha(x, attention_mask=A_HEAD_EACH)],
+    [parts_over_time, heads_over_time],
     ids=["parts", "a mask of each head"],
 )
 def test_heads_and_parts_attend_over_time_each_by_its_own_mask(build: Callable[[Any], Any]) -> None:
@@ -145,6 +150,13 @@ def test_heads_and_parts_attend_over_time_each_by_its_own_mask(build: Callable[[
     randomise(model)
 
     assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+
+
+def test_a_mask_that_is_not_cut_to_the_input_is_refused_with_what_to_do() -> None:
+    with pytest.raises(RefusedModelError, match=r"'odd.*takes one number of timesteps alone") as caught:
+        export_keras(over(lambda x: mha(x, attention_mask=BANDED)), name="m")
+
+    assert "table[: ops.shape(x)[1]]" in caught.value.fix
 
 
 @pytest.mark.parametrize("build", [masked, half_masked])
@@ -168,10 +180,17 @@ def test_causal_attention_of_few_declared_timesteps_equals_keras(steps: int) -> 
     assert [sorted(state.shape) for state in caches] == [sorted([steps - 1, 2, 3])] * 2
 
 
+class PlaceTable(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A constant of each timestep, cut to their number."""
+
+    def call(self, x: Any) -> Any:
+        return ops.convert_to_tensor(np.arange(T, dtype=np.int32)[:, None])[: ops.shape(x)[1]]
+
+
 def test_integers_of_each_timestep_stay_the_last_ones_behind_the_end() -> None:
     """A float is NaN behind the last timestep that is known; an integer cannot be."""
     ids = keras.Input((T, 2), dtype="int32", name="ids")
-    model = keras.Model(ids, L.Embedding(99, 3)(ids + np.arange(T, dtype=np.int32)[:, None]))
+    model = keras.Model(ids, L.Embedding(99, 3)(ids + PlaceTable()(ids)))
 
     (found,) = stepped(model, np.ones((1, T + 2, 2), np.int32))
 

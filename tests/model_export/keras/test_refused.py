@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "dot_over_time": (lambda: of(lambda x: L.Dot(2, name="odd")([x, x])), "Dot", "every timestep with every other"),
     "einsum_over_time": (
         lambda: fixed(L.EinsumDense("btf,ts->bsf", (6, 4), name="odd")),
-        "EinsumDense", "all timesteps of the sequence together",
+        "EinsumDense", "one number of timesteps alone",
     ),
     "attention": (lambda: of(lambda x: L.Attention(name="odd")([x, x])), "Attention", "attends to timesteps to come"),
     "lambda_over_time": (

@@ -138,8 +138,16 @@ def self_attention(layer: Any) -> Any:
     return lambda x: layer([L.Dense(6)(x), L.Dense(5)(x), L.Dense(6)(x)], use_causal_mask=True)
 
 
-def attention_mask(mask: Any) -> Any:
-    return lambda x: L.MultiHeadAttention(2, 3)(x, x, attention_mask=mask)
+class CutMask(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Self-attention with a constant mask, cut to the number of timesteps."""
+
+    def __init__(self, mask: Any, *, axes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.attend, self.mask_table = L.MultiHeadAttention(2, 3, attention_axes=axes), mask
+
+    def call(self, x: Any) -> Any:
+        steps = ops.shape(x)[1]
+        return self.attend(x, x, attention_mask=ops.convert_to_tensor(self.mask_table)[..., :steps, :steps])
 
 
 def product(x: Any) -> Any:
@@ -200,8 +208,8 @@ ZOO: dict[str, ZooModel] = {
         "the past 3 keys and values",
     ),
     "attention_blocks": ZooModel(
-        lambda: over(attention_mask(BLOCKS[None])),
-        "a constant attention_mask that differs from timestep to timestep",
+        lambda: over(CutMask(BLOCKS[None])),
+        "a constant attention_mask that differs from timestep to timestep, cut to those of the input",
         "past keys and values; the mask's row is looked up by the position in the stream",
     ),
     "attention_pooled": ZooModel(
@@ -239,11 +247,6 @@ ZOO: dict[str, ZooModel] = {
     "positions_sines": ZooModel(
         lambda: over(lambda x: block(x + Sines()(x))),
         "positions as sines",
-        "the position in the stream",
-    ),
-    "weights_of_each_timestep": ZooModel(
-        lambda: over(lambda x: L.PReLU()(L.GRU(4, **RS)(x))),
-        "PReLU with a slope for each timestep",
         "the position in the stream",
     ),
 }  # fmt: skip

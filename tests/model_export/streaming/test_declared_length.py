@@ -11,7 +11,7 @@ import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import export_source
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
@@ -21,7 +21,6 @@ from tests.model_export.streaming.zoo_length import (
     LENGTH,
     LOWER,
     RANGES,
-    WRITTEN,
     masked_keys,
     one_head,
 )
@@ -135,7 +134,7 @@ def test_the_operator_with_fewer_heads_for_keys_keeps_those_alone() -> None:
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("build", [*DECLARED.values(), *WRITTEN.values()], ids=[*DECLARED, *WRITTEN])
+@pytest.mark.parametrize("build", DECLARED.values(), ids=[*DECLARED])
 def test_a_graph_of_a_declared_length_equals_itself_step_by_step(build: Callable[[], onnx.ModelProto]) -> None:
     graph_bytes, report = verify_model(convert(build(), name="m", length=LENGTH))
 
@@ -153,21 +152,17 @@ def test_a_mask_of_the_last_timesteps_makes_the_states_short(name: str, length: 
     assert all(max(state.shape, default=0) <= 4 for state in StepModel(graph_bytes).manifest.states)
 
 
-def test_what_runs_for_one_number_of_timesteps_alone_is_refused_without_it() -> None:
-    with pytest.raises(UnclearModelError, match="the graph runs with no other number of timesteps") as caught:
-        convert(WRITTEN["shapes_and_a_mask"](), name="m", time_axes={"x": 1})
-
-    assert "`--length N`" in caught.value.fix
-
-
-def test_a_written_length_that_is_no_number_of_timesteps_is_not_opened() -> None:
-    """A product with weights of all timesteps together has no beginning."""
-    mixed = graph(
-        f"(float[batch, {LENGTH}, 4] x) => (float[batch, 3] y) {{ f = Flatten (x) y = Gemm (f, W) }}",
-        W=(4 * LENGTH, 3),
+@pytest.mark.parametrize("nodes", ["h = Add (x, table) y = CumSum (h, axis)", "f = Flatten (x) y = Gemm (f, W)"])
+def test_a_length_that_is_written_into_the_graph_is_refused_whatever_is_declared(nodes: str) -> None:
+    made = graph(
+        f"(float[batch, {LENGTH}, 4] x) => (float[batch, a, b] y) {{ {nodes} }}", table=(LENGTH, 4),
+        W=(4 * LENGTH, 3), axis=np.int64(1),
     )  # fmt: skip
-    with pytest.raises((UnclearModelError, RefusedModelError)):
-        convert(mixed, name="m", time_axes={"x": 1}, length=LENGTH)
+
+    for length in (None, LENGTH):
+        with pytest.raises(UnclearModelError, match="does not run with axis 1 of 'x' read as time") as caught:
+            convert(made, name="m", length=length)
+        assert "Export it with a dynamic time axis" in caught.value.fix
 
 
 def test_a_mask_that_looks_ahead_is_refused_whatever_the_declared_length() -> None:
@@ -293,8 +288,3 @@ def test_a_file_is_exported_with_its_declared_length(tmp_path: Path) -> None:
     exported = export_source(str(source), tmp_path / "m.onnx", length=LENGTH)
 
     assert exported.report.parity.steps == LENGTH
-
-
-def test_another_length_than_the_one_in_the_graph_is_refused_as_the_file_does_not_run_so() -> None:
-    with pytest.raises(ModelLoadError, match="the file as it is has to be compared"):
-        verify_model(convert(WRITTEN["ranges"](), name="m", length=7), long_steps=0)

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from stepwell_export.graph.nodes import constants
-from stepwell_export.streaming.axes.axis_search import find_inputs
 from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME, mixed_axes
+from stepwell_export.streaming.axes.inputs import read_inputs
 from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, TensorRuns, measure_shapes
 from stepwell_export.streaming.normal_form.plain_form import load_graph
 from tests.model_export.streaming.zoo_parts import X, graph, ints
@@ -22,7 +22,7 @@ def facts_of(nodes: str, *, opset: int = 17, inputs: str = X, **weights: Any) ->
     given = {"one": np.int64(1), "zero": np.int64(0), "two": np.int64(2), "unit": ints(1), **weights}
     plain, declared, _ = load_graph(graph(text, opset=opset, **given), {})
     runs = TensorRuns(plain)
-    return measure_shapes(runs, find_inputs(runs, declared, time_axes={"x": 1}))
+    return measure_shapes(runs, read_inputs(plain.graph, declared, time_axes={"x": 1}))
 
 
 @pytest.mark.parametrize(

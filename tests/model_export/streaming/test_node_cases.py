@@ -71,6 +71,21 @@ def arrays(values: Any) -> list[Array]:
     return [np.asarray(value) for value in values]
 
 
+TIME = {"LSTM": 0, "GRU": 0, "RNN": 0, "Scan": 0, "CausalConvWithState": 2}
+"""The time axis by operator, which the cases declare by numbers alone."""
+
+
+def times(case: Any) -> dict[str, int]:
+    """Return the time axis of the sequence that a case has among its inputs."""
+    [node], inputs = case.model.graph.node, case.model.graph.input
+    arrays_of = dict(zip((value.name for value in inputs), arrays(case.data_sets[0][0]), strict=True))
+    axis = int(arrays_of["axis"]) if "axis" in arrays_of else TIME.get(node.op_type)
+    if not node.input[0]:  # the Scan of opset 8, whose batch stands in front
+        axis = 1
+    name = node.input[-1] if node.op_type == "Scan" else node.input[0]
+    return {} if axis is None or name not in arrays_of else {name: axis}
+
+
 def given(case: Any) -> dict[str, Array]:
     """Return the inputs of a case that are weights."""
     inputs = dict(zip((value.name for value in case.model.graph.input), arrays(case.data_sets[0][0]), strict=True))
@@ -95,7 +110,7 @@ def test_there_are_cases_of_every_operator() -> None:
 @pytest.mark.parametrize("name", STEPPED)
 def test_a_case_is_equal_to_its_sequence_step_by_step(name: str) -> None:
     case = CASES[name]
-    made = convert(case.model, name=name, constants=given(case))
+    made = convert(case.model, name=name, constants=given(case), time_axes=times(case))
     made = replace(made, samplers={"random": lambda rng, rows, steps: drawn(rng, made.manifest, rows, steps)})
     atol, rtol = (2e-3, 1e-2) if name in HALF else (1e-5, 1e-4)
     _, report = verify_model(made, long_steps=100, atol=atol, rtol=rtol)
@@ -108,5 +123,5 @@ def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str
     case = CASES[name]
 
     with pytest.raises(StepwellError) as caught:
-        convert(case.model, name=name, constants=given(case))
+        convert(case.model, name=name, constants=given(case), time_axes=times(case))
     assert REFUSED[name] in caught.value.problem

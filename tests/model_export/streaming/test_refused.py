@@ -55,7 +55,7 @@ def test_a_graph_without_memory_is_not_guessed_at() -> None:
 
 def test_a_graph_for_many_rows_only_is_refused() -> None:
     model = graph(
-        """(float[time, batch, 4] x) => (float[time, d, batch, 5] y) {
+        """(float[time, 2, 4] x) => (float[time, d, 2, 5] y) {
             h = GRU <hidden_size = 5> (x, W, R, B)
             y = Reshape (h, two_rows)
         }""",

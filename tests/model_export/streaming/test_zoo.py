@@ -13,7 +13,7 @@ from stepwell_export.verify.runners import stepped
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.streaming.zoo import ZOO
 
-ONE_ROW = {"positions_in_floats", "one_dimension", "made_for_one_row", "length_in_shapes"}
+ONE_ROW = {"positions_in_floats", "one_dimension", "made_for_one_row"}
 """Graphs whose rows cannot be run together."""
 
 

@@ -228,8 +228,8 @@ ZOO: dict[str, Entry] = {
         "sequence_lens", "dropped: a stream has no length",
     ),
     "lengths_as_declared": Entry(
-        lambda: graph("(float[20, 3, 4] x) => (float[20, 1, 3, 5] y) "
-                      "{ y = GRU <hidden_size = 5> (x, W, R, B, lens) }", lens=np.full(3, 20, np.int32), **GRU),
+        lambda: graph("(float[3, 20, 4] x) => (float[20, 1, 3, 5] y) { xt = Transpose <perm = [1, 0, 2]> (x) "
+                      "y = GRU <hidden_size = 5> (xt, W, R, B, lens) }", lens=np.full(3, 20, np.int32), **GRU),
         "sequence_lens written into the graph, all of them the declared length", "dropped",
     ),
     "other_axes": Entry(

@@ -146,12 +146,4 @@ ZOO: dict[str, Entry] = {
                       "[0, 2], keepdims = 1> (c) y = Sub (c, m) }", one=np.int64(1)),
         "a graph for one row that takes rows together where it is given several", "one row a run",
     ),
-    "length_in_shapes": Entry(
-        lambda: graph("(float[1, 20, 4] x) => (float[1, 20, 5] y) { f = Reshape (x, flat) g = MatMul (f, V) "
-                      "u = Reshape (g, back) t = Transpose <perm = [1, 0, 2]> (u) "
-                      "yt = GRU <hidden_size = 5> (t, W, R, B) ys = Squeeze (yt, one) "
-                      "y = Transpose <perm = [1, 0, 2]> (ys) }",
-                      flat=ints(20, 4), back=ints(1, 20, 4), V=(4, 4), one=ints(1), **GRU),
-        "the length written into shapes by the exporter", "compared at that length",
-    ),
 }  # fmt: skip

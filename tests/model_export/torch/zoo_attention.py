@@ -51,22 +51,6 @@ def time_first() -> StepSpec:
     return replace(whole(of(run, attend=nn.MultiheadAttention(4, 2)), 7, 2, 4, time_axis=0), length=LENGTH)
 
 
-def written_length() -> StepSpec:
-    """A small GPT as many guides write it: a table, a mask and shapes of exactly so many timesteps."""
-
-    def run(m: Any, ids: Any) -> Any:
-        h = m.tokens(ids) + m.positions(torch.arange(LENGTH))
-        q, k, v = m.qkv(h).view(-1, LENGTH, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.transpose(-2, -1) / 2).masked_fill(m.mask == 0, -torch.inf)
-        return m.head((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, LENGTH, 8))
-
-    parts = {
-        "tokens": nn.Embedding(11, 8), "positions": nn.Embedding(LENGTH, 8), "qkv": nn.Linear(8, 24),
-        "head": nn.Linear(8, 11), "mask": nn.Parameter(torch.ones(LENGTH, LENGTH).tril(), requires_grad=False),
-    }  # fmt: skip
-    return StepSpec(of(run, **parts), {"ids": torch.randint(0, 11, (2, LENGTH))}, time_axis=1, length=LENGTH)
-
-
 def padded_keys() -> StepSpec:
     """Timesteps that do not count are no keys, and have no answer."""
 
@@ -137,11 +121,6 @@ ZOO = {
     ),
     "time_first_attention": ZooModule(
         time_first, "nn.MultiheadAttention, time first, a mask of -inf, StepSpec(length=64)", "past keys and values"
-    ),
-    "written_length": ZooModule(
-        written_length,
-        "a small GPT whose table, mask and shapes are made for exactly 64 timesteps, StepSpec(length=64)",
-        "past keys and values; the position in the stream",
     ),
     "padded_keys": ZooModule(
         padded_keys, "nn.MultiheadAttention with a causal mask and a key_padding_mask, StepSpec(length=64)",

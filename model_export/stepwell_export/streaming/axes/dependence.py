@@ -133,7 +133,7 @@ def dependences(
             known[layout.name] = Dependence(frozenset({DATA}), sizes, sizes)
         else:
             known[layout.name] = Dependence(frozenset({TIME} if layout.role == "length" else ()), sizes)
-    longest = inputs.length or inputs.only_steps or _NO_END
+    longest = inputs.length or _NO_END
     _Pass(known, dims, constants(graph), measured, longest).follow(graph.node)
     return known
 

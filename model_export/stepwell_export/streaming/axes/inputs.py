@@ -1,13 +1,14 @@
 """`SequenceInputs`: what a sequence graph takes, where its inputs have their axes, and the sizes it is run with.
 
-An input may be what a recurrence starts from, how long its sequences are, or ids of a vocabulary.
+Time and batch are where the caller says, else where the declared names say, else behind and at the front. An input may
+be what a recurrence starts from, how long its sequences are, or ids of a vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from onnx import numpy_helper
 
 from stepwell_export.graph.nodes import attributes, captures, constants, subgraphs
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
-from stepwell_export.runtime.errors import RefusedModelError
-from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.runtime.manifest import DTYPES, Array
 from stepwell_export.streaming.normal_form.plain_form import Declared
-from stepwell_export.verify.onnx_original import InputLayout
+from stepwell_export.verify.onnx_original import InputLayout, Role
 
 ROWS = (3, 5)
 """Numbers of rows that a graph is run with: how sizes change shows what axes carry."""
@@ -36,8 +37,14 @@ PERTURBED_STEP = 19
 SHORTEST_DECLARED = 2
 """The smallest declared length: fewer timesteps do not show what depends on which."""
 
-_LONGEST_SHAPE = 8
-"""Numbers in the longest tensor that is taken for a shape."""
+_TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
+_BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
+
+Sizes = Sequence[int | str | None]
+"""The declared size of every axis: a number, a name or nothing."""
+
+Axes = Mapping[str, int | None]
+"""An axis by input, as the caller gives it; None: the input has none."""
 
 
 def draw_input(layout: InputLayout, rows: int, steps: int, seed: int, changed: int) -> Array:
@@ -61,34 +68,21 @@ class SequenceInputs:
     Attributes:
         inputs: In graph order.
         only_rows: The one number of rows that the graph takes; None: any.
-        only_steps: The one number of timesteps that the graph takes; None: any.
-        is_certain: Whether an operator runs over what was read as time.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
         tried: Two numbers of timesteps that it is run with, if it was not declared for fewer.
     """
 
     inputs: tuple[InputLayout, ...]
     only_rows: int | None = None
-    only_steps: int | None = None
-    is_certain: bool = False
     length: int | None = None
     tried: tuple[int, int] = LENGTHS
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """The two numbers of timesteps that the graph is run with."""
-        return self.tried if self.only_steps is not None else trial_lengths(self.length, self.tried)
-
-    def matches_declared(self, declared: Declared) -> bool:
-        """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
-        declared_rows = [declared[layout.name][layout.batch] for layout in self.external if layout.batch is not None]
-        return self.only_rows is None or all(isinstance(rows, int) for rows in declared_rows)
-
-    def with_length(self, proto: Any, steps: int) -> Any:
-        """Return the graph for a number of timesteps: itself, or one with that length in its shapes."""
-        if self.only_steps is None:
-            return proto
-        return with_length(proto, old=self.only_steps, new=steps, rows=self.only_rows or 1)
+        """The two numbers of timesteps that the graph is run with: those tried, or its declared length and fewer."""
+        if self.length is None or self.length >= self.tried[1]:
+            return self.tried
+        return max(self.length - 3, (self.length + 1) // 2), self.length
 
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
@@ -100,6 +94,11 @@ class SequenceInputs:
         """The inputs that a caller sends."""
         return [layout for layout in self.inputs if layout.role == "external"]
 
+    @property
+    def timed(self) -> list[InputLayout]:
+        """Those with a time axis."""
+        return [layout for layout in self.external if layout.time is not None]
+
 
 def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
     if np.dtype(dtype).kind == "f":
@@ -107,68 +106,166 @@ def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-def trial_lengths(declared: int | None, tried: tuple[int, int] = LENGTHS) -> tuple[int, int]:
-    """Return the two numbers of timesteps that a graph is run with: those given, or its declared length and fewer.
-
-    Raises:
-        RefusedModelError: The declared length is too small.
-    """
-    if declared is None or declared >= tried[1]:
-        return tried
-    if declared < SHORTEST_DECLARED:
-        raise RefusedModelError(
-            f"The declared length is {declared} timesteps; expected at least {SHORTEST_DECLARED}.",
-            fix="Use the number of timesteps that the model was trained with.",
-        )
-    return max(declared - 3, (declared + 1) // 2), declared
-
-
 def perturbed_step(lengths: tuple[int, int]) -> int:
     """Return the timestep that the run with one change has it at."""
     return min(PERTURBED_STEP, lengths[0] // 2)
 
 
-def with_length(model: onnx.ModelProto, *, old: int, new: int, rows: int) -> onnx.ModelProto:
-    """Return the model with `new` timesteps in its shapes, wherever there were `old`."""
-    made = copy.deepcopy(model)
-    _change(made.graph, {old: new, **({old * rows: new * rows} if rows > 1 else {})}, {old - 1: new - 1})
-    return made
+# ---------------------------------------------------------------- where inputs have time and batch
 
 
-def _change(graph: Any, sizes: dict[int, int], places: dict[int, int]) -> None:
-    """Change shapes by `sizes` and places to gather from by `places`; changed weights become Constant nodes."""
-    gathered = {node.input[1] for node in graph.node if node.op_type == "Gather"}
-    changed = {}
-    for tensor in list(graph.initializer):
-        value = _changed(tensor, places if tensor.name in gathered else sizes)
-        if value is not None:
-            changed[tensor.name] = value
-            graph.initializer.remove(tensor)
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    value = _changed(attribute.t, places if node.output[0] in gathered else sizes)
-                    if value is not None:
-                        attribute.t.CopyFrom(numpy_helper.from_array(value))
-        for body in subgraphs(node):
-            _change(body, sizes, places)
-    for name, value in changed.items():
-        tensor = numpy_helper.from_array(value)
-        graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=tensor, name=f"{name}/length"))
+def read_inputs(
+    graph: onnx.GraphProto,
+    declared: Declared,
+    *,
+    time_axes: Axes,
+    batch_axes: Axes | None = None,
+    length: int | None = None,
+    tried: tuple[int, int] = LENGTHS,
+) -> SequenceInputs:
+    """Read the time and batch axis of every input from what is given and declared.
+
+    Args:
+        graph: The graph, in its plain form.
+        declared: The declared size of every axis of every input: a number, a name or nothing.
+        time_axes: The time axes that the caller gave.
+        batch_axes: The batch axes that the caller gave.
+        length: The declared number of timesteps, after which attention and positions end; None: there is none.
+        tried: Two numbers of timesteps to run it with, if it was not declared for fewer.
+
+    Raises:
+        UnclearModelError: No input has a time axis, an axis was given that is not there, or inputs declare different
+            numbers of timesteps.
+        RefusedModelError: The declared length is too small, or an input is no tensor that can be sent.
+    """
+    batch_axes = batch_axes or {}
+    if unknown := (time_axes.keys() | batch_axes.keys()) - declared.keys():
+        raise UnclearModelError(
+            f"The graph has no input {sorted(unknown)}; its inputs are {sorted(declared)}.", fix="Check the name."
+        )
+    if length is not None and length < SHORTEST_DECLARED:
+        raise RefusedModelError(
+            f"The declared length is {length} timesteps; expected at least {SHORTEST_DECLARED}.",
+            fix="Use the number of timesteps that the model was trained with.",
+        )
+    slots = {name: find_slot(graph, name) for name in declared}
+    sent = {name: dims for name, dims in declared.items() if not slots[name]}
+    times = _times(sent, time_axes)
+    batches = {name: _batch_of(dims, times[name]) for name, dims in sent.items() if times[name] is not None}
+    rows = {declared[name][axis] for name, axis in batches.items() if axis is not None}
+    batches |= {name: _rows_axis(dims, rows) for name, dims in sent.items() if times[name] is None}
+    batches |= {name: _state_axis(declared[name], rows, slot) for name, slot in slots.items() if slot}
+    batches |= {name: _checked("--batch-axis", name, axis, declared[name]) for name, axis in batch_axes.items()}
+    layouts = []
+    for value in graph.input:
+        sizes = tuple(dim if isinstance(dim, int) else 2 for dim in declared[value.name])
+        layout = InputLayout(value.name, _dtype(value), sizes, batches[value.name], times.get(value.name))
+        role: Role = "length" if slots[value.name] == "length" else "state" if slots[value.name] else "external"
+        layouts.append(replace(layout, role=role))
+    inputs = SequenceInputs(tuple(layouts), None, length, tried)
+    if not inputs.timed:
+        raise UnclearModelError(
+            f"No axis of {sorted(declared)} can be read as time: declared are {declared}.",
+            fix="Say where time is: `--time-axis INPUT=AXIS`.",
+        )
+    _check_rates(inputs, declared, time_axes)
+    return inputs
 
 
-def _changed(tensor: onnx.TensorProto, changes: dict[int, int]) -> Array | None:
-    if (
-        tensor.data_type not in {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
-        or np.prod(tensor.dims) > _LONGEST_SHAPE
-    ):
-        return None
-    value = numpy_helper.to_array(tensor)
-    if not np.isin(value, list(changes)).any():
-        return None
-    changed: Array = np.vectorize(lambda size: changes.get(int(size), int(size)), otypes=[value.dtype])(value)
-    return changed
+def _times(sent: Mapping[str, Sizes], given: Axes) -> dict[str, int | None]:
+    """Return the time axis of each input: the given, the named, or the first open one behind another.
+
+    Where all sizes are written, it is the second of those with most axes.
+    """
+    times = {
+        name: _checked("--time-axis", name, given[name], dims) if name in given else _open_time(dims)
+        for name, dims in sent.items()
+    }
+    if any(axis is not None and not isinstance(sent[name][axis], int) for name, axis in times.items()):
+        return times
+    most = max(map(len, sent.values()), default=0)
+    behind = {name: min(1, most - 1) for name, dims in sent.items() if len(dims) == most > 0 and name not in given}
+    return times | behind
+
+
+def _open_time(dims: Sizes) -> int | None:
+    if (named := _named(dims, _TIME)) is not None:
+        return named
+    batch = _named(dims, _BATCH) or 0
+    return next((axis for axis, dim in enumerate(dims) if axis != batch and not isinstance(dim, int)), None)
+
+
+def _batch_of(dims: Sizes, time: int | None) -> int | None:
+    """Return the batch axis of a sequence: the named one, else the first, or the second if the first is time."""
+    named = _named(dims, _BATCH)
+    if named is not None and named != time:
+        return named
+    if time != 0:
+        return 0
+    return 1 if len(dims) > 2 or not all(isinstance(dim, int) for dim in dims[1:]) else None
+
+
+def _rows_axis(dims: Sizes, rows: Collection[int | str | None]) -> int | None:
+    """Return the batch axis of an input without time: the first axis, if it is open or as long as that of sequences."""
+    return 0 if dims and (not isinstance(dims[0], int) or dims[0] in rows) else None
+
+
+def _state_axis(dims: Sizes, rows: Collection[int | str | None], slot: str) -> int | None:
+    """Return the batch axis of what a recurrence starts from: an open one, else where the operator has it."""
+    free = next((axis for axis, dim in enumerate(dims) if not isinstance(dim, int)), None)
+    usual = {"gated": 1, "first": 0, "length": 0}.get(slot)
+    if free is not None or usual is not None:
+        return usual if free is None else free
+    return next((axis for axis, dim in enumerate(dims) if dim in rows), None)
+
+
+def _named(dims: Sizes, names: re.Pattern[str]) -> int | None:
+    return next((axis for axis, dim in enumerate(dims) if isinstance(dim, str) and names.search(dim)), None)
+
+
+def _checked(flag: str, name: str, axis: int | None, dims: Sizes) -> int | None:
+    """Return an axis that the caller gave, counted from 0.
+
+    Raises:
+        UnclearModelError: The input has no such axis.
+    """
+    if axis is not None and not -len(dims) <= axis < len(dims):
+        raise UnclearModelError(
+            f"`{flag} {name}={axis}`: the input has {len(dims)} axes.", fix="Axes are counted from 0."
+        )
+    return None if axis is None else axis % len(dims)
+
+
+def _check_rates(inputs: SequenceInputs, declared: Declared, given: Axes) -> None:
+    """Refuse inputs that declare different numbers of timesteps, unless the caller gave their time axes.
+
+    Raises:
+        UnclearModelError: It has the inputs, their axes and their numbers.
+    """
+    timed = inputs.timed
+    sizes = [(layout, size) for layout in timed if isinstance(size := declared[layout.name][layout.time or 0], int)]
+    longest = max((size for _, size in sizes), default=0)
+    short = [layout for layout, size in sizes if size < longest]
+    if short and any(layout.name not in given for layout in timed):
+        lengths = ", ".join(f"{size} on axis {layout.time} of {layout.name!r}" for layout, size in sizes)
+        raise UnclearModelError(
+            f"The inputs declare different numbers of timesteps: {lengths}. A step takes one timestep of each.",
+            fix=f"Where {' and '.join(repr(layout.name) for layout in short)} is no sequence: "
+            f"`{' '.join(f'--time-axis {layout.name}=none' for layout in short)}`. Where all are: "
+            f"`{' '.join(f'--time-axis {layout.name}={layout.time}' for layout in timed)}`. For sequences of "
+            "different rates, export a model for each.",
+        )
+
+
+def _dtype(value: Any) -> str:
+    kind = value.type.tensor_type.elem_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else value.type.WhichOneof("value")
+    if dtype not in DTYPES:
+        raise RefusedModelError(
+            f"Input {value.name!r} is {dtype}; expected a tensor of {', '.join(DTYPES)}.",
+            fix="Move what needs it out of the graph.",
+        )
+    return str(dtype)
 
 
 # ---------------------------------------------------------------- what goes nowhere but into recurrences

@@ -30,9 +30,6 @@ from stepwell_export.streaming.axes.inputs import LENGTHS, ROWS, SequenceInputs,
 Values = Mapping[str, Any]
 """Every tensor's value by name: an array, or a list of arrays."""
 
-_KEPT = 4
-"""Runs that are kept: those of a reading, which are of use again once it is chosen."""
-
 _LARGE_RUN = 2**24
 """Bytes of a run from which on its large tensors are written to disk; below, time is worth more than memory."""
 
@@ -41,7 +38,7 @@ _LARGE = 2**14
 
 
 class TensorRuns:
-    """A sequence graph in onnxruntime with every tensor as an output; it is loaded once for all numbers of timesteps.
+    """A sequence graph in onnxruntime with every tensor as an output; each of its runs is made once.
 
     Attributes:
         graph: The graph.
@@ -49,22 +46,18 @@ class TensorRuns:
 
     def __init__(self, graph: onnx.ModelProto) -> None:
         self.graph = graph
-        self._loaded: dict[tuple[int, ...], GraphSession] = {}
-        self._kept: dict[tuple[Any, ...], Values] = {}
+        self._made: dict[tuple[Any, ...], Values] = {}
 
-    def load(self, inputs: SequenceInputs | None = None, steps: int = 0) -> GraphSession:
-        """Return the graph in onnxruntime, by what is read of its inputs for a number of timesteps.
+    @cached_property
+    def loaded(self) -> GraphSession:
+        """The graph in onnxruntime.
 
         Raises:
             ModelLoadError: onnxruntime refuses it.
         """
-        key = () if inputs is None or inputs.only_steps is None else (inputs.only_steps, inputs.only_rows or 1, steps)
-        if key not in self._loaded:
-            graph = self.graph if inputs is None else inputs.with_length(self.graph, steps)
-            own = (value.name for value in graph.graph.output)
-            made = (name for node in graph.graph.node for name in node.output if name)
-            self._loaded[key] = GraphSession(graph, dict.fromkeys((*own, *made)), as_written=True)
-        return self._loaded[key]
+        own = (value.name for value in self.graph.graph.output)
+        made = (name for node in self.graph.graph.node for name in node.output if name)
+        return GraphSession(self.graph, dict.fromkeys((*own, *made)), as_written=True)
 
     def at(self, inputs: SequenceInputs, rows: int = 0, length: int = 0, *, is_changed: bool = False) -> Values:
         """Return every tensor of a run; the data differ from run to run.
@@ -78,20 +71,16 @@ class TensorRuns:
         Raises:
             ModelLoadError: onnxruntime fails on these sizes.
         """
-        steps = inputs.lengths[length]
-        feeds = inputs.feeds(inputs.only_rows or ROWS[rows], steps, 10 * (rows + length) + is_changed)
-        loaded = self.load(inputs, steps)
-        key = (id(loaded), *((name, value.shape, value.tobytes()) for name, value in feeds.items()))
-        if key not in self._kept:
-            values = spooled(loaded.run(feeds))
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = values
-        return self._kept[key]
+        key = inputs, rows, length, is_changed
+        if key not in self._made:
+            count = inputs.only_rows or ROWS[rows]
+            feeds = inputs.feeds(count, inputs.lengths[length], 10 * (rows + length) + is_changed)
+            self._made[key] = spooled(self.loaded.run(feeds))
+        return self._made[key]
 
     def forget(self) -> None:
-        """Drop the runs that are kept: a reading is chosen, and who needs them has them."""
-        self._kept.clear()
+        """Drop the runs: who needs them has them."""
+        self._made.clear()
 
 
 def spooled(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -425,10 +414,10 @@ def measure_shapes(runs: TensorRuns, inputs: SequenceInputs) -> MeasuredShapes:
     counts = range(1 if inputs.only_rows else 2)
     values = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
     touched = runs.at(inputs, is_changed=True)
-    weights = runs.load(inputs, inputs.lengths[0]).weights
+    weights = runs.loaded.weights
     facts = MeasuredShapes(values, touched, weights, inputs.lengths, at_length if inputs.length else None)
     runs.forget()
-    facts.follow(runs.load(inputs, inputs.lengths[0]).model, inputs)
+    facts.follow(runs.graph, inputs)
     return facts
 
 

@@ -77,11 +77,11 @@ def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) ->
     """Return the conditions that follow from the weights, and from sizes that are the same for all sequences."""
     if not conditions:
         return {}
-    free = set() if inputs.length is not None or inputs.only_steps is not None else {TIME}
+    free = set() if inputs.length is not None else {TIME}
     free |= {BATCH, DATA} if inputs.only_rows is None else {DATA}
     facts = measure_shapes(runs, inputs)
     conditions = [name for name in conditions if not (facts.depends(name).value | facts.depends(name).shape) & free]
-    given, counts = runs.load().weights, range(1 if inputs.only_rows else 2)
+    given, counts = runs.loaded.weights, range(1 if inputs.only_rows else 2)
     every = [{**given, **runs.at(inputs, rows, length)} for rows in counts for length in range(2)]
     if inputs.length is not None:
         feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
