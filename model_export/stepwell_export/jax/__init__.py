@@ -50,7 +50,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     if progress:
         progress("tracing the function", 0, 1)
     sequences = _Sequences(spec)
-    closed = capture(sequences.flat, sequences.specs)
+    closed = capture(sequences.flat, sequences.specs, spec.length)
     graph = JaxGraph()
     avals = [var.aval for var in closed.jaxpr.invars]
     takes = [graph.take(one, aval.shape, str(aval.dtype)) for one, aval in zip(spec.inputs, avals, strict=True)]
@@ -86,10 +86,9 @@ def _has_time(shape: tuple[Any, ...], spec: StepSpec) -> bool:
     time = spec.time_axis
     assert time is not None
     kinds = [str(n) for n in shape]
-    steps = str(spec.length) if spec.length is not None else "t"
-    if len(kinds) > 1 and kinds[time] == steps and kinds[1 - time] == "b":
+    if len(kinds) > 1 and kinds[time] == "t" and kinds[1 - time] == "b":
         return True
-    if kinds[:1] == ["b"] and (spec.length is not None or "t" not in kinds):
+    if kinds[:1] == ["b"] and "t" not in kinds:
         return False
     raise RefusedModelError(
         f"An output has the shape ({', '.join(kinds)}); b is the number of rows, t that of timesteps. Expected "
@@ -133,8 +132,7 @@ class _Sequences:
         for name, each in examples.items():
             shape: list[int | str] = list(each.shape)
             if self.has_time[name]:
-                shape[time] = "t" if spec.length is None else spec.length
-                shape[1 - time] = "b"
+                shape[time], shape[1 - time] = "t", "b"
             else:
                 shape[0] = "b"
             self.specs.append((tuple(shape), str(jax.dtypes.canonicalize_dtype(each.dtype))))

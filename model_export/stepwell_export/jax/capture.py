@@ -17,7 +17,7 @@ from stepwell_export.runtime.errors import RefusedModelError
 _BY_VALUE = "Use jnp.where(condition, a, b), or lax.scan, in place of `if`, `while`, `float()`, `int()` and numpy."
 _BY_LENGTH = (
     "A stream has no length yet: compute the same for every number of timesteps, with lax.scan in place of a loop over "
-    "them; or declare the number that the function was made for, StepSpec(.., length=N)."
+    "them; or declare the most that the function was made for, StepSpec(.., length=N)."
 )
 
 _READS = (
@@ -30,12 +30,15 @@ _READS = (
 _LIBRARIES = ("jax", "flax", "equinox", "keras", "stepwell_export.jax")
 
 
-def capture(function: Callable[..., Any], specs: Sequence[tuple[tuple[int | str, ...], str]]) -> Any:
+def capture(
+    function: Callable[..., Any], specs: Sequence[tuple[tuple[int | str, ...], str]], length: int | None = None
+) -> Any:
     """Trace a function.
 
     Args:
         function: Takes an array for each spec, and returns a flat list of arrays.
         specs: Shape and dtype of each; `"b"` and `"t"` are the numbers of rows and timesteps.
+        length: The most timesteps that it takes; None: any number.
 
     Returns:
         The closed jaxpr.
@@ -43,7 +46,8 @@ def capture(function: Callable[..., Any], specs: Sequence[tuple[tuple[int | str,
     Raises:
         RefusedModelError: It decides by a value, or by the number of rows or timesteps; names the line. Or it fails.
     """
-    sizes: dict[Any, Any] = dict(zip(("b", "t"), export.symbolic_shape("b, t"), strict=True))
+    bounds = [] if length is None else [f"t <= {length}"]
+    sizes: dict[Any, Any] = dict(zip(("b", "t"), export.symbolic_shape("b, t", constraints=bounds), strict=True))
     structs = [jax.ShapeDtypeStruct([sizes.get(n, n) for n in shape], dtype) for shape, dtype in specs]  # type: ignore[no-untyped-call]
     try:
         with config.softmax_custom_jvp(True):  # else it is written out while it is traced
@@ -68,8 +72,8 @@ def _refusal(exc: Exception) -> RefusedModelError:
         )
     return RefusedModelError(
         f"The function fails on arrays of open length{where}: {type(exc).__name__}: {reason}.",
-        fix="It must take any number of rows and of timesteps; a number that it was made for is declared, "
-        "StepSpec(.., length=N).",
+        fix="It must take any number of rows and of timesteps, or of timesteps up to the most that it was made for, "
+        "StepSpec(.., length=N): cut what has a row for each to its input, jnp.asarray(table)[: x.shape[1]].",
     )
 
 

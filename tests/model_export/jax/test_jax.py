@@ -176,6 +176,16 @@ def test_a_table_of_the_examples_length_is_refused() -> None:
     assert "fails on arrays of open length" in refused(_table).problem
 
 
+def test_a_table_of_a_declared_length_is_looked_up_by_the_position() -> None:
+    table = np.random.default_rng(3).standard_normal((20, 3)).astype(np.float32)
+    spec = StepSpec(lambda x: x + jnp.asarray(table)[: x.shape[1]], inputs={"x": example()}, time_axis=1, length=20)
+
+    content, report = verify_model(convert(spec, name="m"))
+
+    assert report.parity.steps == 20
+    assert [state.input for state in StepModel(content).manifest.states] == ["timesteps"]
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
