@@ -17,7 +17,7 @@ from tests.addons.alert.alerts import SECRET, AlertProcess, WebhookReceiver, ale
 from tests.addons.connect.connectors import wait_for
 from tests.processes import ServiceProcess, service_process
 
-N = 200
+N = 100
 SILENT_S = 6.0
 
 

@@ -76,6 +76,24 @@ def run_once(folder: Path, *words: object, code: int | None = 0) -> dict[str, An
     return counts
 
 
+def write_lines(path: Path, documents: Iterable[Any]) -> str:
+    """Write a line of JSON for each document, or the text that it is, and return the URL of the file."""
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in documents]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return f"file://{path}"
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the documents of the whole lines of a file that may not be there yet."""
+    text = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def n_lines(path: Path) -> int:
+    """Return the number of whole lines of a file that may not be there yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 class Readings:
     """Random inputs of many streams, with their timesteps interleaved."""
 

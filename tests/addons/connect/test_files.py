@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -17,8 +16,11 @@ from tests.addons.connect.connectors import (
     Readings,
     connector,
     kill_in_turn,
+    lines_of,
+    n_lines,
     run_once,
     wait_for,
+    write_lines,
     written,
 )
 from tests.graphs import fold_reference
@@ -27,24 +29,10 @@ from tests.processes import ServiceProcess, service_process
 PADDING = "p" * 10_000_000
 
 
-def write_lines(path: Path, documents: list[Any]) -> str:
-    lines = [one if isinstance(one, str) else json.dumps(one) for one in documents]
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return f"file://{path}"
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-
 def source_of(path: Path) -> str:
     """Return the id of the source that a file is."""
     first = path.read_bytes().splitlines()[0]
     return f"file:{path}@{hashlib.blake2b(first, digest_size=8).hexdigest()}"
-
-
-def n_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 class TestFiles(BrokerLaws):

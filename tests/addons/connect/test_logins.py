@@ -25,7 +25,7 @@ from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect import nats_keys, secured
 from tests.addons.connect.brokers import BrokerMissingError
 from tests.addons.connect.certificates import Authority
-from tests.addons.connect.connectors import ConnectorProcess, connector, wait_for
+from tests.addons.connect.connectors import ConnectorProcess, connector, n_lines, wait_for
 from tests.addons.connect.secured import SECRET, Secured
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message
@@ -440,10 +440,6 @@ async def opened(url: BrokerUrl) -> None:
     reader = url.reader(ReaderOptions())
     await reader.open()
     await reader.close()
-
-
-def n_lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 async def options_of(place: Secured) -> dict[str, Any]:

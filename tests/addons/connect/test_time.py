@@ -13,21 +13,12 @@ from stepwell.addons.connect.dead_letters import undelivered_letter
 from stepwell.addons.connect.messages import OutMessage
 from stepwell.addons.connect.time_rules import TimeRules
 from stepwell.addons.event_time.times import iso
-from tests.addons.connect.connectors import connector, run_once, wait_for
+from tests.addons.connect.connectors import connector, lines_of, n_lines, run_once, wait_for, write_lines
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess
 
 SECOND = 1_000_000
 _IN_AN_ID = str.maketrans({"[": "_", "]": "_", ",": "_", " ": None, "-": "r"})
-
-
-def write_lines(path: Path, documents: list[Any]) -> str:
-    path.write_text("".join(f"{json.dumps(one)}\n" for one in documents))
-    return f"file://{path}"
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def flags(service: ServiceProcess, folder: Path, *more: str) -> list[str]:
@@ -173,14 +164,14 @@ def test_a_line_of_a_grown_file_that_the_record_cannot_have_is_late(
 def test_what_waits_goes_on_once_nothing_comes(service: ServiceProcess, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "idle", "x": at, "t": at} for at in (5, 4)])
     with connector(tmp_path, source, *flags(service, tmp_path, "--order", "1h", "--idle", "100ms")) as one:
-        wait_for(lambda: len(lines_of(tmp_path / "out.jsonl")) == 2, what=one.text)
+        wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 2, what=one.text)
     assert [one[2] for one in outs(tmp_path)] == [4 * SECOND, 5 * SECOND]
 
 
 def test_the_oldest_go_on_when_too_many_wait_and_it_is_said(service: ServiceProcess, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "many", "x": at, "t": at} for at in (5, 4, 3)])
     with connector(tmp_path, source, *flags(service, tmp_path, "--order", "1h", "--order-messages", "2")) as one:
-        wait_for(lambda: len(lines_of(tmp_path / "out.jsonl")) == 1, what=one.text)
+        wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 1, what=one.text)
         wait_for(lambda: "the oldest go on" in one.text(), what=one.text)
     assert [one[2] for one in outs(tmp_path)] == [3 * SECOND]
 

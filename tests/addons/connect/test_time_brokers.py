@@ -14,7 +14,7 @@ from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import kafka, nats
-from tests.addons.connect.connectors import connector, wait_for
+from tests.addons.connect.connectors import connector, lines_of, n_lines, wait_for
 from tests.addons.connect.skipping import or_skip
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess, free_port
@@ -49,10 +49,6 @@ async def _write(url: str, documents: list[dict[str, Any]]) -> None:
     await writer.close()
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("broker", ["nats", "kafka"])
 def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: Path, broker: str) -> None:
@@ -68,13 +64,13 @@ def test_messages_go_on_in_order_over_a_kill(service: ServiceProcess, tmp_path: 
 
         add(10, 9, 20, 11, 16, 26, 15)
         with connector(tmp_path, url, *words) as one:
-            wait_for(lambda: len(lines_of(out)) == 5, what=one.text)
-            wait_for(lambda: len(lines_of(dead)) == 1, what=one.text)
+            wait_for(lambda: n_lines(out) == 5, what=one.text)
+            wait_for(lambda: n_lines(dead) == 1, what=one.text)
             one.kill()
             one.start()
             add(12.5, 24, 31)
-            wait_for(lambda: len(lines_of(out)) == 7, what=one.text)
-            wait_for(lambda: len(lines_of(dead)) >= 2, what=one.text)
+            wait_for(lambda: n_lines(out) == 7, what=one.text)
+            wait_for(lambda: n_lines(dead) >= 2, what=one.text)
         applied = [9, 10, 11, 16, 20, 24, 26]
         assert [one["outputs"]["y"][0] for one in lines_of(out)] == fold_reference(applied)
         assert {json.loads(one["message"])["t"] for one in lines_of(dead)} == {15, 12.5}
@@ -96,12 +92,12 @@ def test_a_late_message_that_came_while_the_connector_was_away_is_a_dead_letter(
 
         add(("a", 10), ("b", 18), ("a", 13), ("b", 25))
         with connector(tmp_path, f"{url}?member=m", *words) as one:
-            wait_for(lambda: len(lines_of(out)) == 3, what=one.text)
+            wait_for(lambda: n_lines(out) == 3, what=one.text)
             one.kill()
             add(("a", 12), ("a", 14), ("b", 40))
             one.start()
-            wait_for(lambda: len(lines_of(out)) == 5, what=one.text)
-            wait_for(lambda: len(lines_of(dead)) == 1, what=one.text)
+            wait_for(lambda: n_lines(out) == 5, what=one.text)
+            wait_for(lambda: n_lines(dead) == 1, what=one.text)
         applied = [line["outputs"]["y"][0] for line in lines_of(out) if line["stream"] == "away.a"]
         assert applied == fold_reference([10, 13, 14])
         assert [json.loads(one["message"])["t"] for one in lines_of(dead)] == [12]
@@ -126,11 +122,11 @@ def test_what_is_done_stands_beside_the_offset_where_the_broker_keeps_it(
 
         add(10, 21, 16, 11)
         with connector(tmp_path, f"{url}?member=m", *words) as one:
-            wait_for(lambda: (len(lines_of(out)), len(lines_of(dead))) == (2, 1), what=one.text)
+            wait_for(lambda: (n_lines(out), n_lines(dead)) == (2, 1), what=one.text)
             one.kill()
             add(15, 26)
             one.start()
-            wait_for(lambda: (len(lines_of(out)), len(lines_of(dead))) == (3, 2), what=one.text)
+            wait_for(lambda: (n_lines(out), n_lines(dead)) == (3, 2), what=one.text)
         assert [one["outputs"]["y"][0] for one in lines_of(out)] == fold_reference([10, 16, 21])
         assert [json.loads(one["message"])["t"] for one in lines_of(dead)] == [11, 15]
         assert {group for group, _, _ in relay.texts} == {"stepwell"}
@@ -160,7 +156,7 @@ def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(service: 
         asyncio.run(_write(url, [{"stream": "full", "x": t, "t": t} for t in (2, 1, 4, 3, 6, 5)]))
         with connector(tmp_path, url, *words) as one:
             wait_for(lambda: "all that the broker lets wait" in one.text(), what=one.text)
-            wait_for(lambda: len(lines_of(out)) >= 3, what=one.text)
+            wait_for(lambda: n_lines(out) >= 3, what=one.text)
     assert [row["outputs"]["y"][0] for row in lines_of(out)][:3] == fold_reference([1, 2, 3])
 
 

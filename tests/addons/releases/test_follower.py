@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepwell.addons.releases.keys import release_key
+from tests.addons.releases.fleet import wait_until
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_model
 from tests.servers import Server
 
 RELEASE = "/v1/models/fold/release"
-
-
-def until(fact: Callable[[], object], within_s: float = 30.0) -> bool:
-    """Whether a fact holds within some seconds."""
-    ends_at, pause = time.monotonic() + within_s, threading.Event()
-    while not fact():
-        if time.monotonic() > ends_at:
-            return False
-        pause.wait(0.02)
-    return True
 
 
 def default_version(one: Service) -> int:
@@ -62,7 +50,7 @@ def test_a_document_whose_announcement_was_missed_is_followed(redis_server: Serv
     with running_service(redis_server.url, folder_with(tmp_path / "models", 3, 5)) as one:
         pin_unannounced(one, redis_server)
 
-        assert until(lambda: default_version(one) == 1)
+        wait_until(lambda: default_version(one) == 1)
 
 
 def test_a_replica_that_has_shown_a_release_follows_it_at_once(redis_server: Server, tmp_path: Path) -> None:
@@ -79,7 +67,7 @@ def test_a_replica_without_the_current_version_loads_it_from_its_artifact(redis_
         running_service(redis_server.url, folder_with(tmp_path / "two", 0, 5)) as two,
     ):
         put(one, {"current": 1, "candidate": 2, "mode": "shadow", "percent": 0})
-        assert until(lambda: default_version(two) == 1)
+        wait_until(lambda: default_version(two) == 1)
         answer = two.step("fold", "s", [7]).json()
         status = two.http.get(two.path("fold", "s")).json()
 
@@ -95,7 +83,7 @@ def test_the_fingerprint_decides_if_replicas_have_other_files_for_a_version(
         running_service(redis_server.url, folder_with(tmp_path / "two", 7, 5)) as two,
     ):
         fingerprint = put(one, {"current": 1, "candidate": 2, "mode": "shadow", "percent": 0})["versions"][0]
-        assert until(lambda: default_version(two) == 1)
+        wait_until(lambda: default_version(two) == 1)
         for x in (1, 2):
             answer = two.step("fold", "s", [x]).json()
         rows = two.http.get(RELEASE).json()["versions"]
@@ -133,7 +121,7 @@ def test_without_the_store_the_highest_version_is_current_and_it_is_logged(
         with redis_server.client() as client:
             client.flushall()
 
-        assert until(lambda: default_version(one) == 2)
+        wait_until(lambda: default_version(one) == 2)
         assert one.http.get(RELEASE).json()["revision"] == 0
     assert "The store has no release of model fold any more: its highest version is current" in caplog.text
 
@@ -146,7 +134,7 @@ def test_a_document_that_cannot_be_read_leaves_the_one_before(
         with redis_server.client() as client:
             client.set(release_key("fold"), b'{"model": 5}')
 
-        assert until(lambda: "cannot be read, the one before stays" in caplog.text)
+        wait_until(lambda: "cannot be read, the one before stays" in caplog.text)
         assert default_version(one) == 1
         found = one.http.get(RELEASE)
     assert (found.status_code, found.json()["code"]) == (500, "state_corrupt")

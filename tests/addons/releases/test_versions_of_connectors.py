@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.addons.connect.connectors import connector, run_once, wait_for
+from tests.addons.connect.connectors import connector, lines_of, n_lines, run_once, wait_for
 from tests.addons.releases.fleet import NEW_FACTOR, OLD_FACTOR, Fleet, folded, two_folds
 from tests.servers import Server
 
@@ -17,10 +17,6 @@ STREAMS = ("a", "b")
 def append(path: Path, xs: Sequence[int]) -> None:
     with path.open("a") as file:
         file.writelines(json.dumps({"stream": stream, "x": x}) + "\n" for x in xs for stream in STREAMS)
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def promote(releases: Fleet) -> None:
@@ -56,12 +52,12 @@ def test_a_promotion_while_a_connector_runs_shows_in_the_versions_of_its_predict
         two_folds(redis_server.url, tmp_path) as releases,
         connector(tmp_path, *words(releases, tmp_path, "out.jsonl")) as one,
     ):
-        wait_for(lambda: len(lines_of(out)) == 6, what=one.text)
+        wait_for(lambda: n_lines(out) == 6, what=one.text)
         promote(releases)
         append(source, [4, 5])
-        wait_for(lambda: len(lines_of(out)) == 10, what=one.text)
+        wait_for(lambda: n_lines(out) == 10, what=one.text)
         append(source, [6])
-        wait_for(lambda: len(lines_of(out)) == 12, what=one.text)
+        wait_for(lambda: n_lines(out) == 12, what=one.text)
 
     for stream in STREAMS:
         assert by_version(lines_of(out), stream) == expected([1, 2, 3], [4, 5, 6])

@@ -69,20 +69,6 @@ def test_a_recording_is_replayed_and_its_predictions_are_written(service: Servic
     assert [(int(row["row"]), int(row["step"])) for row in rows] == [(n, n) for n in range(1, ROWS + 1)]
 
 
-def test_the_order_of_the_columns_does_not_matter(
-    service: Service, client: Client, tmp_path: Path, stream: str
-) -> None:
-    xs = np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)
-    data = write(tmp_path / "data.csv", "x[3],x[1],note,x[0],x[2]", [[x[3], x[1], "n", x[0], x[2]] for x in xs])
-    out = tmp_path / "out.csv"
-
-    assert run(service, "lstm", data, "--stream", stream, "-o", out).exit_code == 0
-
-    expected = client.model("lstm").stream(f"{stream}-whole").steps(xs).output
-    found = np.loadtxt(out, delimiter=",", skiprows=1, usecols=range(3, 3 + expected.shape[1]))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
 def test_columns_can_be_chosen(service: Service, tmp_path: Path, stream: str) -> None:
     data = write(tmp_path / "data.csv", "a,level", [[9, x] for x in range(5)])
     out = tmp_path / "out.csv"
@@ -190,18 +176,6 @@ def test_a_row_that_the_service_rejects_ends_its_stream_alone(
     assert [client.model("nan_at").stream(f"{stream}.{n}").resume() for n in range(2)] == [4, 3]
 
 
-def test_a_row_without_a_value_is_named_before_anything_is_sent(
-    service: Service, client: Client, tmp_path: Path, stream: str
-) -> None:
-    data = write(tmp_path / "data.csv", "x[0],x[1],x[2],x[3]", [[1, 2, 3, 4], [1, "", 3, 4]])
-
-    done = run(service, "lstm", data, "--stream", stream)
-
-    assert done.exit_code == 1
-    assert "column 'x[1]', row 2: the value is missing" in str(done.exception)
-    assert client.model("lstm").stream(stream).resume() == 0
-
-
 def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
     service: Service, client: Client, tmp_path: Path, stream: str
 ) -> None:
@@ -212,16 +186,6 @@ def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
     assert done.exit_code == 1
     assert "data.csv, row 3: 'no id' is not a stream id" in str(done.exception)
     assert client.model("fold").stream(stream).resume() == 0
-
-
-def test_ids_are_texts_as_they_stand(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
-    ends = ["0042", "42", "1.10", "48e2", "0042"]
-    data = write(tmp_path / "data.csv", "device,x[0]", [[f"{stream}.{end}", 1] for end in ends])
-
-    run(service, "fold", data, "--stream-column", "device")
-
-    steps = {end: client.model("fold").stream(f"{stream}.{end}").resume() for end in ends}
-    assert steps == {"0042": 2, "42": 1, "1.10": 1, "48e2": 1}
 
 
 def test_chunks_have_as_many_rows_as_the_service_takes(shared_redis: Server, tmp_path: Path, stream: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,8 @@ from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.feedback import Draw
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models
+from tests.graphs import fold_reference, slow, wave, write_models
 from tests.servers import Server
-
-
-@pytest.fixture(scope="module")
-def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = write_models(
-        tmp_path_factory.mktemp("rolling"), fold, letters, wave, total, two_inputs, nan_at=lambda: nan_at(4)
-    )
-    with running_service(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
-        yield one
 
 
 def rollout(service: Service, model: str, stream: str, horizon: int, *, key: str = "", **body: Any) -> Any:

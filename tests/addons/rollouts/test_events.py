@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,21 +14,10 @@ from stepwell.addons.rollouts.events import RolloutEvents
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.types import StreamKey
 from tests.addons.rollouts.harness import rollouts_of
-from tests.api.running import Service, running_service
+from tests.api.running import Service
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import fold, letters, nan_at, slow, two_inputs, wave, write_models
-from tests.servers import Server
 
 EVENTS = {"accept": "text/event-stream"}
-
-
-@pytest.fixture(scope="module")
-def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = write_models(
-        tmp_path_factory.mktemp("rolling"), fold, letters, wave, slow, two_inputs, nan_at=lambda: nan_at(4)
-    )
-    with running_service(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
-        yield one
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:
