@@ -62,7 +62,6 @@ OF_THESE = {
 }
 """Files of these folders that take seconds, and run."""
 LONG = (
-    "addons/watch/test_watch.py::test_a_thousand_commits_of_one_replica_are_received_from_another",
     "addons/asyncapi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
     "python_client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
     "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -15,9 +12,10 @@ import pytest
 from stepwell.addons.alert.conditions import ConditionError, TensorRow, parse_condition
 from stepwell.addons.alert.rules import read_rules
 from stepwell.errors import SettingsError
-from tests.addons.alert.alerts import alerting, step_streams, write_rules
+from tests.addons.alert.alerts import AlertProcess, alerting, step_streams, write_rules
 from tests.addons.connect.connectors import wait_for
 from tests.processes import ServiceProcess
+from tests.servers import Server
 
 GOOD = '[[rule]]\nname = "a"\nmodel = "lstm"\nwhen = "outputs.y[0] > 1"\n'
 
@@ -141,23 +139,16 @@ def test_a_label_is_the_index_of_its_number(text: str) -> None:
     assert condition.evaluate({"outputs": values, "inputs": {}}, 2).tolist() == [False, True]
 
 
-def run(rules: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "stepwell", "alert", str(rules), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
-
-
-def test_a_model_without_history_is_refused(service: ServiceProcess, tmp_path: Path) -> None:
-    rules = write_rules(tmp_path, f'url = "{service.url}"\n' + GOOD.replace("lstm", "fold"))
-
-    refused = run(rules, "--data-dir", service.folder / "data")
-
-    assert refused.returncode == 3
-    assert "--history fold=N" in refused.stderr
+def run(folder: Path, rules: str, *words: object) -> tuple[int, str]:
+    """Run the command to its end; returns its exit code and what it has written."""
+    one = AlertProcess(folder, write_rules(folder, rules), *words).start()
+    return one.process.wait(100), one.text()
 
 
 @pytest.mark.parametrize(
     ("rule", "said", "code"),
     [
+        (GOOD.replace("lstm", "fold"), "--history fold=N", 3),
         (GOOD.replace("y[0]", "z[0]"), "the model's outputs are y", 2),
         (GOOD.replace("y[0]", "y[7]"), "the shape [2]", 2),
         (GOOD.replace("lstm", "nope"), "nope", 1),
@@ -166,36 +157,36 @@ def test_a_model_without_history_is_refused(service: ServiceProcess, tmp_path: P
 def test_a_rule_that_does_not_fit_its_model_is_refused(
     service: ServiceProcess, tmp_path: Path, rule: str, said: str, code: int
 ) -> None:
-    refused = run(write_rules(tmp_path, f'url = "{service.url}"\n{rule}'), "--data-dir", service.folder / "data")
+    found, text = run(tmp_path, f'url = "{service.url}"\n{rule}', "--data-dir", service.folder / "data")
 
-    assert said in refused.stderr
-    assert refused.returncode == code
-    assert "Traceback" not in refused.stderr
+    assert said in text
+    assert found == code
+    assert "Traceback" not in text
 
 
-def test_a_store_that_no_service_uses_is_refused(service: ServiceProcess, tmp_path: Path, redis_server: Any) -> None:
+def test_a_store_that_no_service_uses_is_refused(service: ServiceProcess, tmp_path: Path, redis_server: Server) -> None:
     rules = f'url = "{service.url}"\n{GOOD}'
-    other = run(write_rules(tmp_path, f'store = "{redis_server.url}"\n{rules}'))
-    away = run(write_rules(tmp_path, rules), "--data-dir", tmp_path / "empty")
+    other, why_other = run(tmp_path, f'store = "{redis_server.url}"\n{rules}')
+    away, why_away = run(tmp_path, rules, "--data-dir", tmp_path / "empty")
 
-    assert (other.returncode, away.returncode) == (3, 3)
-    assert "No service uses the store" in other.stderr
-    assert "does not reply" in away.stderr
+    assert (other, away) == (3, 3)
+    assert "No service uses the store" in why_other
+    assert "does not reply" in why_away
 
 
 def test_check_shows_what_the_rules_would_have_raised(service: ServiceProcess, tmp_path: Path) -> None:
     body = {"streams": ["c.1", "c.2"], "inputs": {"a": [[[1, 1], [9, 9]], [[0, 0], [0, 0]]], "b": [[1, 1], [1, 1]]}}
     httpx2.post(f"{service.url}/v1/models/two_inputs/steps", json=body, timeout=30).raise_for_status()
     rule = '[[rule]]\nname = "sum"\nmodel = "two_inputs"\nprefix = "c."\nwhen = "outputs.total[0] > 5"\n'
-    rules = write_rules(tmp_path, f'url = "{service.url}"\n{rule}')
+    words = (f'url = "{service.url}"\n{rule}', "--data-dir", service.folder / "data", "--check")
 
-    shown = run(rules, "--check", "--json", "--data-dir", service.folder / "data")
-    printed = run(rules, "--check", "--data-dir", service.folder / "data")
+    _, shown = run(tmp_path, *words, "--json")
+    _, printed = run(tmp_path, *words)
 
-    [row] = [json.loads(line) for line in shown.stdout.splitlines()]
+    [row] = [json.loads(line) for line in shown.splitlines()]
     alarm = {"state": "raised", "kind": "when", "stream": "c.1", "step": 2, "outputs": {"total": [12, 12], "last": 1}}
     assert row == {"rule": "sum", "model": "two_inputs", "streams": 2, "timesteps": 4, "alarms": [alarm]}
-    assert "raised (when): c.1, step 2" in printed.stdout
+    assert "raised (when): c.1, step 2" in printed
     assert httpx2.get(f"{service.url}/v1/alerts?model=two_inputs", timeout=30).json()["alerts"] == []
 
 

@@ -117,17 +117,6 @@ def test_an_artifact_is_stored_again_before_the_first_stream_of_an_emptied_store
     assert goes_on == fold_reference([1, 2], factor=OLD)[-1]
 
 
-def test_a_file_that_was_overwritten_but_not_reloaded_is_stored_as_it_was_loaded(
-    redis_server: Server, old_and_new: tuple[Path, Path]
-) -> None:
-    folder = old_and_new[0]
-    with running_service(redis_server.url, folder) as service:
-        write_model(folder, "m", factor(NEW))
-        y_of(service.step("m", "s", [1]))
-    with running_service(redis_server.url, folder) as service:
-        assert y_of(service.step("m", "s", [2], seq=2)) == fold_reference([1, 2], factor=OLD)[-1]
-
-
 def test_a_corrupted_artifact_is_refused_and_never_loaded(
     redis_server: Server, old_and_new: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,17 +213,6 @@ def test_artifacts_may_be_files_of_a_shared_folder(
     assert goes_on == fold_reference([1, 2], factor=OLD)[-1]
     assert [file.name.split(".", 1)[1] for file in (tmp_path / "shared").iterdir()] == ["m.artifact"]
     assert artifacts(redis_server) == []
-
-
-def test_an_artifact_outlives_the_streams_that_name_it(redis_server: Server, old_and_new: tuple[Path, Path]) -> None:
-    with running_service(redis_server.url, old_and_new[0], stream_ttl_s=1000) as service:
-        y_of(service.step("m", "s", [1]))
-        store = redis_server.client()
-        [key] = artifacts(redis_server)
-        store.pexpire(key, 1_000_000)
-        y_of(service.step("m", "t", [1]))  # the first record of a stream renews it
-
-    assert 1250 < store.ttl(key) <= 1.5 * 1250
 
 
 def test_a_reload_is_followed_by_every_replica_before_its_response(

@@ -132,28 +132,18 @@ def test_the_messages_of_a_feed_for_many_streams_are_as_described(service: Servi
     assert (bulk["step"], bulk["errors"]["1"]["code"]) == ([2, None], "stream_not_found")
 
 
-def test_the_messages_of_a_watcher_are_as_described(service: Service, document: Any) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_messages_of_a_watcher_are_as_described(service: Service, document: Any, grouped: bool) -> None:
+    stream = f"asyncapi-{grouped}"
     for x in range(1, 5):
-        service.step("fold", "asyncapi-4", [x])
-    with service.websocket("/v1/watch") as socket:
+        service.step("fold", stream, [x])
+    with service.websocket("/v1/watch" + "?grouped=true" * grouped) as socket:
         watch = Exchange(document, "watch", socket)
-        watch.send("WatchRequest", watch=[{"model": "fold", "stream": "asyncapi-4", "since": 0}], inputs=True)
+        watch.send("WatchRequest", watch=[{"model": "fold", "stream": stream, "since": 0}], inputs=True)
         assert watch.receive("WatchingReply") == {"watching": 1}
         assert watch.receive("GapMessage") == {"gap": 2}
-        events = [watch.receive("CommitMessage") for _ in range(2)]
-
-    assert [(event["step"], event["inputs"]["x"]) for event in events] == [(3, [3]), (4, [4])]
-
-
-def test_the_grouped_events_of_a_watcher_are_as_described(service: Service, document: Any) -> None:
-    for x in range(1, 5):
-        service.step("fold", "asyncapi-5", [x])
-    with service.websocket("/v1/watch?grouped=true") as socket:
-        watch = Exchange(document, "watch", socket)
-        watch.send("WatchRequest", watch=[{"model": "fold", "stream": "asyncapi-5", "since": 0}], inputs=True)
-        assert watch.receive("WatchingReply") == {"watching": 1}
-        assert watch.receive("GapMessage") == {"gap": 2}
-        events = watch.receive("EventsMessage")["events"]
+        one_by_one = 0 if grouped else 2
+        events = [watch.receive("CommitMessage") for _ in range(one_by_one)] or watch.receive("EventsMessage")["events"]
 
     assert "grouped" in document["channels"]["watch"]["bindings"]["ws"]["query"]["properties"]
     assert [(event["step"], event["inputs"]["x"]) for event in events] == [(3, [3]), (4, [4])]

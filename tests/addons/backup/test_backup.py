@@ -83,6 +83,7 @@ def test_a_store_goes_back_to_a_backup_that_was_made_under_load(
     finally:
         finished.set()
         stepping.join()
+    in_use = run("restore", file, "--data-dir", data).exception
     send(running, "younger", 1)
     newest = send(running, "a", n_stepped + 1)
     assert running.stop() == 0
@@ -93,6 +94,8 @@ def test_a_store_goes_back_to_a_backup_that_was_made_under_load(
     again = [send(running, "a", seq) for seq in range(gap["expected"], n_stepped + 2)]
 
     assert (made["bytes"], file.stat().st_mode & 0o777) == (file.stat().st_size, 0o600)
+    assert isinstance(in_use, EmbeddedStoreError)
+    assert "in use" in in_use.problem
     assert restored["keys"] >= 1
     assert (gap["code"], gap["applied"]) == ("seq_gap", "no")
     assert replay["replayed"] is True
@@ -172,15 +175,6 @@ def test_a_backup_that_is_not_there_is_reported_with_what_to_do(short_path: Path
     assert isinstance(result.exception, BackupError)
     assert "No such file" in result.exception.problem
     assert "stepwell backup" in str(result.exception.fix)
-
-
-def test_a_store_that_is_in_use_is_not_replaced(running: ServiceProcess, short_path: Path) -> None:
-    run("backup", short_path / "backup.rdb", "--data-dir", running.folder / "data")
-
-    result = run("restore", short_path / "backup.rdb", "--data-dir", running.folder / "data")
-
-    assert isinstance(result.exception, EmbeddedStoreError)
-    assert "in use" in result.exception.problem
 
 
 def test_a_store_of_its_own_is_not_restored_into_a_folder(short_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import httpx2
 import numpy as np
 import pytest
@@ -71,43 +74,52 @@ def test_a_parameter_of_another_type_is_rejected_in_tritons_words(
     assert found[:2] == ("INVALID_ARGUMENT", f"invalid value type for '{name}' parameter, expected {expected}.")
 
 
-def test_raw_and_typed_values_together_are_rejected(client: GrpcClient, stream: str) -> None:
-    request = infer_request("fold", {"x": integer(1)}, typed=True, sequence_id=stream, sequence_start=True)
+def raw_and_typed(started: Mapping[str, Any]) -> Any:
+    request = infer_request("fold", {"x": integer(1)}, typed=True, **started)
     request.raw_input_contents.append(b"\0" * 8)
+    return request
 
-    assert "contents field must not be specified when using raw_input_contents" in client.infer(request).message
 
-
-def test_a_wrong_number_of_raw_contents_is_rejected(client: GrpcClient, stream: str) -> None:
-    request = infer_request("fold", {"x": integer(1)}, sequence_id=stream, sequence_start=True)
+def two_raw(started: Mapping[str, Any]) -> Any:
+    request = infer_request("fold", {"x": integer(1)}, **started)
     request.raw_input_contents.append(b"\0" * 8)
-    found = client.infer(request)
-
-    assert found.code == "INVALID_ARGUMENT"
-    assert "unexpected number of raw_input_contents for model 'fold', expecting 1, got 2" in found.message
+    return request
 
 
-def test_texts_are_rejected_as_over_http(client: GrpcClient, stream: str) -> None:
-    request = infer_request("fold", {}, sequence_id=stream, sequence_start=True)
+def a_text(started: Mapping[str, Any]) -> Any:
+    request = infer_request("fold", {}, **started)
     request.inputs.add(name="x", datatype="BYTES", shape=(1, 1)).contents.bytes_contents.append(b"1")
+    return request
 
-    assert "data-type is 'BYTES', but model 'fold' expects 'INT64'" in client.infer(request).message
 
-
-def test_a_typed_value_that_does_not_fit_is_rejected(client: GrpcClient, stream: str) -> None:
-    request = infer_request(
-        "two_inputs", {"a": np.array([[1, 2]])}, typed=True, sequence_id=stream, sequence_start=True
-    )
+def too_large(started: Mapping[str, Any]) -> Any:
+    request = infer_request("two_inputs", {"a": np.array([[1, 2]])}, typed=True, **started)
     request.inputs.add(name="b", datatype="INT16", shape=(1,)).contents.int_contents.append(2**20)
+    return request
 
-    assert "does not fit datatype 'INT16'" in client.infer(request).message
 
-
-def test_float16_is_accepted_as_raw_bytes_only(client: GrpcClient, stream: str) -> None:
-    request = infer_request("half", {}, sequence_id=stream, sequence_start=True)
+def typed_float16(started: Mapping[str, Any]) -> Any:
+    request = infer_request("half", {}, **started)
     request.inputs.add(name="x", datatype="FP16", shape=(1, 2)).contents.fp32_contents.extend([1, 2])
+    return request
 
-    assert "accepted in raw_input_contents only" in client.infer(request).message
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (raw_and_typed, "contents field must not be specified when using raw_input_contents"),
+        (two_raw, "unexpected number of raw_input_contents for model 'fold', expecting 1, got 2"),
+        (a_text, "data-type is 'BYTES', but model 'fold' expects 'INT64'"),
+        (too_large, "does not fit datatype 'INT16'"),
+        (typed_float16, "accepted in raw_input_contents only"),
+    ],
+)
+def test_contents_that_do_not_fit_are_rejected(
+    client: GrpcClient, stream: str, make: Callable[[Mapping[str, Any]], Any], said: str
+) -> None:
+    found = client.infer(make({"sequence_id": stream, "sequence_start": True}))
+
+    assert (found.code, said in found.message) == ("INVALID_ARGUMENT", True), found.message
 
 
 @pytest.mark.parametrize(("tensor", "parameter"), [("inputs", "shared_memory_region"), ("outputs", "classification")])

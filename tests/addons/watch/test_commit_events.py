@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,26 +29,23 @@ def test_several_events_are_encoded_in_one_message() -> None:
     assert decode_events(b"".join(one.encode() for one in sent)) == sent
 
 
-def test_events_after_a_step_are_returned() -> None:
-    assert events_since(incarnation(range(1, 11)), 7, 10) == (0, incarnation([8, 9, 10]))
+@pytest.mark.parametrize(
+    ("log", "since", "step", "missed", "first"),
+    [
+        (incarnation(range(1, 11)), 7, 10, 0, 8),
+        (incarnation(range(1, 11)), 10, 10, 0, None),
+        (incarnation(range(90, 101)), 40, 100, 49, 90),
+        ([], 40, 100, 60, None),
+        ([event(10, 10), event(30, 20)], 15, 30, 0, 30),
+    ],
+    ids=["the later ones", "all were seen", "some are not kept", "none is kept", "a chunk is never split"],
+)
+def test_events_after_a_step_are_returned_and_those_that_are_not_kept_are_counted(
+    log: list[CommitEvent], since: int, step: int, missed: int, first: int | None
+) -> None:
+    later = [one for one in log if first is not None and one.step >= first]
 
-
-def test_a_subscriber_that_has_seen_everything_receives_nothing() -> None:
-    assert events_since(incarnation(range(1, 11)), 10, 10) == (0, [])
-
-
-def test_timesteps_that_are_no_longer_kept_are_counted() -> None:
-    missed, events_returned = events_since(incarnation(range(90, 101)), 40, 100)
-
-    assert (missed, events_returned[0].step) == (49, 90)
-
-
-def test_without_an_event_log_every_timestep_since_is_counted() -> None:
-    assert events_since([], 40, 100) == (60, [])
-
-
-def test_a_chunk_is_never_split() -> None:
-    assert events_since([event(10, 10), event(30, 20)], 15, 30) == (0, [event(30, 20)])
+    assert events_since(log, since, step) == (missed, later)
 
 
 def test_a_step_is_looked_up_in_the_newest_incarnation_that_reached_it() -> None:
