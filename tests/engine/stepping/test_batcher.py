@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from stepwell.addons.rollouts.requests import RolloutRequest
+from stepwell.engine.admission import QueueAdmission
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.stepping import batcher
-from stepwell.engine.stepping.overload import QueueAdmission
 from stepwell.errors import ServiceError
 from stepwell.types import Prediction, StreamKey
 from stepwell_export.runtime.manifest import BatchSpec

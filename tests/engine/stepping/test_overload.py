@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stepwell.engine.stepping.overload import QueueAdmission
+from stepwell.engine.admission import QueueAdmission
 
 
 def sampled(crowd: QueueAdmission, *, rate: float, waiting: int, seconds: float, since: float = 0.0) -> QueueAdmission:

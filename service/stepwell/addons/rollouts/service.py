@@ -31,7 +31,7 @@ from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
-    from stepwell.engine.run_watchdog import Runs
+    from stepwell.engine.model_runs import Runs
     from stepwell.store.commits import Notification
 
 

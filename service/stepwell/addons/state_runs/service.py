@@ -20,7 +20,7 @@ from stepwell_export.runtime.state_packing import DecodedState
 
 if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
-    from stepwell.engine.run_watchdog import Runs
+    from stepwell.engine.model_runs import Runs
 
 _log = logging.getLogger(__name__)
 

@@ -61,6 +61,9 @@ class Batch(Sequence[QueuedStep]):
         dry_run: Only the predictions are requested; nothing is committed.
         oldest_received: When the first of them was received, on the monotonic clock.
         youngest_received: When the last of them was received, likewise.
+        received: When each row was received, on the monotonic clock.
+        transports: How each row reached the service.
+        source_ids: The ids of the rows' sources.
         sources: Where the rows' timesteps stand in their logs, as columns; None: they are from none, or each row of
             `rows` has its own.
         rows: The rows that have an object, by index.
@@ -76,6 +79,9 @@ class Batch(Sequence[QueuedStep]):
     dry_run: bool = False
     oldest_received: float
     youngest_received: float
+    received: Sequence[float]
+    transports: Sequence[Transport]
+    source_ids: Sequence[str] = ()
     sources: BatchSources | None = None
     rows: dict[int, QueuedStep]
     sent: Sequence[int] = ()
@@ -85,14 +91,6 @@ class Batch(Sequence[QueuedStep]):
     @abstractmethod
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
         """Return each input of some rows, `(rows, T, *row)`."""
-
-    @abstractmethod
-    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
-        """Return how some rows reached the service."""
-
-    @abstractmethod
-    def received(self, rows: Sequence[int]) -> Sequence[float]:
-        """Return when some rows were received."""
 
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
@@ -173,11 +171,6 @@ class Batch(Sequence[QueuedStep]):
         return None if is_replaced or passed_timesteps(sources, source) else after
 
     @property
-    def source_ids(self) -> Sequence[str]:
-        """The ids of the rows' sources."""
-        return () if self.sources is None else self.sources.ids
-
-    @property
     def may_match_missing(self) -> bool:
         """Whether one of these timesteps could match the header of a missing stream."""
         return 1 in self._seqs or None in self._seqs
@@ -212,8 +205,10 @@ class RowBatch(Batch):
             first.lifecycle,
             rows[0].dry_run,
         )
-        received = [row.received for row in rows]
-        self.oldest_received, self.youngest_received = min(received), max(received)
+        self.received = [row.received for row in rows]
+        self.transports = [row.timestep.transport for row in rows]
+        self.source_ids = [row.timestep.source.id for row in rows if row.timestep.source is not None]
+        self.oldest_received, self.youngest_received = min(self.received), max(self.received)
         self._seqs = [row.timestep.seq for row in rows]
         self._afters = [row.timestep.after for row in rows]
 
@@ -228,19 +223,6 @@ class RowBatch(Batch):
             timestep.source is not None and passed_timesteps(sources_in(kept), timestep.source) > 0
             for timestep, kept in zip(timesteps, sources, strict=True)
         ])  # fmt: skip
-
-    @property
-    def source_ids(self) -> Sequence[str]:
-        """The ids of the rows' sources."""
-        return [row.timestep.source.id for row in self.rows.values() if row.timestep.source is not None]
-
-    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
-        """Return how some rows reached the service."""
-        return [self.rows[i].timestep.transport for i in rows]
-
-    def received(self, rows: Sequence[int]) -> Sequence[float]:
-        """Return when some rows were received."""
-        return [self.rows[i].received for i in rows]
 
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
@@ -333,8 +315,10 @@ class BulkBatch(ColumnBatch):
         self.names, self.op_ids = bulk.names, op_ids
         self.length, self.keep = bulk.length, bulk.keep
         self.oldest_received = self.youngest_received = received
+        self.received, self.transports = [received] * len(op_ids), [bulk.transport] * len(op_ids)
         self._seqs, self._afters = bulk.seqs, bulk.afters
-        self.sources = bulk.sources
+        if bulk.sources is not None:
+            self.sources, self.source_ids = bulk.sources, bulk.sources.ids
         self._bulk = bulk
         self._done = done
         self._results: BulkResults | None = None
@@ -345,14 +329,6 @@ class BulkBatch(ColumnBatch):
             return self._bulk.inputs
         at = np.array(rows, np.intp)
         return {name: array.take(at, axis=0) for name, array in self._bulk.inputs.items()}
-
-    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
-        """Return how some rows reached the service."""
-        return [self._bulk.transport] * len(rows)
-
-    def received(self, rows: Sequence[int]) -> Sequence[float]:
-        """Return when some rows were received."""
-        return [self.oldest_received] * len(rows)
 
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of all rows or of none: the request names a version for all."""
@@ -423,13 +399,13 @@ class CoalescedBatch(ColumnBatch):
             op_ids_of: Returns the op ids of the rows; see `OpIdHasher.for_rows`.
         """
         columns = zip(*self._added, strict=True)
-        self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = (
-            columns
-        )
+        self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self.received = columns
+        self.transports = [stream.transport for stream in self._streams]
         if self.has_source:
             self.sources = BatchSources.of(sources)
+            self.source_ids = self.sources.ids
         self.op_ids = op_ids_of(1, self._seqs, self._afters, self._packed, self.sources)
-        self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
+        self.oldest_received, self.youngest_received = self.received[0], self.received[-1]
 
     def part(self, rows: Sequence[int]) -> CoalescedBatch:
         """Return a closed batch of some of the timesteps."""
@@ -441,14 +417,6 @@ class CoalescedBatch(ColumnBatch):
     def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""
         return join(self._packed if len(rows) == len(self) else [self._packed[i] for i in rows], 1)
-
-    def transports(self, rows: Sequence[int]) -> Sequence[Transport]:
-        """Return how some rows reached the service."""
-        return [self._streams[i].transport for i in rows]
-
-    def received(self, rows: Sequence[int]) -> Sequence[float]:
-        """Return when some rows were received."""
-        return self._received if len(rows) == len(self) else [self._received[i] for i in rows]
 
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""

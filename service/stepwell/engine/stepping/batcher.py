@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from stepwell.background import cancel
-from stepwell.engine.protocol.op_ids import OpIdHasher
+from stepwell.engine.admission import QueueAdmission
 from stepwell.engine.stepping.batch import Batch, BulkBatch, CoalescedBatch, RowBatch
 from stepwell.engine.stepping.batch_queue import BatchQueue
 from stepwell.engine.stepping.outcomes import BulkOutcomes
-from stepwell.engine.stepping.overload import QueueAdmission
-from stepwell.engine.stepping.pipeline import PipelineDeps, StepPipeline
+from stepwell.engine.stepping.pipeline import BatchedVersion
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
 from stepwell.errors import ServiceError
@@ -37,41 +36,6 @@ _MAX_COALESCED_ROWS = 160  # so that the model runs the next batch while the sto
 _MAX_BATCHES_IN_FLIGHT = 4  # while one batch waits for the store, the model runs the next one
 _MIN_CONCURRENT_ROWS = 32  # with fewer rows, a batch waits for the one in flight, since fewer batches cost less
 _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight may wait for a node that is down
-
-
-class BatchedVersion:
-    """A version of a model, or several joined ones, whose timesteps a batcher runs.
-
-    Attributes:
-        batcher: That of the model.
-        served: The version.
-        inputs: Name, type and shape of each input; versions with the same inputs accept the same timesteps.
-        timestep_bytes: Bytes of the inputs of one timestep.
-        cache: The worker's recently used records of this version.
-        runner: Runs it.
-        pipeline: Processes its batches.
-        op_ids: Computes the op ids of what it has decoded.
-        max_batch: Maximum number of rows in one run.
-        coalesced: The open batches, to which single timesteps are added: without and with sources.
-        in_use: Timesteps that it has decoded or runs, and that have no response yet.
-    """
-
-    def __init__(self, batcher: Batcher, deps: PipelineDeps, max_batch: int) -> None:
-        self.batcher = batcher
-        served = self.served = deps.served
-        self.inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
-        self.timestep_bytes = served.timestep_bytes
-        self.cache, self.runner = deps.cache, deps.runner
-        self.pipeline = StepPipeline(deps)
-        self.op_ids = OpIdHasher(served.manifest)
-        self.max_batch = min(max_batch, served.manifest.batch.max)
-        self.coalesced: list[CoalescedBatch | None] = [None, None]
-        self.in_use = 0
-
-    def with_part(self, batch: Batch) -> tuple[BatchedVersion, Batch]:
-        """Return a part of a batch with what runs it, which stays in use until its batch has been run."""
-        self.in_use += len(batch)
-        return self, batch
 
 
 class Batcher:
@@ -455,7 +419,7 @@ class Batcher:
     async def _run_part(self, version: BatchedVersion, part: Batch, plan: object | None) -> None:
         """Run a part of a batch, and release the streams of all rows that were not handed over."""
         try:
-            await version.pipeline.process(part)
+            await version.process(part)
         finally:
             is_outdated = self._placing.plan(self._name) is not plan
             if is_outdated or plan is not None:

@@ -1,4 +1,4 @@
-"""`StepPipeline`: one batch from the queue to its replies: load, decide, run, commit, reply.
+"""`BatchedVersion`: a model version, and a batch of it from the queue to its replies: load, decide, run, commit, reply.
 
 Rows whose record another writer has changed are attempted again; all others get their response in one attempt.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.stepping.batch import Batch, RowBatch
 from stepwell.engine.stepping.committer import Committer
 from stepwell.engine.stepping.record_loader import RecordLoader, Records
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stepwell.engine.observer import EngineObserver
     from stepwell.engine.placing import Followed, Placement
     from stepwell.engine.publisher import Publisher
+    from stepwell.engine.stepping.batch import CoalescedBatch
+    from stepwell.engine.stepping.batcher import Batcher
     from stepwell.engine.stepping.model_runner import ModelRunner
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.record_cache import RecordCache
@@ -77,15 +80,33 @@ class PipelineDeps:
     source_ids: SourceIds
 
 
-class StepPipeline:
-    """Processes the batches of one model version."""
+class BatchedVersion:
+    """A version of a model, or several joined ones, whose timesteps a batcher runs.
 
-    def __init__(self, deps: PipelineDeps) -> None:
-        self._served = deps.served
-        self._state_bytes = deps.served.step_model.state_bytes
-        self._cache = deps.cache
+    Attributes:
+        batcher: That of the model.
+        served: The version.
+        inputs: Name, type and shape of each input; versions with the same inputs accept the same timesteps.
+        timestep_bytes: Bytes of the inputs of one timestep.
+        cache: The worker's recently used records of this version.
+        runner: Runs it.
+        op_ids: Computes the op ids of what it has decoded.
+        max_batch: Maximum number of rows in one run.
+        coalesced: The open batches, to which single timesteps are added: without and with sources.
+        in_use: Timesteps that it has decoded or runs, and that have no response yet.
+    """
+
+    def __init__(self, batcher: Batcher, deps: PipelineDeps, max_batch: int) -> None:
+        self.batcher = batcher
+        served = self.served = deps.served
+        self.inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
+        self.timestep_bytes = served.timestep_bytes
+        self.cache, self.runner = deps.cache, deps.runner
+        self.op_ids = OpIdHasher(served.manifest)
+        self.max_batch = min(max_batch, served.manifest.batch.max)
+        self.coalesced: list[CoalescedBatch | None] = [None, None]
+        self.in_use = 0
         self._observer = deps.observer
-        self._runner = deps.runner
         self._timeout = deps.timeout
         self._source_ids = deps.source_ids
         self._time = time.monotonic
@@ -93,9 +114,14 @@ class StepPipeline:
         self._loader = RecordLoader(deps, self._replies)
         self._committer = Committer(deps, self._replies)
 
+    def with_part(self, batch: Batch) -> tuple[BatchedVersion, Batch]:
+        """Return a part of a batch with what runs it, which stays in use until its batch has been run."""
+        self.in_use += len(batch)
+        return self, batch
+
     async def process(self, batch: Batch) -> None:
         """Process a batch until every timestep has its response or is handed over. Raises only `CancelledError`."""
-        self._observer.batch_started(self._served.name, len(batch))
+        self._observer.batch_started(self.served.name, len(batch))
         expiry: _Expiry | None = None
         rest = batch
         try:
@@ -124,7 +150,7 @@ class StepPipeline:
             self._replies.fail_unanswered(batch, error)
             raise
         except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
-            _log.exception("A batch failed (model=%s, rows=%d)", self._served.name, len(batch))
+            _log.exception("A batch failed (model=%s, rows=%d)", self.served.name, len(batch))
             self._replies.fail_unanswered(batch, failed("unknown"))
         finally:
             if expiry is not None:
@@ -141,7 +167,7 @@ class StepPipeline:
         for i, row in enumerate(batch):
             if row.received <= latest_expired and not row.answered:
                 if i in batch.sent:
-                    self._cache.drop(row.name)
+                    self.cache.drop(row.name)
                     self._replies.reply(row, OutcomeUnknownError("The store did not confirm the commit in time."))
                 else:
                     self._replies.reply(row, _expired())
@@ -159,7 +185,10 @@ class StepPipeline:
         """Load, decide, run and commit a batch; return the rows to be attempted again."""
         remaining: list[QueuedStep] = []
         if batch.lifecycle == "none":
-            records = self._no_records(batch)
+            # Timesteps of no stream.
+            none = np.empty(len(batch))
+            states = np.empty((len(batch), self.served.step_model.state_bytes), np.uint8)
+            records = Records(batch, range(len(batch)), none, states, none)
         else:
             records, remaining = await self._loader.load(batch, deadline)
         parts = records.of_equal_lengths() if batch.rows else [records]
@@ -167,16 +196,11 @@ class StepPipeline:
             remaining += await self._run(part, deadline)
         return remaining
 
-    def _no_records(self, batch: Batch) -> Records:
-        """Return what timesteps of no stream continue from."""
-        none = np.empty(len(batch))
-        return Records(batch, range(len(batch)), none, np.empty((len(batch), self._state_bytes), np.uint8), none)
-
     async def _run(self, records: Records, deadline: float) -> list[QueuedStep]:
         """Run the model, reply with errors to the rows that it rejects, and commit the others."""
         batch = records.batch
-        inputs = records.inputs(self._runner.inputs)
-        run = await self._runner.run(inputs, records.states)
+        inputs = records.inputs(self.runner.inputs)
+        run = await self.runner.run(inputs, records.states)
         if run.rows is not None:
             for j, error in run.rejected.items():
                 self._replies.reply(batch.row(records.at[j]), error)

@@ -1,7 +1,6 @@
 """`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store: `Records`.
 
-Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store:
-`RowDecider`.
+Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store.
 """
 
 from __future__ import annotations
@@ -124,7 +123,8 @@ class RecordLoader:
         self._cache = deps.cache
         self._observer = deps.observer
         self._replies = replies
-        self._decider = RowDecider(deps, replies)
+        self._quota = deps.quota
+        self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
         self._placement = deps.placement
 
     async def load(self, batch: Batch, deadline: float) -> tuple[Records, list[QueuedStep]]:
@@ -197,7 +197,7 @@ class RecordLoader:
         decided = [batch.row(i) for i in unusual]
         if self._store.waits_for_replica and not batch.dry_run:
             await self._confirm_replicated(decided, deadline)
-        to_run = [i for i, row in zip(unusual, decided, strict=True) if self._decider.applies(row)]
+        to_run = [i for i, row in zip(unusual, decided, strict=True) if self._applies(row)]
         self._scatter(records, to_run)
         excluded = frozenset(unusual).difference(to_run)
         remaining = await self._confirm_missing([rows[i] for i in excluded if not rows[i].answered], deadline)
@@ -332,19 +332,9 @@ class RecordLoader:
         except ServiceError as exc:
             return exc.applied == "yes"
 
+    # ---------------------------------------------------------------- rows that are decided one by one
 
-class RowDecider:
-    """Decides rows of one model version by the rules of the protocol."""
-
-    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
-        self._served = deps.served
-        self._state_bytes = deps.served.step_model.state_bytes
-        self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
-        self._placement = deps.placement
-        self._quota = deps.quota
-        self._replies = replies
-
-    def applies(self, row: QueuedStep) -> bool:
+    def _applies(self, row: QueuedStep) -> bool:
         """Whether a row is to be applied to its loaded record; else it has its response, or its stream is missing."""
         if row.answered:
             return False
@@ -361,10 +351,10 @@ class RowDecider:
                 pass  # the model that steps the stream replies
             elif (
                 (record := row.record) is not None
-                and len(record.state) != self._state_bytes
+                and len(record.state) != self._model.state_bytes
                 and row.timestep.lifecycle not in STARTS
             ):
-                raise wrong_state_size(len(record.state), self._state_bytes)
+                raise wrong_state_size(len(record.state), self._model.state_bytes)
             else:
                 if record is None and row.timestep.lifecycle not in ENDS and not row.dry_run:
                     self._reserve_stream(row)

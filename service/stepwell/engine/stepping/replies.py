@@ -138,13 +138,13 @@ class Replies:
         batch, at = records.batch, records.at
         if isinstance(batch, ColumnBatch) and records.is_whole and responding is None:
             batch.reply_all(output, self._served.version)
-            received = batch.received(at)
+            received = batch.received
         else:
             received = self._reply_each(records, output, responding, created)
         self.on_answered(len(received), len(received) * batch.length * self._timestep_bytes)
         now = self._time()
         self._observer.replied(self._served.name, [now - at for at in received])
-        transports = batch.transports(at)
+        transports = records.of(batch.transports, at)
         for transport in set(transports):
             steps = records.length * transports.count(transport)
             self._observer.steps_applied(self._served.name, transport, steps)
@@ -154,7 +154,7 @@ class Replies:
     ) -> list[float]:
         """Reply to rows one by one; return when those were received that had no response yet."""
         batch, rows, version, has_changed = records.batch, records.batch.rows, self._served.version, False
-        received, has_source = batch.received(records.at), batch.sources is not None
+        received, has_source = records.of(batch.received, records.at), batch.sources is not None
         usual = [j for j, i in enumerate(records.at) if i not in rows]
         if usual and isinstance(batch, ColumnBatch):
             versions, shown = [version] * len(received), [has_source] * len(received)

@@ -10,10 +10,10 @@ from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from stepwell.engine.stepping.batcher import BatchedVersion, Batcher
+from stepwell.engine.stepping.batcher import Batcher
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
-from stepwell.engine.stepping.pipeline import PipelineDeps
+from stepwell.engine.stepping.pipeline import BatchedVersion, PipelineDeps
 from stepwell.engine.stepping.record_cache import CacheMemory
 from stepwell.engine.stepping.samplers import sampler_of
 from stepwell.errors import ServiceError
