@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "a version that is about to run a part of a batch may be closed",
-        "service/stepwell/engine/stepping/batcher.py",
+        "service/stepwell/engine/stepping/pipeline.py",
         "        self.in_use += len(batch)\n        return self, batch",
         "        return self, batch",
         ("tests/engine/stepping/test_batcher.py::test_a_request_for_streams_of_two_replaced_models_steps_both",),
@@ -230,7 +230,7 @@ MUTANTS = (
     Mutant(
         "rows that do not certainly apply are applied undecided",
         "service/stepwell/engine/stepping/record_loader.py",
-        "to_run = [i for i, row in zip(unusual, decided, strict=True) if self._decider.applies(row)]",
+        "to_run = [i for i, row in zip(unusual, decided, strict=True) if self._applies(row)]",
         "to_run = [i for i, row in zip(unusual, decided, strict=True) if not row.answered]",
         (f"{_TOGETHER}test_only_the_unusual_rows_of_a_batch_get_objects",),
     ),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from stepwell.engine.packing import InputLayout, join_rows
 from stepwell.engine.protocol.decide import applies_without_store
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
-
-Join = Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]
-"""Builds the inputs, `(rows, T, *row)` by name, from each row's bytes of each input, and T."""
 
 _Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
 
@@ -89,7 +87,7 @@ class Batch(Sequence[QueuedStep]):
     _afters: Sequence[bytes | None]
 
     @abstractmethod
-    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+    def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return each input of some rows, `(rows, T, *row)`."""
 
     @abstractmethod
@@ -212,9 +210,9 @@ class RowBatch(Batch):
         self._seqs = [row.timestep.seq for row in rows]
         self._afters = [row.timestep.after for row in rows]
 
-    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+    def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""
-        return join([self.rows[i].timestep.inputs for i in rows], self.length)
+        return join_rows(layout, [self.rows[i].timestep.inputs for i in rows], self.length)
 
     def have_passed(self, sources: Array) -> Array:
         """Return the same, by the source of each row."""
@@ -323,7 +321,7 @@ class BulkBatch(ColumnBatch):
         self._done = done
         self._results: BulkResults | None = None
 
-    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+    def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return the request's arrays."""
         if len(rows) == len(self):
             return self._bulk.inputs
@@ -414,9 +412,9 @@ class CoalescedBatch(ColumnBatch):
         part.close(lambda *_: [self.op_ids[i] for i in rows])
         return part
 
-    def inputs(self, rows: Sequence[int], join: Join) -> Mapping[str, Array]:
+    def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""
-        return join(self._packed if len(rows) == len(self) else [self._packed[i] for i in rows], 1)
+        return join_rows(layout, self._packed if len(rows) == len(self) else [self._packed[i] for i in rows], 1)
 
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""

@@ -57,7 +57,6 @@ class ModelRunner:
         self._served = served
         self._model = served.step_model
         self._observer = observer
-        self._inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
         self.needed: set[str] = set()
         # If the floats have the same type and come first, they are checked as one array.
         self._fields = self._model.fields
@@ -72,19 +71,6 @@ class ModelRunner:
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False)
-
-    def inputs(self, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
-        """Return the inputs of a batch, `(rows, T, *row)`.
-
-        Args:
-            data: Each row's bytes of each input, sorted by input name.
-            length: T, the timesteps of each row.
-        """
-        rows = len(data)
-        return {
-            name: np.frombuffer(b"".join(column), dtype).reshape(rows, length, *row)
-            for (name, dtype, row), column in zip(self._inputs, zip(*data, strict=True), strict=True)
-        }
 
     async def run(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         """Run a batch; if onnxruntime fails on it, run each row alone, so that only the bad rows fail.

@@ -199,7 +199,7 @@ class BatchedVersion:
     async def _run(self, records: Records, deadline: float) -> list[QueuedStep]:
         """Run the model, reply with errors to the rows that it rejects, and commit the others."""
         batch = records.batch
-        inputs = records.inputs(self.runner.inputs)
+        inputs = records.inputs(self.inputs)
         run = await self.runner.run(inputs, records.states)
         if run.rows is not None:
             for j, error in run.rejected.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from stepwell.engine.packing import all_true, prediction_bytes
+from stepwell.engine.packing import InputLayout, all_true, join_rows, prediction_bytes
 from stepwell.engine.protocol.decide import Decision, decide
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
 from stepwell.engine.tenant_limits import Reservation
@@ -26,7 +26,7 @@ from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch, Join
+    from stepwell.engine.stepping.batch import Batch
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
@@ -82,22 +82,17 @@ class Records(NamedTuple):
         return items if len(rows) == len(items) else [items[i] for i in rows]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether these are all rows of the batch, and none of them has an object."""
-        return len(self.at) == len(self.batch) and not self.batch.rows
-
-    @property
     def length(self) -> int:
         """T of each row; a row that skips timesteps is alone."""
         row = self.batch.rows.get(self.at[0])
         return self.batch.length if row is None else self.batch.length - row.skipped
 
-    def inputs(self, join: Join) -> Mapping[str, Array]:
+    def inputs(self, layout: InputLayout) -> Mapping[str, Array]:
         """Return each input of the timesteps that are to be applied, `(rows, T, *row)`."""
         row = self.batch.rows.get(self.at[0])
         if row is None or not row.skipped:
-            return self.batch.inputs(self.at, join)
-        return join([row.applied.inputs], row.applied.length)
+            return self.batch.inputs(self.at, layout)
+        return join_rows(layout, [row.applied.inputs], row.applied.length)
 
     def of_equal_lengths(self) -> list[Records]:
         """Return the rows in parts that can be run together: a row that skips timesteps is run alone."""

@@ -136,7 +136,7 @@ class Replies:
             created: Which of the rows, by their index, created their streams.
         """
         batch, at = records.batch, records.at
-        if isinstance(batch, ColumnBatch) and records.is_whole and responding is None:
+        if isinstance(batch, ColumnBatch) and responding is None and not batch.rows and len(at) == len(batch):
             batch.reply_all(output, self._served.version)
             received = batch.received
         else:
@@ -169,17 +169,11 @@ class Replies:
             found.append(received[j])
             if responding is not None:
                 version, has_changed = responding.versions[j], responding.changed[j]
-            row.answered = True
-            if row.reservation is not None:
-                row.reservation.end(begun=True)
             prediction = Prediction(output, j, False, j in created, version, shows_version=has_changed)
-            try:
-                if row.timestep.source is not None:
-                    by_timestep = () if responding is None else responding.by_timestep[j]
-                    prediction = self._with_skipped(row, prediction, by_timestep)
-                row.done(prediction)
-            except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
-                self._log_failed_callback(row)
+            if row.timestep.source is not None:
+                by_timestep = () if responding is None else responding.by_timestep[j]
+                prediction = self._with_skipped(row, prediction, by_timestep)
+            self._end(row, prediction, begun=True)
         return found
 
     def reply_uncommitted(self, records: Records, run: BatchRun) -> None:
@@ -264,13 +258,7 @@ class Replies:
         """Reply to one row, unless it has its response, and end its reservation of a stream."""
         if row.answered:
             return
-        if row.reservation is not None:
-            row.reservation.end(begun=isinstance(result, ServiceError) and result.applied != "no")
-        row.answered = True
-        try:
-            row.done(result)
-        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
-            self._log_failed_callback(row)
+        self._end(row, result, begun=isinstance(result, ServiceError) and result.applied != "no")
         self.on_answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
         self._observer.replied(self._served.name, [seconds])
@@ -278,10 +266,16 @@ class Replies:
             self._observer.rejected(self._served.name, seconds)
             self._observer.refused(*row.timestep.key, result)
 
-    def _log_failed_callback(self, row: QueuedStep) -> None:
-        _log.exception(
-            "The callback of a step failed (model=%s, stream=%s)", self._served.name, row.timestep.key.stream
-        )
+    def _end(self, row: QueuedStep, result: Prediction | ServiceError, *, begun: bool) -> None:
+        """Call a row's callback; `begun` is whether its stream may begin by it."""
+        if row.reservation is not None:
+            row.reservation.end(begun=begun)
+        row.answered = True
+        try:
+            row.done(result)
+        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+            model, stream = self._served.name, row.timestep.key.stream
+            _log.exception("The callback of a step failed (model=%s, stream=%s)", model, stream)
 
 
 def failed(applied: Applied) -> ServiceError:
