@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import dynamic_graph, dynamic_manifest
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
 from stepwell_export.runtime.step_model import MOST_ROWS, MOST_STEPS, StepModel, nearly_equal
@@ -197,7 +197,7 @@ def test_half_precision_graphs_may_round_when_rows_run_together() -> None:
 def with_time(build: graphs.Build) -> StepModel:
     """The same model with a time axis of any length in its graph."""
     graph, manifest = build()
-    (_, proto, _), *_ = dynamic_graphs(onnx.load_from_string(graph), manifest)
+    _, proto, _ = dynamic_graph(onnx.load_from_string(graph), manifest)
     return StepModel(proto.SerializeToString(), dynamic_manifest(manifest))
 
 

@@ -37,12 +37,10 @@ class Loop:
     Attributes:
         states: State inputs.
         nodes: In graph order: each follows from one of the states, and one of the next states follows from it.
-        is_whole: Whether it is the whole step graph instead, which runs as it is.
     """
 
     states: list[str]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    is_whole: bool = False
 
     @property
     def made(self) -> list[str]:
@@ -60,6 +58,7 @@ class StepGraphAnalysis:
         inputs: What the caller sends.
         nodes: In graph order; one object for each, so that nodes can be told apart by identity.
         fixed: Tensors that are the same in every timestep.
+        moving: Nodes that give others.
         loops: All states, in loops.
         maker: The node that makes each tensor.
         users: The nodes that take each tensor.
@@ -81,6 +80,7 @@ class StepGraphAnalysis:
         outside = {name: frozenset([name]) for name in (*self.inputs, *self.after)}
         self._marks = propagate_labels(self.model.graph, outside)
         self.fixed = {*self._constants, *self.maker, *manifest.constants} - self._marks.keys()
+        self.moving = [node for node in self.nodes if node.output[0] not in self.fixed]
         self.loops = self._find_loops()
 
     def constant(self, name: str) -> Array | None:

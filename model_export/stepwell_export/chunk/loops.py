@@ -132,7 +132,7 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    if loop.is_whole or not any(emit(builder, loop) for emit in (emit_window, emit_sum, emit_operators)):
+    if not any(emit(builder, loop) for emit in (emit_window, emit_sum, emit_operators)):
         _emit_scan(builder, loop)
 
 
@@ -192,7 +192,7 @@ def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[s
     """
     reading = builder.reading
     inside = {id(node): node for node in loop.nodes}
-    others = {name for other in builder.loops if other is not loop for name in other.made}
+    others = {name for other in builder.reading.loops if other is not loop for name in other.made}
     others |= {state for state in reading.after if state not in loop.states}
     while True:
         made = {name for node in inside.values() for name in node.output} | set(loop.states)

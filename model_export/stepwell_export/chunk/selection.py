@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
@@ -89,14 +89,12 @@ class Vectorizer:
         last: The tensor of each state after the last timestep, by state input.
     """
 
-    def __init__(self, reading: StepGraphAnalysis, loops: list[Loop]) -> None:
-        """Begin, with the loops that are run."""
+    def __init__(self, reading: StepGraphAnalysis) -> None:
         self.reading = reading
         self.emitter = ChunkBuilder()
         self.facts = reading.facts
         self.windows: dict[str, Window] = {}
         self.last: dict[str, str] = {}
-        self.loops = loops
         self._flat: dict[str, str] = {}
 
     def build(self) -> tuple[list[str], list[str]]:
@@ -168,8 +166,8 @@ class Vectorizer:
         """Return nodes and loops so that each comes behind what it needs."""
         units: list[_Unit] = []
         owner: dict[str, int] = {}
-        in_loops = {id(node) for loop in self.loops for node in loop.nodes}
-        for loop in self.loops:
+        in_loops = {id(node) for loop in self.reading.loops for node in loop.nodes}
+        for loop in self.reading.loops:
             made = {*loop.made, *loop.states}
             needs = [name for node in loop.nodes for name in uses(node) if name not in made]
             needs += [self.reading.after[state] for state in loop.states if not loop.nodes]
@@ -183,12 +181,6 @@ class Vectorizer:
         return [units[i] for i in TopologicalSorter(before).static_order()]
 
 
-def whole(reading: StepGraphAnalysis) -> list[Loop]:
-    """Return one loop of everything: each timestep is run as the step graph runs it."""
-    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
-    return [Loop(list(reading.after), moving, is_whole=True)]
-
-
 # ---------------------------------------------------------------- the graphs
 
 TIME, BATCH = "time", "batch"
@@ -199,16 +191,16 @@ _STEP = "step/"
 _CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
 
 
-def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple[str, onnx.ModelProto, int]]:
-    """Return graphs that give the same as the step graph, with a time axis of any length.
+def dynamic_graph(proto: onnx.ModelProto, manifest: Manifest) -> tuple[str, onnx.ModelProto, int]:
+    """Return a graph that gives the same as the step graph, with a time axis of any length.
 
     Args:
         proto: The step graph.
         manifest: What it takes, carries and gives.
 
     Returns:
-        How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
-        is likely to be quickest first. None of them is proven.
+        How chunks are run, the graph, which is not proven, and how many products of weights its loops have in each
+        timestep.
 
     Raises:
         NoChunkError: The step graph is not one that chunks are made of.
@@ -217,23 +209,17 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
     at_once = {name for loop in reading.loops if is_of_operators(reading, loop) for name in loop.made}
     if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
         reading = StepGraphAnalysis(written_out, manifest)
-    inside = reading
-    if reading.may_give_nan:  # of which onnxruntime's operators make numbers
-        inside = StepGraphAnalysis(decompose_rnn(reading.model), manifest)
-    reason: NoChunkError | None = None
-    is_made = False
-    for read, loops in ((reading, reading.loops), (inside, whole(inside))):
-        builder = Vectorizer(read, loops)
-        try:
-            branch = _chunk_branch(builder)
-        except NoChunkError as exc:
-            reason = exc
-            continue
-        is_made = True
-        looped = any(node.op_type == "Scan" for node in branch.node)
-        yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(read, loops)
-    if reason is not None and not is_made:
-        raise reason
+    try:
+        builder = Vectorizer(reading)
+        branch = _chunk_branch(builder)
+    except NoChunkError:  # such as rows that are folded with features behind a state: all of it is one loop
+        if reading.may_give_nan:  # of which onnxruntime's operators make numbers
+            reading = StepGraphAnalysis(decompose_rnn(reading.model), manifest)
+        reading.loops = [Loop(list(reading.after), reading.moving)]
+        builder = Vectorizer(reading)
+        branch = _chunk_branch(builder)
+    how = INSIDE if any(node.op_type == "Scan" for node in branch.node) else AT_ONCE
+    return how, _graph(builder, branch), _products(reading)
 
 
 def dynamic_manifest(manifest: Manifest) -> Manifest:
@@ -262,14 +248,14 @@ def _looped(node: onnx.NodeProto) -> list[str]:
     return [name for name in uses(node) if node.op_type not in RNN or name != node.input[1]]
 
 
-def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
+def _products(reading: StepGraphAnalysis) -> int:
     """Return how many numbers of weights the loops use in each timestep."""
     sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
     for node in reading.nodes:  # weights that are expanded, cut or without an axis before they are used
         if reading.fixed.issuperset(filter(None, node.output)):
             size = max((sizes.get(name, 0) for name in node.input), default=0) // len(node.output)
             sizes |= dict.fromkeys(node.output, size)
-    used = {id(node): node for loop in loops for node in loop.nodes}
+    used = {id(node): node for loop in reading.loops for node in loop.nodes}
     return sum(sizes.get(name, 0) for node in used.values() for name in _looped(node))
 
 
@@ -311,7 +297,7 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
 
 def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
     manifest = reading.manifest
-    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
+    moving = reading.moving
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
     for given in manifest.fed:
@@ -399,33 +385,25 @@ def choose_chunk(
     release(len(content))
     if (why := too_heavy(AT_ONCE, operator_products(proto))) is not None:
         return content, step, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
-    refusals = []
     try:
-        for how, graph, products in dynamic_graphs(proto, manifest):
-            if (why := too_heavy(how, products)) is not None:
-                refusals.append(ChunkChoice("step", f"{how}: {why}"))
-                break  # the other way has more to run in each timestep
-            described = dynamic_manifest(manifest)
-            if (verdict := rows_of_step(graph, described).verdict).outcome != "independent":
-                refusals.append(ChunkChoice("step", f"{how}: {verdict.why}"))
-                continue
-            try:
-                timed = graph.SerializeToString()
-                del graph
-                model = StepModel(timed, described)
-                release(len(timed))
-                if not all(_equal(step, model, sample, tolerance) for sample in samples):
-                    refusals.append(ChunkChoice("step", f"{how}: does not equal the single steps"))
-                    continue
-            except ModelLoadError:
-                refusals.append(ChunkChoice("step", f"{how}: onnxruntime does not run it"))
-                continue
+        how, graph, products = dynamic_graph(proto, manifest)
+        described = dynamic_manifest(manifest)
+        if why := too_heavy(how, products) or rows_of_step(graph, described).verdict.why:
+            return content, step, ChunkChoice("step", f"{how}: {why}")
+        timed = graph.SerializeToString()
+        del graph
+        model = StepModel(timed, described)
+        release(len(timed))
+        if all(_equal(step, model, sample, tolerance) for sample in samples):
             return timed, model, ChunkChoice("dynamic", how, _measure(step, model))
+        why = f"{how}: does not equal the single steps"
+    except ModelLoadError:
+        why = f"{how}: onnxruntime does not run it"
     except NoChunkError as exc:
-        refusals.append(ChunkChoice("step", str(exc)))
+        why = str(exc)
     except Exception as exc:  # noqa: BLE001  # the step graph is right without; the report has the fault
-        refusals.append(ChunkChoice("step", str(InternalError("making a graph with a time axis", exc))))
-    return content, step, refusals[0]
+        why = str(InternalError("making a graph with a time axis", exc))
+    return content, step, ChunkChoice("step", why)
 
 
 def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], tolerance: Tolerance) -> bool:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import dynamic_graph, dynamic_manifest
 from stepwell_export.keras.sequence import export_keras
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify.tolerance import Tolerance
@@ -29,7 +29,7 @@ def test_a_chunk_equals_its_steps(name: str, how: str) -> None:
     rng = np.random.default_rng(0)
     data = {spec.name: rng.integers(0, 3, (3, 20, *spec.shape)).astype(spec.dtype) for spec in exported.manifest.inputs}
     want = step.chunk(data, step.initial_states(3))
-    (found_how, proto, _), *_ = dynamic_graphs(exported.proto, exported.manifest)
+    found_how, proto, _ = dynamic_graph(exported.proto, exported.manifest)
     model = StepModel(proto.SerializeToString(), dynamic_manifest(exported.manifest))
 
     assert found_how == how
@@ -64,7 +64,7 @@ def test_a_chunk_gives_no_numbers_where_its_steps_give_none(build: Callable[[], 
     model = build()
     randomise(model)
     exported = export_keras(model, name="m")
-    _, proto, _ = next(dynamic_graphs(exported.proto, exported.manifest))
+    _, proto, _ = dynamic_graph(exported.proto, exported.manifest)
     chunks = StepModel(proto.SerializeToString(), dynamic_manifest(exported.manifest))
     (spec,) = exported.manifest.inputs
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.chunk.selection import AT_ONCE, dynamic_graphs
+from stepwell_export.chunk.selection import AT_ONCE, dynamic_graph
 from stepwell_export.converted import verify_model
 from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, X, batch_first, channels, graph, ints
@@ -135,7 +135,7 @@ def test_a_mean_over_time_counts_by_the_node_that_its_count_becomes() -> None:
     """A second node would count the same, and a chunk would run the mean timestep by timestep."""
     model = graph(f"({X}) => (float[batch, 4] y) {{ y = ReduceMean <axes = [1], keepdims = 0> (x) }}")
     candidate = convert(model, name="mean")
-    how, *_ = next(dynamic_graphs(candidate.proto, candidate.manifest))
+    how, *_ = dynamic_graph(candidate.proto, candidate.manifest)
 
     assert [node.op_type for node in candidate.proto.graph.node].count("Add") == 2  # the count, and the mean
     assert how == AT_ONCE

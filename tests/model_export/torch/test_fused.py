@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepwell_export import StepSpec
-from stepwell_export.chunk.selection import dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import dynamic_graph, dynamic_manifest
 from stepwell_export.converted import verify_model
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
@@ -26,7 +26,7 @@ LOOPED = ["projected", "cells_in_a_loop"]
 @pytest.mark.parametrize(("name", "how"), [*((n, AT_ONCE) for n in FUSED), *((n, INSIDE) for n in LOOPED)])
 def test_a_chunk_equals_its_steps(name: str, how: str) -> None:
     made = zoo.made(name)
-    (found_how, proto, _), *_ = dynamic_graphs(made.proto, made.manifest)
+    found_how, proto, _ = dynamic_graph(made.proto, made.manifest)
     step = StepModel(made.proto.SerializeToString(), made.manifest)
     model = StepModel(proto.SerializeToString(), dynamic_manifest(made.manifest))
     data = made.kinds["random"](np.random.default_rng(0), 3, 20)
