@@ -62,7 +62,7 @@ class ServiceProcess:
         """Start the process without waiting until it is ready."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k in KEPT}
         env["STEPWELL_MODEL_PROBE_S"] = (
-            "0"  # the models of the tests are trusted; tests/models/test_vetting.py tests the probe
+            "0"  # the models of the tests are trusted; tests/addons/vetting/test_vetting.py tests the probe
         )
         env |= self._env
         with self.log.open("ab") as out:

@@ -71,7 +71,6 @@ OTHER: dict[str, Any] = {
     "tenant_rate": 12.5,
     "tenant_max_websockets": 3,
     "tenant_max_streams": 1000,
-    "model_probe_s": 5,
     "production": True,
     "insecure": True,
 }

@@ -26,8 +26,8 @@ from stepwell.engine.observer import all_of
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
 from stepwell.metrics import Metrics
+from stepwell.models.loading import model_loader
 from stepwell.models.registry import ModelRegistry
-from stepwell.models.vetting import ModelVetting
 from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import internal_error
@@ -125,11 +125,11 @@ def _build_engine(
         max_wait_s=settings.max_wait_ms / 1000,
         queue_bytes=settings.queue_bytes,
     )
-    vetting = ModelVetting(settings, folders.verdicts)
+    load_model = model_loader(settings, folders.verdicts)
     models = ModelRegistry(
         settings.models,
-        vetting.load,
-        sole(addons, "artifacts", lambda addon: addon.artifacts(store, vetting.load, folders.artifacts)),
+        load_model,
+        sole(addons, "artifacts", lambda addon: addon.artifacts(store, load_model, folders.artifacts)),
         find_timeout_s=settings.request_timeout_s,
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,

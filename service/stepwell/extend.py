@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from stepwell.requests.hot_routes import HotRoute
     from stepwell.requests.request_ids import TracedId
     from stepwell.requests.tracer import RequestTracer
-    from stepwell.settings import AddonSettings
+    from stepwell.settings import AddonSettings, CheckModelFile
     from stepwell.store.commits import Notification
     from stepwell.store.transport.transport import RedisTransport, open_transport
     from stepwell_export.graph.builder import GraphBuilder
@@ -105,6 +105,7 @@ __all__ = [
     "BrokerModule",
     "BrokerUnavailableError",
     "BrokerUrl",
+    "CheckModelFile",
     "Command",
     "ConnectError",
     "ConnectUsageError",
@@ -146,7 +147,7 @@ __all__ = [
 ]
 
 _LOADED_WHEN_USED: Final = {
-    "AddonSettings": "stepwell.settings",
+    **dict.fromkeys(("AddonSettings", "CheckModelFile"), "stepwell.settings"),
     "AppContext": "stepwell.requests.context",
     "ErrorFormat": "stepwell.requests.error_formats",
     "HotRoute": "stepwell.requests.hot_routes",

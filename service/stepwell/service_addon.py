@@ -88,7 +88,7 @@ class ServiceAddon:
 
         Args:
             store: The store.
-            load: Vets and loads a model file.
+            load: Checks and loads a model file.
             folder: For copies of the files, which the workers share; None: there is none.
         """
         return None

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -49,6 +49,8 @@ _HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
 Seconds = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
+CheckModelFile = Callable[[Path], object]
+"""Refuses a model file by raising a `StepwellError`."""
 
 
 class SettingsGroup(BaseModel):
@@ -98,6 +100,15 @@ class AddonSettings(SettingsGroup):
     def addresses(self, settings: Settings) -> Mapping[str, str]:
         """Return the addresses on which the add-on listens, by what is spoken there."""
         return {}
+
+    def check_model_file(self, settings: Settings, folder: Path | None) -> CheckModelFile | None:
+        """Return what refuses model files before they are loaded; None: nothing does.
+
+        Args:
+            settings: The settings.
+            folder: Where it may store what it has accepted, which workers share; None: nowhere.
+        """
+        return None
 
     def store(self, settings: Settings) -> contextlib.AbstractContextManager[str] | None:
         """Return what runs a store while its block runs and yields its URL, where `redis` is not set; None: nothing.
@@ -200,8 +211,6 @@ class Settings(SettingsGroup):
     """Format of log lines."""
     audit_log: bool = True
     """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
-    model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
-    """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     watch_models: bool = False
     """Check for changed model files every second, and reload them."""
     require_preconditions: bool = False
@@ -326,6 +335,11 @@ class Settings(SettingsGroup):
         with store as url:
             yield self.model_copy(update={"redis": url})
 
+    def model_file_checks(self, folder: Path | None) -> list[CheckModelFile]:
+        """Return what refuses model files before they are loaded; see `AddonSettings.check_model_file`."""
+        found = [self.of(addon).check_model_file(self, folder) for addon in addon_settings()]
+        return [check for check in found if check is not None]
+
     @property
     def more_addresses(self) -> dict[str, str]:
         """The addresses on which add-ons listen, by what is spoken there."""
@@ -436,7 +450,7 @@ class SharedFolders:
     """Folders that the workers of one `serve` share; each worker gets them with its settings.
 
     Attributes:
-        verdicts: For the verdicts on model files that were vetted; None: they are not stored.
+        verdicts: For what checks of model files have accepted; None: it is not stored.
         metrics: For the counts of all workers; None: there is one worker.
         artifacts: For copies of the models' files; None: each worker has its own.
     """

@@ -16,9 +16,9 @@ import typer
 from stepwell.commands.flags import with_setting_flags
 from stepwell.commands.serve import START_CHECKS, open_store
 from stepwell.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, table
+from stepwell.models.loading import model_loader
 from stepwell.models.registry import ModelRegistry
 from stepwell.models.served import ServedModel
-from stepwell.models.vetting import ModelVetting
 from stepwell.process import server
 from stepwell.settings import Settings, addon_settings
 from stepwell_export.runtime.errors import ManifestError, StepwellError
@@ -82,7 +82,7 @@ def examine(settings: Settings) -> Checked:
         server.listen(settings).close()
     with _refusals_in(checked), open_store(settings) as (_, store_info):
         checked.store.update(store_info.as_dict())
-    registry = ModelRegistry(settings.models, ModelVetting(settings, None).load)
+    registry = ModelRegistry(settings.models, model_loader(settings))
     report = asyncio.run(registry.reload())
     checked.failed.extend(report.failed)
     checked.ignored.extend(report.ignored)

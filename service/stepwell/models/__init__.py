@@ -1,1 +1,1 @@
-"""Model files: vetting, loading, reloading, and the registry of served models."""
+"""Model files: loading, reloading, and the registry of served models."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from stepwell_export.runtime.step_model import StepModel
 
 LoadModel = Callable[[Path], StepModel]
-"""Vets and loads a model file."""
+"""Checks and loads a model file."""
 
 
 class Artifact:

@@ -1,4 +1,4 @@
-"""`ModelVetting`: loads a model file only after a separate process has loaded and probed it within limits."""
+"""`ModelVetting`: refuses a model file unless a separate process has loaded and probed it within limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import onnxruntime
 from stepwell_export.runtime.errors import ModelLoadError, StepwellError
 from stepwell_export.runtime.manifest import sidecar_of
 from stepwell_export.runtime.operator_scan import check_operators, weight_files
-from stepwell_export.runtime.step_model import StepModel
 
 if TYPE_CHECKING:
     from stepwell.settings import Settings
@@ -31,40 +30,34 @@ _MEMORY_FACTOR: Final = 4  # of the bytes of the file with its weights, if that 
 
 
 class ModelVetting:
-    """Loads model files that passed vetting.
+    """Checks model files before they are loaded.
 
     Verdicts are stored under a hash of all that they depend on, including the files' bytes. So only the first start
     with a model needs the separate process, which costs about 0.3 s.
     """
 
-    def __init__(self, settings: Settings, folder: Path | None) -> None:
+    def __init__(self, settings: Settings, seconds: float, folder: Path | None) -> None:
         """Create a vetting.
 
         Args:
-            settings: Threads, providers, and the limit on time.
+            settings: Threads and providers.
+            seconds: Limit of the time that a file takes.
             folder: Folder in which the verdicts of accepted files are stored; None: they are not stored.
         """
         self._threads = settings.ort_threads
         self._providers = settings.execution_providers
-        self._seconds = settings.model_probe_s
+        self._seconds = seconds
         self._folder = folder
         self._rejected: dict[str, StepwellError] = {}  # verdicts of refused files, in this process only
 
-    def load(self, path: Path) -> StepModel:
-        """Return the model of a file.
+    def check(self, path: Path) -> None:
+        """Refuse a file that does not pass.
 
         Raises:
             ModelLoadError: The file has operators or external files that are not allowed, cannot be loaded, or exceeds
                 the limits.
             ManifestError: Its manifest is missing or not valid.
         """
-        if self._seconds:
-            self._check_vetted(path)
-        return StepModel(path, threads=self._threads, providers=self._providers)
-
-    # ---------------------------------------------------------------- helpers
-
-    def _check_vetted(self, path: Path) -> None:
         files = [path, *weight_files(path, check_operators(path))]
         if sidecar_of(path).is_file():
             files.append(sidecar_of(path))
@@ -81,6 +74,8 @@ class ModelVetting:
                 raise
             if folder is not None:
                 (folder / verdict).touch()
+
+    # ---------------------------------------------------------------- helpers
 
     def _verdict_name(self, files: list[Path]) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -114,8 +109,8 @@ class ModelVetting:
         """
         if self._providers != _CPU:
             memory = 0  # no limit: drivers of devices map more address space than memory
-        command = [sys.executable, "-P", "-m", "stepwell.models.probe", str(path), str(self._seconds), str(memory)]
-        command += [str(self._threads), *self._providers]
+        command = [sys.executable, "-P", "-m", "stepwell.addons.vetting.probe", str(path), str(self._seconds)]
+        command += [str(memory), str(self._threads), *self._providers]
         env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
         try:
             process = subprocess.run(  # noqa: S603 - the command is our own module

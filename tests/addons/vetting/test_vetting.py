@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.models.vetting import ModelVetting
+from stepwell.models.artifacts import LoadModel
+from stepwell.models.loading import model_loader
 from stepwell.settings import Settings
 from stepwell_export.runtime.errors import ManifestError, ModelLoadError
 from stepwell_export.runtime.manifest import Manifest
@@ -16,8 +17,8 @@ from tests.graphs import Built, fold, graph_from_text, total, write_model, write
 from tests.servers import Server
 
 
-def admission(folder: Path | None = None, **settings: object) -> ModelVetting:
-    return ModelVetting(Settings.load(**settings), folder)
+def loader(folder: Path | None = None, **settings: object) -> LoadModel:
+    return model_loader(Settings.load(**settings), folder)
 
 
 def _manifest() -> Manifest:
@@ -60,7 +61,7 @@ def greedy() -> Built:
 def test_a_valid_model_is_accepted(tmp_path: Path) -> None:
     file = write_model(tmp_path, "fold", fold)
 
-    assert admission().load(file).manifest.name == "fold"
+    assert loader()(file).manifest.name == "fold"
 
 
 def test_a_model_that_never_finishes_is_refused_after_a_timeout(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_model_that_never_finishes_is_refused_after_a_timeout(tmp_path: Path) 
     began = time.monotonic()
 
     with pytest.raises(ModelLoadError, match=r"endless\.onnx was not loaded and run once within 2 s"):
-        admission(model_probe_s=2).load(file)
+        loader(model_probe_s=2)(file)
     assert time.monotonic() - began < 60
 
 
@@ -76,41 +77,41 @@ def test_a_model_that_exceeds_the_memory_limit_is_refused_and_this_process_survi
     file = write_model(tmp_path, "greedy", greedy)
 
     with pytest.raises(ModelLoadError, match="greedy"):
-        admission().load(file)
+        loader()(file)
 
 
 def test_an_error_in_the_vetting_process_is_reported_unchanged(tmp_path: Path) -> None:
     (tmp_path / "bare.onnx").write_bytes(total()[0])
 
     with pytest.raises(ModelLoadError, match="has no manifest"):
-        admission().load(tmp_path / "bare.onnx")
+        loader()(tmp_path / "bare.onnx")
     with pytest.raises(ManifestError, match="has no manifest"):
-        admission(model_probe_s=0).load(tmp_path / "bare.onnx")
+        loader(model_probe_s=0)(tmp_path / "bare.onnx")
 
 
 def test_an_acceptance_is_cached_for_the_next_start(tmp_path: Path) -> None:
     """The second vetting has no time for a process, and needs none."""
     file = write_model(tmp_path / "models", "fold", fold)
-    admission(tmp_path / "verdicts").load(file)
+    loader(tmp_path / "verdicts")(file)
 
-    assert admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
+    assert loader(tmp_path / "verdicts", model_probe_s=1e-6)(file)
 
 
 def test_a_changed_file_is_vetted_again(tmp_path: Path) -> None:
     file = write_model(tmp_path / "models", "fold", fold)
-    admission(tmp_path / "verdicts").load(file)
+    loader(tmp_path / "verdicts")(file)
     write_model(tmp_path / "models", "fold", total)
 
     with pytest.raises(ModelLoadError, match="was not loaded"):
-        admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
+        loader(tmp_path / "verdicts", model_probe_s=1e-6)(file)
 
 
 def test_a_rejection_is_cached_while_the_process_lives(tmp_path: Path) -> None:
     (tmp_path / "bare.onnx").write_bytes(total()[0])
-    one = admission(tmp_path / "verdicts")
+    one = loader(tmp_path / "verdicts")
     for _ in range(2):
         with pytest.raises(ModelLoadError):
-            one.load(tmp_path / "bare.onnx")
+            one(tmp_path / "bare.onnx")
 
     assert [path.name for path in (tmp_path / "verdicts").iterdir()] == ["lock"]
 
@@ -118,7 +119,7 @@ def test_a_rejection_is_cached_while_the_process_lives(tmp_path: Path) -> None:
 def test_vetting_works_without_a_writable_cache_folder(tmp_path: Path) -> None:
     file = write_model(tmp_path, "fold", fold)
 
-    assert admission(file / "no folder").load(file)
+    assert loader(file / "no folder")(file)
 
 
 def test_the_service_reports_a_model_that_it_does_not_accept(shared_redis: Server, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Loads and probes one model in this process, within limits, and prints the result as one line of JSON.
 
-`stepwell.models.vetting` runs it as a separate process: a file that crashes onnxruntime, uses too much memory or never
-finishes can only end this process.
+`ModelVetting` runs it as a separate process: a file that crashes onnxruntime, uses too much memory or never finishes
+can only end this process.
 """
 
 from __future__ import annotations
