@@ -34,7 +34,12 @@ LEFT_OUT = {
     *("addons/grpc_api/test_serve.py", "addons/tracing/test_grpc_traces.py", "addons/tracing/test_traces.py"),
     *("all_clients/test_conformance.py", "all_clients/test_typescript.py", "all_clients/test_typescript_local.py"),
     *(f"python_client/test_{name}.py" for name in ("in_process", "limits", "repeated_calls", "stream_ops")),
-    *("api/test_large_bodies.py", "addons/vetting/test_vetting.py", "package/test_extending.py", "package/test_wheel.py"),
+    *(
+        "api/test_large_bodies.py",
+        "addons/vetting/test_vetting.py",
+        "package/test_extending.py",
+        "package/test_wheel.py",
+    ),
     *(
         "test_ci.py",
         "test_cli.py",
