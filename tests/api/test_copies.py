@@ -32,17 +32,6 @@ def position(service: Service, stream: str, model: str = "fold") -> tuple[int, s
 # ------------------------------------------------------------------- forks
 
 
-def test_both_branches_of_a_fork_continue_from_the_same_state(service: Service, stream: str) -> None:
-    step_through(service, stream, [1, 2, 3])
-    forked = service.http.post(service.path("fold", stream, "fork"), json={"to": f"{stream}-b"})
-    mine = service.step("fold", stream, [4], seq=4)
-    other = service.step("fold", f"{stream}-b", [5], seq=4)
-
-    assert forked.json() == {"stream": f"{stream}-b", "step": 3, "state_id": forked.json()["state_id"]}
-    assert y_of(mine) == fold_reference([1, 2, 3, 4])[-1]
-    assert y_of(other) == fold_reference([1, 2, 3, 5])[-1]
-
-
 def test_a_retried_fork_gets_its_first_answer(service: Service, stream: str) -> None:
     step_through(service, stream, [1, 2])
     _, history = position(service, stream)
@@ -116,8 +105,9 @@ def test_a_snapshot_keeps_the_state_at_its_step_and_is_listed_with_it(service: S
     step_through(service, stream, [1, 2])
     step, history = position(service, stream)
     taken = service.http.put(service.path("fold", stream, "snapshots/b.2"), json={"after": history}).json()
-    service.step("fold", stream, [3])
     service.http.put(service.path("fold", stream, "snapshots/a"))
+    service.step("fold", stream, [3])
+    service.http.put(service.path("fold", stream, "snapshots/a"))  # replaces the older one of that name
     listed = service.http.get(service.path("fold", stream, "snapshots")).json()["snapshots"]
     one = service.http.get(service.path("fold", stream, "snapshots/b.2")).json()
 
@@ -125,16 +115,6 @@ def test_a_snapshot_keeps_the_state_at_its_step_and_is_listed_with_it(service: S
     assert [(s["name"], s["step"], s["version"]) for s in listed] == [("a", 3, 1), ("b.2", 2, 1)]
     assert listed[1]["state_id"] == history
     assert one == {**listed[1], "states": {"h": fold_reference([1, 2])[-1:]}, "fingerprint": one["fingerprint"]}
-
-
-def test_a_snapshot_with_the_name_of_an_older_one_replaces_it(service: Service, stream: str) -> None:
-    step_through(service, stream, [1])
-    path = service.path("fold", stream, "snapshots/s")
-    service.http.put(path)
-    service.step("fold", stream, [2])
-    service.http.put(path)
-
-    assert [s["step"] for s in service.http.get(path.removesuffix("/s")).json()["snapshots"]] == [2]
 
 
 def test_a_retried_snapshot_keeps_its_first_state(service: Service, stream: str) -> None:
@@ -306,13 +286,6 @@ def test_an_invalid_body_of_a_state_or_a_fork_is_a_bad_request(service: Service,
             assert (answer.status_code, code_of(answer)) == (400, "bad_request" if body else "bad_json"), body
 
 
-def test_a_state_without_a_step_is_at_step_0(service: Service, stream: str) -> None:
-    put = service.http.put(service.path("fold", stream, "state"), json={"states": {"h": [5]}}).json()
-
-    assert put["step"] == 0
-    assert y_of(service.step("fold", stream, [7], seq=1)) == fold_reference([7], start=5)[0]
-
-
 def test_a_retried_import_gets_its_first_answer(service: Service, stream: str) -> None:
     step_through(service, stream, [1])
     _, history = position(service, stream)
@@ -320,8 +293,8 @@ def test_a_retried_import_gets_its_first_answer(service: Service, stream: str) -
     key = {"idempotency-key": "k"}
     first = service.http.put(path, json=body).json()
     again = service.http.put(path, json=body).json()
-    keyed = service.http.put(path, json={"states": {"h": [6]}}, headers=key).json()
-    service.step("fold", stream, [1])
+    keyed = service.http.put(path, json={"states": {"h": [6]}}, headers=key).json()  # without a step: at 0
+    stepped = service.step("fold", stream, [1], seq=1)
     late = service.http.put(path, json=body)
     keyed_again = service.http.put(path, json={"states": {"h": [6]}}, headers=key).json()
     reused = service.http.put(path, json={"states": {"h": [7]}}, headers=key)
@@ -329,6 +302,7 @@ def test_a_retried_import_gets_its_first_answer(service: Service, stream: str) -
     assert (again, keyed_again) == ({**first, "replayed": True}, {**keyed, "replayed": True})
     assert (late.status_code, code_of(late)) == (409, "state_changed")
     assert (reused.status_code, code_of(reused)) == (422, "idempotency_key_reused")
+    assert (keyed["step"], y_of(stepped)) == (0, fold_reference([1], start=6)[0])
     assert position(service, stream)[0] == 1
 
 

@@ -146,21 +146,17 @@ def test_of_two_versions_that_are_one_file_the_pinned_one_is_shown(both: tuple[S
     assert same.put({"current": 1}).status_code == 200
 
     assert [(row["version"], row["status"]) for row in same.get()["versions"]] == [(1, "current")]
+    assert code_of(same.put({"candidate": 1, "mode": "shadow", "percent": 1})) == (422, "bad_release")
 
 
-def test_the_other_replica_follows(replicas: Replicas) -> None:
-    replicas.put({"current": 1})
-
-    assert replicas.default_version(replicas.first) == 1
-    assert until(lambda: replicas.default_version(replicas.second) == 1, FOLLOWED_S)
-
-
-def test_a_new_stream_starts_on_the_pinned_version(replicas: Replicas) -> None:
+def test_a_new_stream_starts_on_the_pinned_version_and_the_other_replica_follows(replicas: Replicas) -> None:
     replicas.put({"current": 1})
     answer = replicas.first.step(replicas.model, "s", [7]).json()
 
     assert answer["outputs"]["y"] == [8]
     assert replicas.first.http.get(replicas.first.path(replicas.model, "s")).json()["version"] == 1
+    assert replicas.default_version(replicas.first) == 1
+    assert until(lambda: replicas.default_version(replicas.second) == 1, FOLLOWED_S)
 
 
 def test_a_replica_that_starts_later_has_the_release(replicas: Replicas, shared_redis: Server) -> None:
@@ -383,12 +379,6 @@ def test_keep_with_other_states_is_refused_and_named(replicas: Replicas) -> None
     assert sizes.put({**body, "take": "reset", "warm_steps": 5}).status_code == 200
 
 
-def test_a_copy_of_the_current_version_is_no_candidate(replicas: Replicas) -> None:
-    same = Replicas(replicas.first, replicas.second, "same")
-
-    assert code_of(same.put({"candidate": 1, "mode": "shadow", "percent": 1})) == (422, "bad_release")
-
-
 def test_while_a_candidate_runs_no_other_version_may_take_a_place(replicas: Replicas) -> None:
     replicas.started()
 
@@ -404,11 +394,7 @@ def test_ends_and_sweeps_need_a_release(replicas: Replicas) -> None:
     assert code_of(replicas.post("move")) == (422, "bad_release")
     assert code_of(replicas.post("abort", {"why": 5})) == (422, "bad_release")
     assert code_of(replicas.post("abort", [])) == (400, "bad_request")
-
-
-def test_a_pin_alone_has_no_candidate_to_end(replicas: Replicas) -> None:
-    replicas.put({"current": 1})
-
+    replicas.put({"current": 1})  # a pin alone has no candidate
     assert code_of(replicas.post("promote")) == (422, "bad_release")
     assert code_of(replicas.put({"percent": 5})) == (422, "bad_release")
 
