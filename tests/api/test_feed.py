@@ -135,17 +135,6 @@ def test_a_problem_leaves_the_feed_open(service: Service, stream: str) -> None:
 # ------------------------------------------------------------------- many streams
 
 
-def test_one_socket_carries_many_streams(service: Service, stream: str) -> None:
-    with service.feed("fold") as feed:
-        for n in (1, 2, 3):
-            for name in "abc":
-                send(feed, stream=f"{stream}-{name}", inputs=[n], seq=n)
-        answers = [receive(feed) for _ in range(9)]
-
-    assert [answer["stream"] for answer in answers] == [f"{stream}-{name}" for name in "abc"] * 3
-    assert [answer["outputs"]["y"][0] for answer in answers[::3]] == fold_reference([1, 2, 3])
-
-
 def test_bulk_messages_are_answered_as_bulk_steps_over_http(service: Service, stream: str) -> None:
     names = [f"{stream}-a", f"{stream}-b"]
     with service.feed("fold") as feed:

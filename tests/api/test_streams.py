@@ -39,14 +39,6 @@ def test_the_first_step_creates_the_stream_and_reports_it(service: Service, stre
     assert len(answer["state_id"]) == 22
 
 
-def test_steps_fold_one_after_the_other(service: Service, stream: str) -> None:
-    answers = [service.step("fold", stream, [x], seq=n).json() for n, x in enumerate([3, 1, 4, 1, 5], 1)]
-
-    assert [answer["outputs"]["y"][0] for answer in answers] == fold_reference([3, 1, 4, 1, 5])
-    assert [answer["step"] for answer in answers] == [1, 2, 3, 4, 5]
-    assert not any("created" in answer or "replayed" in answer for answer in answers[1:])
-
-
 def test_inputs_of_several_shapes_and_outputs_of_several_dtypes(service: Service, stream: str) -> None:
     answer = service.step("two_inputs", stream, {"a": [10, 20], "b": 3}).json()
 
@@ -289,17 +281,6 @@ def test_a_failed_row_is_zeros_and_nil_in_msgpack(service: Service, stream: str)
 
 
 # ------------------------------------------------------------------- reset, delete, status
-
-
-def test_a_reset_brings_a_stream_back_to_step_0(service: Service, stream: str) -> None:
-    first = service.step("fold", stream, [1]).json()
-
-    answer = service.http.post(service.path("fold", stream, "reset"))
-    next_ = service.step("fold", stream, [1], seq=1).json()
-
-    assert (answer.status_code, answer.json()["step"]) == (200, 0)
-    assert next_["outputs"] == first["outputs"]
-    assert next_["state_id"] != first["state_id"]
 
 
 def test_a_retried_reset_with_after_is_applied_once_and_needs_that_history(service: Service, stream: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from stepwell.store.keys import idempotency_key_of, record_key
 from stepwell.store.record import decode
 from stepwell.types import StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
-from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model, write_models
+from tests.graphs import Build, Built, count, fold, fold_reference, lstm, slow, write_model, write_models
 from tests.servers import Server
 
 NO_ID = b"?" * 16
@@ -39,15 +38,6 @@ async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_se
         answer = await engine.steps.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
 
     assert ys(answer) == [8]
-
-
-async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Server) -> None:
-    counts = CountingObserver()
-    async with worker(redis_server.url, write_models(tmp_path, fold=fold), counts=counts) as engine:
-        await asyncio.gather(*(engine.steps.advance(step(f"s{n}", n)) for n in range(100)))
-
-    assert sum(counts.batches) == 100
-    assert max(counts.batches) > 10
 
 
 # ---------------------------------------------------------------- again and again
@@ -73,56 +63,6 @@ async def test_parallel_duplicates_on_two_workers_move_once(folder: Path, redis_
     assert ys(after) == fold_reference([5, 6])[-1:]
 
 
-async def test_many_streams_on_random_workers_with_duplicates_equal_the_fold(
-    folder: Path, redis_server: Server
-) -> None:
-    rng = random.Random(3)
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-
-        async def live(stream: str) -> list[int]:
-            answers = []
-            for seq in range(1, 31):
-                copies = [
-                    rng.choice((one, two)).steps.advance(step(stream, seq, seq=seq))
-                    for _ in range(rng.choice((1, 1, 2)))
-                ]
-                found = await asyncio.gather(*copies)
-                assert len({tuple(ys(a)) for a in found}) == 1
-                answers += ys(found[0])
-            return answers
-
-        lives = await asyncio.gather(*(live(f"s{n}") for n in range(60)))
-
-    assert lives == [fold_reference(range(1, 31))] * 60
-
-
-async def test_requests_without_a_name_are_never_taken_for_each_other(folder: Path, redis_server: Server) -> None:
-    """Neither those of one worker nor those of two: each is a step of its own, also with equal inputs."""
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = [await engine.steps.advance(step("a", 5)) for engine in (one, two, one, two)]
-
-    assert [(a.step, a.replayed) for a in answers] == [(n, False) for n in (1, 2, 3, 4)]
-
-
-async def test_a_key_is_answered_once_however_far_the_stream_went(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.steps.advance(step("a", 5, idempotency_key="k"))
-        for x in range(20):
-            await two.steps.advance(step("a", x))
-        again = await two.steps.advance(step("a", 5, idempotency_key="k"))
-
-    assert (ys(again), again.step, again.state_id, again.replayed) == (ys(first), 1, first.state_id, True)
-
-
-async def test_a_key_with_another_request_is_refused(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 5, idempotency_key="k"))
-        other_input = await expect_error(engine, step("a", 6, idempotency_key="k"))
-        other_place = await expect_error(engine, step("a", 5, seq=2, idempotency_key="k"))
-
-    assert {other_input.code, other_place.code} == {"idempotency_key_reused"}
-
-
 async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(chunk("a", [1, 2], seq=1, keep="none"))
@@ -131,15 +71,6 @@ async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path,
 
     assert (more.code, more.applied) == ("seq_passed", "yes")
     assert (same.replayed, same.outputs, same.step) == (True, {}, 2)
-
-
-async def test_a_stale_cache_is_never_believed(folder: Path, redis_server: Server) -> None:
-    """Each worker's cache is behind when its turn comes; no refusal and no replay comes of it."""
-    counts = CountingObserver()
-    async with worker(redis_server.url, folder, counts=counts) as one, worker(redis_server.url, folder) as two:
-        answers = [await (one, two)[x % 2].steps.advance(step("a", x, seq=x + 1)) for x in range(10)]
-
-    assert [y for a in answers for y in ys(a)] == fold_reference(range(10))
 
 
 async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_states(
@@ -319,25 +250,6 @@ async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_ser
 
 
 # ---------------------------------------------------------------- bad rows fail alone
-
-
-async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, write_models(tmp_path, nan=lambda: nan_at(3))) as engine:
-
-        def one(stream: str, seq: int) -> Timestep:
-            return Timestep(StreamKey("default", "nan", stream), (np.ones((1, 1), np.float32).tobytes(),), seq=seq)
-
-        for seq in (1, 2):
-            await engine.steps.advance(one("poisoned", seq))
-        await engine.steps.advance(one("healthy", 1))
-        bad, good = await gather_results(
-            engine.steps.advance(one("poisoned", 3)), engine.steps.advance(one("healthy", 2))
-        )
-        status = await engine.streams.status(StreamKey("default", "nan", "poisoned"))
-
-    assert (bad.code, bad.applied) == ("non_finite_state", "no")
-    assert good.step == 2
-    assert status.step == 2
 
 
 async def test_an_input_that_the_model_cannot_run_on_fails_alone(tmp_path: Path, redis_server: Server) -> None:

@@ -17,7 +17,7 @@ from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, Server, server
 
 # CI runs a part; everything: STEPWELL_CAMPAIGN=1000x100x40, streams x timesteps x kills
-STREAMS, STEPS, KILLS = (int(part) for part in os.environ.get("STEPWELL_CAMPAIGN", "200x30x4").split("x"))
+STREAMS, STEPS, KILLS = (int(part) for part in os.environ.get("STEPWELL_CAMPAIGN", "100x30x4").split("x"))
 
 
 @pytest.fixture(params=["on", "off"], ids=["lane", "no lane"])

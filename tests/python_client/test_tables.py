@@ -21,44 +21,35 @@ INDEXED = ["motion[0]", "motion[1]", "motion[2]"]
 CHOSEN = {"level": ["c", "b", "a"]}
 
 
-@pytest.mark.parametrize(
-    ("inputs", "available", "chosen", "expected"),
-    [
-        ([LABELLED], ["z", "t", "x", "y"], None, {"motion": ["x", "y", "z"]}),
-        ([LABELLED], INDEXED[::-1], None, {"motion": INDEXED}),
-        ([LABELLED], ["a", "b", "c"], ["c", "a", "b"], {"motion": ["c", "a", "b"]}),
-        ([PLAIN], [0, 1, 2], None, {"level": [0, 1, 2]}),
-        ([SINGLE], ["t", "flow"], None, {"flow": ["flow"]}),
-        ([LABELLED, SINGLE], ["flow", "z", "y", "x"], None, {"motion": ["x", "y", "z"], "flow": ["flow"]}),
-        ([PLAIN, SINGLE], ["a", "b", "c", "flow"], CHOSEN, CHOSEN | {"flow": ["flow"]}),
-    ],
-)
-def test_columns_are_taken_by_name(inputs: list[TensorInfo], available: Any, chosen: Any, expected: Any) -> None:
-    assert columns_by_input(inputs, available, chosen) == expected
+TAKEN: list[tuple[list[TensorInfo], Any, Any, Any]] = [
+    ([LABELLED], ["z", "t", "x", "y"], None, {"motion": ["x", "y", "z"]}),
+    ([LABELLED], INDEXED[::-1], None, {"motion": INDEXED}),
+    ([LABELLED], ["a", "b", "c"], ["c", "a", "b"], {"motion": ["c", "a", "b"]}),
+    ([PLAIN], [0, 1, 2], None, {"level": [0, 1, 2]}),
+    ([SINGLE], ["t", "flow"], None, {"flow": ["flow"]}),
+    ([LABELLED, SINGLE], ["flow", "z", "y", "x"], None, {"motion": ["x", "y", "z"], "flow": ["flow"]}),
+    ([PLAIN, SINGLE], ["a", "b", "c", "flow"], CHOSEN, CHOSEN | {"flow": ["flow"]}),
+]
+LEVEL = r"table has a, b, c; input 'level' is made of level\[0\], level\[1\], level\[2\]"
+REFUSED: list[tuple[list[TensorInfo], Any, Any, str]] = [
+    ([LABELLED], ["a", "b", "c"], None, "table has a, b, c; input 'motion' is made of x, y, z or motion"),
+    ([PLAIN], ["a", "b", "c"], None, LEVEL),
+    ([PLAIN], [0, 1, 2, 3], None, "The table has 0, 1, 2, 3"),
+    ([LABELLED], ["x", "y", "z"], ["x", "y"], "has 3 numbers and was given 2 columns"),
+    ([LABELLED], ["x", "y"], ["x", "y", "z"], "The table has no column z; it has x, y"),
+    ([LABELLED, SINGLE], ["a"], ["a"], "One list of columns is given for the inputs motion, flow"),
+    ([LABELLED], ["a"], {"other": ["a"]}, "Columns are named for other"),
+]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "available", "chosen", "words"),
-    [
-        ([LABELLED], ["a", "b", "c"], None, "table has a, b, c; input 'motion' is made of x, y, z or motion"),
-        (
-            [PLAIN],
-            ["a", "b", "c"],
-            None,
-            r"table has a, b, c; input 'level' is made of level\[0\], level\[1\], level\[2\]",
-        ),
-        ([PLAIN], [0, 1, 2, 3], None, "The table has 0, 1, 2, 3"),
-        ([LABELLED], ["x", "y", "z"], ["x", "y"], "has 3 numbers and was given 2 columns"),
-        ([LABELLED], ["x", "y"], ["x", "y", "z"], "The table has no column z; it has x, y"),
-        ([LABELLED, SINGLE], ["a"], ["a"], "One list of columns is given for the inputs motion, flow"),
-        ([LABELLED], ["a"], {"other": ["a"]}, "Columns are named for other"),
-    ],
-)
-def test_what_is_not_clear_is_refused(inputs: list[TensorInfo], available: Any, chosen: Any, words: str) -> None:
-    with pytest.raises(ClientError, match=words) as caught:
-        columns_by_input(inputs, available, chosen)
+def test_columns_are_taken_by_name_and_what_is_not_clear_is_refused() -> None:
+    for inputs, available, chosen, expected in TAKEN:
+        assert columns_by_input(inputs, available, chosen) == expected
+    for inputs, available, chosen, words in REFUSED:
+        with pytest.raises(ClientError, match=words) as caught:
+            columns_by_input(inputs, available, chosen)
 
-    assert caught.value.code == "bad_input"
+        assert caught.value.code == "bad_input"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from stepwell.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreUnavailableError
 from stepwell.store import listing
 from stepwell.store.commits import DELETE, NO_RECORD, Commit, Outcome
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -365,35 +365,6 @@ async def test_a_foreign_cursor_is_refused(harness: StoreHarness) -> None:
             await listing.page(harness.store.transport, "default", "m", "", cursor, limit=10, deadline=now() + SOON)
 
         assert refused.value.code == "bad_request", cursor
-
-
-async def test_a_full_store_applies_nothing_and_reports_it(redis_server: Server) -> None:
-    store = StateStore(redis_server.url)
-    first = make_record(1, state=b"s" * 10_000)
-    await store.commit([write("{a}", first)], deadline=now() + SOON)
-    with redis_server.client() as client:
-        client.config_set("maxmemory", 1)
-
-    with pytest.raises(StoreFullError) as refused:
-        await store.commit([write("{a}", make_record(2), first.guard)], deadline=now() + SOON)
-
-    assert refused.value.applied == "no"
-    assert await store.load(["{a}"], deadline=now() + SOON) == [first.encode()]
-    await store.close()
-
-
-async def test_a_commit_that_no_replica_confirms_is_reported_as_applied_but_not_durable(redis_server: Server) -> None:
-    store = StateStore(redis_server.url, durability="replica", timeout=0.4)
-    commit = write("{a}", make_record(1))
-
-    for _ in range(2):  # the retry finds the step applied, and waits for the replicas again
-        answers = await store.commit([commit], deadline=now() + SOON)
-        with pytest.raises(ServiceError) as refused:
-            answers[0]
-        assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
-
-    assert await store.load(["{a}"], deadline=now() + SOON) == [make_record(1).encode()]
-    await store.close()
 
 
 async def test_an_unreachable_store_is_reported_at_the_deadline(redis_server: Server) -> None:

@@ -84,17 +84,6 @@ async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path,
     ]
 
 
-async def test_of_many_equal_concurrent_forks_one_is_made(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        history = (await one.steps.advance(chunk("a", [1, 2]))).state_id
-        by_history = await asyncio.gather(*(fork((one, two)[n % 2], "b", after=history) for n in range(20)))
-        by_key = await asyncio.gather(*(fork((one, two)[n % 2], "c", idempotency_key="k") for n in range(20)))
-
-    for made in (by_history, by_key):
-        assert {(p.step, p.state_id) for p in made} == {(2, made[0].state_id)}
-        assert sum(not p.replayed for p in made) == 1
-
-
 async def test_of_many_different_concurrent_forks_onto_one_stream_one_is_made(
     folder: Path, redis_server: Server
 ) -> None:
@@ -178,16 +167,6 @@ async def test_peeks_at_many_streams_run_in_one_batch(folder: Path, redis_server
 
     assert [ys(p) for p in found] == [fold_reference([n]) for n in range(100)]
     assert max(counts.batches) > 10
-
-
-async def test_a_peek_sees_what_another_worker_committed(folder: Path, redis_server: Server) -> None:
-    """A step detects a stale cache when it commits; a peek does not commit, so it has to read the store first."""
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.steps.advance(step("a", 1))
-        await two.steps.advance(step("a", 2))
-        found = await one.steps.peek(step("a", 3))
-
-    assert (ys(found), found.step) == (fold_reference([1, 2, 3])[-1:], 3)
 
 
 async def test_a_peek_runs_after_the_steps_that_were_sent_before_it(folder: Path, redis_server: Server) -> None:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from stepwell.store.keys import end_entry_key, record_key, snapshots_key
 from stepwell.store.state_store import StateStore
-from stepwell.types import Lifecycle, StreamKey, Timestep
-from tests.engine.harness import CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from stepwell.types import StreamKey, Timestep
+from tests.engine.harness import CountingObserver, expect_error, step, worker, ys
 from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless, write_models
 from tests.servers import Server
 from tests.store.clusters import primary_and_replica
@@ -63,46 +63,11 @@ async def test_a_restart_has_another_history_though_its_inputs_are_the_same(fold
     assert late.code == "state_changed"
 
 
-async def test_a_retried_start_with_seq_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.steps.advance(step("a", 1, seq=1, lifecycle="new"))
-        again = await gather_results(
-            *(engine.steps.advance(step("a", 1, seq=1, lifecycle="new")) for engine in (one, two))
-        )
-
-    assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 1, first.state_id, True)] * 2
-
-
-async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
-    folder: Path, redis_server: Server
-) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
-        await two.steps.advance(step("a", 2))
-        again = await one.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
-        onward = await two.steps.advance(step("a", 3))
-
-    assert (ys(again), again.replayed) == (ys(first), True)
-    assert ys(onward) == fold_reference([1, 2, 3])[-1:]
-
-
 async def test_the_key_of_a_start_cannot_be_used_for_a_continuation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
 
         assert (await expect_error(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
-
-
-async def test_concurrent_starts_leave_one_of_them(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = await asyncio.gather(
-            *((one, two)[n % 2].steps.advance(step("a", n, lifecycle="new")) for n in range(20))
-        )
-        onward = await one.steps.advance(step("a", 5))
-
-    assert [ys(a) for a in answers] == [fold_reference([n]) for n in range(20)]
-    assert onward.step == 2
-    assert ys(onward) in [fold_reference([n, 5])[-1:] for n in range(20)]
 
 
 async def test_a_start_moves_a_stream_of_another_model_version_to_the_current_one(
@@ -134,28 +99,6 @@ async def test_a_start_that_the_model_cannot_run_leaves_the_stream_unchanged(
 # ---------------------------------------------------------------- end
 
 
-async def test_an_end_deletes_the_stream(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 1))
-        end = await engine.steps.advance(last(2))
-        page = await engine.streams.list("default", "fold")
-        refused = await expect_error(engine, step("a", 3, create="never"))
-
-    assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
-    assert page.streams == []
-    assert refused.code == "stream_not_found"
-
-
-@pytest.mark.parametrize("named", [{"seq": 2}, {"idempotency_key": "k"}], ids=["by its number", "by its key"])
-async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: Server, named: dict[str, Any]) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.steps.advance(step("a", 1))
-        first = await one.steps.advance(last(2, **named))
-        again = await gather_results(*(engine.steps.advance(last(2, **named)) for engine in (one, two)))
-
-    assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 2, first.state_id, True)] * 2
-
-
 async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folder: Path, short_path: Path) -> None:
     with primary_and_replica(short_path) as (primary, _, _, _):
         async with worker(primary.url, folder, durability="replica") as engine:
@@ -168,41 +111,12 @@ async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folde
     assert [a.replayed for a in keyed] == [False, True]
 
 
-async def test_concurrent_copies_of_an_end_are_applied_once(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.steps.advance(step("a", 1))
-        answers = await asyncio.gather(*((one, two)[n % 2].steps.advance(last(2, seq=2)) for n in range(20)))
-
-    assert {(tuple(ys(a)), a.step) for a in answers} == {(tuple(fold_reference([1, 2])[-1:]), 2)}
-    assert sum(not a.replayed for a in answers) == 1
-
-
-async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
-    folder: Path, redis_server: Server
-) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        ask = step("a", 1, lifecycle="whole", idempotency_key="k")
-        answers = await asyncio.gather(*((one, two)[n % 2].steps.advance(ask) for n in range(20)))
-
-    assert [ys(a) for a in answers] == [fold_reference([1])] * 20
-    assert sum(not a.replayed for a in answers) == 1
-
-
 async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(step("a", 1))
         await engine.steps.advance(last(2))
 
         assert (await expect_error(engine, last(2))).code == "stream_not_found"
-
-
-async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        for x in (1, 5):
-            await one.steps.advance(step("a", x, lifecycle="new"))
-            end = await two.steps.advance(last(2, seq=2))
-
-            assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
 
 
 async def test_a_late_end_is_rejected_by_the_next_incarnation(folder: Path, redis_server: Server) -> None:
@@ -236,27 +150,6 @@ async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
     assert counts.regressed == 0
 
 
-async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.steps.advance(step("a", 1))
-        await two.steps.advance(step("a", 2))
-        end = await one.steps.advance(last(3))
-        refused = await expect_error(two, step("a", 4, create="never"))
-
-    assert ys(end) == fold_reference([1, 2, 3])[-1:]
-    assert refused.code == "stream_not_found"
-
-
-@pytest.mark.parametrize("life", ["on", "whole"])
-async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_server: Server, life: Lifecycle) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 9, lifecycle=life))
-        answers = [await engine.steps.advance(step("a", 1, seq=1, lifecycle="whole")) for _ in range(2)]
-
-        assert [(ys(a), a.step) for a in answers] == [(fold_reference([1]), 1)] * 2
-        assert (await expect_error(engine, step("a", 2, create="never"))).code == "stream_not_found"
-
-
 async def test_an_ended_stream_leaves_no_snapshots(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.steps.advance(step("a", 1))
@@ -273,15 +166,6 @@ async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Se
 
     assert redis_server.client().exists(NAME) == 0
     assert 40_000 < redis_server.client().pttl(end_entry_key(NAME)) <= 50_000
-
-
-async def test_a_chunk_may_start_or_end_a_stream(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(step("a", 9))
-        begun = await engine.steps.advance(chunk("a", [1, 2], lifecycle="new"))
-        ended = await engine.steps.advance(chunk("a", [3, 4], lifecycle="last"))
-
-    assert [*ys(begun), *ys(ended)] == fold_reference([1, 2, 3, 4])
 
 
 # ---------------------------------------------------------------- stateless

@@ -45,14 +45,6 @@ def test_a_stored_record_is_found() -> None:
     assert cache.expiry_set_at(at).tolist() == [4.0, 3.0]
 
 
-def test_storing_a_record_again_replaces_it() -> None:
-    cache = make_cache(10)
-    put(cache, "a", step=1)
-    put(cache, "a", step=2)
-
-    assert (len(cache), cache.headers(slots(cache, "a"))["step"].tolist()) == (1, [2])
-
-
 def test_a_missing_stream_reads_as_a_new_stream() -> None:
     cache = make_cache(10)
     put(cache, "a")
@@ -63,16 +55,6 @@ def test_a_missing_stream_reads_as_a_new_stream() -> None:
     assert cache.headers(at)["step"].tolist() == [0]
     assert cache.states(at).tobytes() == STATE
     assert cache.expiry_set_at(at).tolist() == [-np.inf]
-
-
-def test_a_dropped_stream_is_gone_and_its_slot_is_reused() -> None:
-    cache = make_cache(2)
-    put(cache, "a", "b")
-    cache.drop("a")
-    cache.drop("never there")
-    put(cache, "c")
-
-    assert slots(cache, *"abc").astype(bool).tolist() == [False, True, True]
 
 
 def test_a_full_cache_evicts_a_stream_that_was_not_read() -> None:
@@ -105,20 +87,20 @@ def test_returned_copies_do_not_change_with_the_cache() -> None:
     assert (heads["step"].tolist(), states.max()) == ([1], 1)
 
 
-@pytest.mark.parametrize("records", [1, 3, 5, 8, 20])
-def test_changing_the_limit_keeps_the_records_that_fit(records: int) -> None:
-    cache = make_cache(10)
+def test_changing_the_limit_keeps_the_records_that_fit() -> None:
     names = [f"s{n}" for n in range(8)]
-    for n, name in enumerate(names):
-        put(cache, name, step=n + 1)
-    cache.drop("s7")
-    cache.limit(records * RECORD_BYTES)
+    for records in (1, 3, 5, 8, 20):
+        cache = make_cache(10)
+        for n, name in enumerate(names):
+            put(cache, name, step=n + 1)
+        cache.drop("s7")
+        cache.limit(records * RECORD_BYTES)
 
-    found = dict(zip(names, cache.headers(slots(cache, *names))["step"].tolist(), strict=True))
-    kept = {name: step for name, step in found.items() if step}
-    assert len(kept) == len(cache) == min(records, 7)
-    assert all(step == int(name[1:]) + 1 for name, step in kept.items())
-    assert not cache.slots_for(["s7"])
+        found = dict(zip(names, cache.headers(slots(cache, *names))["step"].tolist(), strict=True))
+        kept = {name: step for name, step in found.items() if step}
+        assert len(kept) == len(cache) == min(records, 7)
+        assert all(step == int(name[1:]) + 1 for name, step in kept.items())
+        assert not cache.slots_for(["s7"])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), max_size=60))
