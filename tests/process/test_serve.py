@@ -164,15 +164,6 @@ def startup_error(*words: str, cwd: Path) -> str:
 # -------------------------------------------------------------------- start
 
 
-def test_it_prints_its_url_and_its_models(models: Path, short_path: Path) -> None:
-    with service_process(models, short_path, *QUICK) as one:
-        [line] = [line for line in log(one).splitlines() if one.url in line]
-
-    assert [
-        words for words in ("fold (v1)", "embedded store", "durability memory", f"{one.url}/docs") if words not in line
-    ] == []
-
-
 def test_a_port_in_use_is_refused_in_two_lines(models: Path, shared_redis: Server, tmp_path: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -193,12 +184,17 @@ def test_production_requires_keys_on_loopback_too(tmp_path: Path) -> None:
     assert "--insecure" in startup_error("--production", "--insecure", cwd=tmp_path)
 
 
-def test_a_second_service_on_the_same_data_is_refused_by_process_id(models: Path, short_path: Path) -> None:
+def test_it_prints_its_url_and_its_models_and_refuses_a_second_service_on_its_data(
+    models: Path, short_path: Path
+) -> None:
     with service_process(models, short_path, *QUICK) as one:
+        [line] = [line for line in log(one).splitlines() if one.url in line]
         words = startup_error("--port", "0", "--data-dir", str(short_path / "data"), cwd=short_path)
 
         assert str(one.process.pid) in words
         assert is_answering(one)
+    for shown in ("fold (v1)", "embedded store", "durability memory", f"{one.url}/docs"):
+        assert shown in line
 
 
 def test_a_store_that_cannot_keep_a_promise_is_refused_at_start(shared_redis: Server, tmp_path: Path) -> None:
@@ -232,7 +228,7 @@ def test_with_an_external_store_it_writes_nothing_to_its_folder(
 
 
 @linux
-@pytest.mark.parametrize(("how", "workers"), [(signal.SIGTERM, "1"), (signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+@pytest.mark.parametrize(("how", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
 def test_it_stops_cleanly_and_its_store_with_it(
     models: Path, short_path: Path, how: signal.Signals, workers: str
 ) -> None:
@@ -361,17 +357,6 @@ async def test_a_feed_is_closed_with_the_code_of_a_restart(
 
 
 @linux
-def test_a_dead_worker_is_replaced(models: Path, external_store: tuple[str, ...], tmp_path: Path) -> None:
-    with service_process(models, tmp_path / "one", *external_store, "--workers", "2") as one:
-        victim, *_ = before = children(one.process.pid)
-        os.kill(victim, signal.SIGKILL)
-
-        assert wait_until(lambda: len(set(children(one.process.pid)) - {victim}) == len(before) == 2)
-        assert wait_until(lambda: is_answering(one))
-        assert f"Worker {victim} ended" in log(one)
-
-
-@linux
 def test_workers_that_repeatedly_die_at_once_stop_the_service(
     models: Path, external_store: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -458,3 +443,13 @@ def test_any_worker_serves_the_metrics_of_all(two_workers: ServiceProcess) -> No
     while (found := counts()) != {"20.0"} and time.monotonic() < deadline:
         assert max(map(float, found)) <= 20
     assert found == {"20.0"}
+
+
+@linux
+def test_a_dead_worker_is_replaced(two_workers: ServiceProcess) -> None:
+    victim, *_ = before = children(two_workers.process.pid)
+    os.kill(victim, signal.SIGKILL)
+
+    assert wait_until(lambda: len(set(children(two_workers.process.pid)) - {victim}) == len(before) == 2)
+    assert wait_until(lambda: is_answering(two_workers))
+    assert f"Worker {victim} ended" in log(two_workers)

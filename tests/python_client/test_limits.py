@@ -109,18 +109,22 @@ def large() -> list[list[int]]:
     return [[n] for n in range(2**18)]
 
 
-@pytest.mark.parametrize("slow", ["answer", "body", "request"], indirect=True)
-def test_a_call_that_drips_ends_in_time(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
-    with Client(slow.url, timeout=TIMEOUT_S) as client:
+def assert_call_ends_in_time(url: str, slow: SlowProxy, inputs: list[list[int]], stream: str) -> None:
+    with Client(url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([1])
         slow.slow.set()
 
         began = time.monotonic()
-        error = error_of(handle.steps, large)
+        error = error_of(handle.steps, inputs)
 
     assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
     assert time.monotonic() - began < IN_TIME_S
+
+
+@pytest.mark.parametrize("slow", ["answer", "body", "request"], indirect=True)
+def test_a_call_that_drips_ends_in_time(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
+    assert_call_ends_in_time(slow.url, slow, large, stream)
 
 
 def test_a_call_through_a_proxy_that_drips_ends_in_time(
@@ -129,26 +133,7 @@ def test_a_call_through_a_proxy_that_drips_ends_in_time(
     for name in ("all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", slow.url)
-    with Client("http://steps.test", timeout=TIMEOUT_S) as client:
-        handle = client.model("fold").stream(stream)
-        handle.step([1])
-        slow.slow.set()
-
-        began = time.monotonic()
-        error = error_of(handle.steps, large)
-
-    assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
-    assert time.monotonic() - began < IN_TIME_S
-
-
-async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
-    async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
-        handle = client.model("fold").stream(stream)
-        await handle.step([1])
-        slow.slow.set()
-
-        with pytest.raises(ClientError, match="No response"):
-            await handle.steps(large)
+    assert_call_ends_in_time("http://steps.test", slow, large, stream)
 
 
 async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream: str) -> None:

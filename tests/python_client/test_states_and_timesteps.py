@@ -59,15 +59,14 @@ def test_the_timesteps_of_a_rollout_are_those_of_the_whole(client: Client, strea
     assert timesteps[0].outputs["y"].dtype == np.float32
 
 
-@pytest.mark.parametrize("commit", [False, True])
-def test_with_samples_a_timestep_has_their_axis_first(client: Client, stream: str, *, commit: bool) -> None:
-    samples = 1 if commit else 3
+def test_with_samples_a_timestep_has_their_axis_first(client: Client, stream: str) -> None:
     handle = client.model("letters").stream(stream)
-    timesteps = list(handle.rollout_timesteps(4, 1, samples=samples, seed=7, commit=commit))
+    for samples, commit in ((3, False), (1, True)):
+        timesteps = list(handle.rollout_timesteps(4, 1, samples=samples, seed=7, commit=commit))
 
-    assert [one.next["x"].shape for one in timesteps] == [(samples,)] * 4
-    assert timesteps[-1].rollout is not None
-    assert timesteps[-1].rollout.seed == 7
+        assert [one.next["x"].shape for one in timesteps] == [(samples,)] * 4
+        assert timesteps[-1].rollout is not None
+        assert timesteps[-1].rollout.seed == 7
 
 
 def test_a_rollout_that_fails_after_some_timesteps_raises_its_error(service: Service, stream: str) -> None:
