@@ -68,6 +68,13 @@ def connector(folder: Path, *words: object) -> Iterator[ConnectorProcess]:
         one.stop()
 
 
+def ended(folder: Path, *words: object, code: int = 0, env: dict[str, str] | None = None) -> str:
+    """Run a connector to its end with an exit code, and return what it has written."""
+    one = ConnectorProcess(folder, *words, env=env).start()
+    assert one.process.wait(100) == code, one.text()
+    return one.text()
+
+
 def run_once(folder: Path, *words: object, code: int | None = 0) -> dict[str, Any]:
     """Run a connector with `--once` to its end, and return its last counts; `code` is its exit code, None: 0 or 1."""
     one = ConnectorProcess(folder, *words, "--once", "--json").start()

@@ -15,15 +15,7 @@ from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerUnavailableError
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import BrokerProcess, rabbitmq
-from tests.addons.connect.connectors import (
-    ConnectorProcess,
-    Readings,
-    connector,
-    kill_in_turn,
-    run_once,
-    wait_for,
-    written,
-)
+from tests.addons.connect.connectors import Readings, connector, ended, kill_in_turn, run_once, wait_for, written
 from tests.addons.connect.readers import first_messages_around_a_loss, next_messages
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
@@ -201,18 +193,16 @@ def test_a_queue_that_is_deleted_and_created_again_is_read_on(queues: RabbitQueu
 
 
 def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
-    one = ConnectorProcess(tmp_path, queues.url("nowhere"), *flags(service, queues)).start()
+    text = ended(tmp_path, queues.url("nowhere"), *flags(service, queues), code=1)
 
-    assert one.process.wait(60) == 1
-    assert "no such queue" in one.text()
+    assert "no such queue" in text
 
 
 def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
     queues.add([{"stream": "shown", "x": 5, "n": 1}])
-    one = ConnectorProcess(tmp_path, queues.url("in"), *flags(service, queues), "--check").start()
+    text = ended(tmp_path, queues.url("in"), *flags(service, queues), "--check")
 
-    assert one.process.wait(60) == 0, one.text()
-    assert 'shown: {"x": [5]}' in one.text()
+    assert 'shown: {"x": [5]}' in text
     wait_for(lambda: queues.count("in") == 1)
 
 
@@ -222,10 +212,9 @@ def test_check_tells_how_many_messages_the_broker_lets_wait(
     words = ["--model", "fold", "--stream", "stream", "--url", service.url, "--time", "t", "--order", "5s"]
     words += ["--check", "--once"]
 
-    one = ConnectorProcess(tmp_path, queues.url("in"), *words).start()
+    text = ended(tmp_path, queues.url("in"), *words)
 
-    assert one.process.wait(60) == 0, one.text()
-    assert "at most 65,535 messages wait: amqp lets no more be open at a time" in one.text()
+    assert "at most 65,535 messages wait: amqp lets no more be open at a time" in text
 
 
 def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(

@@ -15,6 +15,7 @@ from tests.addons.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    ended,
     kill_in_turn,
     lines_of,
     n_lines,
@@ -221,11 +222,10 @@ def test_once_that_applies_and_writes_nothing_ends_with_1(service: ServiceProces
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "wrong", "x": 1}, {"stream": "wrong", "x": 2}])
     words = [source, "--model", "fold", "--stream", "stream", "--url", service.url]
     run_once(tmp_path, *words)
-    one = ConnectorProcess(tmp_path, *words, "--once").start()
+    text = ended(tmp_path, *words, "--once", code=1)
 
-    assert one.process.wait(60) == 1
-    assert "Nothing was applied: all 2 timesteps were applied before, by their positions" in one.text()
-    assert f"file://{tmp_path}/in.jsonl" in one.text()
+    assert "Nothing was applied: all 2 timesteps were applied before, by their positions" in text
+    assert f"file://{tmp_path}/in.jsonl" in text
 
 
 def test_a_toml_file_maps_fields_constants_and_names(service: ServiceProcess, tmp_path: Path) -> None:
@@ -257,13 +257,9 @@ def test_a_toml_file_maps_fields_constants_and_names(service: ServiceProcess, tm
 
 def test_check_shows_what_would_be_sent_and_changes_nothing(service: ServiceProcess, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "shown", "x": [i]} for i in range(20)] + ["{"])
-    one = ConnectorProcess(
-        tmp_path, source, "--model", "fold", "--stream", "stream", "--url", service.url, "--check", "--json"
-    ).start()
+    text = ended(tmp_path, source, "--model", "fold", "--stream", "stream", "--url", service.url, "--check", "--json")
 
-    assert one.process.wait(60) == 0, one.text()
-
-    rows = [json.loads(line) for line in one.text().splitlines()]
+    rows = [json.loads(line) for line in text.splitlines()]
     assert [row["inputs"] for row in rows] == [{"x": [i]} for i in range(10)]
     assert httpx2.get(f"{service.url}/v1/models/fold/streams/shown", timeout=30).status_code == 404
 
@@ -364,11 +360,10 @@ def test_a_csv_file_has_its_columns_by_name_and_its_ids_as_they_stand(service: S
 def test_once_with_dead_letters_ends_with_1_and_their_number(service: ServiceProcess, tmp_path: Path) -> None:
     """A job that uses half of its file has not succeeded."""
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "half", "x": 1}, "{", {"stream": "half"}])
-    one = ConnectorProcess(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--once").start()
+    text = ended(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--once", code=1)
 
-    assert one.process.wait(60) == 1, one.text()
-    assert "2 dead letters of 3 messages (bad_json: 1, bad_input: 1)" in one.text()
-    assert "--dead-letter" in one.text()
+    assert "2 dead letters of 3 messages (bad_json: 1, bad_input: 1)" in text
+    assert "--dead-letter" in text
 
 
 def test_late_timesteps_are_counted_apart_from_repeated_ones(service: ServiceProcess, tmp_path: Path) -> None:
@@ -377,11 +372,7 @@ def test_late_timesteps_are_counted_apart_from_repeated_ones(service: ServicePro
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "again", "at": at, "x": at} for at in ats])
     words = (source, *flags(service, tmp_path / "out.jsonl"), "--position", "at", "--once")
 
-    texts = []
-    for _ in range(2):
-        one = ConnectorProcess(tmp_path, *words).start()
-        assert one.process.wait(60) == 0, one.text()
-        texts.append(one.text())
+    texts = [ended(tmp_path, *words) for _ in range(2)]
 
     assert "3 timesteps applied, 2 applied before, 2 late and not applied" in texts[0]
     assert "0 timesteps applied, 5 applied before, 2 late and not applied" in texts[1]
@@ -400,10 +391,9 @@ def test_a_field_that_no_message_has_is_an_error_before_anything_is_applied(
         "--input",
         "x=temperatur_c,pressure,pressure,pressure",
     ]
-    one = ConnectorProcess(tmp_path, write_lines(tmp_path / "in.jsonl", documents), *words, "--once").start()
+    text = ended(tmp_path, write_lines(tmp_path / "in.jsonl", documents), *words, "--once", code=1)
 
-    assert one.process.wait(60) == 1, one.text()
-    assert "had no field 'temperatur_c' (nearest: 'temperature_c')" in one.text()
+    assert "had no field 'temperatur_c' (nearest: 'temperature_c')" in text
     assert httpx2.get(f"{service.url}/v1/models/lstm/streams/typo{n_messages}", timeout=30).status_code == 404
 
 
@@ -420,10 +410,9 @@ def test_a_field_that_no_message_has_is_reported_while_there_are_few(service: Se
 def test_check_ends_with_1_if_no_message_has_a_field(service: ServiceProcess, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.csv", ["machine,temperature_c", "m1,1", "m2,2"])
     words = ["--input", "x=temperature_c", "--model", "fold", "--stream", "maschine", "--url", service.url, "--check"]
-    one = ConnectorProcess(tmp_path, source, *words).start()
+    text = ended(tmp_path, source, *words, code=1)
 
-    assert one.process.wait(60) == 1, one.text()
-    assert "2 messages had no field 'maschine' (nearest: 'machine')" in one.text()
+    assert "2 messages had no field 'maschine' (nearest: 'machine')" in text
 
 
 def test_a_csv_file_without_the_columns_of_an_input_is_refused_with_the_names_that_it_has(
@@ -431,8 +420,7 @@ def test_a_csv_file_without_the_columns_of_an_input_is_refused_with_the_names_th
 ) -> None:
     """By the rules and in the words of `replay` and `backfill`."""
     source = write_lines(tmp_path / "in.csv", ["machine,temp", "m1,1"])
-    one = ConnectorProcess(tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl")).start()
+    text = ended(tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl"), code=2)
 
-    assert one.process.wait(60) == 2, one.text()
-    assert "input 'x' is made of x or x[0]" in one.text()
-    assert "has machine, temp" in one.text()
+    assert "input 'x' is made of x or x[0]" in text
+    assert "has machine, temp" in text

@@ -33,7 +33,7 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell_export.runtime.manifest import InputSpec
 from tests.addons.connect.brokers import kafka
-from tests.addons.connect.connectors import ConnectorProcess, connector, run_once, wait_for
+from tests.addons.connect.connectors import connector, ended, run_once, wait_for
 from tests.addons.connect.registry import Registry
 from tests.addons.connect.skipping import or_skip
 from tests.processes import ServiceProcess, free_port
@@ -493,12 +493,11 @@ def test_a_registry_that_rejects_the_login_ends_with_3(
         '[from.registry_login]\nuser = "pumps"\npassword_env = "REGISTRY"\n[inputs]\nx = ["x", 0.5]\n'
         '[service]\nmodel = "total"\n'
     )
-    one = ConnectorProcess(tmp_path, config, "--url", service.url, env={"REGISTRY": "correct-horse"}).start()
+    text = ended(tmp_path, config, "--url", service.url, env={"REGISTRY": "correct-horse"}, code=3)
 
-    assert one.process.wait(30) == 3, one.text()
-    assert "401" in one.text()
-    assert "of user 'pumps'" in one.text()
-    assert "correct-horse" not in one.text()
+    assert "401" in text
+    assert "of user 'pumps'" in text
+    assert "correct-horse" not in text
 
 
 def test_a_login_that_a_registry_rejects_later_is_waited_for_and_read_again(

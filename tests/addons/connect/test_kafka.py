@@ -16,15 +16,7 @@ from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import BrokerMessage, ConnectUsageError
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import BrokerProcess, kafka
-from tests.addons.connect.connectors import (
-    ConnectorProcess,
-    Readings,
-    connector,
-    kill_in_turn,
-    run_once,
-    wait_for,
-    written,
-)
+from tests.addons.connect.connectors import Readings, connector, ended, kill_in_turn, run_once, wait_for, written
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
 from tests.processes import ServiceProcess
@@ -215,12 +207,9 @@ def test_check_joins_no_group_and_shows_the_oldest_messages(
     service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
 ) -> None:
     topics.add([("shown", {"x": 5})])
-    one = ConnectorProcess(
-        tmp_path, topics.url("in"), "--model", "fold", "--stream", "key", "--url", service.url, "--check"
-    ).start()
+    text = ended(tmp_path, topics.url("in"), "--model", "fold", "--stream", "key", "--url", service.url, "--check")
 
-    assert one.process.wait(60) == 0, one.text()
-    assert 'shown: {"x": [5]}' in one.text()
+    assert 'shown: {"x": [5]}' in text
 
 
 async def test_a_stream_whose_topic_cannot_be_is_refused_alone(topics: KafkaTopics) -> None:

@@ -16,15 +16,7 @@ from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.messages import ConnectError
 from stepwell.addons.connect.urls import BrokerUrl
 from tests.addons.connect.brokers import BrokerProcess, nats
-from tests.addons.connect.connectors import (
-    ConnectorProcess,
-    Readings,
-    connector,
-    kill_in_turn,
-    run_once,
-    wait_for,
-    written,
-)
+from tests.addons.connect.connectors import Readings, connector, ended, kill_in_turn, run_once, wait_for, written
 from tests.addons.connect.readers import next_messages, until_lost
 from tests.addons.connect.skipping import or_skip
 from tests.addons.connect.writers import out_message, write
@@ -228,19 +220,27 @@ async def test_a_lease_that_was_lost_and_got_back_between_two_polls_begins_with_
     assert [one.at for one in first] == [one.at for one in again] == [1, 2, 3, 4, 5]
 
 
-async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_connector_is_killed(
-    subjects: NatsSubjects,
+@pytest.mark.parametrize(
+    ("options", "n_left"),
+    [({"retention": "interest"}, 0), ({"max_consumers": 1}, 10)],
+    ids=["it keeps messages for its consumers", "it admits one consumer"],
+)
+async def test_a_stream_of_any_kind_loses_none_when_a_connector_is_killed(
+    subjects: NatsSubjects, options: dict[str, Any], n_left: int
 ) -> None:
     async def create(js: Any) -> None:
-        await js.add_stream(name="KEPT", subjects=["kept.>"], retention="interest")
+        await js.add_stream(name="KIND", subjects=["kind.>"], **options)
+
+    async def state(js: Any) -> tuple[int, int]:
+        found = (await js.stream_info("KIND")).state
+        return found.messages, found.consumer_count
 
     await asyncio.to_thread(subjects.run, create)
-    reader = BrokerUrl.parse(subjects.url("kept.{stream}", "?durable=d")).reader(ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("kind.{stream}", "?durable=d")).reader(ReaderOptions())
     await reader.open()
     assert not await reader.poll(5)  # from now on there is a consumer
-    await asyncio.to_thread(subjects.add, [("kept.s", {"x": n}) for n in range(10)])
-    first = await next_messages(reader, 5)
-    await reader.acknowledge(first)
+    await asyncio.to_thread(subjects.add, [("kind.s", {"x": n}) for n in range(10)])
+    await reader.acknowledge(await next_messages(reader, 5))
     await next_messages(reader, 5)
     await reader.close()
     await reader.open()
@@ -248,32 +248,8 @@ async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_
     await reader.acknowledge(again)
     await reader.close()
 
-    async def n_left(js: Any) -> tuple[int, int]:
-        state = (await js.stream_info("KEPT")).state
-        return state.messages, state.consumer_count
-
     assert [one.at for one in again] == [6, 7, 8, 9, 10]
-    assert await asyncio.to_thread(subjects.run, n_left) == (0, 1)
-
-
-async def test_a_stream_that_admits_one_consumer_is_read_on_after_a_connector_was_killed(
-    subjects: NatsSubjects,
-) -> None:
-    async def create(js: Any) -> None:
-        await js.add_stream(name="ONE", subjects=["one.>"], max_consumers=1)
-
-    await asyncio.to_thread(subjects.run, create)
-    await asyncio.to_thread(subjects.add, [("one.s", {"x": n}) for n in range(10)])
-    reader = BrokerUrl.parse(subjects.url("one.{stream}", "?durable=d")).reader(ReaderOptions())
-    await reader.open()
-    await reader.acknowledge(await next_messages(reader, 5))
-    await next_messages(reader, 5)
-    await reader.close()
-    await reader.open()
-    again = await next_messages(reader, 5)
-    await reader.close()
-
-    assert [one.at for one in again] == [6, 7, 8, 9, 10]
+    assert await asyncio.to_thread(subjects.run, state) == (n_left, 1)
 
 
 async def test_a_consumer_that_was_being_created_again_when_its_connector_was_killed_begins_where_it_should(
@@ -306,22 +282,20 @@ async def test_a_consumer_that_was_being_created_again_when_its_connector_was_ki
 
 
 def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
-    one = ConnectorProcess(
-        tmp_path, subjects.url("nowhere"), "--model", "fold", "--stream", "stream", "--url", service.url
-    ).start()
+    text = ended(
+        tmp_path, subjects.url("nowhere"), "--model", "fold", "--stream", "stream", "--url", service.url, code=1
+    )
 
-    assert one.process.wait(60) == 1
-    assert "no JetStream stream" in one.text()
+    assert "no JetStream stream" in text
 
 
 def test_check_creates_no_consumer(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
     subjects.add([("in.shown", {"x": 5})])
-    one = ConnectorProcess(
+    text = ended(
         tmp_path, subjects.url("in.{stream}"), "--model", "fold", "--stream", "topic", "--url", service.url, "--check"
-    ).start()
+    )
 
-    assert one.process.wait(60) == 0, one.text()
-    assert 'shown: {"x": [5]}' in one.text()
+    assert 'shown: {"x": [5]}' in text
 
 
 async def test_a_stream_that_makes_an_illegal_subject_is_refused_alone(subjects: NatsSubjects) -> None:

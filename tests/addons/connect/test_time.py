@@ -13,7 +13,7 @@ from stepwell.addons.connect.dead_letters import undelivered_letter
 from stepwell.addons.connect.messages import OutMessage
 from stepwell.addons.connect.time_rules import TimeRules
 from stepwell.addons.event_time.times import iso
-from tests.addons.connect.connectors import connector, lines_of, n_lines, run_once, wait_for, write_lines
+from tests.addons.connect.connectors import connector, ended, lines_of, n_lines, run_once, wait_for, write_lines
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess
 
@@ -235,9 +235,8 @@ def test_a_connector_that_leaves_the_grid_of_its_model_says_so(
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"stream": told, "x": 1, "t": 1, "n": 1}])
     words = flags(service, tmp_path, *given, "--model", "grid", "--stream", "o{n}", "--check")
-    with connector(tmp_path, source, *words) as one:
-        assert one.process.wait(60) == 0
-    assert f"the model was trained with a timestep every 1s; {told}" in one.text()
+    text = ended(tmp_path, source, *words)
+    assert f"the model was trained with a timestep every 1s; {told}" in text
 
 
 def test_a_tick_that_the_service_refuses_is_one_dead_letter_with_its_messages(
@@ -284,12 +283,11 @@ def test_check_says_when_the_oldest_messages_would_be_applied(
     service: ServiceProcess, tmp_path: Path, rules: tuple[str, ...], expected: list[str]
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "check", "x": at, "t": at} for at in (10, 20, 3)])
-    with connector(tmp_path, source, *flags(service, tmp_path, *rules), "--check", "--json") as one:
-        assert one.process.wait(60) == 0
-    rows = [json.loads(line) for line in one.text().splitlines() if line.startswith("{")]
+    text = ended(tmp_path, source, *flags(service, tmp_path, *rules), "--check", "--json")
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert [row["applied"] for row in rows] == expected
     assert rows[0]["time"] == iso(10 * SECOND)
-    assert "at most 100,000 messages wait" in one.text()
+    assert "at most 100,000 messages wait" in text
 
 
 @pytest.mark.parametrize(
