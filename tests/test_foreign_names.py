@@ -182,8 +182,9 @@ def imported(nodes: Sequence[ast.AST]) -> Iterator[tuple[str, str]]:
 
 
 def read_of_variables(nodes: Sequence[ast.AST]) -> Iterator[tuple[str, str]]:
+    there = frozenset[str]().union(*map(names_of, VARIABLES.values()))
     for node in nodes:
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+        if isinstance(node, ast.Attribute) and node.attr in there:
             where = VARIABLES.get(ast.unparse(node.value))
             if where is not None and node.attr in names_of(where):
                 yield where, node.attr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -22,11 +20,13 @@ from tests.addons.releases.builds import adder, raising_at
 from tests.deploy.prometheus import PROMETHEUS, WINDOW, Prometheus, hastened, prometheus
 from tests.graphs import count, fold, write_model, write_models
 from tests.processes import ServiceProcess
+from tests.requests.test_api_keys import bearer, key, write_keys_file
 from tests.servers import AOF, Server, server
 
 QUERIES = [query for panels in DASHBOARD.values() for panel in panels for query in panel.queries.values()]
 NEEDS_A_FAULT = [query for query in QUERIES if "ALERTS" in query]
 LIMIT_S = 60.0
+KEY = "all"
 
 pytestmark = [
     pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (apt install prometheus)"),
@@ -37,7 +37,7 @@ pytestmark = [
 
 @dataclass
 class Observed:
-    """Two replicas under load, their store, and the Prometheus that scrapes them."""
+    """Two replicas under load, their store, and the Prometheus that scrapes them with the key of its file."""
 
     store: Server
     replicas: list[ServiceProcess]
@@ -54,16 +54,16 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     finished = threading.Event()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(server(folder / "redis", *AOF))
-        replicas = [ServiceProcess(models, folder / name, "--redis", store.url) for name in ("a", "b")]
+        flags = ("--redis", store.url, "--api-keys-file", str(write_keys_file(folder / "keys.json", key(KEY))))
+        replicas = [ServiceProcess(models, folder / name, *flags) for name in ("a", "b")]
         for replica in replicas:
             stack.callback(replica.stop)
             replica.start()
         trial = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
-        httpx2.put(
-            f"{replicas[0].url}/v1/models/sum/release", json=trial, trust_env=False, timeout=30
-        ).raise_for_status()
+        with client(replicas[0]) as http:
+            http.put("/v1/models/sum/release", json=trial).raise_for_status()
         targets = [f"127.0.0.1:{replica.port}" for replica in replicas]
-        one = Observed(store, replicas, stack.enter_context(prometheus(folder / "prometheus", targets)))
+        one = Observed(store, replicas, stack.enter_context(prometheus(folder / "prometheus", targets, key=KEY)))
         load = threading.Thread(target=keep_loading, args=(one, finished))
         load.start()
         stack.callback(load.join)
@@ -71,20 +71,29 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         yield one
 
 
+def client(replica: ServiceProcess) -> httpx2.Client:
+    return httpx2.Client(base_url=replica.url, headers=bearer(KEY), timeout=20, trust_env=False)
+
+
 def keep_loading(observed: Observed, finished: threading.Event) -> None:
     """Send all kinds of requests, some of them invalid, until the event is set."""
-    a, b = (httpx2.Client(base_url=replica.url, timeout=20, trust_env=False) for replica in observed.replicas)
+    a, b = map(client, observed.replicas)
     chunk = normal(25, 2).tolist()
     feed_url = observed.replicas[0].url.replace("http", "ws") + "/v1/models/fold/streams/fed/feed"
-    with a, b, connect(feed_url) as feed, a.stream("GET", "/v1/models/fold/streams/s/events"):
+    with (
+        a,
+        b,
+        connect(feed_url, additional_headers=bearer(KEY)) as feed,
+        a.stream("GET", "/v1/models/fold/streams/s/events"),
+    ):
         while not finished.wait(0.1):
-            for client in (a, b):
-                client.post("/v1/models/fold/streams/s/step", json={"inputs": [1]})
-                client.post("/v1/models/count/streams/s/step", json={"inputs": [1]}, headers={"Idempotency-Key": "one"})
-                client.post("/v1/models/fold/streams/gap/step", json={"inputs": [1], "seq": 9})
-                client.post("/v1/models/nobody/streams/s/step", json={"inputs": [1]})
-                client.post("/v1/models/sum/streams/s/step", json={"inputs": [1]})
-                client.post("/v1/models/pump/streams/s/steps", json={"inputs": {"x": chunk}})
+            for http in (a, b):
+                http.post("/v1/models/fold/streams/s/step", json={"inputs": [1]})
+                http.post("/v1/models/count/streams/s/step", json={"inputs": [1]}, headers={"Idempotency-Key": "one"})
+                http.post("/v1/models/fold/streams/gap/step", json={"inputs": [1], "seq": 9})
+                http.post("/v1/models/nobody/streams/s/step", json={"inputs": [1]})
+                http.post("/v1/models/sum/streams/s/step", json={"inputs": [1]})
+                http.post("/v1/models/pump/streams/s/steps", json={"inputs": {"x": chunk}})
             feed.send(json.dumps({"inputs": [1]}))
             feed.recv(timeout=20)
 
@@ -139,7 +148,7 @@ def test_the_alerts_of_a_killed_store_fire_and_clear(observed: Observed) -> None
 
 
 def test_a_store_that_comes_back_empty_raises_the_alert_for_lost_timesteps(observed: Observed) -> None:
-    with httpx2.Client(base_url=observed.replicas[0].url, timeout=20, trust_env=False) as http:
+    with client(observed.replicas[0]) as http:
 
         def step(seq: int) -> int:
             body = {"inputs": [1], "seq": seq}
@@ -158,23 +167,3 @@ def test_no_rule_reports_an_error(observed: Observed) -> None:
 
     assert len(rules) == len(ALERTS)
     assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
-
-
-def test_prometheus_sends_the_key_of_its_file(tmp_path: Path) -> None:
-    (tmp_path / "keys.json").write_text(
-        json.dumps({"keys": [{"id": "p", "sha256": sha256_of("secret"), "tenant": "t", "scopes": ["metrics"]}]})
-    )
-    models = write_models(tmp_path / "models", fold)
-    replica = ServiceProcess(models, tmp_path, "--api-keys-file", str(tmp_path / "keys.json"))
-    replica.start()
-    try:
-        address = f"127.0.0.1:{replica.port}"
-        for key, health in (("secret", "up"), ("none", "down")):
-            with prometheus(tmp_path / key, [address], key=key) as one:
-                wait_for(lambda: [each["health"] for each in one.targets()] == [health], health)  # noqa: B023 - called at once
-    finally:
-        replica.stop()
-
-
-def sha256_of(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
