@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.addons.dashboard.browser import browser, chromium
+from tests.npm import NEEDS_NODE, node_command
 from tests.processes import ServiceProcess, service_process
 
 needs_keras = "the page's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
@@ -58,37 +59,22 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_examples_are_answered(one: ServiceProcess) -> None:
+def test_the_curl_examples_are_answered_and_receive_events(one: ServiceProcess) -> None:
     code = program("sh", one).replace("curl -s", "curl -w '\\n' -s")
-    lines = [line for line in run_program(["sh", "-c", code]).splitlines() if line.startswith("{")]
-    answers = [json.loads(line) for line in lines]
+    lines = run_program(["sh", "-c", code]).splitlines()
+    answers = [json.loads(line) for line in lines if line.startswith("{")]
 
     assert [answer.get("step") for answer in answers] == [1, 4, [1, 1], 5, 28, 4, 4, 5, 4, None, 4, 5]
     assert answers[9]["snapshots"][0]["name"] == "before"
-
-
-def test_the_curl_example_of_events_receives_them(one: ServiceProcess) -> None:
-    assert 'data: {"model":"wave"' in run_program(["sh", "-c", program("sh", one)])
+    assert [line for line in lines if line.startswith('data: {"model":"wave"')]  # of the events
 
 
 def test_the_python_example_prints_what_the_page_shows(one: ServiceProcess) -> None:
     assert run_program([sys.executable, "-c", program("python", one)]) == "".join(SHOWN)
 
 
-@pytest.fixture
-def node() -> list[str]:
-    """The command of a Node with WebSocket support."""
-    for flags in ([], ["--experimental-websocket"]):
-        command = [shutil.which("node") or "false", *flags]
-        look = [*command, "-e", "process.exit(Number(typeof WebSocket === 'undefined'))"]
-        if subprocess.run(look, capture_output=True).returncode == 0:
-            return command
-    pytest.skip("needs Node 20.10 or later: apt-get install nodejs")
-
-
-def test_the_javascript_example_prints_in_node_what_the_page_shows(
-    one: ServiceProcess, node: list[str], tmp_path: Path
-) -> None:
+def test_the_javascript_example_prints_in_node_what_the_page_shows(one: ServiceProcess, tmp_path: Path) -> None:
+    node = node_command() or pytest.skip(NEEDS_NODE)
     (tmp_path / "examples.mjs").write_text(program("js", one))
 
     assert run_program([*node, str(tmp_path / "examples.mjs")]) == "".join(SHOWN)
