@@ -27,6 +27,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 SERVE = "stepwell serve"
+SAME = frozenset("code applied retry step expected title detail replayed created ready loaded".split())
+"""Fields of answers whose values are those of the page."""
 
 
 class Reader:
@@ -114,20 +116,7 @@ def test_the_commands_of_a_page_print_what_it_shows(printed: dict[str, list[tupl
         else:
             shown, answered = json.loads(block.text), json.loads(output.splitlines()[-1])
             assert list(shown) == list(answered)
-            kept = [
-                "code",
-                "applied",
-                "retry",
-                "step",
-                "expected",
-                "title",
-                "detail",
-                "replayed",
-                "created",
-                "ready",
-                "loaded",
-            ]
-            assert {name: shown.get(name) for name in kept} == {name: answered.get(name) for name in kept}
+            assert {name: shown.get(name) for name in SAME} == {name: answered.get(name) for name in SAME}
 
 
 def test_every_block_is_run_saved_or_compared_and_the_first_page_needs_at_most_ten_commands() -> None:
