@@ -43,16 +43,16 @@ def step(one: ServiceProcess, seq: int) -> httpx2.Response:
     return httpx2.post(f"{one.url}/v1/models/fold/streams/a/step", json=body, timeout=30, trust_env=False)
 
 
-@pytest.mark.parametrize("durability", ["memory", "fsync"])
-def test_a_full_disk_rejects_steps_until_there_is_space(disk: Path, tmp_path: Path, durability: str) -> None:
+def test_a_full_disk_rejects_steps_until_there_is_space(disk: Path, tmp_path: Path) -> None:
+    """With a store that flushes each commit; with one that does each second: tests/faults/test_trouble.py."""
     write_model(tmp_path / "models", "fold", fold)
-    flags = ("--durability", durability, "--drain-s", "0", "--request-timeout-s", "2")
+    flags = ("--durability", "fsync", "--drain-s", "0", "--request-timeout-s", "2")
     with service_process(tmp_path / "models", disk, *flags) as one:
         told = [step(one, 1).json()]
         filler = disk / "filler"
         fill(filler)
         while (answer := step(one, len(told) + 1)).status_code == 200:
-            told.append(answer.json())  # with `everysec` the failed flush is noticed later
+            told.append(answer.json())
         refused = answer.json()
         filler.unlink()
         while (answer := step(one, len(told) + 1)).status_code != 200:

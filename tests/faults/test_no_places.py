@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from tests.graphs import fold, write_model
-from tests.processes import service_process
+from tests.api.running import running_service
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 ASKED: tuple[tuple[str, str, dict[str, list[int]] | None], ...] = (
@@ -21,19 +20,19 @@ ASKED: tuple[tuple[str, str, dict[str, list[int]] | None], ...] = (
 )
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_the_error_of_an_unavailable_store_does_not_contain_its_address(
-    redis_server: Server, tmp_path: Path, how: str
+    redis_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = write_model(tmp_path / "models", "fold", fold).parent
-    flags = ("--redis", redis_server.url, "--request-timeout-s", "1", "--drain-s", "0")
-    with service_process(folder, tmp_path / "one", *flags) as one:
-        redis_server.kill() if how == "killed" else redis_server.send(signal.SIGSTOP)
-        answers = [httpx2.request(method, one.url + path, json=body, timeout=20) for method, path, body in ASKED]
-        if how == "frozen":
-            redis_server.send(signal.SIGCONT)
-        log = one.log.read_text()
+    """One that is frozen, and then killed."""
+    address = str(redis_server.socket)
+    with running_service(redis_server.url, write_models(tmp_path, fold), request_timeout_s=1) as one:
+        for disturb, heal in ((signal.SIGSTOP, signal.SIGCONT), (signal.SIGKILL, None)):
+            redis_server.send(disturb)
+            answers = [one.http.request(method, path, json=body) for method, path, body in ASKED]
+            if heal is not None:
+                redis_server.send(heal)
 
-    assert [answer.status_code for answer in answers] == [503] * len(ASKED)
-    assert [answer.text for answer in answers if str(redis_server.socket) in answer.text] == []
-    assert how == "frozen" or str(redis_server.socket) in log
+            assert [answer.status_code for answer in answers] == [503] * len(ASKED)
+            assert [answer.text for answer in answers if address in answer.text] == []
+
+    assert address in caplog.text
