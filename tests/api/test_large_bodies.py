@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import json
 import threading
@@ -32,6 +33,7 @@ def wide(
         yield one
 
 
+@functools.cache
 def large(name: str = "x", first: str = "0.5", more: str = "") -> bytes:
     """Return a chunk of 8 MB, whose input has this name in the body, and whose first number is this text."""
     row = ", ".join([str(0.123456789012345 + n / 1000) for n in range(FEATURES - 1)])

@@ -113,15 +113,6 @@ def test_a_chunk_returns_the_requested_predictions(client: Client, stream: str) 
     assert whole.step == last.step == len(XS)
 
 
-def test_a_primed_stream_continues_from_its_history(client: Client, stream: str) -> None:
-    handle = client.model("fold").stream(stream)
-
-    primed = handle.prime([[x] for x in XS[:5]])
-
-    assert (primed.step, primed.outputs) == (5, {})
-    assert ys([handle.step([x]) for x in XS[5:]]) == fold_reference(XS)[5:]
-
-
 def test_timesteps_of_a_source_are_applied_once_by_whoever_sends_them(url: str, client: Client, stream: str) -> None:
     """A second client reads the log again after a crash, in another chunk, with new timesteps behind it."""
     client.model("fold").stream(stream).steps([[x] for x in XS[:3]], source=("log", np.arange(3)))

@@ -67,16 +67,15 @@ async def test_an_asyncio_client_does_so_too_also_over_a_feed(models: Path) -> N
         assert (await client.model("fold").stream("a").status()).step == 20
 
 
-def test_the_models_are_in_the_folder_models_by_default(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_are_in_the_folder_models_and_settings_are_those_of_the_call(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of the environment."""
     monkeypatch.chdir(models.parent)
+    monkeypatch.setenv(f"{PREFIX}REDIS", "redis://127.0.0.1:1")
 
-    with Client(":memory:", settings={"model_probe_s": 0}) as client:
+    with Client(":memory:", settings={"model_probe_s": 0, "durability": "fsync"}) as client:
         assert client.model("fold").stream("a").step([7]).step == 1
-
-
-def test_the_store_has_the_durability_of_the_settings(models: Path) -> None:
-    with engine_in_process(models, durability="fsync") as engine:
-        assert engine.model("fold").stream("a").step([7]).step == 1
 
 
 def test_two_engines_share_nothing(models: Path) -> None:
@@ -152,13 +151,6 @@ def test_an_engine_whose_store_is_killed_goes_on(models: Path) -> None:
         answers += [handle.step(x) for x in XS[10:]]
 
     assert ys(answers) == fold_reference(range(20))
-
-
-def test_settings_in_the_environment_have_no_effect(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{PREFIX}REDIS", "redis://127.0.0.1:1")
-
-    with engine_in_process(models) as client:
-        assert client.model("fold").stream("a").step([7]).step == 1
 
 
 # -------------------------------------------------------------------- what is refused

@@ -175,17 +175,6 @@ def test_steps_that_are_no_longer_buffered_are_the_callers_to_resend(
 # -------------------------------------------------------------------- peeks, rollouts, copies, states
 
 
-def test_a_peek_equals_the_step_that_follows(url: str, stream: str) -> None:
-    with Client(url) as client:
-        handle = client.model("fold").stream(stream)
-        handle.step(XS[0])
-        peeked, ahead = handle.peek(XS[1]), handle.peek(XS[1:3], chunk=True)
-        stepped = handle.step(XS[1])
-
-    assert (ys([peeked]), peeked.step) == (ys([stepped]), stepped.step)
-    assert ahead.output.ravel().tolist() == fold_reference(range(3))[1:]
-
-
 def test_a_rollout_can_be_a_forecast_or_be_committed(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
@@ -242,19 +231,10 @@ def test_a_state_can_be_exported_and_imported(url: str, stream: str) -> None:
             other.put_state(State({"h": state.states["h"]}))
 
 
-async def test_the_async_client_has_every_operation(url: str, stream: str) -> None:
+async def test_the_async_client_replays_and_watches(url: str, stream: str) -> None:
     async with AsyncClient(url) as client:
         handle = client.model("fold").stream(stream)
         answers = [answer async for answer in handle.replay(XS[:3])]
-        assert ys([await handle.peek(XS[3])]) == fold_reference(range(4))[-1:]
-        other = await handle.fork(f"{stream}-other")
-        await other.take_snapshot("s")
-        await other.step([9])
-        assert [one.name for one in await other.snapshots()] == ["s"]
-        assert (await other.reset(to="s")).step == 3
-        await other.forget_snapshot("s")
-        assert (await other.put_state(await handle.state())).step == 3
-        assert (await other.rollout(2, [1], feedback={"x": "y"})).step == 5
         watch = handle.watch(since=0)
         seen = [(await anext(watch)) for _ in range(3)]
 

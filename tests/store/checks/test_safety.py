@@ -158,6 +158,7 @@ async def test_evicted_keys_and_a_changed_replication_history_are_logged(
 
 
 async def test_a_backup_is_not_logged_as_a_restart(redis_server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    configure(redis_server, repl_diskless_sync_delay="0")  # 5 s by default, in which other replicas could come
     store = StateStore(redis_server.url)
     watch = SafetyMonitor(store, "memory", allow_eviction=True)
     await watch.check()

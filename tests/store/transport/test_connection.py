@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,38 +208,6 @@ async def test_a_sentinel_may_want_an_account_of_its_own(short_path: Path) -> No
         async with wire(f"redis+sentinel://127.0.0.1:{guard}/pumps", timeout=0.5) as one:
             with pytest.raises(NotSentError):
                 await one.call(("PING",))
-
-
-def a_certificate(folder: Path) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate of its own."""
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    command = [*request, "-keyout", "key", "-out", "cert"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
-    return context
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
-async def test_commands_go_over_tls(short_path: Path, redis_server: Server) -> None:
-    context = a_certificate(short_path)
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to, at = await asyncio.open_unix_connection(redis_server.socket)
-        await asyncio.gather(pour(reader, at), pour(to, writer), return_exceptions=True)
-
-    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as proxy:
-        port = proxy.sockets[0].getsockname()[1]
-        async with wire(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none") as one:
-            big = b"x" * 500_000
-            replies = await asyncio.gather(*(one.call(("ECHO", big)) for _ in range(5)))
-
-    assert replies == [[big]] * 5
 
 
 async def test_a_primary_that_became_a_replica_is_left(redis_server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.processes import free_port
 from tests.servers import Server, server, servers
 from tests.store.clusters import SLOTS, Node, port_with_bus, sentinels
 from tests.store.test_laws import SOON
+from tests.store.transport.test_connection import wire
 
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 
@@ -75,8 +77,11 @@ async def first_step(url: str, folder: Path) -> int:
 
 async def test_a_server_over_tls_can_be_used(tls_server: tuple[Server, int], short_path: Path, folder: Path) -> None:
     _, port = tls_server
+    url, big = f"rediss://localhost:{port}/0?ssl_ca_certs={short_path}/cert.pem", b"x" * 500_000
 
-    assert await first_step(f"rediss://localhost:{port}/0?ssl_ca_certs={short_path}/cert.pem", folder) == 1
+    assert await first_step(url, folder) == 1
+    async with wire(url) as one:
+        assert await asyncio.gather(*(one.call(("ECHO", big)) for _ in range(5))) == [[big]] * 5
 
 
 async def test_an_untrusted_certificate_is_refused(tls_server: tuple[Server, int], folder: Path) -> None:
