@@ -134,13 +134,9 @@ class _Narrowing:
                 names = {name: self._whole(name) for name in uses(node)}
                 self._build.nodes.append(renamed(node, names, name=node.name))
                 self._values.update({name: _Value({self._shapes.get(name, ()): name}) for name in node.output})
-        nodes = needed_nodes(self._build.nodes, outputs)
-        used = {name for node in nodes for name in uses(node)} | outputs
-        replace_items(graph.node, nodes)
-        for at in range(len(graph.initializer))[::-1]:  # in place: weights may be large
-            if graph.initializer[at].name not in used:
-                del graph.initializer[at]
-        graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
+        replace_items(graph.node, needed_nodes(self._build.nodes, outputs))
+        graph.initializer.extend(self._build.constants)
+        _drop_unused_weights(graph)
         held = {name: next(iter(value.forms.values()), value.source) for name, value in self._values.items()}
         return {name: other for name, other in held.items() if name not in self._values[name].forms.values()}
 
@@ -212,8 +208,6 @@ class _Narrowing:
         if node.op_type == "Where" and (chosen := self._chosen(node)):
             self._values[node.output[0]] = self._values[chosen]
             return True
-        if node.op_type == "Gather" and given[0] in self._constants:
-            return self._is_lookup(node)
         space = self._shapes[given[0]]
         if node.op_type in _POINTWISE or (node.op_type == "MatMul" and len(self._shapes[given[1]]) > 2):
             data, space = given, self._shapes[node.output[0]]
@@ -281,17 +275,6 @@ class _Narrowing:
         chosen = operands[truths == {False}] if len(truths) == 1 else ""
         return chosen if self._shapes.get(chosen) == self._shapes[node.output[0]] else ""
 
-    def _is_lookup(self, node: onnx.NodeProto) -> bool:
-        """Look entries of a constant table up along its first axis."""
-        table, places = node.input
-        if attributes(node).get("axis", 0) or self._is_whole(places):
-            return False
-        shape = tuple(size for size in self._shapes[places] if size != 1)
-        made = renamed(node, {places: self._form(places, shape)}, name=node.name)
-        self._build.nodes.append(made)
-        self._values[node.output[0]] = _Value({(*shape, *self._shapes[table][1:]): node.output[0]})
-        return True
-
     def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int] | None:
         """Return the axes that an operator works along; None: they are not known, or the operator is not."""
         kind = node.op_type
@@ -309,6 +292,13 @@ class _Narrowing:
         if not 0 < place < len(node.input) or node.input[place] not in self._constants:
             return None
         return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])] or None
+
+
+def _drop_unused_weights(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in uses(node)}.union(value.name for value in graph.output)
+    for at in range(len(graph.initializer))[::-1]:  # in place: weights may be large
+        if graph.initializer[at].name not in used:
+            del graph.initializer[at]
 
 
 def _kept(shape: Shape, axes: Iterable[int] = ()) -> list[int]:
@@ -360,6 +350,7 @@ def without_equal_tensors(
     names = {name: first for name, first in same.items() if name != first and name not in outputs}
     once = [renamed(node, names, name=node.name) for node in nodes if names.keys().isdisjoint(node.output)]
     replace_items(graph.node, needed_nodes(once, outputs))
+    _drop_unused_weights(graph)
     return model, kept, names
 
 
