@@ -563,7 +563,7 @@ MUTANTS = (
         "service/stepwell/engine/streams/resets.py",
         "if loaded.raw is None and only_existing:",
         "if False:",
-        ("tests/engine/streams/test_reset_all.py",),
+        ("tests/addons/reset_all/test_reset_all.py",),
     ),
     Mutant(
         "a batch has the deadline of its oldest timestep",

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from stepwell.addons.reset_all.reset_all import reset_all_streams
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import ServiceError
@@ -156,7 +157,7 @@ async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, red
         for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other")):
             for n in range(30):
                 await engine.steps.advance(Timestep(StreamKey(tenant, model, f"s{n}"), (np.array([[1]]).tobytes(),)))
-        done = await engine.streams.reset_all("default", "fold")
+        done = await reset_all_streams(engine.streams, "default", "fold")
         steps = [
             {s for _, s in (await engine.streams.list(tenant, model, limit=100)).streams}
             for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other"))
@@ -178,7 +179,7 @@ async def reset_all_but(server: Server, engine: Engine, rules: Sequence[str]) ->
         await engine.steps.advance(step(f"s{n}", n))
     forbid(server, *rules)
     with pytest.raises(ServiceError) as refused:
-        await engine.streams.reset_all("default", FOLD)
+        await reset_all_streams(engine.streams, "default", FOLD)
     forbid(server, "allkeys")
     return refused.value, [count for _, count in sorted((await engine.streams.list("default", FOLD)).streams)]
 
@@ -207,7 +208,7 @@ async def test_a_reset_of_all_that_no_longer_finds_the_rest_is_not_said_to_be_un
     """A page of names has 500; the next one is refused as soon as the first streams are reset."""
     async with worker(redis_server.url, folder) as engine:
         await asyncio.gather(*(engine.steps.advance(step(f"s{n}", n)) for n in range(600)))
-        reset = asyncio.create_task(engine.streams.reset_all("default", FOLD))
+        reset = asyncio.create_task(reset_all_streams(engine.streams, "default", FOLD))
         names = [record_key("default", FOLD, f"s{n}") for n in range(600)]
         with redis_server.client() as client:
             while all(decode(raw).step for raw in client.mget(names)):  # noqa: ASYNC110 - looked at between its steps
@@ -228,7 +229,7 @@ async def test_a_reset_of_all_that_no_replica_confirms_is_said_to_be_done(folder
         for n in range(3):
             await engine.steps.advance(step(f"s{n}", n))
         with pytest.raises(ServiceError) as refused:
-            await durable.streams.reset_all("default", FOLD)
+            await reset_all_streams(durable.streams, "default", FOLD)
 
         assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
         assert {steps for _, steps in (await engine.streams.list("default", FOLD)).streams} == {0}
@@ -243,7 +244,7 @@ async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_ser
             engine.streams.delete(key),
             engine.streams.status(key),
             engine.streams.list("default", "nope"),
-            engine.streams.reset_all("default", "nope"),
+            reset_all_streams(engine.streams, "default", "nope"),
         )
 
     assert [e.code for e in errors] == ["model_not_found"] * 6

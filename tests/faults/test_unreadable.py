@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stepwell.addons.copies.stream_copies import StreamCopies
+from stepwell.addons.reset_all.reset_all import reset_all_streams
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
@@ -214,7 +215,7 @@ async def test_an_unreadable_stream_is_listed_without_a_step(folder: Path, redis
     for left in (*TOO_SHORT, 20, LIST):
         async with damaged(folder, redis_server, left) as (engine, _):
             page = await engine.streams.list("default", FOLD)
-            reset = await engine.streams.reset_all("default", FOLD)
+            reset = await reset_all_streams(engine.streams, "default", FOLD)
 
         assert dict(page.streams) == {"a": None, "b": 1}, left
         assert reset == 2

@@ -155,8 +155,8 @@ def test_brokers_and_addons_are_found_by_their_entry_points(installed: Environme
     code += "print(*(name for group in groups for name in registered(group))); "
     code += "print(type(load(registered('stepwell.brokers')['file'])).__name__)"
 
-    found = "alert artifacts asyncapi copies dashboard drift fast_path fleet grpc jwt oip openapi releases rollouts "
-    found += "savepoints state_runs tracing watch "
+    found = "alert artifacts asyncapi copies dashboard drift fast_path fleet grpc jwt oip openapi releases "
+    found += "reset_all rollouts savepoints state_runs tracing watch "
     found += "amqp amqps file kafka kafkas mqtt mqtts nats natss redis rediss redis+cluster rediss+cluster Broker"
     assert installed.run("python", "-c", code).stdout.split() == found.split()
 

@@ -51,16 +51,6 @@ def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | No
     return reset.after_bytes, snapshot_in(reset.to, "to", "initial")
 
 
-def check_no_fields(body: bytes, body_format: Format) -> None:
-    """Check that a body is empty or an empty object: its members would have no effect.
-
-    Raises:
-        ServiceError: `bad_json` or `bad_request`.
-    """
-    if body.strip() and (document := parse(body, body_format)) != {}:
-        bad_request(f"The body is {preview(document)}; expected none, or an empty object.")
-
-
 def check_snapshot_name(text: str) -> str:
     """Return a snapshot's name after checking it.
 

@@ -189,12 +189,6 @@ class StreamsResponse(Document, kw_only=True):
     cursor: str | None
 
 
-class ResetAllResponse(Document, kw_only=True):
-    """The number of streams that were reset."""
-
-    reset: int
-
-
 class ModelDescription(Struct, kw_only=True):
     """The description of a model."""
 

@@ -17,7 +17,6 @@ from stepwell.addons.api_schemas.responses import (
     PositionResponse,
     ReadyResponse,
     ReloadResponse,
-    ResetAllResponse,
     ServiceResponse,
     StatusResponse,
     StepResponse,
@@ -68,13 +67,6 @@ ROUTES: Final[Mapping[str, dict[str, Any]]] = {
             "stream_quota",
             "model_changed",
         ),
-    ),
-    f"POST {_MODEL}/reset": route(
-        "many streams",
-        path=["model"],
-        parameters=[IDEMPOTENCY_KEY],
-        answer=ResetAllResponse,
-        problems=(*STREAM_WRITE, "precondition_required", "idempotency_key_reused"),
     ),
     f"GET {_STREAM}": route(
         "streams",

@@ -23,7 +23,7 @@ from stepwell.asgi.http import (
 from stepwell.asgi.query import flag_of, number_of, version_of
 from stepwell.asgi.run_handler import run_handler
 from stepwell.codec import JSON, Format
-from stepwell.codec.resets import check_no_fields, read_reset
+from stepwell.codec.resets import read_reset
 from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
@@ -54,7 +54,6 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add = app.add_api_route
     add(f"{_STREAM}/peek", routes.peek, methods=["POST"])
     add(f"{_STREAM}/reset", routes.reset, methods=["POST"])
-    add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"])
     add(_STREAM, routes.status, methods=["GET"])
     add(_STREAM, routes.delete, methods=["DELETE"])
     add(f"{_MODEL}/streams", routes.list_streams, methods=["GET"])
@@ -111,19 +110,6 @@ class StreamRoutes:
             )
             audit.update(replacement_fields(position))
         return respond(position_response(position), request, request_format)
-
-    async def reset_all(self, request: Request) -> Response:
-        """Reset all streams of a model that belong to the caller's tenant."""
-        caller = authorize(request, self._context, "admin")
-        model, request_format = model_of(request, self._context), format_of(request)
-        check_no_fields(await body_of(request, self._context), request_format)
-        idempotency_key = idempotency_key_of(request)
-        self._context.require_precondition("reset", idempotency_key)
-        with audited(request, self._context, "reset_all", model=model.name) as audit:
-            audit["streams"] = reset = await self._context.engine.streams.reset_all(
-                caller.tenant, model.name, idempotency_key=idempotency_key
-            )
-        return respond({"reset": reset}, request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from stepwell.engine.packing import last_prediction
 from stepwell.engine.streams.deletions import delete_stream
 from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_part
-from stepwell.engine.streams.reset_all import reset_all_streams
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, reset_op_id
 from stepwell.errors import ServiceError
 from stepwell.store import keys
@@ -153,22 +152,6 @@ class StreamService:
             return await self.sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
         return await replace_state(self.deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
-
-    async def reset_all(self, tenant: str, model: str, *, idempotency_key: str | None = None) -> int:
-        """Reset all streams of a model that the tenant has, and return their number.
-
-        Args:
-            tenant: The tenant.
-            model: The model's name.
-            idempotency_key: The client's, if any: a later request with the same one resets none and returns the same.
-
-        Raises:
-            ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
-                reset is still running then.
-        """
-        served = self.deps.models.get(model)
-        initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
-        return await reset_all_streams(self.deps, tenant, model, initial, idempotency_key=idempotency_key)
 
     async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
         """Delete a stream, its snapshots and its event log; see `delete_stream`."""

@@ -15,12 +15,12 @@ from stepwell.store import keys
 from stepwell.store.commits import DELETE, Commit
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.listing import page
-from stepwell.store.record import blake2b_128
+from stepwell.store.record import Kind, blake2b_128
 from stepwell.store.state_store import checked
 from stepwell.types import StreamKey
 
 if TYPE_CHECKING:
-    from stepwell.engine.streams.transaction import StreamOpDeps
+    from stepwell.engine.streams.service import StreamService
 
 _INTENT = StepIntent(blake2b_128(b"reset all"), 0, None, None, "auto", None)
 _PAGE: Final = 500  # streams that are reset at once
@@ -29,7 +29,7 @@ _LONGEST_S: Final = 300.0
 
 
 async def reset_all_streams(
-    deps: StreamOpDeps, tenant: str, model: str, initial: NewState, *, idempotency_key: str | None
+    streams: StreamService, tenant: str, model: str, *, idempotency_key: str | None = None
 ) -> int:
     """Reset all streams of a model that a tenant has, and return their number.
 
@@ -37,10 +37,9 @@ async def reset_all_streams(
     the meantime is not created again.
 
     Args:
-        deps: Store, models, admission and quota.
+        streams: The streams of an engine.
         tenant: The tenant.
         model: The model's name.
-        initial: The state that each gets.
         idempotency_key: The client's, if any. A request with a key whose result is stored resets nothing; a request
             that was interrupted is continued by the same one, which resets no stream twice.
 
@@ -48,6 +47,9 @@ async def reset_all_streams(
         ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No reset
             is still running then. `idempotency_key_reused`: a stream has an operation with this key.
     """
+    deps = streams.deps
+    served = deps.models.get(model)
+    initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
     name, transport, deadline = keys.record_key(tenant, model, ""), deps.store.transport, deps.admission.deadline
     entry_key = None if idempotency_key is None else keys.idempotency_key_of(name, idempotency_key)
     if entry_key is not None:

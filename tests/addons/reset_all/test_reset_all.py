@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.engine.streams import reset_all
+from stepwell.addons.reset_all import reset_all
+from stepwell.addons.reset_all.reset_all import reset_all_streams
 from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.errors import ServiceError
@@ -60,7 +61,7 @@ async def test_a_stream_that_is_deleted_after_it_was_listed_is_not_created_again
         ids = SourceIds(store, longest_ttl_s=60)
         deps = StreamOpDeps(store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
         service = StreamService(deps, SnapshotStore(store, ttl_s=None, max_snapshots=4), engine.placing)
-        reset = await service.reset_all("default", FOLD)
+        reset = await reset_all_streams(service, "default", FOLD)
         await store.close()
 
     assert reset == 2
@@ -74,7 +75,7 @@ async def test_all_streams_of_a_page_are_reset_in_one_call(tmp_path: Path, redis
         await asyncio.gather(*(engine.steps.advance(step(f"s{n}", n)) for n in range(600)))
         with redis_server.client() as client:
             client.config_resetstat()
-            reset = await engine.streams.reset_all("default", FOLD)
+            reset = await reset_all_streams(engine.streams, "default", FOLD)
             calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
 
     assert (reset, calls) == (600, 2)
@@ -87,7 +88,7 @@ async def test_a_reset_of_all_ends_after_its_longest_time(
     async with worker(redis_server.url, write_models(tmp_path, fold=fold)) as engine:
         await engine.steps.advance(step("a", 1))
         with pytest.raises(ServiceError) as late:
-            await engine.streams.reset_all("default", FOLD)
+            await reset_all_streams(engine.streams, "default", FOLD)
 
     assert (late.value.code, late.value.applied) == ("overloaded", "no")
     assert late.value.problem == "The reset of all streams took longer than 0 s."

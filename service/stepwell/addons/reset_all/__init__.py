@@ -1,0 +1,1 @@
+"""A reset of all streams of a model."""
