@@ -18,7 +18,7 @@ import httpx2
 import numpy.typing as npt
 
 from tests.addons.connect.connectors import ConnectorProcess
-from tests.processes import free_port
+from tests.processes import ServiceProcess, free_port
 
 SECRET = "of the tests"
 
@@ -156,6 +156,27 @@ def webhook() -> Iterator[WebhookReceiver]:
         yield one
     finally:
         one.stop()
+
+
+def rules_to(service: ServiceProcess, receiver: WebhookReceiver, *rules: str) -> str:
+    """Return a file of rules whose alarms a receiver gets."""
+    to = f'[[to]]\nwebhook = "{receiver.url}"\nsecret = "{SECRET}"\n'
+    return "\n".join([f'url = "{service.url}"', *(f"[[rule]]\n{rule}" for rule in rules), to])
+
+
+@contextlib.contextmanager
+def alarmed(
+    service: ServiceProcess, folder: Path, *rules: str, processes: int = 1
+) -> Iterator[tuple[WebhookReceiver, list[AlertProcess], httpx2.Client]]:
+    """Run a receiver, processes with these rules and a client of the service until the block ends."""
+    with (
+        webhook() as receiver,
+        alerting(
+            folder, rules_to(service, receiver, *rules), "--data-dir", service.folder / "data", processes=processes
+        ) as running,
+        httpx2.Client(base_url=service.url, timeout=60) as http,
+    ):
+        yield receiver, running, http
 
 
 def step_streams(http: httpx2.Client, model: str, streams: list[str], inputs: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from websockets.sync.client import connect
 
-from tests.addons.alert.alerts import AlertProcess, WebhookReceiver, alerting, step_streams, webhook
+from tests.addons.alert.alerts import AlertProcess, alarmed, step_streams
 from tests.addons.connect.connectors import wait_for
 from tests.processes import ServiceProcess
 
@@ -19,15 +19,8 @@ SHORT = {"inputs": {"x": [0.1, 0.2]}}
 NAN = '{"inputs": {"x": [NaN, 0.2, 0.3, 0.4]}}'
 
 
-def rules_of(service: ServiceProcess, receiver: WebhookReceiver, prefix: str, refused: int) -> str:
-    return (
-        f'url = "{service.url}"\n[[rule]]\nname = "bad data"\nmodel = "lstm"\nprefix = "{prefix}"\n'
-        f'refused = {refused}\n[[to]]\nwebhook = "{receiver.url}"\nsecret = "of the tests"\n'
-    )
-
-
-def words(service: ServiceProcess) -> tuple[object, ...]:
-    return ("--data-dir", service.folder / "data")
+def rule(prefix: str, refused: int) -> str:
+    return f'name = "bad data"\nmodel = "lstm"\nprefix = "{prefix}"\nrefused = {refused}\n'
 
 
 def leads(process: AlertProcess) -> Callable[[], bool]:
@@ -72,11 +65,7 @@ def test_a_refused_timestep_raises_an_alarm_that_the_next_applied_one_clears(
     """Whichever way it came."""
     ways = (refuse_in_json, refuse_nan, refuse_a_chunk, refuse_in_columns, refuse_in_a_feed)
     refusals = {f"r.{refuse.__name__}": refuse for refuse in ways}
-    with (
-        webhook() as receiver,
-        alerting(tmp_path, rules_of(service, receiver, "r.", 1), *words(service)) as [process],
-        httpx2.Client(base_url=service.url, timeout=60) as http,
-    ):
+    with alarmed(service, tmp_path, rule("r.", 1)) as (receiver, [process], http):
         for stream in refusals:
             step(http, stream)
         wait_for(leads(process), what=process.text)
@@ -102,11 +91,7 @@ def test_a_refused_timestep_raises_an_alarm_that_the_next_applied_one_clears(
 def test_timesteps_that_are_refused_while_no_process_runs_are_counted_by_the_next_one(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
-    with (
-        webhook() as receiver,
-        alerting(tmp_path, rules_of(service, receiver, "away.", 3), *words(service)) as [process],
-        httpx2.Client(base_url=service.url, timeout=60) as http,
-    ):
+    with alarmed(service, tmp_path, rule("away.", 3)) as (receiver, [process], http):
         for stream in ("away.1", "away.2"):
             step(http, stream)
         wait_for(leads(process), what=process.text)
@@ -127,12 +112,8 @@ def test_timesteps_that_are_refused_while_no_process_runs_are_counted_by_the_nex
 
 
 def test_an_applied_timestep_ends_the_row_of_refused_ones(service: ServiceProcess, tmp_path: Path) -> None:
-    rule_of_when = '[[rule]]\nname = "seen"\nmodel = "lstm"\nprefix = "row."\nwhen = "outputs.y[0] > -100"\n'
-    with (
-        webhook() as receiver,
-        alerting(tmp_path, rules_of(service, receiver, "row.", 2) + rule_of_when, *words(service)) as [process],
-        httpx2.Client(base_url=service.url, timeout=60) as http,
-    ):
+    rule_of_when = 'name = "seen"\nmodel = "lstm"\nprefix = "row."\nwhen = "outputs.y[0] > -100"\n'
+    with alarmed(service, tmp_path, rule("row.", 2), rule_of_when) as (receiver, [process], http):
         step(http, "row.1")
         wait_for(leads(process), what=process.text)
         refuse_in_json(http, "row.1")

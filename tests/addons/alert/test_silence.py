@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.addons.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, step_streams, webhook
+from tests.addons.alert.alerts import AlertProcess, alarmed, alerting, rules_to, step_streams, webhook
 from tests.addons.connect.connectors import wait_for
 from tests.processes import ServiceProcess, service_process
 
@@ -29,13 +29,6 @@ def short_lived(models: Path) -> Iterator[ServiceProcess]:
         service_process(models, Path(name) / "s", "--drain-s", "0", "--history", "16", "--stream-ttl-s", "4") as one,
     ):
         yield one
-
-
-def rules_of(service: ServiceProcess, receiver: WebhookReceiver, rule: str) -> str:
-    return (
-        f'url = "{service.url}"\n[[rule]]\n{rule}\n[[to]]\nwebhook = "{receiver.url}"\nsecret = "{SECRET}"\n'
-        f"[[to]]\nurl = 'file://{service.folder}/alarms.jsonl'\n"
-    )
 
 
 def step(http: httpx2.Client, streams: list[str]) -> None:
@@ -59,13 +52,7 @@ def test_every_silent_stream_raises_one_alarm_while_the_leading_process_is_kille
     last: dict[str, int] = {}  # the last step of each stream
     pace = threading.Event()  # never set
     rule = f'name = "quiet"\nmodel = "lstm"\nprefix = "s."\nsilent_s = {SILENT_S}'
-    with (
-        webhook() as receiver,
-        alerting(
-            tmp_path, rules_of(service, receiver, rule), "--data-dir", service.folder / "data", processes=2
-        ) as two,
-        httpx2.Client(base_url=service.url, timeout=60) as http,
-    ):
+    with alarmed(service, tmp_path, rule, processes=2) as (receiver, two, http):
         wait_for(lambda: len(leading(two)) == 1)
         kill_at = [2 * N // 3, N // 3]
         while alive:  # each stream falls silent at a random time
@@ -105,11 +92,7 @@ def test_every_silent_stream_raises_one_alarm_while_the_leading_process_is_kille
 
 def test_a_stream_of_which_every_timestep_is_refused_falls_silent(service: ServiceProcess, tmp_path: Path) -> None:
     rule = 'name = "refused"\nmodel = "lstm"\nprefix = "refused."\nsilent_s = 2'
-    with (
-        webhook() as receiver,
-        alerting(tmp_path, rules_of(service, receiver, rule), "--data-dir", service.folder / "data"),
-        httpx2.Client(base_url=service.url, timeout=60) as http,
-    ):
+    with alarmed(service, tmp_path, rule) as (receiver, _, http):
         step(http, ["refused.1"])
 
         def is_raised() -> bool:
@@ -129,13 +112,7 @@ def test_an_expired_stream_raises_an_alarm_and_a_deleted_one_does_not(
     short_lived: ServiceProcess, tmp_path: Path
 ) -> None:
     rule = 'name = "gone"\nmodel = "lstm"\nexpired = true\nwhen = "outputs.y[0] > -100"'
-    with (
-        webhook() as receiver,
-        alerting(
-            tmp_path, rules_of(short_lived, receiver, rule), "--data-dir", short_lived.folder / "data"
-        ) as processes,
-        httpx2.Client(base_url=short_lived.url, timeout=60) as http,
-    ):
+    with alarmed(short_lived, tmp_path, rule) as (receiver, processes, http):
         wait_for(lambda: len(leading(processes)) == 1)
         step(http, ["kept", "deleted", "back"])
         wait_for(lambda: len(receiver.alarms(kind="when", state="raised")) == 3)
@@ -157,7 +134,7 @@ def test_streams_that_fell_silent_while_no_process_ran_raise_alarms_at_the_start
     one = {"a": [1, 2], "b": 3}
     with webhook() as receiver, httpx2.Client(base_url=service.url, timeout=60) as http:
         http.post("/v1/models/two_inputs/streams/o.before/step", json={"inputs": one}).raise_for_status()
-        rules = rules_of(service, receiver, rule)
+        rules = rules_to(service, receiver, rule)
         with alerting(tmp_path, rules, "--data-dir", service.folder / "data"):
             wait_for(lambda: len(receiver.alarms()) == 1, what=receiver.alarms)
         http.post("/v1/models/two_inputs/streams/o.away/step", json={"inputs": one}).raise_for_status()

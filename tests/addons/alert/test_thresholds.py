@@ -9,15 +9,9 @@ import httpx2
 import numpy as np
 import numpy.typing as npt
 
-from tests.addons.alert.alerts import SECRET, WebhookReceiver, alerting, expected_thresholds, webhook
+from tests.addons.alert.alerts import alerting, expected_thresholds, rules_to, webhook
 from tests.addons.connect.connectors import wait_for
 from tests.processes import ServiceProcess
-
-
-def rules_of(service: ServiceProcess, receiver: WebhookReceiver, *rules: str) -> str:
-    head = f'url = "{service.url}"\n'
-    to = f'[[to]]\nwebhook = "{receiver.url}"\nsecret = "{SECRET}"\n'
-    return "\n".join([head, *(f"[[rule]]\n{rule}" for rule in rules), to])
 
 
 def send(service: ServiceProcess, prefix: str, xs: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
@@ -41,7 +35,7 @@ def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_pa
     """Hysteresis, `for_steps` and `clear_for_steps`, over chunks of any length, with the process killed in between."""
     xs = np.random.default_rng(1).normal(size=(12, 120, 4)).astype(np.float32)
     with webhook() as receiver:
-        rules = rules_of(
+        rules = rules_to(
             service,
             receiver,
             'name = "high"\nmodel = "lstm"\nprefix = "t."\nwhen = "outputs.y[0] > 0.1"\nfor_steps = 2\nclear = 0.0\n'
