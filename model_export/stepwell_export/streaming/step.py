@@ -22,11 +22,7 @@ from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
-from stepwell_export.streaming.axes.rewrites import (
-    with_newer_operators,
-    with_squeeze_axes,
-    without_known_branches,
-)
+from stepwell_export.streaming.axes.rewrites import with_newer_operators, with_squeeze_axes
 from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from stepwell_export.streaming.rules.attention import attention_scores
@@ -193,12 +189,12 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
-    opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+    opened = with_squeeze_axes(runs, inputs)
     if inputs.only_rows is None:
         verdict = rows_of_sequence(opened, inputs)
         if verdict.outcome != "independent" and is_for_one_row(inputs, declared):
             inputs = replace(inputs, only_rows=1)
-            opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+            opened = with_squeeze_axes(runs, inputs)
         elif verdict.outcome == "mixed":
             raise _mixed_rows(verdict, inputs, options)
     runs, graph = opened, opened.graph

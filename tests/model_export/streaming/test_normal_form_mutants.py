@@ -71,14 +71,6 @@ def with_choices_swapped(kind: str) -> Mutate:
     return mutate
 
 
-def with_branches_swapped(model: onnx.ModelProto) -> None:
-    """Swap the branches of each If."""
-    for node in nodes(model, "If"):
-        names = {"then_branch": "else_branch", "else_branch": "then_branch"}
-        for one in node.attribute:
-            one.name = names[one.name]
-
-
 def with_weights_negated(name: str) -> Mutate:
     """Return what negates a weight."""
 
@@ -95,7 +87,6 @@ MUTANTS: dict[str, tuple[str, Mutate]] = {
     "a_bias_dropped": ("lstm", without_input("LSTM", 3)),
     "a_weight_negated": ("lstm_layout_1", with_weights_negated("R")),
     "a_learned_start_dropped": ("learned_initial_state", without_input("GRU", 5)),
-    "the_other_branch": ("known_branch", with_branches_swapped),
     "an_inner_operator_of_a_function": ("function", other_operator("Sigmoid", "HardSigmoid")),
     "a_sum_without_its_own_timestep": ("cumsum", attribute("CumSum", "exclusive", 1)),
     "another_body_of_a_rolled_loop": ("unrolled", other_operator("Tanh", "Sigmoid")),

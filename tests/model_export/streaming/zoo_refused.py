@@ -241,6 +241,15 @@ REFUSED: dict[str, Refused] = {
                       "[pick] p = Gather <axis = 1> (c, r) y = Sub (c, p) }", one=np.int64(1)),
         "'pick' (Gather) picks timesteps by values that are computed on the way",
     ),
+    "branch_by_a_size": Refused(
+        lambda: graph(f"""({X}) => (float[batch, time, 4] y) {{
+            c = CumSum (x, one) sizes = Shape (x) width = Gather <axis = 0> (sizes, two) is4 = Equal (width, four)
+            [branch] y = If (is4) <
+                then_branch = t () => (float[b, t, f] p) {{ p = Tanh (c) }},
+                else_branch = e () => (float[b, t, f] m) {{ m = Neg (c) }}>
+        }}""", one=np.int64(1), two=np.int64(2), four=np.int64(4)),
+        "'branch' (If) chooses a branch by sizes, which may be the numbers of timesteps and rows",
+    ),
     "rows_added_up": Refused(
         lambda: per_timestep("[all] s = ReduceSum <keepdims = 0> (x) y = Sub (c, s)"),
         "The rows of a batch depend on each other: Node 'all' (ReduceSum) reduces over the rows of the batch",

@@ -17,21 +17,6 @@ def with_function() -> onnx.ModelProto:
     )
 
 
-def known_branch() -> onnx.ModelProto:
-    return graph(
-        f"""({X}) => (float[batch, time, 4] y) {{
-            shape = Shape (x)
-            width = Gather <axis = 0> (shape, two)
-            is4 = Equal (width, four)
-            a = If (is4) <
-                then_branch = t () => (float[b, t, f] p) {{ q = Tanh (x) p = Mul (q, half) }},
-                else_branch = e () => (float[b, t, f] m) {{ m = ReduceMean <axes = [1]> (x) }}>
-            y = CumSum (a, axis)
-        }}""",
-        two=np.int64(2), four=np.int64(4), half=np.float32(0.5), axis=np.int64(1),
-    )  # fmt: skip
-
-
 def shape_chain() -> onnx.ModelProto:
     return graph(
         f"""({X}) => (float[rows, 3] y) {{
@@ -122,7 +107,6 @@ ZOO: dict[str, Entry] = {
         images, "a network of each image, batch and time folded, then a GRU", "as it is; h as state",
     ),
     "function": Entry(with_function, "local functions", "inlined"),
-    "known_branch": Entry(known_branch, "If whose condition follows from sizes", "the branch that is taken"),
     "positions_in_floats": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ s = Shape (x) t = Gather (s, where) "
                       "f = Cast <to = 1> (t) e = Add (f, first) n = Range (first, e, first) "

@@ -194,13 +194,12 @@ def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
 
 
 def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Refuse a branch that is chosen by the number of timesteps or rows; others by sizes were put in place before."""
+    """Refuse a branch that is chosen by sizes, those of the sequence perhaps."""
     if node.op_type == "If" and walk.tensors[node.input[0]].kind == "constant":
         raise walk.refuse(
             node,
-            "chooses a branch by the number of timesteps or rows",
-            "A stream has no length: compute the same for any number of timesteps, or declare the number: "
-            "`--length N`, `StepSpec(length=N)`.",
+            "chooses a branch by sizes, which may be the numbers of timesteps and rows",
+            "A stream has no length: export the model with one branch alone, as it is traced or as onnxsim leaves it.",
         )
 
 
