@@ -101,7 +101,7 @@ class StateStore:
             StoreUnavailableError: No reply before the deadline.
             CorruptRecordError: A record's key holds a value of another type.
         """
-        return _raise_first_error(await self.load_with_errors(names, deadline=deadline, exact=True))
+        return [checked(value) for value in await self.load_with_errors(names, deadline=deadline, exact=True)]
 
     async def load_with_errors(
         self, names: Sequence[str], *, deadline: float, exact: bool = False
@@ -188,10 +188,12 @@ class StateStore:
         replies = await execute_with_retry(
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )
-        if not self._transport.is_cluster:
-            not_applied = decode_results(_raise_first_error(replies)[0], len(commits))
-        else:
+        if self._transport.is_cluster:
             not_applied = decode_single_results(replies)
+        elif isinstance(replies[0], ServiceError):
+            raise replies[0]
+        else:
+            not_applied = decode_results(replies[0], len(commits))
         return CommitResults(not_applied, None if keep_ttl else started_at)
 
     async def wait_for_replica(
@@ -307,15 +309,3 @@ def decoded(loaded: bytes | ServiceError | None) -> Record | None:
     """
     stored = checked(loaded)
     return None if stored is None else decode(stored)
-
-
-def _raise_first_error(replies: list[Any]) -> list[Any]:
-    """Return the replies if none is an error.
-
-    Raises:
-        ServiceError: The first error among them.
-    """
-    for reply in replies:
-        if isinstance(reply, ServiceError):
-            raise reply
-    return replies

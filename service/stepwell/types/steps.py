@@ -195,7 +195,7 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
         return [*map(self.row, range(len(self.names)))]
 
 
-class BatchOutput:
+class BatchOutput(Struct, eq=False):
     """The predictions of a batch, and the positions of its streams after it.
 
     Attributes:
@@ -205,13 +205,10 @@ class BatchOutput:
         encoded_rows: The encoded response to each row, or empty; set by the codec, which encodes all rows in one call.
     """
 
-    __slots__ = ("arrays", "encoded_rows", "state_ids", "steps")
-
-    def __init__(self, arrays: Mapping[str, Array], steps: Sequence[int], state_ids: Sequence[bytes]) -> None:
-        self.arrays = arrays
-        self.steps = steps
-        self.state_ids = state_ids
-        self.encoded_rows: Sequence[bytes] = ()
+    arrays: Mapping[str, Array]
+    steps: Sequence[int]
+    state_ids: Sequence[bytes]
+    encoded_rows: Sequence[bytes] = ()
 
 
 class Prediction(Struct, frozen=True, gc=False):

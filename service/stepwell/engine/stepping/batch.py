@@ -175,7 +175,7 @@ class Batch(Sequence[QueuedStep]):
 
     def are_waiting(self, rows: Sequence[int]) -> bool:
         """Whether none of some rows has its response."""
-        return not self.rows or not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
+        return not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
 
     def __len__(self) -> int:
         return len(self.op_ids)

@@ -142,7 +142,7 @@ class Committer:
         # Checked after the run, as late as possible: from here to the store's command there is no `await`.
         notifications = self._notifications(found) if self._publisher.has_interest(name) else []
         at = records.at
-        if not batch.are_waiting(at):
+        if batch.rows and not batch.are_waiting(at):
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()

@@ -182,36 +182,29 @@ class BatchedVersion:
         return batch.unanswered()
 
     async def _attempt(self, batch: Batch, deadline: float) -> list[QueuedStep]:
-        """Load, decide, run and commit a batch; return the rows to be attempted again."""
+        """Load, decide, run and commit a batch, and reply to it; return the rows to be attempted again."""
         remaining: list[QueuedStep] = []
-        if batch.lifecycle == "none":
-            # Timesteps of no stream.
+        if batch.lifecycle == "none":  # timesteps of no stream
             none = np.empty(len(batch))
             states = np.empty((len(batch), self.served.step_model.state_bytes), np.uint8)
-            records = Records(batch, range(len(batch)), none, states, none)
+            loaded = Records(batch, range(len(batch)), none, states, none)
         else:
-            records, remaining = await self._loader.load(batch, deadline)
-        parts = records.of_equal_lengths() if batch.rows else [records]
-        for part in parts:
-            remaining += await self._run(part, deadline)
+            loaded, remaining = await self._loader.load(batch, deadline)
+        for records in loaded.of_equal_lengths() if batch.rows else [loaded]:
+            part, inputs = records, records.inputs(self.inputs)
+            run = await self.runner.run(inputs, records.states)
+            if run.rows is not None:  # the model rejects some rows
+                for j, error in run.rejected.items():
+                    self._replies.reply(batch.row(records.at[j]), error)
+                if not run.rows:
+                    continue
+                part = records.in_columns().select(run.rows)
+                inputs = {name: array[run.rows] for name, array in inputs.items()}
+            if batch.dry_run or batch.lifecycle == "none":
+                self._replies.reply_uncommitted(part, run)
+            else:
+                remaining += await self._committer.commit(part, inputs, run, deadline)
         return remaining
-
-    async def _run(self, records: Records, deadline: float) -> list[QueuedStep]:
-        """Run the model, reply with errors to the rows that it rejects, and commit the others."""
-        batch = records.batch
-        inputs = records.inputs(self.inputs)
-        run = await self.runner.run(inputs, records.states)
-        if run.rows is not None:
-            for j, error in run.rejected.items():
-                self._replies.reply(batch.row(records.at[j]), error)
-            if not run.rows:
-                return []
-            records = records.in_columns().select(run.rows)
-            inputs = {name: array[run.rows] for name, array in inputs.items()}
-        if batch.dry_run or batch.lifecycle == "none":
-            self._replies.reply_uncommitted(records, run)
-            return []
-        return await self._committer.commit(records, inputs, run, deadline)
 
 
 class _Expiry:
