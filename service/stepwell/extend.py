@@ -76,10 +76,9 @@ if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_reloads import ModelReloads
     from stepwell.engine.model_runs import ModelRuns
-    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.observer import EngineObserver, Sampler
     from stepwell.engine.placing import Placement, Placing
     from stepwell.engine.publisher import PendingCommits, Publisher
-    from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.artifacts import Artifact, Artifacts, LoadedArtifact, LoadModel
     from stepwell.protocols import Protocols
     from stepwell.requests.context import AppContext
@@ -165,7 +164,7 @@ _LOADED_WHEN_USED: Final = {
     **dict.fromkeys(("PendingCommits", "Publisher"), "stepwell.engine.publisher"),
     "Notification": "stepwell.store.commits",
     **dict.fromkeys(("SocketDocumentation", "document_socket"), "stepwell.addons.api_schemas.sockets"),
-    "Sampler": "stepwell.engine.stepping.samplers",
+    "Sampler": "stepwell.engine.observer",
     "Stage": "stepwell_export.stages.stage",
     **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.service_calls"),
 }

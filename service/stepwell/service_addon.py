@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from stepwell.engine.engine import Engine
     from stepwell.engine.model_reloads import ModelReloads
     from stepwell.engine.model_runs import ModelRuns
-    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.observer import EngineObserver, Sampler
     from stepwell.engine.placing import Placing
     from stepwell.engine.publisher import Publisher
-    from stepwell.engine.stepping.samplers import Sampler
     from stepwell.models.artifacts import Artifacts, LoadModel
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel

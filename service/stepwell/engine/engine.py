@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.model_runs import ModelRuns, Runs, Watchdog
-from stepwell.engine.observer import EngineObserver
+from stepwell.engine.observer import EngineObserver, Samplers
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.placing import Placing
 from stepwell.engine.publisher import Publisher
-from stepwell.engine.stepping.samplers import Samplers
 from stepwell.engine.stepping.service import StepService
 from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import StreamOpDeps

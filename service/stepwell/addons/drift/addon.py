@@ -20,7 +20,7 @@ from stepwell.background import run_forever
 from stepwell.service_addon import ServiceAddon
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.samplers import Sampler
+    from stepwell.engine.observer import Sampler
     from stepwell.models.served import ServedModel
     from stepwell.requests.context import AppContext
 

@@ -23,7 +23,7 @@ from stepwell.errors import OutcomeUnknownError, ServiceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.observer import EngineObserver, Sampler
     from stepwell.engine.placing import Followed, Placement
     from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.batch import CoalescedBatch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.model_runner import ModelRunner
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.record_cache import RecordCache
-    from stepwell.engine.stepping.samplers import Sampler
     from stepwell.engine.tenant_limits import StreamQuota
     from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel

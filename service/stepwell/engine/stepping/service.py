@@ -10,12 +10,12 @@ from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from stepwell.engine.observer import sampler_of
 from stepwell.engine.stepping.batcher import Batcher
 from stepwell.engine.stepping.model_runner import ModelRunner
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.pipeline import BatchedVersion, PipelineDeps
 from stepwell.engine.stepping.record_cache import CacheMemory
-from stepwell.engine.stepping.samplers import sampler_of
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
@@ -24,12 +24,11 @@ from stepwell.types import BulkTimesteps, Prediction, ReplyCallback, Source, Str
 
 if TYPE_CHECKING:
     from stepwell.engine.admission import RequestAdmission
-    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.observer import EngineObserver, Samplers
     from stepwell.engine.options import EngineOptions
     from stepwell.engine.placing import Placing
     from stepwell.engine.publisher import Publisher
     from stepwell.engine.stepping.queued import QueuedStep
-    from stepwell.engine.stepping.samplers import Samplers
     from stepwell.engine.tenant_limits import StreamQuota
     from stepwell.models.registry import ModelRegistry
     from stepwell.store.record import Record
