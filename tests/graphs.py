@@ -219,6 +219,13 @@ def total(size: int = 2, *, store_dtype: str = "float32") -> Built:
     )
 
 
+def of_nodes(nodes: str, size: int = 2, weights: Mapping[str, Array] | None = None) -> Built:
+    """Nodes from `x` and a state `s`, both of `size` floats, to `y` and `s_next`."""
+    row = f"float[B,{size}]"
+    graph = graph_from_text(f"of_nodes ({row} x, {row} s) => ({row} y, {row} s_next) {{ {nodes} }}", weights)
+    return graph, total(size)[1]
+
+
 def total_half() -> Built:
     """`total` with its state stored as float16."""
     return total(store_dtype="float16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from stepwell_export.converted import Activation, ConvertedModel, LayerOutputs, verify_model
 from stepwell_export.runtime.errors import ParityError
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.verify.reference import ReferenceModel
 from tests import graphs
 
 Sequences = Mapping[str, Array]
@@ -19,17 +21,18 @@ Sequences = Mapping[str, Array]
 
 def chain(slope: float = 2.0) -> ConvertedModel:
     """The sum so far, doubled, plus one: layers `sum`, `double` and `plus`; the step graph doubles by `slope`."""
-    graph = graphs.graph_from_text(
-        """
-        chain (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-            sum = Add (s, x)
-            s_next = Identity (sum)
-            doubled = Mul (sum, slope)
-            y = Add (doubled, one)
-        }""",
-        {"slope": np.array(slope, np.float32), "one": np.array(1, np.float32)},
-    )
-    return ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
+    weights: dict[str, Array] = {"slope": np.array(slope, np.float32), "one": np.array(1, np.float32)}
+    nodes = "sum = Add (s, x) s_next = Identity (sum) doubled = Mul (sum, slope) y = Add (doubled, one)"
+    return candidate(nodes, weights, original)
+
+
+def candidate(nodes: str, weights: Mapping[str, Array], original: ReferenceModel) -> ConvertedModel:
+    graph, manifest = graphs.of_nodes(nodes, weights=weights)
+    return ConvertedModel(onnx.load_from_string(graph), manifest, original, "numpy")
+
+
+def zeros(inputs: Sequences) -> dict[str, Array]:
+    return {"y": np.zeros_like(inputs["x"])}
 
 
 def layers(inputs: Sequences) -> list[Activation]:
@@ -43,9 +46,8 @@ def original(inputs: Sequences) -> dict[str, Array]:
 
 
 def failing(probe: LayerOutputs | None, slope: float = 2.1) -> str:
-    candidate = chain(slope)
     with pytest.raises(ParityError) as caught:
-        verify_model(ConvertedModel(candidate.proto, candidate.manifest, original, "numpy", probe=probe), long_steps=0)
+        verify_model(replace(chain(slope), probe=probe), long_steps=0)
     return caught.value.problem
 
 
@@ -82,24 +84,13 @@ def test_a_probe_that_fails_hides_nothing() -> None:
 
 def test_the_node_that_computes_nan_is_named() -> None:
     """An infinity that a mask puts in front of it is no reason."""
-    graph = graphs.graph_from_text(
-        """
-        rest (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-            s_next = Add (s, x)
-            much = Mul (x, large)
-            few = Sub (s_next, s_next)
-            [share] share = Div (few, few)
-            y = Add (share, x)
-        }""",
-        {"large": np.array(3e38, np.float32)},
+    nodes = (
+        "s_next = Add (s, x) much = Mul (x, large) few = Sub (s_next, s_next) [share] share = Div (few, few) "
+        "y = Add (share, x)"
     )
 
-    def original(inputs: Sequences) -> dict[str, Array]:
-        return {"y": np.zeros_like(inputs["x"])}
-
-    candidate = ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
     with pytest.raises(ParityError) as caught:
-        verify_model(candidate, long_steps=0)
+        verify_model(candidate(nodes, {"large": np.array(3e38, np.float32)}, zeros), long_steps=0)
 
     assert "the original gives 0, the step graph nan. It comes from node 'share' (Div), " in caught.value.problem
     assert "which divides by 0." in caught.value.problem
@@ -116,30 +107,17 @@ def test_the_node_that_computes_nan_is_named() -> None:
 )
 def test_the_node_that_computes_infinity_is_named(before: str) -> None:
     """An infinity of the other sign is no reason, and a node need not have its first output."""
-    graph = graphs.graph_from_text(
-        f"""
-        rest (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {{
-            s_next = Add (s, x)
-            sequence = Unsqueeze (x, first)
-            {before}
-            [excess] excess = Exp (large)
-            y = Add (s_next, excess)
-        }}""",
-        {
-            "least": np.array(-np.inf, np.float32),
-            "zero": np.array(0, np.float32),
-            "first": np.array([0]),
-            "weights": np.ones((1, 6, 2), np.float32),
-            "large": np.array(1e3, np.float32),
-        },
+    weights: dict[str, Array] = {
+        "least": np.array(-np.inf, np.float32), "zero": np.array(0, np.float32), "first": np.array([0]),
+        "weights": np.ones((1, 6, 2), np.float32), "large": np.array(1e3, np.float32),
+    }  # fmt: skip
+    nodes = (
+        f"s_next = Add (s, x) sequence = Unsqueeze (x, first) {before} [excess] excess = Exp (large) "
+        "y = Add (s_next, excess)"
     )
 
-    def original(inputs: Sequences) -> dict[str, Array]:
-        return {"y": np.zeros_like(inputs["x"])}
-
-    candidate = ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
     with pytest.raises(ParityError, match=r"the step graph inf. It comes from node 'excess' \(Exp\)\."):
-        verify_model(candidate, long_steps=0)
+        verify_model(candidate(nodes, weights, zeros), long_steps=0)
 
 
 def test_the_layer_of_a_keras_model_is_named(tmp_path: Path) -> None:

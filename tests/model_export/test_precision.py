@@ -106,14 +106,8 @@ def test_a_sum_that_stands_still_in_the_store_fails_the_proof() -> None:
     """In float16 a sum of small numbers no longer grows once they are below half a unit of it; in full it does."""
 
     def slow_sum() -> graphs.Built:
-        graph = graphs.graph_from_text(
-            """g (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
-                small = Constant <value = float[1] {0.01}> ()
-                s_next = Add (s, small)
-                y = Add (s_next, x)
-            }"""
-        )
-        return graph, graphs.total(1)[1]
+        nodes = "small = Constant <value = float[1] {0.01}> () s_next = Add (s, small) y = Add (s_next, x)"
+        return graphs.of_nodes(nodes, 1)
 
     precision = Precision(store_dtype="float16")
     with pytest.raises(ParityError):
@@ -130,30 +124,19 @@ def test_the_effect_of_a_narrower_store_is_measured() -> None:
 
 
 def test_an_answer_that_moves_too_far_refuses_the_narrower_store() -> None:
-    amplified = graphs.graph_from_text(
-        """g (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
-            s_next = Add (s, x)
-            many = Constant <value = float[1] {1000.0}> ()
-            large = Mul (s_next, many)
-            y = Sin (large)
-        }"""
+    nodes = (
+        "s_next = Add (s, x) many = Constant <value = float[1] {1000.0}> () large = Mul (s_next, many) y = Sin (large)"
     )
 
     with pytest.raises(ParityError) as caught:
-        narrow_store(amplified, graphs.total(1)[1], "float16")
+        narrow_store(*graphs.of_nodes(nodes, 1), "float16")
     assert "With states stored as float16, output 'y' moves by" in caught.value.problem
 
 
 def test_a_state_beyond_float16_fails_the_proof() -> None:
     def far() -> graphs.Built:
-        graph = graphs.graph_from_text(
-            """g (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
-                far = Constant <value = float[1] {30000.0}> ()
-                s_next = Add (s, far)
-                y = Add (s_next, x)
-            }"""
-        )
-        return graph, graphs.total(1)[1]
+        nodes = "far = Constant <value = float[1] {30000.0}> () s_next = Add (s, far) y = Add (s_next, x)"
+        return graphs.of_nodes(nodes, 1)
 
     with pytest.raises(ParityError):
         verify_model(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1, long_steps=100)

@@ -92,15 +92,9 @@ def test_a_graph_that_cannot_run_rows_together_runs_them_one_by_one(build: graph
 
 def test_rows_that_mix_in_the_state_alone_are_found() -> None:
     """At the first step all states are equal, so their mean is too; a probe of one step sees nothing."""
-    graph = graphs.graph_from_text("""
-        sly (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
-            mean = ReduceMean <axes = [0], keepdims = 1> (s)
-            s_next = Add (mean, x)
-            y = Identity (s_next)
-        }""")
-    model = StepModel(graph, graphs.total(1)[1])
+    nodes = "mean = ReduceMean <axes = [0], keepdims = 1> (s) s_next = Add (mean, x) y = Identity (s_next)"
 
-    assert not model.batched
+    assert not StepModel(*graphs.of_nodes(nodes, 1)).batched
 
 
 def test_a_fixed_batch_of_one_runs_rows_one_by_one() -> None:

@@ -20,14 +20,6 @@ from stepwell_export.verify.runners import stepped
 from tests.model_export.streaming.zoo_parts import graph
 
 
-@pytest.fixture
-def sums(tmp_path: Path) -> Path:
-    """A running sum over rows of 2, whose outputs show every input."""
-    path = tmp_path / "sums.onnx"
-    onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] y) { y = CumSum (x, a) }", a=np.int64(1)), path)
-    return path
-
-
 def test_a_keras_model_keeps_its_fused_layers_behind_stages() -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed")
     keras.utils.set_random_seed(3)

@@ -40,14 +40,6 @@ RNG = np.random.default_rng(5)
 
 
 @pytest.fixture
-def sums(tmp_path: Path) -> Path:
-    """A running sum `y` over rows of 2, `x`."""
-    path = tmp_path / "sums.onnx"
-    onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] y) { y = CumSum (x, a) }", a=np.int64(1)), path)
-    return path
-
-
-@pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """A model without memory: `z` is -x, rows of 3."""
     path = tmp_path / "rows.onnx"

@@ -24,12 +24,6 @@ X = np.random.default_rng(0).standard_normal((2, 30, 2)).astype(np.float32)
 
 
 @pytest.fixture
-def sums(tmp_path: Path) -> Path:
-    """A running sum over rows of 2."""
-    return saved(tmp_path / "sums.onnx", "(float[b, t, 2] x) => (float[b, t, 2] y) { y = CumSum (x, a) }")
-
-
-@pytest.fixture
 def both(tmp_path: Path) -> Path:
     """The running sum of `u` less `v`, rows of 2."""
     text = "(float[b, t, 2] u, float[b, t, 2] v) => (float[b, t, 2] z) { d = Sub (u, v) z = CumSum (d, a) }"

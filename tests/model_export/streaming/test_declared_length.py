@@ -15,6 +15,7 @@ from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
+from stepwell_export.verify.runners import stepped
 from tests.model_export.streaming.zoo_length import (
     BANDED,
     DECLARED,
@@ -40,15 +41,6 @@ def positions() -> onnx.ModelProto:
         }""",
         one=ints(1), zero=ints(0), axis=np.int64(1), table=(LENGTH, 4),
     )  # fmt: skip
-
-
-def stepped(model: StepModel, values: Array) -> Array:
-    """Return every answer of `(rows, timesteps, 4)`."""
-    state, found = model.initial_states(len(values)), []
-    for t in range(values.shape[1]):
-        outputs, state = model.step({"x": values[:, t]}, state)
-        found.append(next(iter(outputs.values())))
-    return np.stack(found, 1)
 
 
 @pytest.mark.parametrize(("wave", "size"), [("Cos", 1), ("Sin", 3)])
@@ -208,7 +200,7 @@ def test_a_table_of_positions_gives_no_number_after_its_end() -> None:
     graph_bytes, _ = verify_model(convert(positions(), name="m", length=LENGTH))
     values = np.random.default_rng(0).standard_normal((2, LENGTH + 1, 4)).astype(np.float32)
 
-    found = stepped(StepModel(graph_bytes), values)
+    found = stepped(StepModel(graph_bytes), {"x": values})[0]["y"]
 
     assert np.isfinite(found[:, :LENGTH]).all()
     assert np.isnan(found[:, LENGTH]).all()

@@ -15,22 +15,11 @@ from stepwell_export.streaming import convert
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (STEPWELL_EXTRAS=torch)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (STEPWELL_EXTRAS=torch)")
+from tests.model_export.torch.zoo_parts import of  # noqa: E402
+
 pytestmark = pytest.mark.torch
 
 nn, F = torch.nn, torch.nn.functional
-
-
-class Of(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch has no types here
-    """A module of named parts and a function of them and the input."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self._function = forward
-
-    def forward(self, x: Any) -> Any:
-        return self._function(self, x)
 
 
 def tcn(m: Any, x: Any) -> Any:
@@ -59,21 +48,21 @@ def learned(m: Any, x: Any) -> Any:
 
 
 MODULES: dict[str, Callable[[], Any]] = {
-    "lstm": lambda: Of(lambda m, x: m.out(m.rnn(x)[0]), rnn=nn.LSTM(4, 6, 2, batch_first=True), out=nn.Linear(6, 2)),
-    "last_state": lambda: Of(
+    "lstm": lambda: of(lambda m, x: m.out(m.rnn(x)[0]), rnn=nn.LSTM(4, 6, 2, batch_first=True), out=nn.Linear(6, 2)),
+    "last_state": lambda: of(
         lambda m, x: m.out(m.rnn(x)[1][0][-1]), rnn=nn.LSTM(4, 6, 2, batch_first=True), out=nn.Linear(6, 2)
     ),
-    "learned": lambda: Of(learned, gru=nn.GRU(4, 6, batch_first=True), start=nn.Parameter(torch.randn(1, 1, 6))),
-    "tcn": lambda: Of(
+    "learned": lambda: of(learned, gru=nn.GRU(4, 6, batch_first=True), start=nn.Parameter(torch.randn(1, 1, 6))),
+    "tcn": lambda: of(
         tcn, a=nn.Conv1d(4, 5, 3, padding=2), b=nn.Conv1d(5, 5, 3, padding=4, dilation=2), out=nn.Linear(5, 2)
     ),
-    "spectrum": lambda: Of(
+    "spectrum": lambda: of(
         spectrum,
         conv=nn.Conv2d(1, 3, (3, 3), stride=(1, 2)),
         gru=nn.GRU(3, 7, batch_first=True),
         norm=nn.LayerNorm(7),
     ),
-    "window": lambda: Of(window, qkv=nn.Linear(4, 12), out=nn.Linear(4, 4)),
+    "window": lambda: of(window, qkv=nn.Linear(4, 12), out=nn.Linear(4, 4)),
 }
 
 
@@ -84,7 +73,7 @@ def exported(module: Any, *, newer: bool) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if newer:
-            free = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=2)},)
+            free = (({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=2)},),)  # of all inputs
             made: onnx.ModelProto = torch.onnx.export(
                 module.eval(), (x,), input_names=["x"], dynamic_shapes=free, dynamo=True, verbose=False
             ).model_proto

@@ -13,6 +13,7 @@ from stepwell_export.converted import verify_model
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
+from stepwell_export.verify.runners import stepped
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -150,12 +151,7 @@ def test_what_looks_ahead_rarely_is_refused(name: str, build: Any) -> None:
 
 def answers(made: Any, x: Any) -> Any:
     graph, _ = verify_model(made, long_steps=0)
-    model = StepModel(graph)
-    states, found = model.initial_states(len(x)), []
-    for now in x.transpose(1, 0, 2):
-        given, states = model.step({"x": now}, states)
-        found.append(given["output"])
-    return np.stack(found, 1)
+    return stepped(StepModel(graph), {"x": x})[0]["output"]
 
 
 def loud() -> Any:

@@ -26,21 +26,12 @@ def running_sum(inputs: Sequences) -> dict[str, Array]:
 
 def logistic() -> graphs.Built:
     """A map that doubles any difference at each timestep: s' = 4 s (1 - s), moved a little by x."""
-    graph = graphs.graph_from_text(
-        """
-        logistic (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
-            rest = Sub (one, s)
-            both = Mul (s, rest)
-            near = Mul (both, four)
-            small = Mul (x, tiny)
-            moved = Add (near, small)
-            s_next = Clip (moved, low, high)
-            y = Identity (s_next)
-        }""",
-        {name: np.array(value, np.float32)
-         for name, value in (("one", 1), ("four", 3.9), ("tiny", 1e-6), ("low", 0.01), ("high", 0.99))},
-    )  # fmt: skip
-    return graph, graphs.total(1)[1]
+    numbers = {"one": 1, "four": 3.9, "tiny": 1e-6, "low": 0.01, "high": 0.99}
+    nodes = (
+        "rest = Sub (one, s) both = Mul (s, rest) near = Mul (both, four) small = Mul (x, tiny) "
+        "moved = Add (near, small) s_next = Clip (moved, low, high) y = Identity (s_next)"
+    )
+    return graphs.of_nodes(nodes, 1, {name: np.array(value, np.float32) for name, value in numbers.items()})
 
 
 def logistic_original(inputs: Sequences) -> dict[str, Array]:

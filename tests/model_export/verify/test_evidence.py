@@ -173,11 +173,8 @@ def test_an_output_that_was_constant_proves_nothing() -> None:
     def nothing(inputs: Any) -> dict[str, Array]:
         return {"y": np.zeros_like(inputs["x"])}
 
-    text = """still (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        y = Sub (x, x)
-        s_next = Add (s, x)
-    }"""
-    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    text = "y = Sub (x, x) s_next = Add (s, x)"
+    model = StepModel(*graphs.of_nodes(text))
     report = verify_parity(nothing, model, against="numpy", long_steps=0)
 
     assert report.weak
@@ -193,16 +190,12 @@ def test_numbers_that_are_infinite_in_both_prove_nothing_and_cannot_be_served(li
         sums = summed(inputs)["y"]
         return {"y": np.where(sums > float(limit), np.float32(np.inf), sums)}
 
-    text = f"""limited (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {{
-        s_next = Add (s, x)
-        limit = Constant <value = float[1] {{{limit}}}> ()
-        one = Constant <value = float[1] {{1.0}}> ()
-        zero = Constant <value = float[1] {{0.0}}> ()
-        infinity = Div (one, zero)
-        is_above = Greater (s_next, limit)
-        y = Where (is_above, infinity, s_next)
-    }}"""
-    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    text = (
+        f"s_next = Add (s, x) limit = Constant <value = float[1] {{{limit}}}> () "
+        f"one = Constant <value = float[1] {{1.0}}> () zero = Constant <value = float[1] {{0.0}}> () "
+        f"infinity = Div (one, zero) is_above = Greater (s_next, limit) y = Where (is_above, infinity, s_next)"
+    )
+    model = StepModel(*graphs.of_nodes(text))
     report = verify_parity(limited, model, against="numpy", long_steps=0)
 
     assert report.weak
@@ -216,14 +209,11 @@ def test_numbers_of_very_different_size_in_one_output_are_each_held_against_thei
     def both(inputs: Any) -> dict[str, Array]:
         return {"y": summed(inputs)["y"] * sizes}
 
-    text = """both (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        s_next = Add (s, x)
-        y = Mul (s_next, sizes)
-    }"""
+    text = "s_next = Add (s, x) y = Mul (s_next, sizes)"
 
     def model(*sizes: float) -> StepModel:
         weights = {"sizes": np.array(sizes, np.float32)}
-        return StepModel(graphs.graph_from_text(text, weights), graphs.total()[1])
+        return StepModel(*graphs.of_nodes(text, weights=weights))
 
     right = verify_parity(both, model(1e3, 1e-3), against="numpy", long_steps=0)
     wrong = verify_parity(both, model(1e3, 0.0), against="numpy", long_steps=0)
@@ -240,17 +230,11 @@ def test_answers_that_decay_to_nothing_are_held_to_rounding_and_not_called_weak(
         factor = np.float32(0.5) ** np.arange(inputs["x"].shape[1], dtype=np.float32)[:, None]
         return {"y": inputs["x"][:, :1] * (factor + np.float32(5e-8))}
 
-    text = """decay (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        zero = Sub (s, s)
-        fresh = Equal (s, zero)
-        now = Where (fresh, x, s)
-        half = Constant <value = float[1] {0.5}> ()
-        s_next = Mul (now, half)
-        y = Identity (now)
-    }"""
-    report = verify_parity(
-        decays, StepModel(graphs.graph_from_text(text), graphs.total()[1]), against="numpy", long_steps=0
+    text = (
+        "zero = Sub (s, s) fresh = Equal (s, zero) now = Where (fresh, x, s) "
+        "half = Constant <value = float[1] {0.5}> () s_next = Mul (now, half) y = Identity (now)"
     )
+    report = verify_parity(decays, StepModel(*graphs.of_nodes(text)), against="numpy", long_steps=0)
 
     assert not report.weak
 
@@ -261,13 +245,8 @@ def test_zeros_among_the_answers_do_not_make_a_proof_weak() -> None:
     def relu(inputs: Any) -> dict[str, Array]:
         return {"y": np.maximum(summed(inputs)["y"] - 2, 0)}
 
-    text = """relu (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        s_next = Add (s, x)
-        two = Constant <value = float[1] {2.0}> ()
-        less = Sub (s_next, two)
-        y = Relu (less)
-    }"""
-    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    text = "s_next = Add (s, x) two = Constant <value = float[1] {2.0}> () less = Sub (s_next, two) y = Relu (less)"
+    model = StepModel(*graphs.of_nodes(text))
 
     assert not verify_parity(relu, model, against="numpy", long_steps=0).weak
 
@@ -295,11 +274,8 @@ def test_the_part_of_the_value_is_told_also_where_all_of_it_is_lost() -> None:
     def tiny(inputs: Any) -> dict[str, Array]:
         return {"y": summed(inputs)["y"] * np.float32(1e-9)}
 
-    text = """lost (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        s_next = Add (s, x)
-        y = Sub (x, x)
-    }"""
-    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    text = "s_next = Add (s, x) y = Sub (x, x)"
+    model = StepModel(*graphs.of_nodes(text))
 
     report = verify_parity(tiny, model, against="numpy", tolerance=Tolerance(1e-5, RTOL), long_steps=0)
 
@@ -349,38 +325,28 @@ def test_a_small_drift_of_small_answers_is_refused() -> None:
     def too_large(inputs: Any) -> dict[str, Array]:
         return {"y": (summed(inputs)["y"] + 1e-3 * np.arange(inputs["x"].shape[1])[:, None]) * np.float32(1e-9)}
 
-    text = """sum (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        s_next = Add (s, x)
-        tiny = Constant <value = float[1] {1e-9}> ()
-        y = Mul (s_next, tiny)
-    }"""
-    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    text = "s_next = Add (s, x) tiny = Constant <value = float[1] {1e-9}> () y = Mul (s_next, tiny)"
+    model = StepModel(*graphs.of_nodes(text))
 
     with pytest.raises(ParityError):
         verify_parity(too_large, model, against="numpy")
 
 
 def test_rows_that_mix_are_found_where_answers_are_small() -> None:
-    text = """mix (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        zero = Constant <value = int64[1] {0}> ()
-        tiny = Constant <value = float[1] {1e-9}> ()
-        mean = ReduceMean <axes = [0]> (x)
-        from_all = Sub (x, mean)
-        s_next = Add (s, x)
-        y = Mul (from_all, tiny)
-    }"""
+    text = (
+        "zero = Constant <value = int64[1] {0}> () tiny = Constant <value = float[1] {1e-9}> () "
+        "mean = ReduceMean <axes = [0]> (x) from_all = Sub (x, mean) s_next = Add (s, x) y = Mul (from_all, tiny)"
+    )
 
-    assert not StepModel(graphs.graph_from_text(text), graphs.total()[1]).batched
+    assert not StepModel(*graphs.of_nodes(text)).batched
 
 
 def test_a_state_that_vanishes_in_the_store_is_refused() -> None:
     """In float16 a sum of billionths is zero."""
-    text = """sum (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
-        tiny = Constant <value = float[1] {1e-9}> ()
-        small = Mul (x, tiny)
-        s_next = Add (s, small)
-        y = Identity (s_next)
-    }"""
+    text = (
+        "tiny = Constant <value = float[1] {1e-9}> () small = Mul (x, tiny) s_next = Add (s, small) "
+        "y = Identity (s_next)"
+    )
 
     with pytest.raises(ParityError, match="With states stored as float16"):
-        narrow_store(graphs.graph_from_text(text), graphs.total()[1], "float16")
+        narrow_store(*graphs.of_nodes(text), "float16")

@@ -32,6 +32,7 @@ from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
 from stepwell_export.verify.tolerance import Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated, scaled
+from tests.model_export.stages.test_stages import lstm
 from tests.model_export.streaming import zoo
 
 FULL, FP16, INT8, STORED = Precision(), Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")
@@ -76,11 +77,7 @@ def of_a_declared_length() -> ConvertedModel:
 
 def with_stages(folder: Path, *stages: Stage) -> ConvertedModel:
     """Stages in front of an LSTM."""
-    from tests.model_export.streaming.zoo_parts import LSTM, batch_first
-
-    path = folder / "lstm.onnx"
-    onnx.save(batch_first("yl = LSTM <hidden_size = 5> (xt, W, R, B)\nyt = Add (yl, E)", E=(5,), **LSTM), path)
-    return convert_source(Pipeline((*stages, path)), name="stages")
+    return convert_source(Pipeline((*stages, lstm(folder))), name="stages")
 
 
 def wide() -> ConvertedModel:
