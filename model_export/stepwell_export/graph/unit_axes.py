@@ -21,6 +21,7 @@ with them is made where a node takes no other.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,10 @@ class _Narrowing:
         self._shapes = shapes
         self._build = NodeBuilder("", tensor_names(graph))
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._takers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in uses(node):
+                self._takers[name].append(node)
         self._carried: dict[str, Shape] = {}
         given = (*self._constants, *(value.name for value in graph.input))
         self._values = {name: _Value({shapes.get(name, ()): name}) for name in given}
@@ -146,8 +151,7 @@ class _Narrowing:
         last = next(node for node in graph.node if state.output in node.output)
         if shape is None or last.op_type != "Identity" or self._shapes.get(last.input[0]) != shape:
             return state
-        takers = [node for node in graph.node if state.input in uses(node)]
-        needed = {axis for node in takers for axis in self._needed(node, state.input)}
+        needed = {axis for node in self._takers[state.input] for axis in self._needed(node, state.input)}
         axes = [axis for axis in range(len(shape)) if axis in needed or axis in _kept(shape)]
         for value in (*graph.input, *graph.output):
             if value.name in {state.input, state.output}:

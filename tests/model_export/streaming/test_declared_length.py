@@ -12,7 +12,6 @@ import pytest
 from stepwell_export.converted import verify_model
 from stepwell_export.exporter import export_source
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.streaming import convert
 from stepwell_export.verify.runners import stepped

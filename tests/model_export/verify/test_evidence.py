@@ -316,7 +316,7 @@ def test_an_operator_that_is_not_what_its_single_step_is_is_not_taken_for_chunks
 
     assert right is not None
     assert wrong is not None
-    assert (right.chunk, wrong.why) == ("dynamic", "timestep by timestep inside one run")
+    assert (right.chunk, wrong.why) == ("dynamic", "all timesteps at once: does not equal the single steps")
 
 
 def test_a_small_drift_of_small_answers_is_refused() -> None:
