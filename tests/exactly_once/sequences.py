@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from tests.exactly_once.http import Http, NoAnswerError
-from tests.exactly_once.streams import CONCURRENT_STREAMS, TIMEOUT_S, Campaign
+from tests.exactly_once.http import Http
+from tests.exactly_once.streams import CONCURRENT_STREAMS, Campaign, RetryingClient
 from tests.graphs import fold_reference
 
 
@@ -33,20 +33,12 @@ async def run_sequences(
     slots = asyncio.Semaphore(CONCURRENT_STREAMS)
     http = Http()
 
+    client = RetryingClient(http, ports, "fold", rng, campaign)
+
     async def send(x: int, parameters: dict[str, Any]) -> dict[str, Any]:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}], "parameters": parameters}
-        async with asyncio.timeout(TIMEOUT_S):
-            while True:
-                try:
-                    status, answer = await http.request("POST", rng.choice(ports), "/v2/models/fold/infer", body)
-                except NoAnswerError:
-                    campaign.retried += 1
-                    await asyncio.sleep(0.05)
-                    continue
-                if status != 503:
-                    return {"status": status, **answer}
-                campaign.retried += 1
-                await asyncio.sleep(0.05)
+        status, answer = await client.send_until_answered("POST", "/v2/models/fold/infer", body)
+        return {"status": status, **answer}
 
     async def step(x: int, y: int, parameters: dict[str, Any]) -> None:
         answers = [await send(x, parameters)]

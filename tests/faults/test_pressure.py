@@ -1,4 +1,4 @@
-"""Overload, slow clients and malformed bodies, as short runs; `python -m tests.faults.pressure` measures longer."""
+"""Overload, slow clients and malformed bodies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_excess_load_is_rejected_at_once_and_accepted_requests_are_fast() -> Non
 
     assert found["refused"] > 0
     assert (found["badly_told"], found["lost"]) == (0, 0)
-    assert found["slowest_ms"] < 9_000  # no request waited until the deadline of 10 s
+    assert found["slowest_s"] < 9  # no request waited until the deadline of 10 s
     assert found["goodput_per_s"] > 0
 
 
