@@ -18,13 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace as replace_struct
 
 from stepwell.addons.copies.stream_copies import StreamCopies
+from stepwell.addons.copies.values import ImportedState
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
-from stepwell.types import ImportedState, StreamKey
+from stepwell.types import StreamKey
 from tests.addons.rollouts.harness import rollouts_of
 from tests.engine.harness import FOLD, step, ys
 from tests.exactly_once.copies_model import CopiesModel, CopyRequest, CopyResponse

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from stepwell.addons.copies.stream_copies import StreamCopies
+from stepwell.addons.copies.values import ImportedState
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
 from stepwell.store.record import decode
 from stepwell.store.state_store import StateStore
-from stepwell.types import ImportedState, StreamKey, StreamPosition
+from stepwell.types import StreamKey, StreamPosition
 from tests.engine.harness import FOLD, chunk, ys
 from tests.exactly_once.machines import Shared, run_machine
 from tests.exactly_once.protocol_model import ForkRequest, LiveStream, StreamModel, StreamRequest, StreamResponse

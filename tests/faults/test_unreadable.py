@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from stepwell.addons.copies.stream_copies import StreamCopies
+from stepwell.addons.copies.values import ImportedState
 from stepwell.addons.reset_all.reset_all import reset_all_streams
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import idempotency_key_of, record_key
-from stepwell.types import ImportedState, StreamKey
+from stepwell.types import StreamKey
 from tests.addons.rollouts.harness import rollouts_of
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys

@@ -21,11 +21,8 @@ from stepwell.types.steps import (
 )
 from stepwell.types.streams import (
     ConsumedSource,
-    ImportedState,
-    SnapshotStatus,
     StreamList,
     StreamPosition,
-    StreamState,
     StreamStatus,
 )
 from stepwell_client.wire.outcomes import ReturnMode
@@ -39,19 +36,16 @@ __all__ = [
     "BulkTimesteps",
     "ConsumedSource",
     "Create",
-    "ImportedState",
     "Lifecycle",
     "Prediction",
     "ReplyCallback",
     "RequestFields",
     "ReturnMode",
-    "SnapshotStatus",
     "Source",
     "StreamHandle",
     "StreamKey",
     "StreamList",
     "StreamPosition",
-    "StreamState",
     "StreamStatus",
     "Timestep",
     "Transport",

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from stepwell.addons.copies import openapi
 from stepwell.addons.copies.bodies import read_fork, read_snapshot, read_state, states_of
 from stepwell.addons.copies.stream_copies import StreamCopies
+from stepwell.addons.copies.values import ImportedState, SnapshotStatus, StreamState
 from stepwell.addons.packed_states import read_packed_state, states_in
 from stepwell.asgi.http import (
     audited,
@@ -27,7 +28,7 @@ from stepwell.codec import JSON, Format
 from stepwell.codec.resets import check_snapshot_name
 from stepwell.codec.responses import position_response, rfc3339
 from stepwell.requests.context import AppContext
-from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamState
+from stepwell.types import StreamKey
 from stepwell_client.wire.formats import encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.state_packing import encode_packed_state

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stepwell.addons.copies.values import ImportedState, SnapshotStatus, StreamState
 from stepwell.engine.packing import finite_rows
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.streams.derived_states import NewState, no_stream, responding_part
@@ -20,7 +21,7 @@ from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record, blake2b_128
 from stepwell.store.snapshots import IdempotencyWrite, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
-from stepwell.types import ImportedState, SnapshotStatus, StreamKey, StreamPosition, StreamState
+from stepwell.types import StreamKey, StreamPosition
 from stepwell_export.runtime.state_packing import DecodedState
 
 

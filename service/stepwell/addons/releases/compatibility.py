@@ -9,9 +9,10 @@ from stepwell.addons.releases.bodies import bad_release
 from stepwell.addons.releases.document import Gate, Take
 from stepwell.addons.releases.takeover import same_states
 from stepwell.addons.releases.translations import Translations, translation_file
+from stepwell.addons.releases.version_differences import tensors_differ
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
-from stepwell.models.version_differences import needed_inputs, tensors_differ
+from stepwell.models.version_differences import needed_inputs
 from stepwell_export.runtime.errors import StepwellError
 from stepwell_export.runtime.labels import labels_of_outputs
 from stepwell_export.runtime.truth import truths_of

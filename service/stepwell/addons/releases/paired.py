@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stepwell.addons.releases.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint, pair_rows
-from stepwell.models.version_differences import tensors_differ
+from stepwell.addons.releases.version_differences import tensors_differ
 from stepwell_export.runtime.errors import ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.state_packing import StateField, initial_states, pack, unpack
