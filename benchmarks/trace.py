@@ -27,7 +27,7 @@ REQUESTS = 300
 _TIMEOUT_S = 120.0
 _SERVE = """
 import atexit, json, os, sys, threading
-from stepwell.cli import main
+from stepwell import main
 calls, counts = set(), []
 def trace(frame, event, arg):
     if event == "call" and "/stepwell" in (name := frame.f_code.co_filename):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from stepwell.cli import make_app
+from stepwell.commands.cli import make_app
 from tests import graphs
 
 STEPWELL = [sys.executable, "-P", "-m", "stepwell"]
@@ -91,7 +91,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_help_imports_no_heavy_modules() -> None:
-    look = "import sys; import stepwell.cli as c; c.make_app(None); print(*sorted(sys.modules))"
+    look = "import sys; import stepwell.commands.cli as c; c.make_app(None); print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
 
     assert {"numpy", "onnxruntime", "fastapi", "uvicorn", "redis", "pydantic", "httpx2"}.isdisjoint(modules)
@@ -154,7 +154,7 @@ def test_an_unsafe_start_is_exit_code_3(tmp_path: Path) -> None:
 def test_a_missing_extra_is_exit_code_3_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "pumps.py").write_text("def make():\n    import torch\n")
     words = ["stepwell", "export", "pumps:make", "-o", "pump.onnx"]
-    run = f"import sys; sys.modules['torch'] = None; sys.argv = {words}; from stepwell.cli import main; main()"
+    run = f"import sys; sys.modules['torch'] = None; sys.argv = {words}; from stepwell.commands.cli import main; main()"
     done = subprocess.run([sys.executable, "-P", "-c", run], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 3
@@ -191,7 +191,7 @@ def test_the_callers_folder_is_importable_but_shadows_nothing(tmp_path: Path) ->
     (tmp_path / "typer.py").write_text("raise SystemExit('shadowed')")
 
     assert run_stepwell("--version", cwd=tmp_path).returncode == 0
-    look = "import sys; sys.argv = ['stepwell', '--version']\ntry:\n import stepwell.cli; stepwell.cli.main()\nexcept SystemExit: print(sys.path[-1])"  # noqa: E501
+    look = "import sys; sys.argv = ['stepwell', '--version']\ntry:\n import stepwell.commands.cli; stepwell.commands.cli.main()\nexcept SystemExit: print(sys.path[-1])"  # noqa: E501
     last = subprocess.run([sys.executable, "-P", "-c", look], cwd=tmp_path, capture_output=True, text=True).stdout
     assert last.splitlines()[-1] == str(tmp_path)
 
@@ -200,7 +200,7 @@ def test_serving_imports_nothing_that_only_other_commands_need() -> None:
     """What is imported at the start is most of what a start costs."""
     needless = "httpx2 rich pygments onnx keras torch jax"
     code = (
-        "import sys; from stepwell.cli import make_app; make_app('serve'); import stepwell.app; "
+        "import sys; from stepwell.commands.cli import make_app; make_app('serve'); import stepwell.app; "
         "import stepwell.addons.fast_path.fast_http, stepwell.addons.fast_path.fast_feed; "
         f"print([name for name in '{needless}'.split() if name in sys.modules])"
     )

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from stepwell import cli, extend
+from stepwell import extend
 from stepwell.addons.connect.urls import BrokerUrl
 from stepwell.app import create_app
+from stepwell.commands import cli
 from stepwell.service_addon import sole
 from stepwell.settings import Settings, setting_groups
 from stepwell.store.transport.transport import open_transport

@@ -144,5 +144,5 @@ def main() -> None:
     from stepwell.commands.interrupted import loading
 
     with loading():
-        from stepwell.cli import main as run
+        from stepwell.commands.cli import main as run
     run()

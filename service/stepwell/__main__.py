@@ -3,6 +3,6 @@
 from stepwell.commands.interrupted import loading
 
 with loading():
-    from stepwell.cli import main
+    from stepwell.commands.cli import main
 
 main()

@@ -23,7 +23,7 @@ from typing import IO, ClassVar, NoReturn
 
 LAUNCH = [sys.executable, "-P", "-m", "stepwell"]
 _MODULES = (
-    "stepwell.cli",
+    "stepwell.commands.cli",
     "stepwell.app",
     "stepwell.commands.serve",
     "stepwell.addons.connect.command",

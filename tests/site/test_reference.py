@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 import stepwell
 import stepwell_client as client
 from stepwell.app import create_app
-from stepwell.cli import make_app
+from stepwell.commands.cli import make_app
 from stepwell.error_codes import CODES
 from stepwell.metrics import Metrics
 from stepwell.settings import PREFIX, Settings, describe_settings, setting_groups

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from stepwell import cli
+from stepwell.commands import cli
 
 _HEAD = """\
 # Commands

@@ -117,7 +117,7 @@ def test_the_stream_is_a_segment_of_the_topic(url: str, topic: str, stream: str)
 
 
 def test_a_missing_library_is_named_with_the_extra(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['aiokafka'] = None; from stepwell.cli import main; main()"
+    program = "import sys; sys.modules['aiokafka'] = None; from stepwell.commands.cli import main; main()"
     words = ["connect", "kafka://127.0.0.1/t", "--model", "m", "--stream", "key"]
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path)
 

@@ -13,7 +13,9 @@ from tests.graphs import fold, fold_reference, slow, write_models
 from tests.processes import LAUNCH
 from tests.servers import Server
 
-SERVE = "import sys; sys.modules['{package}'] = None; sys.argv = {words}; from stepwell.cli import main; main()"
+SERVE = (
+    "import sys; sys.modules['{package}'] = None; sys.argv = {words}; from stepwell.commands.cli import main; main()"
+)
 
 
 def test_without_the_extra_it_refuses_to_start(tmp_path: Path) -> None:
