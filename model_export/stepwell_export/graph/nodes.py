@@ -175,12 +175,9 @@ def only_needed(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     made.ir_version, made.graph.name = model.ir_version, graph.name
     made.opset_import.extend(model.opset_import)
     made.functions.extend(model.functions)
-    needed, kept = {tensor}, []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            kept.append(node)
-            needed.update(uses(node))
-    made.graph.node.extend(reversed(kept))
+    kept = needed_nodes(graph.node, [tensor])
+    needed = {name for node in kept for name in uses(node)} | {tensor}
+    made.graph.node.extend(kept)
     made.graph.input.extend(graph.input)
     for value in graph.initializer:
         if value.name in needed:

@@ -183,10 +183,10 @@ class _Walk:
         is_known = has_schema and all(fact is None or fact.shapes is not None for fact in given)
         types = self._inferred(node, given) if is_known else {}
         made = [types.get(name, (0, None)) for name in node.output]
-        if node.op_type == "Shape" and given[0] is not None and given[0].shapes is not None:
-            first, other = (
-                np.asarray(shape, np.int64)[slice(attrs.get("start", 0), attrs.get("end"))] for shape in given[0].shapes
-            )
+        if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
+            part = slice(attrs.get("start", 0), attrs.get("end"))
+            pair = [np.asarray(shape, np.int64)[part] for shape in given[0].shapes]
+            first, other = pair if node.op_type == "Shape" else [np.asarray(sizes.prod()) for sizes in pair]
             return [_valued(onnx.TensorProto.INT64, first, other, np.asarray(first != other))]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
             return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]

@@ -71,6 +71,14 @@ INDEPENDENT: dict[str, Case] = {
             z = Expand (h, to)
             y = Add (x, z)
         }""", FOUR, {"four": ints(4), "h": (1, 4)}),
+    "a branch by the number of axes": (
+        """(float[B,4] x) => (float[B,4] y) {
+            sizes = Shape (x)
+            axes = Size (sizes)
+            c = Equal (axes, two)
+            y = If <then_branch = t () => (float[B,4] a) { a = Neg (x) },
+                    else_branch = e () => (float[B,4] b) { b = Identity (x) }> (c)
+        }""", FOUR, {"two": np.array(2)}),
     "a state of zeros": (
         """(float[B,4] x) => (float[B,4] y) {
             n = Shape (x)
