@@ -17,7 +17,6 @@ from stepwell_export.adoption.axes import (
     Declared,
     Row,
     ShapedTensor,
-    UnknownLengthError,
     without_ones,
 )
 from stepwell_export.adoption.caches.bounded_graph import check_growing
@@ -86,8 +85,8 @@ def adopt(
     try:
         rows = find_rows(graph, hints)
         one, two = try_rows(graph, rows, constants)
-    except (UnknownLengthError, ModelLoadError) as exc:
-        ask_for_length(graph, hints, constants, model, exc)
+    except ModelLoadError as exc:
+        ask_for_length(graph, hints, exc)
         raise
     pairing = _pair(graph, model, hints, rows, one)
     notes = list(pairing.notes)

@@ -187,11 +187,17 @@ def without_ones(row: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(d for d in row if d != 1) or row[:1]
 
 
-def role(*, is_state: bool) -> tuple[str, str]:
-    """Return how a message names a graph input whose length is open, and what it asks for."""
-    if is_state:
-        return "State", "Say how long a row of the state is"
-    return "Input", "Say what is sent with each timestep"
+def length_unknown(tensor: Declared, why: str, *, is_state: bool) -> UnknownLengthError:
+    """Return the error for an input whose row has a length that is declared nowhere."""
+    subject, wanted = (
+        ("State", "Say how long a row of the state is")
+        if is_state
+        else ("Input", "Say what is sent with each timestep")
+    )
+    return UnknownLengthError(
+        f"{subject} {tensor.name!r} is declared {shown(tensor.dims)}; the length of one row is not known{why}.",
+        fix=f"{wanted}: `--shape {tensor.name}=LENGTH` (or LENGTHxLENGTH ...).",
+    )
 
 
 def _fill(
@@ -199,11 +205,7 @@ def _fill(
 ) -> tuple[int, ...]:
     if said is None:
         if unknown:
-            subject, wanted = role(is_state=is_state)
-            raise UnknownLengthError(
-                f"{subject} {tensor.name!r} is declared {shown(tensor.dims)}; the length of one row is not known.",
-                fix=f"{wanted}: `--shape {tensor.name}=LENGTH` (or LENGTHxLENGTH ...).",
-            )
+            raise length_unknown(tensor, "", is_state=is_state)
         return tuple(d for d in row if isinstance(d, int))
     filled = list(row)
     if len(said) == len(row):
