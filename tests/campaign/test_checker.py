@@ -44,12 +44,12 @@ def test_a_later_incarnation_continues_from_its_own_start() -> None:
     assert check("s", rest, 5, states=[Folds.of(1, ys[2])], start=3).violations == []
 
 
-@pytest.mark.parametrize("at", range(5))
-def test_one_wrong_value_is_detected(at: int) -> None:
-    found = operations()
-    found[at] = dataclasses.replace(found[at], ys=(found[at].ys[0] ^ 1,))
+def test_one_wrong_value_is_detected() -> None:
+    for at in range(5):
+        found = operations()
+        found[at] = dataclasses.replace(found[at], ys=(found[at].ys[0] ^ 1,))
 
-    assert "wrong" in violation_kinds(found, 5)
+        assert "wrong" in violation_kinds(found, 5), at
 
 
 def test_an_unacknowledged_step_is_reported_as_duplicated() -> None:

@@ -79,13 +79,12 @@ def test_a_stream_that_does_not_follow_the_release_is_detected(
     assert kinds(operations(ys, versions), releases) == ["wrong"]
 
 
-@pytest.mark.parametrize("at", range(len(XS)))
-def test_a_timestep_that_one_half_missed_is_detected(at: int) -> None:
-    xs = [*XS[:at], *XS[at + 1 :]]
-    missed = fold_reference(xs, factor=FACTORS[1])
-    ys = [*RAMPED[:END], *missed[END - 1 :]]
+def test_a_timestep_that_one_half_missed_is_detected() -> None:
+    for at in range(len(XS)):
+        missed = fold_reference([*XS[:at], *XS[at + 1 :]], factor=FACTORS[1])
+        ys = [*RAMPED[:END], *missed[END - 1 :]]
 
-    assert ("wrong" in kinds(operations(ys, {START: 2, END: 1}), log("ramp"))) == (at < len(XS))
+        assert "wrong" in kinds(operations(ys, {START: 2, END: 1}), log("ramp")), at
 
 
 def test_a_pair_is_not_left_once_every_worker_follows_the_end() -> None:

@@ -143,12 +143,6 @@ def test_an_npz_file_has_a_stream_per_row_of_its_arrays(tmp_path: Path, order: s
     np.testing.assert_array_equal(np.stack(list(found.values())), x.astype(np.float32))
 
 
-def test_an_npz_file_may_name_its_streams(tmp_path: Path) -> None:
-    write_npz(tmp_path / "a.npz", x__x=np.ones((2, 3, 2)), streams=np.array(["left", "right"]))
-
-    assert list(read(tmp_path / "a.npz")) == ["left", "right"]
-
-
 def test_several_files_of_a_folder_follow_each_other_and_their_rows_count_on(tmp_path: Path) -> None:
     write_csv(tmp_path / "2.csv", ["s", "x[0]", "x[1]"], [("a", 3, 4), ("b", 5, 6)])
     write_csv(tmp_path / "1.csv", ["x[1]", "s", "x[0]"], [(2, "a", 1)])
@@ -421,21 +415,18 @@ def test_an_id_that_no_stream_can_have_is_named_with_file_and_row(tmp_path: Path
         data.check_stream_ids()
 
 
-def test_fractions_are_no_ids_of_an_npz_file(tmp_path: Path) -> None:
+def test_fractions_are_no_ids(tmp_path: Path) -> None:
     npz = write_npz(tmp_path / "a.npz", device=np.array([42.0, 43.0]), p=np.zeros(2), q=np.zeros(2))
+    choice: dict[str, Any] = {"stream": "device", "inputs": {"x": PQ}}
 
-    assert "which are texts or integers" in error_of(npz, stream="device", inputs={"x": PQ}).problem
+    assert "which are texts or integers" in error_of(npz, **choice).problem
 
-
-def test_fractions_are_no_ids_of_a_parquet_file(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
     from pyarrow import parquet
 
     parquet.write_table(pa.table({"device": [1.0, 2.0], "p": [1.0, 2.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
-
-    error = error_of(tmp_path / "a.parquet", stream="device", inputs={"x": PQ})
-
-    assert "has values of type double; a stream's id is a text or an integer" in error.problem
+    problem = error_of(tmp_path / "a.parquet", **choice).problem
+    assert "has values of type double; a stream's id is a text or an integer" in problem
 
 
 def test_times_in_nanoseconds_of_a_parquet_file_are_read(tmp_path: Path) -> None:
