@@ -11,13 +11,11 @@ import pytest
 from tests.addons.dashboard.actions import (
     call,
     confirm,
-    get,
     missing,
     open_address,
     open_page,
     post,
     row,
-    shown_message,
     wait_for_counts,
     wait_for_step,
 )
@@ -128,21 +126,6 @@ def test_a_stream_that_is_deleted_elsewhere_is_no_longer_shown(page: Page, live:
     call(live, "DELETE", "total/streams/gone-2").raise_for_status()
 
     assert missing(page).startswith("There is no stream gone-2")
-
-
-def test_a_snapshot_can_be_deleted(page: Page, live: ServiceProcess) -> None:
-    post(live, "wave/streams/kept-1/step", {"inputs": [0.5]})
-    call(live, "PUT", "wave/streams/kept-1/snapshots/s").raise_for_status()
-    open_page(page, live, "kept-1", model="wave")
-    wait_for_step(page, "kept-1", 1)
-    page.click("#snapshots")
-    page.wait_for("document.querySelectorAll('#ask-items button').length === 2")
-    page.click("#ask-items button:last-child")
-    page.wait_for("/^Delete snapshot/.test(document.getElementById('ask-title').textContent)")
-    page.click("#ask-yes")
-
-    shown_message(page, "was deleted")
-    assert get(live, "wave/streams/kept-1/snapshots") == {"snapshots": []}
 
 
 def test_rejected_requests_are_shown_with_their_reason_but_not_those_of_the_page(

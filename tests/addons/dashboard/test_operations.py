@@ -160,37 +160,39 @@ def test_a_fork_starts_at_the_state_of_the_stream_and_is_selected(
     assert shown_message(page, "created") == f"{stream}-b was created at step 3 as a copy of {stream}."
 
 
-def test_a_stream_can_be_reset_to_a_snapshot_taken_on_the_page(page: Page, live: ServiceProcess, stream: str) -> None:
+def test_a_snapshot_can_be_taken_replaced_restored_and_deleted(page: Page, live: ServiceProcess, stream: str) -> None:
+    path = f"wave/streams/{stream}"
     advance(live, stream, to=2)
     open_at(page, live, stream, 2)
-    confirm(page, "#snapshots", "before")
-    shown_message(page, "before was taken")
-    advance(live, stream, since=2, to=5)
-    wait_for_step(page, stream, 5)
-    page.click("#snapshots")
-    page.wait_for("document.querySelector('#ask-items li .name').textContent === 'before'")
-    page.click("#ask-items button")
-    page.wait_for("/Reset/.test(document.getElementById('ask-title').textContent)")
-    assert get(live, f"wave/streams/{stream}")["step"] == 5  # the dialog is still open
-    accept_dialog(page)
-
-    shown_message(page, "reset to step 2")
-    wait_for_step(page, stream, 2)
-    assert get(live, f"wave/streams/{stream}")["step"] == 2
-
-
-def test_a_snapshot_is_not_replaced_without_confirmation(page: Page, live: ServiceProcess, stream: str) -> None:
-    advance(live, stream, to=2)
-    call(live, "PUT", f"wave/streams/{stream}/snapshots/s", headers={"idempotency-key": stream}).raise_for_status()
+    confirm(page, "#snapshots", "s")
+    shown_message(page, "s was taken")
     advance(live, stream, since=2, to=3)
-    open_at(page, live, stream, 3)
+    wait_for_step(page, stream, 3)
     confirm(page, "#snapshots", "s")
     page.wait_for("/Replace/.test(document.getElementById('ask-title').textContent)")
-    assert get(live, f"wave/streams/{stream}/snapshots/s")["step"] == 2
+    assert get(live, f"{path}/snapshots/s")["step"] == 2  # the dialog is still open
     accept_dialog(page)
-
     shown_message(page, "at step 3")
-    assert get(live, f"wave/streams/{stream}/snapshots/s")["step"] == 3
+    assert get(live, f"{path}/snapshots/s")["step"] == 3
+
+    advance(live, stream, since=3, to=5)
+    wait_for_step(page, stream, 5)
+    page.click("#snapshots")
+    page.wait_for("document.querySelector('#ask-items li .name').textContent === 's'")
+    page.click("#ask-items button")
+    page.wait_for("/Reset/.test(document.getElementById('ask-title').textContent)")
+    assert get(live, path)["step"] == 5
+    accept_dialog(page)
+    shown_message(page, "reset to step 3")
+    wait_for_step(page, stream, 3)
+
+    page.click("#snapshots")
+    page.wait_for("document.querySelectorAll('#ask-items button').length === 2")
+    page.click("#ask-items button:last-child")
+    page.wait_for("/^Delete snapshot/.test(document.getElementById('ask-title').textContent)")
+    accept_dialog(page)
+    shown_message(page, "was deleted")
+    assert get(live, f"{path}/snapshots") == {"snapshots": []}
 
 
 def test_a_reset_asks_for_confirmation_and_can_be_declined(page: Page, live: ServiceProcess, stream: str) -> None:
