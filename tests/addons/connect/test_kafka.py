@@ -108,8 +108,9 @@ def test_a_topic_gives_the_predictions_of_the_fold(
     readings = Readings(21, streams=50, steps=20)
     topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()])
 
-    counts = run_once(tmp_path, topics.url("in", "?group=g"), *flags(service, topics))
-    again = run_once(tmp_path, topics.url("in", "?group=g"), *flags(service, topics))
+    words = (topics.url("in", "?group=g&member=m"), *flags(service, topics))
+    counts = run_once(tmp_path, *words)
+    again = run_once(tmp_path, *words)
 
     out = topics.read("out", len(readings))
     assert written(document for _, document in out) == readings.expected()

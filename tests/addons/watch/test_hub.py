@@ -206,17 +206,6 @@ async def test_a_worker_that_starts_later_publishes_to_existing_subscribers(fold
         assert await received(watcher, 1) == steps([1])
 
 
-async def test_a_reconnecting_subscriber_receives_what_it_missed_and_then_live_events(
-    folder: Path, redis_server: Server
-) -> None:
-    async with watch_engine(redis_server.url, folder, history=1000) as engine:
-        await advance(engine, 400)
-        async with subscribed(engine, ONE, since=57) as watcher:
-            await advance(engine, 10)
-
-            assert await received(watcher, 353) == steps(range(58, 411))
-
-
 async def test_a_subscriber_that_reconnects_while_the_stream_is_stepped_misses_nothing(
     folder: Path, redis_server: Server
 ) -> None:
