@@ -119,6 +119,24 @@ FORMS: dict[str, Build] = {
         none=ints(0), two=ints(2), five=ints(5), flat=ints(-1, 4), V=(4, 5),
     ),
     "predictions_fed_back": predictions_fed_back,
+    "classes_one_hot": lambda: graph(
+        """(int64[batch, time] x) => (float[batch, time, 3] y) {
+            h = OneHot <axis = -1> (x, six, values)
+            c = CumSum (h, axis)
+            y = MatMul (c, W)
+        }""",
+        six=np.int64(6), values=np.array([0, 1], np.float32), axis=np.int64(1), W=(6, 3),
+    ),
+    "written_out_with_an_axis_of_one_timestep": lambda: graph(
+        "(float[batch, 6, 4] x) => (float[batch, 6, 4] y) { h0 = Slice (x, at0, at1, at1) "
+        + " ".join(
+            f"x{t} = Slice (x, at{t}, at{t + 1}, at1) a{t} = MatMul (h{t - 1}, W) b{t} = Add (a{t}, x{t}) "
+            f"h{t} = Tanh (b{t})"
+            for t in range(1, 6)
+        )
+        + " y = Concat <axis = 1> (h0, h1, h2, h3, h4, h5) }",
+        W=(4, 4), **{f"at{t}": ints(t) for t in range(7)},
+    ),
 }  # fmt: skip
 
 

@@ -79,6 +79,12 @@ ZOO: dict[str, Entry] = {
         "the logarithm of a sum of exponentials of the last four timesteps, and the place of the largest in them",
         "the past three timesteps; at the beginning as many as there are",
     ),
+    "mean_by_hand": Entry(
+        lambda: pooled("l = Shape (x) t = Slice (l, one, two) n = Cast <to = 1> (t) "
+                       "v = ReduceSum <keepdims = 0> (x, one) r = Sqrt (n) a = Div (v, n) b = Div (v, r) "
+                       "y = Add (a, b)"),
+        "a sum over time divided by the number of timesteps, and by its root", "the sum so far",
+    ),
     "sums_of_squares": Entry(
         lambda: pooled("a = ReduceSumSquare <axes = [1], keepdims = 0> (x) b = ReduceL1 <axes = [1, 2]> (x) "
                        "c = Squeeze (b, two) d = ReduceL2 <axes = [1], keepdims = 0> (x) "
