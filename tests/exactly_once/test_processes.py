@@ -57,20 +57,6 @@ async def run_under_kills(services: list[ServiceProcess], seed: int) -> Campaign
     return campaign
 
 
-@pytest.mark.slow
-async def test_random_routing_and_duplicate_requests_equal_the_fold(
-    models: Path, tmp_path: Path, redis: Server
-) -> None:
-    with (
-        service_process(models, tmp_path / "one", "--redis", redis.url) as one,
-        service_process(models, tmp_path / "two", "--redis", redis.url) as two,
-    ):
-        campaign = await run_streams([one.port, two.port], "fold", streams=STREAMS, steps=STEPS, seed=1, twice=0.1)
-
-    assert campaign.wrong == []
-    assert campaign.replayed == campaign.duplicated > 0
-
-
 @pytest.mark.usefixtures("with_and_without_fast_lane")
 @pytest.mark.slow
 @pytest.mark.timeout(900)

@@ -58,7 +58,7 @@ def ended(folder: Path, *words: str, env: dict[str, str] | None = None) -> tuple
     return one, (folder / "out").read_text()
 
 
-@pytest.mark.parametrize("words", [["--version"], ["serve", "--no-such-flag"], ["connect", "nothing://here"]])
+@pytest.mark.parametrize("words", [["--version"], ["serve", "--no-such-flag"]])
 def test_output_and_exit_code_are_those_of_a_new_interpreter(words: list[str], tmp_path: Path) -> None:
     forked, printed = ended(tmp_path, *words)
     with real_starts():
