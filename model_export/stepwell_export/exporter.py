@@ -86,7 +86,7 @@ def export_source(
             precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
-        time_axes: The time axis by input of an ONNX file, where running it does not show it; None: the input has none.
+        time_axes: The time axis by input of an ONNX file, where its declared axes do not have it; None: it has none.
         batch_axes: The batch axis by input of an ONNX file, in the same way.
         length: The number of timesteps that an ONNX file was trained with, if it attends to all timesteps before or has
             a table of positions.

@@ -39,7 +39,7 @@ def convert(
     Args:
         source: An ONNX file, or an `onnx.ModelProto`.
         name: The model's name in its manifest.
-        time_axes: Time axis by input, where running the graph does not show it; None: the input has none.
+        time_axes: Time axis by input, where its declared axes do not have it; None: the input has none.
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for. Attention without a window then covers as many,

@@ -79,7 +79,7 @@ def export(
     time_axis: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="INPUT=AXIS", help="The time axis of an ONNX file's input, if it is not detected. Repeatable."
+            metavar="INPUT=AXIS", help="The time axis of an ONNX file's input, if it is not named so. Repeatable."
         ),
     ] = None,
     batch_axis: Annotated[
