@@ -467,19 +467,11 @@ def mixed_axes(
         return {rank - 2, rank - 1}
     if kind == "InstanceNormalization":
         return set(range(2, rank))
-    if kind == "GroupNormalization":
-        return set(range(1, rank))
-    if kind == "MeanVarianceNormalization":
-        return {int(axis) % rank for axis in attrs.get("axes", [0, 2, 3])}
-    if kind == "LRN":
-        return {1}
-    if kind == "CenterCropPad":
-        return set() if place else {int(axis) % rank for axis in attrs.get("axes", range(rank))}
     if kind in {"ArgMax", "ArgMin", "TopK", *RUNNING}:
         axis = value(node.input[1]) if kind in RUNNING else attrs.get("axis", -1 if kind == "TopK" else 0)
         return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
     if kind in {"Resize", "Upsample"}:
-        return set() if place else _resized(node, attrs, rank, value)
+        return set() if place else _scaled(node, attrs, rank, value)
     if kind.startswith("Reduce"):
         given = attrs.get("axes")
         if len(node.input) > 1 and node.input[1]:
@@ -495,20 +487,14 @@ def mixed_axes(
 _MOVING = frozenset({"Concat", "Expand", "Gather", "OneHot", "Pad", "Shape", "Size", "Slice", "Split", "Tile"})
 
 
-def _resized(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
-    """Return the axes that a Resize or Upsample makes longer or shorter."""
-    axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
-    given = dict(enumerate(node.input))
-    scales = attrs.get("scales")
-    if name := given.get(1 if node.op_type == "Upsample" else 2):
-        given_sizes = value(name)
-        scales = None if given_sizes is None else given_sizes.tolist()
-    if scales:
-        return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
-    sizes, before = value(given[3]) if given.get(3) else None, value(node.input[0])
-    if sizes is None or before is None:
+def _scaled(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
+    """Return the axes that a Resize or Upsample makes longer or shorter by scales; None: it has none."""
+    given = dict(enumerate(node.input)).get(1 if node.op_type == "Upsample" else 2)
+    scales = value(given) if given else attrs.get("scales")
+    if scales is None or not len(scales):
         return None
-    return {axis for axis, size in zip(axes, sizes.tolist(), strict=True) if size != before.shape[axis]}
+    axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
+    return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
 
 
 def _summed(equation: str, place: int, rank: int) -> set[int]:
