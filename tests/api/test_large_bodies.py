@@ -21,7 +21,7 @@ from tests.graphs import fold, lstm, write_models
 from tests.servers import Server
 
 FEATURES = 512
-N_ROWS = 820  # of 9.9 kB each
+N_ROWS = 410  # of 9.9 kB each
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fast", "declared"])
@@ -35,7 +35,7 @@ def wide(
 
 @functools.cache
 def large(name: str = "x", first: str = "0.5", more: str = "") -> bytes:
-    """Return a chunk of 8 MB, whose input has this name in the body, and whose first number is this text."""
+    """Return a chunk of 4 MB, whose input has this name in the body, and whose first number is this text."""
     row = ", ".join([str(0.123456789012345 + n / 1000) for n in range(FEATURES - 1)])
     rows = ", ".join([f"[{first}, {row}]"] * N_ROWS)
     return f'{{"inputs": {{"{name}": [{rows}]}}, "return": "last"{more}}}'.encode()
