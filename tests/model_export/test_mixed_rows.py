@@ -76,16 +76,16 @@ def test_a_graph_of_one_row_that_would_mix_rows_runs_one_at_a_time() -> None:
 
 def test_the_file_of_a_model_that_is_not_decided_has_the_reason(tmp_path: Path) -> None:
     model = batch_first(
-        "yl = GRU <hidden_size = 5> (xt, W, R, B)\n[crop] yt = CenterCropPad <axes = [3]> (yl, five)",
-        five=ints(5), **GRU,
+        "yl = GRU <hidden_size = 5> (xt, W, R, B) m = Transpose <perm = [2, 0, 1, 3]> (yl)\n"
+        "[pool] p, places = MaxPool <kernel_shape = [1, 1]> (m) yt = Transpose <perm = [1, 2, 0, 3]> (p)",
+        **GRU,
     )  # fmt: skip
-    model.opset_import[0].version = 18
     onnx.save(model, tmp_path / "odd.onnx")
     export_source(tmp_path / "odd.onnx", tmp_path / "step.onnx")
 
     manifest = StepModel(tmp_path / "step.onnx").manifest
     assert manifest.batch.mode == "single"
-    assert manifest.batch.why == "Node 'crop' (CenterCropPad) is an operator whose rows are not known"
+    assert manifest.batch.why == "Node 'pool' (MaxPool) gives places that are counted through the batch"
 
 
 # ---------------------------------------------------------------- step graphs that are adopted
