@@ -319,7 +319,7 @@ class RequestDecoder:
 
 _MODULES: dict[Format, Any] = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
 _QUOTE = ord('"')
-_IN_JSON = {b"NaN": b"null", b"Infinity": b"1e999", b"-Infinity": b"-1e999"}
+_NOT_FINITE = b"1e999"
 _LITERALS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|$)|NaN|-?Infinity', re.DOTALL)
 
 
@@ -338,11 +338,11 @@ def _decoder(body_format: Format, kind: Any) -> Callable[[bytes], Any]:
 
 
 def _without_literals(body: bytes) -> bytes:
-    """Return a body with numbers of JSON for the literals that JSON does not have, outside of texts.
+    """Return a body with a number that is not finite for each literal that JSON does not have, outside of texts.
 
-    In columns, such a literal is the error of its row alone. `NaN` becomes `null`, which may stand for a missing value.
+    In columns, such a literal is the error of its row alone.
     """
-    return _LITERALS.sub(lambda found: found[0] if found[0][0] == _QUOTE else _IN_JSON[found[0]], body)
+    return _LITERALS.sub(lambda found: found[0] if found[0][0] == _QUOTE else _NOT_FINITE, body)
 
 
 def _reject_columns(problem: str) -> NoReturn:

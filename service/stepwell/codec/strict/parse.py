@@ -24,7 +24,7 @@ class _DuplicateKeyError(Exception):
 
 
 def parse(body: bytes, body_format: Format) -> Any:
-    """Return the document as plain values; `NaN`, `Infinity` and `1e999` become non-finite floats.
+    """Return the document as plain values; in JSON, `NaN`, `Infinity` and `1e999` are infinite.
 
     Raises:
         ServiceError: `bad_json`: not JSON or not msgpack, a key twice in one object, not UTF-8, an unpaired
@@ -96,7 +96,7 @@ def _parse_json(body: bytes) -> Any:
     try:
         # In a thread, a function that is called for each number lets the event loop run in between.
         hooks: dict[str, Any] = {"parse_float": _float, "parse_int": _int} if len(text) > _LARGE_CHARACTERS else {}
-        document = json.loads(text, object_pairs_hook=_object_with_unique_keys, **hooks)
+        document = json.loads(text, object_pairs_hook=_object_with_unique_keys, parse_constant=_constant, **hooks)
     except _DuplicateKeyError as exc:
         _reject_duplicate(exc.args[0], exc)
     except json.JSONDecodeError as exc:
@@ -108,6 +108,12 @@ def _parse_json(body: bytes) -> Any:
     if "\\u" in text:
         _check_surrogates(document)
     return document
+
+
+def _constant(literal: str) -> float:
+    """Return infinity for each literal that JSON does not have: its `NaN` stands for no missing value."""
+    del literal
+    return math.inf
 
 
 def _float(text: str) -> float:
