@@ -26,6 +26,7 @@ import keras
 import numpy as np
 
 def build():
+    keras.utils.clear_session()  # names of layers are counted from the start
     wide = keras.layers.GRU(200, return_sequences=True)
     layers = [keras.Input((None, 8)), wide, keras.layers.Conv1D(8, 3, padding="causal")]
     model = keras.Sequential([*layers, keras.layers.LSTM(16), keras.layers.Dense(4, activation="softmax")])
