@@ -135,7 +135,7 @@ FORMS: dict[str, Build] = {
             for t in range(1, 6)
         )
         + " y = Concat <axis = 1> (h0, h1, h2, h3, h4, h5) }",
-        W=(4, 4), **{f"at{t}": ints(t) for t in range(7)},
+        W=(4, 4), **dict[str, Any]({f"at{t}": ints(t) for t in range(7)}),
     ),
 }  # fmt: skip
 
