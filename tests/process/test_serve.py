@@ -265,7 +265,7 @@ def probes_of(models: Path) -> list[bytes]:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = entry.read_bytes()
-            if b"stepwell.models.probe" in words and os.fsencode(models) in words:
+            if b"stepwell.addons.vetting.probe" in words and os.fsencode(models) in words:
                 found.append(words)
     return found
 

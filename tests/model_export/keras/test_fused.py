@@ -44,7 +44,7 @@ class ByPosition(keras.Layer):  # type: ignore[misc]  # Keras has no types
         self.rows = self.add_weight(shape=(T, 8), name="rows")
 
     def call(self, x: Any) -> Any:
-        return x * self.rows
+        return x * self.rows[: keras.ops.shape(x)[1]]
 
 
 def tokens() -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepwell_export.keras.sequence import export_keras
-from stepwell_export.runtime.errors import ParityError, RefusedModelError
+from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import AttentionByHand, LoopByHand, T, over
@@ -81,9 +81,9 @@ def test_numbers_for_each_timestep_of_a_fixed_number_are_refused_with_the_way_ou
     assert re.search(r"write a step rule for \w+: stepwell.register_step_rule", caught.value.fix)
 
 
-def test_what_looks_ahead_at_the_end_alone_is_caught_by_the_proof() -> None:
-    with pytest.raises(ParityError, match="first differs at timestep"):
-        export_model(over(Ahead(name="own")), name="m")
+def test_what_looks_ahead_at_the_end_alone_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="as many timesteps as it takes up to a limit only"):
+        export_keras(over(Ahead(name="own")), name="m")
 
 
 def test_products_of_all_timesteps_are_refused_with_the_way_out() -> None:
