@@ -363,6 +363,20 @@ def _gather(call: RowCall) -> Rows:
     return data if data.axis < axis else replace(data, axis=data.axis - 1 + call.rank(1))
 
 
+def _gather_nd(call: RowCall) -> Rows:
+    data, indices, count = call.rows(0), call.rows(1), int(call.attrs.get("batch_dims", 0))
+    fact = call.fact(1)
+    assert fact is not None
+    if indices is not None and indices.axis < fact.rank - 1:
+        if data is None:
+            return indices
+        if data == indices and data.axis < count:
+            return data
+    if indices is None and data is not None and data.axis >= (end := count + fact.known_shapes[0][-1]):
+        return replace(data, axis=fact.rank - 1 + data.axis - end)
+    raise UndecidedError("picks from the axis that has the rows")
+
+
 def _elements_by_places(call: RowCall) -> Rows:
     """Elements that are picked, or written, at places along an axis."""
     places = [call.rows(place) for place in range(len(call.given))]
@@ -511,6 +525,7 @@ RULES: Final[Mapping[str, Rule]] = {
         (["Split"], _along(_axis(0), "separates")),
         (["Slice"], _slice),
         (["Gather"], _gather),
+        (["GatherND"], _gather_nd),
         (["GatherElements", "ScatterElements"], _elements_by_places),
         (["ScatterND"], _scatter_nd),
         (["Pad"], _pad),
