@@ -1,7 +1,8 @@
 """`SequenceInputs`: what a sequence graph takes, where its inputs have their axes, and the sizes it is run with.
 
-Time and batch are where the caller says, else where the declared names say, else behind and at the front. An input may
-be what a recurrence starts from, how long its sequences are, or ids of a vocabulary.
+The axes of time and batch are those that the caller gives, else those with such names in the file; else the batch is
+first, and time is behind it. An input may be what a recurrence starts from, how long its sequences are, or ids of a
+vocabulary.
 """
 
 from __future__ import annotations
