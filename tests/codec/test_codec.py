@@ -423,6 +423,17 @@ def test_in_json_a_missing_value_is_null_and_never_nan(value: str) -> None:
     assert [*model.bulk(columns, JSON, chunk=chunk).faults] == [0]
 
 
+@pytest.mark.parametrize("names", ['"stream": "a"', '"streams": ["a"]'])
+@pytest.mark.parametrize("value", ["NaN", '{"n": [-Infinity]}'])
+def test_an_id_that_is_no_json_is_refused_and_not_returned(names: str, value: str) -> None:
+    correlation: dict[str, Any] = {}
+    inputs = "[[1, 2]]" if "streams" in names else "[1, 2]"
+    message = f'{{{names}, "id": {value}, "inputs": {{"x": {inputs}}}}}'.encode()
+
+    assert code_of(lambda: wire(("x", "float32", [2])).feed(message, JSON, correlation, many=True)) == "bad_json"
+    assert correlation == ({} if "streams" in names else {"stream": "a"})
+
+
 @pytest.mark.parametrize("value", ["NaN", "1e999"])
 def test_a_non_finite_literal_in_an_integer_input_is_non_finite(value: str) -> None:
     assert code_of(lambda: wire(("x", "int64", [1])).step(f'{{"inputs": [{value}]}}'.encode(), JSON)) == "non_finite"

@@ -227,6 +227,17 @@ class RequestDecoder:
             ServiceError: A fault that needs no other words.
         """
         envelope = _envelope(body, body_format, kinds)
+        if sent is not body:  # a literal that JSON does not have; only a row of columns fails without the others
+            if _NOT_FINITE in bytes(getattr(envelope, "id", UNSET) or b""):
+                if correlation is not None:
+                    correlation |= {key: of for key, of in correlation_of(envelope).items() if key != "id"}
+                raise ServiceError(
+                    "bad_json",
+                    "`id` has a number that is not finite, which JSON does not have.",
+                    fix="Send another `id`, or none.",
+                )
+            if envelope.n_rows is None:
+                raise NotTypedError
         if isinstance(envelope, PeekBody | BulkMessage):
             chunk = envelope.chunk is True
             if envelope.keep is not UNSET and not chunk:
