@@ -47,7 +47,12 @@ def warm() -> Iterator[WarmProcess | None]:
 @pytest.mark.many
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant: Mutant, warm: WarmProcess | None, tmp_path: Path) -> None:
-    assert survives(mutant, tmp_path / "copy", warm=warm) == ""
+    """Whether a race between two requests shows is a matter of time: a mutant survives if its tests pass twice."""
+    printed = survives(mutant, tmp_path / "copy", warm=warm)
+    if printed:
+        printed = survives(mutant, tmp_path / "again", warm=warm)
+
+    assert printed == ""
 
 
 def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:

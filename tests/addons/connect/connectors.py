@@ -167,6 +167,7 @@ def kill_in_turn(
     *,
     add: Callable[[Sequence[ConnectorProcess]], None],
     n_written: Callable[[], int],
+    is_settled: Callable[[], bool] = lambda: True,
     victims: Sequence[int | None],
 ) -> None:
     """Kill connectors and their service, each time that a part of the predictions was written, until all were.
@@ -180,6 +181,8 @@ def kill_in_turn(
         readings: All inputs.
         add: Adds the inputs, once the connectors were started.
         n_written: Returns the number of timesteps whose predictions were written.
+        is_settled: Whether nothing is read again; waited for, as the last victim may not have acknowledged what it has
+            written.
         victims: In their order: the number of a connector, or None for the service.
     """
     with (
@@ -201,4 +204,5 @@ def kill_in_turn(
                 victim.kill()
                 victim.start()
             wait(len(victims) + 1)
+            wait_for(is_settled, what=lambda: [one.text() for one in connectors])
         assert streams_equal_the_fold(service.url, readings)

@@ -108,11 +108,11 @@ def test_two_connectors_that_are_killed_in_turn_write_every_prediction_once(
         readings,
         add=lambda _: broker.add("in", readings),
         n_written=lambda: int(broker.client.xlen("out")),
+        is_settled=lambda: broker.client.xpending("in", "g")["pending"] == 0,
         victims=[0, None, 1, 0, 1],
     )
 
     assert written(broker.entries("out")) == readings.expected()
-    assert broker.client.xpending("in", "g")["pending"] == 0
 
 
 @pytest.mark.slow
