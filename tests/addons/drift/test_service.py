@@ -104,17 +104,19 @@ def test_a_shift_by_two_sigma_on_a_tenth_of_the_streams_shows_at_its_features_al
     """All values together cannot show it: their PSI is below 0.09 for any choice of bins."""
     rng, streams = np.random.default_rng(2), names(100)
 
-    def has_drifted() -> bool:
+    def has_drifted_there_alone() -> bool:
+        """Of few values, the PSI of the others is noise, which fades as values come in."""
         for _ in range(4):
             xs = rng.normal(size=(100, 6))
             xs[::10, [1, 4]] += 2
             step_all(service, "shifted", streams, xs)
         found = features(service, "shifted")
-        return found["x[0]"]["count"] >= 10_000 and all((found[f"x[{i}]"]["psi"] or 0) > 0.2 for i in (1, 4))
+        psi = {i: found[f"x[{i}]"]["psi"] or 0.0 for i in range(6)}
+        is_shown = all(psi[i] > 0.2 if i in (1, 4) else psi[i] < 0.05 for i in psi)
+        return found["x[0]"]["count"] >= 10_000 and is_shown
 
-    wait_until(has_drifted, WITHIN_S)
+    wait_until(has_drifted_there_alone, WITHIN_S)
     found = features(service, "shifted")
-    assert all(found[f"x[{i}]"]["psi"] < 0.05 for i in (0, 2, 3, 5))
     assert all(found[f"x[{i}]"]["psi_all"] < 0.09 for i in range(6))
 
 
