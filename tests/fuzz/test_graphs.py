@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-from stepwell_export.adoption.adopt_file import adopt_file
 from stepwell_export.adoption.autoconfigure import adopt
 from stepwell_export.adoption.overrides import Overrides
 from stepwell_export.converted import verify_model
@@ -71,28 +70,3 @@ def test_a_concat_without_an_axis_behind_a_loop_that_was_written_out_is_refused_
 @pytest.mark.parametrize("tens", range(COUNT // 10))
 def test_a_broken_step_graph_is_adopted_or_refused_in_words(tens: int, tmp_path: Path) -> None:
     assert all(adopted(seed, tmp_path) for seed in range(10 * tens, 10 * tens + 10))
-
-
-@pytest.fixture(scope="module")
-def growing(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    """A decoder whose caches grow."""
-    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
-    from tests.model_export.torch.test_growing_caches import decoder, exported
-
-    return onnx.load(str(exported(tmp_path_factory.mktemp("decoder"), decoder("rotary"))))
-
-
-@pytest.mark.many
-@pytest.mark.parametrize("tens", range(COUNT // 30))
-def test_a_broken_graph_with_growing_caches_is_bounded_or_refused_in_words(
-    growing: onnx.ModelProto, tens: int, tmp_path: Path
-) -> None:
-    path, ends = tmp_path / "fuzzed.onnx", []
-    for seed in range(10 * tens, 10 * tens + 10):
-        path.write_bytes(broken(growing, np.random.default_rng(seed)).SerializeToString())
-        try:
-            adopt_file(path, length=5, target=tmp_path / f"bounded_{seed}.onnx")
-        except StepwellError as exc:
-            ends.append(exc.problem.strip())
-
-    assert all(ends)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from stepwell_export.adoption.autoconfigure import Adoption, adopt, write_sidecar
-from stepwell_export.adoption.caches.bound import bound_caches
 from stepwell_export.adoption.overrides import Kind, Overrides
 from stepwell_export.adoption.own_data import with_own_data
 from stepwell_export.adoption.recipes import Recipe, recognized, with_recipe
-from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.adoption.rewrite import Change, rewrite
 from stepwell_export.arguments import check_every
+from stepwell_export.converted import with_manifest
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
 from stepwell_export.runtime.errors import FileError, UnclearModelError
 from stepwell_export.runtime.feedback import with_feedback
-from stepwell_export.runtime.files import check_new_file
+from stepwell_export.runtime.files import check_new_file, write_atomically
 from stepwell_export.runtime.manifest import NAME, Manifest
 
 
@@ -61,7 +61,6 @@ def adopt_file(
     store_dtype: StoreDType | None = None,
     changes: Sequence[Change] = (),
     verify: str | os.PathLike[str] | None = None,
-    length: int | None = None,
     target: str | os.PathLike[str] | None = None,
     replace: bool = False,
     use_recipe: bool = True,
@@ -86,9 +85,7 @@ def adopt_file(
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input, which are run, too; the manifest
             keeps how they and the predictions are distributed.
-        length: Timesteps that caches which grow with every timestep hold, the new one included; needs a target, and
-            no changes besides.
-        target: The ONNX file to write, if there are changes or a length; None: a manifest is written beside the source.
+        target: The ONNX file to write, if there are changes; None: a manifest is written beside the source.
         replace: Replace a manifest inside the file.
         use_recipe: Whether a published graph that is known by its structure gets what it needs; arguments win over it.
 
@@ -103,47 +100,25 @@ def adopt_file(
         MissingExtraError: The onnx package is not installed.
     """
     given = _read_arguments({
-        "source": source, "name": name, "states": states or {}, "constants": constants or {}, "outputs": outputs or {},
-        "windows": windows or {}, "shapes": shapes or {}, "batch_axes": batch_axes or {}, "time_axes": time_axes or {},
-        "initial": initial or {}, "feedback": feedback or {}, "store_dtype": store_dtype, "changes": changes,
-        "verify": verify, "length": length, "target": target,
+        "source": source, "name": name, "states": states, "constants": constants, "outputs": outputs,
+        "windows": windows, "shapes": shapes, "batch_axes": batch_axes, "time_axes": time_axes, "initial": initial,
+        "feedback": feedback, "store_dtype": store_dtype, "changes": changes, "verify": verify, "target": target,
     })  # fmt: skip
     check_every(every)
-    source, target, verify, length = given.source, given.target, given.verify, given.length
-    if changes and length is not None:
+    source, target, verify = given.source, given.target, given.verify
+    if bool(changes) != (target is not None):
         raise UnclearModelError(
-            f"The changes are {list(changes)} and the length is {length}; expected one of them.",
-            fix="Write the graph with bounded caches, and change that.",
-        )
-    if bool(changes or length) != (target is not None):
-        raise UnclearModelError(
-            f"The changes are {list(changes)}, the length {length} and the target {target}; each needs the other.",
-            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a "
-            "manifest beside the graph.",
+            f"The changes are {list(changes)} and the target {target}; each needs the other.",
+            fix="Give both, to write a changed graph; or none of them, to write a manifest beside the graph.",
         )
     if target is not None:
         check_new_file(target, source)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    hints = Overrides(
-        states=given.states,
-        constants=given.constants,
-        outputs=given.outputs,
-        windows=given.windows,
-        shapes=given.shapes,
-        batch_axes=given.batch_axes,
-        time_axes=given.time_axes,
-        initial=given.initial,
-    )
     known = recognized(read_model(source)) if use_recipe and source.is_file() else None
-    notes: list[str] = []
-    if known is not None:
-        hints, notes = with_recipe(hints, known[0], read_model(source), known[1])
+    hints, notes = (given, []) if known is None else with_recipe(given, known[0], read_model(source), known[1])
     graph: Path | bytes = source
-    if length is not None:
-        graph, adoption = bound_caches(source, length, name=name, hints=hints)
-    else:
-        adoption = adopt(source, name=name, hints=hints, replace=replace)
+    adoption = adopt(source, name=name, hints=hints, replace=replace)
     adoption.notes.extend(notes)
     manifest, effect = with_feedback(adoption.manifest, given.feedback), None
     manifest = manifest.model_copy(update={"every": every})
@@ -154,30 +129,21 @@ def adopt_file(
     if verify is not None:
         manifest = with_own_data(graph, manifest, verify, adoption.notes)
     if target is not None and isinstance(graph, bytes):
-        write_new_file(target, graph, manifest)
+        write_atomically(target, with_manifest(graph, manifest))
         return Adopted(target, manifest, adoption, effect, known and known[0])
     return Adopted(write_sidecar(source, manifest), manifest, adoption, effect, known and known[0])
 
 
-class _Arguments(BaseModel):
-    """What `adopt_file` is given; a number may also be a text, an axis an integer of NumPy."""
+class _Arguments(Overrides):
+    """What `adopt_file` is given."""
 
     source: Path
-    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None
-    states: Mapping[str, str]
-    constants: Mapping[str, Any]
-    outputs: Mapping[str, Kind]
-    windows: Mapping[str, Annotated[int, Field(ge=1)]]
-    shapes: Mapping[str, Sequence[Annotated[int, Field(ge=1)]]]
-    batch_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
-    time_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
-    initial: Mapping[str, Any]
-    feedback: Mapping[str, Any]
-    store_dtype: StoreDType | None
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None = None
+    feedback: Mapping[str, Any] = {}
+    store_dtype: StoreDType | None = None
     changes: Sequence[Change]
-    verify: Path | None
-    length: int | None
-    target: Path | None
+    verify: Path | None = None
+    target: Path | None = None
 
 
 def _read_arguments(given: Mapping[str, Any]) -> _Arguments:
@@ -187,7 +153,7 @@ def _read_arguments(given: Mapping[str, Any]) -> _Arguments:
         UnclearModelError: One has another type; names it.
     """
     try:
-        return _Arguments.model_validate(given)
+        return _Arguments.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
         error = exc.errors()[0]
         first, *rest = error["loc"]

@@ -5,6 +5,7 @@ Nothing is believed because it is declared. What cannot be read from the graph i
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -19,11 +20,10 @@ from stepwell_export.adoption.axes import (
     ShapedTensor,
     without_ones,
 )
-from stepwell_export.adoption.caches.bounded_graph import check_growing
 from stepwell_export.adoption.initial import find_initial
 from stepwell_export.adoption.ort_graph import OrtGraph
 from stepwell_export.adoption.overrides import Kind, Overrides, write_flags
-from stepwell_export.adoption.pairing import Pairing, pair_states
+from stepwell_export.adoption.pairing import Pairing, pair_states, related
 from stepwell_export.adoption.row_search import Shapes, ask_for_length, find_rows, try_rows
 from stepwell_export.adoption.verify_adopted import verify_adopted
 from stepwell_export.graph.nodes import read_flow
@@ -119,10 +119,8 @@ def adopt(
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
-    verified = verify_adopted(path, model, manifest, steps, notes)
-    return Adoption(
-        verified.manifest, write_flags(verified.manifest, graph.inputs, hints), pairing.how, notes, verified.unknown
-    )
+    verified, unknown = verify_adopted(path, model, manifest, steps, notes)
+    return Adoption(verified, write_flags(verified, graph.inputs, hints), pairing.how, notes, unknown)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:
@@ -140,7 +138,7 @@ def _pair(
 ) -> Pairing:
     inputs = [ShapedTensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
     outputs = [ShapedTensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
-    check_growing(inputs, outputs)
+    _check_sizes(inputs, outputs)
     if hints.states:
         pairing = Pairing(dict(hints.states), dict.fromkeys(hints.states, "said"))
         for before in inputs:
@@ -176,6 +174,25 @@ def _pair(
                 fix=f"If so: `--constant {tensor.name}=VALUE`; if not: `--shape {tensor.name}=`.",
             )
     return pairing
+
+
+def _check_sizes(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:
+    """Refuse a graph with caches that are one timestep longer after each timestep.
+
+    Raises:
+        RefusedModelError: It has one.
+    """
+    for before, after in itertools.product(inputs, outputs):
+        if before.dtype != after.dtype or len(before.shape) != len(after.shape) or len(before.shape) < 3:
+            continue
+        more = [b - a for a, b in zip(before.shape, after.shape, strict=True) if a != b]
+        if more == [1] and related(before.name, after.name):
+            raise RefusedModelError(
+                f"{before.name!r} is a cache that grows: {after.name!r} is one timestep longer. A state has a fixed "
+                "size.",
+                fix="Export the model without caches, over whole sequences (`use_cache=False`), with the number of "
+                "timesteps that it was trained with: `stepwell export` with `StepSpec(length=N)` or `--length N`.",
+            )
 
 
 def _find_output_axes(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from stepwell_export.adoption.axes import Declared
 from stepwell_export.runtime.errors import UnclearModelError
@@ -14,18 +15,20 @@ from stepwell_export.runtime.manifest import Manifest
 Kind = Literal["value", "random", "ignore"]
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What a graph does not declare itself, as a person sets it: the arguments of `adopt_file` of these names."""
+class Overrides(BaseModel, frozen=True):
+    """What a graph does not declare itself, as a person sets it: the arguments of `adopt_file` of these names.
 
-    states: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Mapping[str, Kind] = field(default_factory=dict)
-    windows: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
-    time_axes: Mapping[str, int | None] = field(default_factory=dict)
-    initial: Mapping[str, Any] = field(default_factory=dict)
+    A number may also be a text, an axis an integer of NumPy.
+    """
+
+    states: Mapping[str, str] = {}
+    constants: Mapping[str, Any] = {}
+    outputs: Mapping[str, Kind] = {}
+    windows: Mapping[str, Annotated[int, Field(ge=1)]] = {}
+    shapes: Mapping[str, Sequence[Annotated[int, Field(ge=1)]]] = {}
+    batch_axes: Mapping[str, Annotated[int, Field(ge=0)] | None] = {}
+    time_axes: Mapping[str, Annotated[int, Field(ge=0)] | None] = {}
+    initial: Mapping[str, Any] = {}
 
     def check(self, declared: Sequence[Declared], outputs: Sequence[str]) -> None:
         """Check the declarations against the inputs and the names of the outputs that a graph has.

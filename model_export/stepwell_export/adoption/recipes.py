@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -137,7 +138,7 @@ def with_recipe(hints: Overrides, recipe: Recipe, model: Any, version: str) -> t
             if name in said and said[name] != value:
                 notes.append(f"recipe {recipe.name} has {flag} {name}={_text(value)}; {_text(said[name])} was given")
         merged[kind] = {**known, **said}
-    return replace(hints, **merged), notes
+    return hints.model_copy(update=merged), notes
 
 
 def _text(value: Any) -> str:
@@ -172,7 +173,9 @@ def recipe_pipeline(source: str, *, pcm16: bool = False) -> Pipeline:
 
 def _part(path: Path, name: str) -> tuple[ConvertedModel, str]:
     """Return a published graph as a step graph of many rows whose original is the file, and its version."""
-    from stepwell_export.adoption.published import published_part
+    from stepwell_export.adoption.autoconfigure import adopt
+    from stepwell_export.row_axis import batchify
+    from stepwell_export.stages.stepwise_file import read_stepwise
 
     if not path.is_file():
         raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
@@ -188,8 +191,13 @@ def _part(path: Path, name: str) -> tuple[ConvertedModel, str]:
     hints = recipe.overrides(model, version)
     if recipe.name == "silero-vad":  # the context is a stage
         (audio,) = hints.shapes
-        hints = replace(hints, windows={}, shapes={audio: (recipe.hop + recipe.context[version],)})
-    return published_part(path, hints, together=version not in _ALONE), version
+        hints = hints.model_copy(update={"windows": {}, "shapes": {audio: (recipe.hop + recipe.context[version],)}})
+    made = read_stepwise(path, adopt(path, hints=hints, replace=True).manifest)
+    if version not in _ALONE and made.manifest.batch.mode == "single":
+        with suppress(RefusedModelError):  # one row at a time
+            proto, manifest = batchify(made.proto, made.manifest)
+            made = replace(made, proto=proto, manifest=manifest)
+    return made, version
 
 
 Parts = tuple[list[Any], dict[str, str]]

@@ -9,12 +9,10 @@ from typing import Literal
 import numpy as np
 
 from stepwell_export.adoption.verify_adopted import check_equal, report_comparison, run_chunk
-from stepwell_export.converted import with_manifest
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.row_axis import batchify
 from stepwell_export.runtime.errors import ParityError, UnclearModelError
-from stepwell_export.runtime.files import write_atomically
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest
 from stepwell_export.runtime.step_model import StepModel, random_rows
 
@@ -70,11 +68,6 @@ def rewrite(
     verified, weak = report_comparison(f"{path.name} as it was", steps, got, want)
     notes += weak
     return content, described.model_copy(update={"verified": verified})
-
-
-def write_new_file(target: Path, content: bytes, manifest: Manifest) -> None:
-    """Write a changed model with its manifest inside, whole or not at all."""
-    write_atomically(target, with_manifest(content, manifest))
 
 
 def _compare(before: StepModel, after: StepModel, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,20 +29,9 @@ ITSELF = "itself: rows alone and together"
 """What a graph is compared with that is adopted as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What was found by running.
-
-    Attributes:
-        manifest: The description with the report and the batch mode that the runs showed.
-        unknown: What was not compared, for people to read.
-    """
-
-    manifest: Manifest
-    unknown: str
-
-
-def verify_adopted(path: Path, graph: onnx.ModelProto, manifest: Manifest, steps: int, notes: list[str]) -> Verified:
+def verify_adopted(
+    path: Path, graph: onnx.ModelProto, manifest: Manifest, steps: int, notes: list[str]
+) -> tuple[Manifest, str]:
     """Run ordinary streams and streams with something rare in them, twice together and some alone.
 
     Rows run together only if the graph's operators show that they never meet.
@@ -53,6 +42,9 @@ def verify_adopted(path: Path, graph: onnx.ModelProto, manifest: Manifest, steps
         manifest: The description to prove.
         steps: Timesteps of each stream, states fed back.
         notes: What people should read is added here.
+
+    Returns:
+        The description with the report and the batch mode that the runs showed, and, in words, what was not compared.
 
     Raises:
         ManifestError: The description does not fit the graph.
@@ -84,17 +76,17 @@ def verify_adopted(path: Path, graph: onnx.ModelProto, manifest: Manifest, steps
     unknown = _unknown(manifest, steps, None if rare is None else most)
     if not model.batched or not all(nearly_equal(found[name], alone[name]) for name in found):
         if manifest.batch.mode == "single":
-            return Verified(manifest, unknown)
+            return manifest, unknown
         why = "rows run together do not equal rows run alone"
         notes.append(f"{why}: it runs one row at a time")
-        return Verified(_one_by_one(manifest, why), unknown)
+        return _one_by_one(manifest, why), unknown
     if rare is not None and (name := _changed_by_others(model, inputs, rare, together)) is not None:
         why = f"{name} of a row changes with what the other rows are"
         notes.append(f"{why}: it runs one row at a time")
-        return Verified(_one_by_one(manifest, why), unknown)
+        return _one_by_one(manifest, why), unknown
     verified, weak = report_comparison(ITSELF, steps, found, alone)
     notes += weak
-    return Verified(manifest.model_copy(update={"verified": verified}), unknown)
+    return manifest.model_copy(update={"verified": verified}), unknown
 
 
 def _unknown(manifest: Manifest, steps: int, most: int | None) -> str:
@@ -150,7 +142,7 @@ def _changed_by_others(
 
 
 def report_comparison(
-    against: str, steps: int, found: Mapping[str, Array], expected: Mapping[str, Array], **more: Any
+    against: str, steps: int, found: Mapping[str, Array], expected: Mapping[str, Array]
 ) -> tuple[Parity, list[str]]:
     """Return the report of a comparison of what `run_chunk` returns, and a note for each output whose proof is weak.
 
@@ -159,14 +151,13 @@ def report_comparison(
         steps: Timesteps that were compared.
         found: Of the graph.
         expected: Of what it was compared with.
-        more: Other fields of the report.
     """
     lines = _judge_outputs(found, expected)
     report = Parity.model_validate({
         "against": against, "steps": steps,
         "max_abs": max((largest_difference(found[name], expected[name]) for name in expected), default=0.0),
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
-        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines}, **more,
+        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
     })  # fmt: skip
     return report, [f"the verification of {line.name} is weak: {line.why}" for line in lines if line.weak]
 

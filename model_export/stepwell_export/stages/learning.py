@@ -195,7 +195,7 @@ class AdaptiveThreshold(_Tracking):
         *values, learn = xs
         (x,), (row,) = values, rows
         there = graph.op("Not", graph.op("IsNaN", x))
-        learned = graph.op("And", there, graph.reshape(learn, [1] * len(row)))
+        learned = _emit_learned(graph, x, row, learn)
         quantile = _emit_quantile(graph, self.title, x, learned, row, self.quantile, self.rate)
         warm = graph.op("Greater", quantile.count, graph.constant(self.warm, "float64"))
         exceeds = graph.op("And", graph.op("And", there, warm), graph.op("Greater", x, quantile.before))
@@ -361,9 +361,7 @@ class Conformal(JudgedStage, _Tracking):
         truths = graph.reshape(self.emit_truth(graph, truth, truth_row), row)
         past, is_there = _emit_past(graph, self.title, prediction, row, self.horizon)
         residual = graph.op("Abs", graph.op("Sub", truths, past))
-        ones = [1] * len(row)
-        learned = graph.op("And", graph.op("Not", graph.op("IsNaN", truths)), graph.reshape(learn, ones))
-        learned = graph.op("And", learned, graph.reshape(is_there, ones))
+        learned = _emit_learned(graph, truths, row, learn, is_there)
         quantile = _emit_quantile(
             graph, self.title, residual, learned, row, self.coverage, self.rate, self._initial(row)
         )
@@ -441,9 +439,7 @@ class IntervalCoverage(JudgedStage, _Tracking):
             _emit_past(graph, f"{self.title}.{name}", graph.reshape(end, row), row, self.horizon)
             for name, end in zip(("low", "high"), ends, strict=True)
         )
-        ones = [1] * len(row)
-        learned = graph.op("And", graph.op("Not", graph.op("IsNaN", truths)), graph.reshape(learn, ones))
-        learned = graph.op("And", learned, graph.reshape(is_there, ones))
+        learned = _emit_learned(graph, truths, row, learn, is_there)
         inside = graph.op("And", graph.op("GreaterOrEqual", truths, low), graph.op("LessOrEqual", truths, high))
         share = _learned(graph, f"{self.title}.share", row, np.full(row, self.initial))
         change = graph.op("Sub", graph.cast(inside, "float64"), share.input)
@@ -560,8 +556,7 @@ class Readout(JudgedStage):
             w = graph.op("Sub", w, graph.op("Mul", graph.op("Div", v, d), _emit_dot(graph, w, u)))
             p = graph.op("Sub", p, graph.op("Div", _emit_outer(graph, v), d))
 
-        learned = graph.op("And", graph.op("Not", graph.op("IsNaN", truths)), graph.reshape(learn, [1]))
-        learned = graph.op("And", learned, graph.reshape(is_there, [1]))
+        learned = _emit_learned(graph, truths, (outputs,), learn, is_there)
         kept = graph.op("Where", graph.reshape(learned, [outputs, 1]), graph.reshape(w, [outputs, size]), weights.input)
         graph.next_state(weights, kept)
         graph.next_state(inverse, graph.op("Where", graph.reshape(learned, [outputs, 1, 1]), p, inverse.input))
@@ -672,6 +667,14 @@ def _learned(graph: GraphBuilder, name: str, row: Row, init: Array | None = None
 def kept_whole(state: StateSpec) -> StateSpec:
     """Return a state that is stored as it is, whatever `--store-dtype` says."""
     return state.model_copy(update={"learned": True})
+
+
+def _emit_learned(graph: GraphBuilder, x: str, row: Row, *marks: str) -> str:
+    """Emit where a value `(batch, *row)` is there and each of the marks, one for a row of the batch, is true."""
+    learned = graph.op("Not", graph.op("IsNaN", x))
+    for mark in marks:
+        learned = graph.op("And", learned, graph.reshape(mark, [1] * len(row)))
+    return learned
 
 
 def _emit_past(graph: GraphBuilder, title: str, x: str, row: Row, horizon: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -65,15 +65,13 @@ class _Merged:
         self._answers = answers
         learns = any(node.step.manifest.learn for node in nodes)
         self._learn = self._glue.unique(LEARN) if learns else None
-        self._is_direct = {value for value in self.given if len(value.readers) == 1 or _count(value, nodes) == 1}
         self.nodes = [self._renamed(node) for node in nodes]
 
     def _renamed(self, node: Node) -> tuple[Node, ConvertedModel, dict[str, str]]:
         """Return a part, its step graph with other names of tensors, and its new names by the old ones."""
         part, names = node.step, {}
         for into, value in node.reads.items():
-            is_same = value in self._is_direct
-            names[into] = self.given[value] if is_same else self._glue.unique(f"{value.name}/in")
+            names[into] = self._glue.unique(f"{value.name}/in")
         for output, value in node.gives.items():
             if value not in self.tensors:
                 self.tensors[value] = self._glue.unique(output)
@@ -118,10 +116,10 @@ class _Merged:
             windows={window for part in parts for window in part.windows},
             observer=reference.observe if not learning and any(part.observer for part in parts) else None,
             vocabularies={
-                names[name]: count
-                for node, part, names in self.nodes
+                self.given[node.reads[name]]: count
+                for node, part, _ in self.nodes
                 for name, count in part.vocabularies.items()
-                if node.reads[name] in self._is_direct
+                if node.reads[name] in self.given
             },
             compiles=any(part.compiles for part in parts),
             learned=learned,
@@ -186,22 +184,9 @@ class _Merged:
         return merged.with_turned_phases(plain), plain, taps
 
     def _spec(self, value: NamedValue) -> InputSpec:
-        """Return what an input is in the graph: as its only reader has it, or with rows as they are sent."""
+        """Return what an input is in the graph: rows as they are sent, which each reader brings to its own form."""
         assert isinstance(value.spec, InputSpec)
-        spec = value.spec.model_copy(update={"name": self.given[value]})
-        if value not in self._is_direct:
-            return spec.model_copy(update={"graph_shape": None, "batch_axis": 0})
-        part, into = next(
-            (part, names[into])
-            for node, part, names in self.nodes
-            for into, read in node.reads.items()
-            if read is value
-        )
-        placed = next(own for own in part.manifest.inputs if own.name == into)
-        return spec.model_copy(update={
-            "dtype": placed.dtype, "shape": placed.shape, "graph_shape": placed.graph_shape,
-            "batch_axis": placed.batch_axis,
-        })  # fmt: skip
+        return value.spec.model_copy(update={"name": self.given[value], "graph_shape": None, "batch_axis": 0})
 
     def _manifest(self) -> Manifest:
         parts = [part.manifest for _, part, _ in self.nodes]
@@ -215,7 +200,6 @@ class _Merged:
             "inputs": [self._spec(value) for value in self.given],
             "outputs": [outputs[name] for name in self._answers],
             "states": [state for part in parts for state in part.states],
-            "constants": {name: spec for part in parts for name, spec in part.constants.items()},
             "windows": [window for part in parts for window in part.windows],
             "learn": self._learn,
             "batch": BatchSpec(
@@ -232,8 +216,7 @@ class _Merged:
             specs = {spec.name: spec for spec in part.manifest.inputs}
             start = len(self._glue.nodes)
             for into, value in node.reads.items():
-                if value not in self._is_direct:
-                    self._join(self._made(value, inputs), specs[names[into]])
+                self._join(self._made(value, inputs), specs[names[into]])
             nodes += [*self._glue.nodes[start:], *part.proto.graph.node]
             weights += part.proto.graph.initializer
         protos = [part.proto for _, part, _ in self.nodes]
@@ -287,10 +270,6 @@ class _Merged:
 def _as_output(spec: OutputSpec, value: NamedValue) -> OutputSpec:
     labels = (value.spec.model_extra or {}).get("labels") if value.spec is not None else None
     return spec.model_copy(update={"labels": labels}) if labels else spec
-
-
-def _count(value: NamedValue, nodes: Iterable[Node]) -> int:
-    return sum(read is value for node in nodes for read in node.reads.values())
 
 
 def _check(nodes: Sequence[Node]) -> None:

@@ -95,9 +95,8 @@ class MergedReference:
         return seen
 
     def samplers(self) -> dict[str, Sampler]:
-        """Return what draws data: what the models that read the inputs draw, mapped back through stages."""
-        drawers = [part for node, part, _ in self.parts if node.stage is None and self._feeds(node)]
-        kinds = drawers[0].kinds if drawers else {"random": None}
+        """Return what draws data: what the models draw, mapped back through stages; the kinds are the first model's."""
+        kinds = next((part.kinds for node, part, _ in self.parts if node.stage is None), {"random": None})
         return {kind: self._sampler(kind) for kind in kinds}
 
     # ---------------------------------------------------------------- running
@@ -154,19 +153,6 @@ class MergedReference:
         known.update({value: found[names[output]] for output, value in node.gives.items()})
 
     # ---------------------------------------------------------------- drawing
-
-    def _feeds(self, node: Node) -> bool:
-        """Whether an input reaches a model, through stages of one value at most."""
-        return any(self._end_of(value) is not None and self._end_of(value)[0] is node for value in self.inputs.values())  # type: ignore[index]
-
-    def _end_of(self, value: NamedValue) -> tuple[Node, str] | None:
-        """Return the model and its input that a value reaches first, through stages of one value."""
-        for node, into in value.readers:
-            if node.stage is None:
-                return node, into
-            if len(node.reads) == len(node.gives) == 1 and (end := self._end_of(next(iter(node.gives.values())))):
-                return end
-        return None
 
     def _sampler(self, kind: str) -> Sampler:
         kinds = {

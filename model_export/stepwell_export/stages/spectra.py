@@ -120,13 +120,13 @@ class RFFT(_FFT):
 
     def emit_all(self, graph: GraphBuilder, xs: Sequence[str], rows: Sequence[Row]) -> list[str]:
         del rows
-        real, imag = _rfft_matrices(self.size)
-        weights = self._weights()[:, None]
+        matrix = np.fft.rfft(np.diag(self._weights()))
+        real, imag = matrix.real, matrix.imag + 0.0
         if self.form == "pairs":
-            matrix = np.stack([real * weights, imag * weights], axis=-1).reshape(self.size, -1)
-            product = graph.op("MatMul", xs[0], graph.constant(matrix, "float32"))
+            pairs = np.stack([real, imag], axis=-1).reshape(self.size, -1)
+            product = graph.op("MatMul", xs[0], graph.constant(pairs, "float32"))
             return [graph.reshape(product, self._spectrum[0])]
-        re, im = (graph.op("MatMul", xs[0], graph.constant(part * weights, "float32")) for part in (real, imag))
+        re, im = (graph.op("MatMul", xs[0], graph.constant(part, "float32")) for part in (real, imag))
         magnitude = _length(graph, re, im)
         return [magnitude, _angle(graph, re, im, magnitude)]
 
@@ -195,8 +195,7 @@ class InverseRFFT(_FFT):
         del rows
         bins, has_middle = self._bins, self.size % 2 == 0
         used = np.arange(1, bins - 1 if has_middle else bins)  # of the others numpy ignores the imaginary part
-        real, imag = _irfft_matrices(self.size)
-        real, imag = real * self._weights(), imag[used] * self._weights()
+        real, imag = (np.fft.irfft(unit * np.eye(bins), self.size) * self._weights() for unit in (1, 1j))
         if self.form == "pairs":
             places = np.concatenate([2 * np.arange(bins), 2 * used + 1])
             flat = graph.reshape(xs[0], [2 * bins])
@@ -206,7 +205,7 @@ class InverseRFFT(_FFT):
             re, im = (graph.op("Mul", magnitude, graph.op(kind, phase)) for kind in ("Cos", "Sin"))
             im = graph.op("Slice", im, graph.ints([1]), graph.ints([1 + len(used)]), graph.ints([1]))
             parts = graph.op("Concat", re, im, axis=1)
-        return [graph.op("MatMul", parts, graph.constant(np.concatenate([real, imag]), "float32"))]
+        return [graph.op("MatMul", parts, graph.constant(np.concatenate([real, imag[used]]), "float32"))]
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         spectrum = np.fft.rfft(values)
@@ -395,32 +394,7 @@ class Log(AudioStage):
         return list(labels)
 
 
-# ---------------------------------------------------------------- the FFT as a matrix
-
-
-def _angles(size: int) -> Array:
-    """Return the angle of each sample in each bin, shape `(size, size // 2 + 1)`; exact multiples are reduced first."""
-    return 2 * np.pi * (np.outer(np.arange(size), np.arange(size // 2 + 1)) % size) / size
-
-
-def _rfft_matrices(size: int) -> tuple[Array, Array]:
-    """Return what gives the real and the imaginary parts, each `(size, size // 2 + 1)`, float64."""
-    angles = _angles(size)
-    imag = -np.sin(angles)
-    imag[:, 0] = 0
-    if size % 2 == 0:
-        imag[:, -1] = 0
-    return np.cos(angles), imag
-
-
-def _irfft_matrices(size: int) -> tuple[Array, Array]:
-    """Return what real and imaginary parts are multiplied with, each `(size // 2 + 1, size)`, float64."""
-    angles = _angles(size).T
-    times = np.full((len(angles), 1), 2 / size)
-    times[0] = 1 / size
-    if size % 2 == 0:
-        times[-1] = 1 / size
-    return times * np.cos(angles), -times * np.sin(angles)
+# ---------------------------------------------------------------- in the graph
 
 
 def _squares(graph: GraphBuilder, pairs: str, row: Row) -> str:

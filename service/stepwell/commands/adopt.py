@@ -84,10 +84,6 @@ def adopt(
     batch: Annotated[
         bool, typer.Option("--batchify", help="Rewrite a graph for one row to run batches; needs -o.")
     ] = False,
-    length: Annotated[
-        int | None,
-        typer.Option(min=2, metavar="N", help="Timesteps that growing key and value caches hold; needs -o."),
-    ] = None,
     target: Annotated[
         Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The file to write the changed graph to.")
     ] = None,
@@ -101,10 +97,9 @@ def adopt(
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
     wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
     changes = [change for change, is_wanted in wanted if is_wanted]
-    if bool(changes or length) != (target is not None) or (changes and length):
+    if bool(changes) != (target is not None):
         raise typer.BadParameter(
-            "use it together with --fold-context or --batchify, or with --length alone; each needs the other.",
-            param_hint="-o",
+            "use it together with --fold-context or --batchify; each needs the other.", param_hint="-o"
         )
     adopted = adopt_file(
         file,
@@ -122,7 +117,6 @@ def adopt(
         store_dtype=store_dtype,
         changes=changes,
         verify=verify,
-        length=length,
         target=target,
         replace=replace,
         use_recipe=not no_recipe,

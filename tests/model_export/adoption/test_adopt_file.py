@@ -59,7 +59,6 @@ def test_a_target_without_a_change_is_refused(graph: Path, tmp_path: Path) -> No
         ({"feedback": ["x"]}, "The argument feedback is ['x']"),
         ({"store_dtype": "int8"}, "The argument store_dtype is 'int8'"),
         ({"changes": ["fold"], "target": "new.onnx"}, "The argument changes[0] is 'fold'"),
-        ({"length": 2.5, "target": "new.onnx"}, "The argument length is 2.5"),
         ({"verify": 3}, "The argument verify is 3"),
         ({"source": b"bytes"}, "The argument source is b'bytes'"),
     ],

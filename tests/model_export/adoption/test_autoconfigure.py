@@ -614,3 +614,18 @@ def test_a_step_that_never_ends_is_ended_and_refused(tmp_path: Path, monkeypatch
     problem, _ = asked(RefusedModelError, tmp_path, text)
 
     assert "still running after 0.2 seconds on " in problem
+
+
+def test_a_cache_that_grows_with_every_timestep_is_refused_with_what_to_export_instead(tmp_path: Path) -> None:
+    text = """decoder (float[batch,1,4] x, float[batch,past_length,4] past_key)
+        => (float[batch,1,4] y, float[batch,total_length,4] present_key) {
+        y = Tanh (x)
+        present_key = Concat <axis = 1> (past_key, y)
+    }"""
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(graphs.graph_from_text(text))
+
+    with pytest.raises(RefusedModelError, match="'past_key' is a cache that grows") as caught:
+        adopt(path)
+
+    assert "StepSpec(length=N)" in caught.value.fix

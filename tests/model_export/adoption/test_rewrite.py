@@ -11,7 +11,8 @@ from onnx import numpy_helper
 
 from stepwell_export.adoption.autoconfigure import adopt
 from stepwell_export.adoption.overrides import Overrides
-from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.adoption.rewrite import Change, rewrite
+from stepwell_export.converted import with_manifest
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.files import check_new_file
@@ -29,7 +30,7 @@ def rewritten(
     path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
     manifest = adopt(path, hints=hints, steps=5).manifest
     content, described = rewrite(path, manifest, [change], [], steps=20)
-    write_new_file(folder / "new.onnx", content, described)
+    (folder / "new.onnx").write_bytes(with_manifest(content, described))
     return StepModel(path, manifest), StepModel(folder / "new.onnx")
 
 
@@ -278,7 +279,7 @@ def test_a_sidecar_that_would_win_over_the_new_files_manifest_is_told(tmp_path: 
 def test_a_manifest_inside_the_old_file_is_replaced_in_the_new_one(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "found", graphs.lying_batch)
     content, described = rewrite(path, adopt(path, replace=True).manifest, ["batchify"], [], steps=5)
-    write_new_file(tmp_path / "new.onnx", content, described)
+    (tmp_path / "new.onnx").write_bytes(with_manifest(content, described))
 
     assert StepModel(tmp_path / "new.onnx").manifest.batch.mode == "stack"
     assert len(onnx.load(str(tmp_path / "new.onnx")).metadata_props) == 1

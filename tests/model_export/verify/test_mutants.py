@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +14,6 @@ import pytest
 from onnx import numpy_helper
 
 from stepwell_export.adoption.adopt_file import adopt_file
-from stepwell_export.adoption.caches.bounded_graph import with_bounded_caches
 from stepwell_export.converted import ConvertedModel, check_model, verify_model
 from stepwell_export.exporter import convert_source
 from stepwell_export.graph.inline_window import fold_context
@@ -275,30 +272,3 @@ def test_a_wrong_graph_that_runs_rows_together_is_caught(
         adopt_file(for_one_row(tmp_path, 1e-9), changes=["batchify"], target=tmp_path / "new.onnx")
 
     assert (tmp_path / "new.onnx").exists() == (mutant is None)
-
-
-@pytest.mark.many
-@pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
-def test_a_wrong_graph_with_bounded_caches_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
-) -> None:
-    """The states are the caches, and the count of timesteps."""
-    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
-    from tests.model_export.torch.test_growing_caches import decoder, exported
-
-    def wrong(*args: Any, **options: Any) -> tuple[onnx.ModelProto, dict[str, str]]:
-        model, pairs = with_bounded_caches(*args, **options)
-        declared = {value.name: value for value in model.graph.input}
-        states = [
-            SimpleNamespace(
-                input=before, output=after, dtype="float32", batch_axis=0,
-                shape=[dim.dim_value for dim in declared[before].type.tensor_type.shape.dim[1:]],
-            )
-            for before, after in pairs.items()
-        ]  # fmt: skip
-        MUTANTS[mutant](model, SimpleNamespace(states=states))
-        return model, pairs
-
-    monkeypatch.setattr("stepwell_export.adoption.caches.bound.with_bounded_caches", wrong)
-    with pytest.raises(ParityError, match="with bounded caches differs"):
-        adopt_file(exported(tmp_path, decoder("rotary")), length=6, target=tmp_path / "new.onnx")

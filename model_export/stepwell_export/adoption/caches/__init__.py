@@ -1,1 +1,0 @@
-"""Caches that grow with every timestep, as states of a declared length."""
