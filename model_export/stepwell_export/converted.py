@@ -41,6 +41,7 @@ from stepwell_export.verify.tolerance import DEFAULT, Tolerance, difference, lar
 if TYPE_CHECKING:
     import onnx
 
+    from stepwell_export.structure.rows import RowAnalysis
     from stepwell_export.verify.parity import DifferentAnswerError
     from stepwell_export.verify.report import ChunkChoice
 
@@ -298,12 +299,13 @@ def verify_model(
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
         UnclearModelError: A tolerance is no number of at least 0.
     """
-    from stepwell_export.structure.rows import with_rows_judged
+    from stepwell_export.structure.rows import rows_of_step, with_rows_judged
 
     check_type("candidate", candidate, ConvertedModel, "what `convert_onnx` returns")
     check_tolerance(atol)
     check_tolerance(rtol)
-    candidate = replace(candidate, manifest=with_rows_judged(candidate.proto, candidate.manifest))
+    rows = rows_of_step(candidate.proto, candidate.manifest)
+    candidate = replace(candidate, manifest=with_rows_judged(candidate.manifest, rows.verdict))
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     lengths = _long_lengths(candidate)
@@ -316,7 +318,7 @@ def verify_model(
 
     @cache
     def made() -> tuple[bytes, StepModel, ChunkChoice]:
-        chosen = _with_chunks(candidate, tolerance, progress)
+        chosen = _with_chunks(candidate, rows, tolerance, progress)
         release(len(chosen[0]))
         return chosen
 
@@ -460,7 +462,7 @@ def _not_finite(proto: onnx.ModelProto) -> str:
 
 
 def _with_chunks(
-    candidate: ConvertedModel, tolerance: Tolerance, progress: Progress | None
+    candidate: ConvertedModel, rows: RowAnalysis, tolerance: Tolerance, progress: Progress | None
 ) -> tuple[bytes, StepModel, ChunkChoice]:
     """Return the file to be written, and what runs it: with a time axis, where that is worth having."""
     from stepwell_export.chunk.selection import choose_chunk
@@ -471,4 +473,4 @@ def _with_chunks(
     # beyond the one length of the original, the answers are not numbers
     steps = min(candidate.only_length or STEPS, STEPS)
     samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
-    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance)
+    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance, rows)

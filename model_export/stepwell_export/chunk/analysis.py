@@ -19,7 +19,7 @@ from stepwell_export.graph.onnx_file import without_functions
 from stepwell_export.runtime.manifest import Array, Manifest
 from stepwell_export.runtime.random_ops import RANDOM
 from stepwell_export.structure.facts import RowFact
-from stepwell_export.structure.rows import rows_of_step
+from stepwell_export.structure.rows import RowAnalysis, rows_of_step
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 GIVES_NAN = frozenset({"Sqrt", "Log", "Pow", "Acos", "Asin", "Acosh", "Atanh"})
@@ -64,7 +64,9 @@ class StepGraphAnalysis:
         users: The nodes that take each tensor.
     """
 
-    def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
+    def __init__(self, model: onnx.ModelProto, manifest: Manifest, rows: RowAnalysis | None = None) -> None:
+        """Read it; `rows` is what it shows of its rows, where that is known."""
+        self._rows = rows
         self.model = without_functions(model)
         self.manifest = manifest
         self.after = {state.input: state.output for state in manifest.states}
@@ -160,7 +162,7 @@ class StepGraphAnalysis:
             NoChunkError: Rows are not independent by the graph's operators. A chunk runs timesteps as rows, so then it
                 need not equal them.
         """
-        analysis = rows_of_step(self.model, self.manifest)
+        analysis = self._rows or rows_of_step(self.model, self.manifest)
         if analysis.verdict.outcome != "independent":
             raise NoChunkError(f"timesteps cannot be run at once: {analysis.verdict.why}")
         return analysis.facts

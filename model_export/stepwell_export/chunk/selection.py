@@ -58,7 +58,7 @@ from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec, Tensor
 from stepwell_export.runtime.session import release
 from stepwell_export.runtime.step_model import StepModel, random_rows
 from stepwell_export.structure.facts import RowFact
-from stepwell_export.structure.rows import rows_of_step
+from stepwell_export.structure.rows import RowAnalysis, rows_of_step
 from stepwell_export.verify.report import ChunkChoice, Timing
 
 if TYPE_CHECKING:
@@ -191,12 +191,15 @@ _STEP = "step/"
 _CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
 
 
-def dynamic_graph(proto: onnx.ModelProto, manifest: Manifest) -> tuple[str, onnx.ModelProto, int]:
+def dynamic_graph(
+    proto: onnx.ModelProto, manifest: Manifest, rows: RowAnalysis | None = None
+) -> tuple[str, onnx.ModelProto, int]:
     """Return a graph that gives the same as the step graph, with a time axis of any length.
 
     Args:
         proto: The step graph.
         manifest: What it takes, carries and gives.
+        rows: What it shows of its rows, where that is known.
 
     Returns:
         How chunks are run, the graph, which is not proven, and how many products of weights its loops have in each
@@ -205,7 +208,7 @@ def dynamic_graph(proto: onnx.ModelProto, manifest: Manifest) -> tuple[str, onnx
     Raises:
         NoChunkError: The step graph is not one that chunks are made of.
     """
-    reading = StepGraphAnalysis(proto, manifest)
+    reading = StepGraphAnalysis(proto, manifest, rows)
     at_once = {name for loop in reading.loops if is_of_operators(reading, loop) for name in loop.made}
     if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
         reading = StepGraphAnalysis(written_out, manifest)
@@ -367,6 +370,7 @@ def choose_chunk(
     manifest: Manifest,
     samples: Sequence[Mapping[str, Array]],
     tolerance: Tolerance,
+    rows: RowAnalysis | None = None,
 ) -> tuple[bytes, StepModel, ChunkChoice]:
     """Return the step graph, or a graph with a time axis that equals it and is worth having: its file and its model.
 
@@ -377,6 +381,7 @@ def choose_chunk(
         manifest: What it takes, carries and gives.
         samples: Sequences `{input: (rows, T, *shape)}` on which a chunk has to equal its steps.
         tolerance: How far it may be from them.
+        rows: What the step graph shows of its rows, where that is known.
     """
     alone = decompose_rnn(proto)
     content = alone.SerializeToString()
@@ -386,7 +391,7 @@ def choose_chunk(
     if (why := too_heavy(AT_ONCE, operator_products(proto))) is not None:
         return content, step, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
     try:
-        how, graph, products = dynamic_graph(proto, manifest)
+        how, graph, products = dynamic_graph(proto, manifest, rows)
         described = dynamic_manifest(manifest)
         if why := too_heavy(how, products) or rows_of_step(graph, described).verdict.why:
             return content, step, ChunkChoice("step", f"{how}: {why}")

@@ -119,11 +119,11 @@ def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array |
     return start
 
 
-def history(facts: MeasuredShapes, name: str, offset: int, past: int, fill: float) -> Array | None:
+def history(walk: StreamingWalk, name: str, offset: int, past: int, fill: float) -> Array | None:
     """Return what a tensor has before the first timestep, in its layout with one row; None: zeros.
 
     Args:
-        facts: What the runs show.
+        walk: The walk.
         name: The tensor.
         offset: Which of its elements belongs to the first timestep.
         past: How many timesteps before that one.
@@ -134,8 +134,8 @@ def history(facts: MeasuredShapes, name: str, offset: int, past: int, fill: floa
     """
     if offset <= 0 and not fill:
         return None
-    axis, each = facts.time_axis(name), facts.samples(name)
-    known = facts.before_start(name, (offset - past) * each, past * each)
+    axis, each = walk.facts.time_axis(name), walk.facts.samples(name)
+    known = walk.before_start(name, (offset - past) * each, past * each, made_of=[name])
     if known is None:
         raise RefusedModelError(
             f"What stands before the first timestep of tensor {name!r} depends on the input.",

@@ -29,9 +29,10 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import captures, constants, described, mentioned, read_opset, rename_captures, uses
-from stepwell_export.graph.operators import STATEFUL
+from stepwell_export.graph.operators import RESHAPING, STATEFUL
 from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
-from stepwell_export.streaming.axes.dependence import DATA
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.streaming.axes.dependence import BATCH, DATA
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from stepwell_export.streaming.known_values import emit_by_position, emit_known, history, is_by_position
 from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_order
@@ -60,6 +61,7 @@ class StepTensor:
         position: Whether it counts the timesteps, so that it grows without end.
         looks_ahead_by: The node that made it look ahead, and how, for messages.
         repeats_first: Whether its elements before the first timestep equal that of the first timestep.
+        begins_with_data: Whether its elements before the first timestep may differ from input to input otherwise.
         window: How many timesteps, the present one included, scores are kept for, or the end of a sequence has; at the
             beginning of a stream some of them are before its first timestep.
         keys: The axis of these timesteps.
@@ -79,6 +81,7 @@ class StepTensor:
     position: bool = False
     looks_ahead_by: str = ""
     repeats_first: bool = False
+    begins_with_data: bool = False
     window: int = 0
     keys: int | None = None
     padded_samples: tuple[str, int] | None = None
@@ -243,6 +246,13 @@ def how_ahead(node: onnx.NodeProto) -> str:
     if node.op_type in STATEFUL or node.op_type in {"Loop", "Scan"}:
         return "begins in the padding in front of the sequence"
     return "pads or shifts it on the right of the time axis"
+
+
+def _values_of(node: onnx.NodeProto) -> list[str]:
+    """Return the tensors that a node's elements are made of, without shapes and the ends of a cut."""
+    if node.op_type == "Slice":
+        return [name for name in node.input[:2] if name]
+    return [node.input[0]] if node.op_type in RESHAPING | {"Expand"} else uses(node)
 
 
 def why(node: onnx.NodeProto) -> str:
@@ -415,7 +425,7 @@ class StreamingWalk:
                 fix="Export the model with time on an axis of its own.",
             )
         dims[axis] = Dim(Fraction(past * each))
-        init = None if tensor.repeats_first else history(self.facts, name, tensor.offset, past, fill)
+        init = None if tensor.repeats_first else history(self, name, tensor.offset, past, fill)
         key = step, past, tensor.repeats_first, is_moved, None if init is None else init.tobytes()
         order = window_order(len(dims), self.facts.batch_axis(name), axis, is_moved=is_moved)
         if key not in self._windows:
@@ -496,7 +506,37 @@ class StreamingWalk:
             )
             if self.facts.length_delta(name) > offset:
                 tensor = replace(tensor, looks_ahead_by=looks_ahead_by or f"{mentioned(node)} {how_ahead(node)}")
+            if offset > 0:
+                begins = any(map(self._begins_with_data, _values_of(node)))
+                tensor = replace(tensor, begins_with_data=begins and not repeats_first)
         self.tensors[name] = tensor
+
+    def before_start(self, name: str, first: int, count: int, *, made_of: Sequence[str]) -> Array | None:
+        """Return elements of a tensor on its time axis that stand before the first timestep, as the runs have them.
+
+        At step t, the step graph holds element t + `offset` of a tensor, made of the timesteps up to t: those before it
+        are made of none. They are the same for all inputs where nothing else that the caller sends reaches them. That
+        they are equal in some runs is no reason: what rarely counts, as a value above a limit, is equal in most.
+
+        Args:
+            name: The tensor.
+            first: The first element; what is below 0 is zeros.
+            count: How many.
+            made_of: The tensors that these elements are made of; the tensor itself, if the walk has come to it.
+
+        Returns:
+            With the batch axis, if any, reduced to one row; None where they may differ from input to input.
+        """
+        if any(map(self._begins_with_data, filter(None, made_of))):
+            return None
+        return self.facts.before_start(name, first, count)
+
+    def _begins_with_data(self, name: str) -> bool:
+        """Whether what a tensor gives to elements before the first timestep may differ from input to input."""
+        tensor, depends = self.tensors[name], self.facts.depends(name)
+        if tensor.kind == "per_step" and tensor.offset is not None:
+            return tensor.begins_with_data or tensor.repeats_first
+        return not depends.is_fixed or BATCH in depends.varies
 
     def _has_end_of(self, given: str, name: str) -> bool:
         """Whether a tensor has the last timesteps of a sequence where one that is made of it may still have them."""

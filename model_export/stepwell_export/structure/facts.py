@@ -248,9 +248,9 @@ def computed(
         return None
     firsts = [pair and pair[0] for pair in given]
     try:
-        first, other = _run(node, opset, firsts), _run(node, opset, [pair and pair[1] for pair in given])
+        first, other = run_node(node, opset, firsts), run_node(node, opset, [pair and pair[1] for pair in given])
         if kind in MOVING:
-            marks = [mark.astype(bool) for mark in _run(node, opset, [*counts[:moved], *firsts[moved:]])]
+            marks = [mark.astype(bool) for mark in run_node(node, opset, [*counts[:moved], *firsts[moved:]])]
         else:
             marks = [np.full(value.shape, any(is_of_count)) for value in first]
     except Exception:  # noqa: BLE001  # whatever NumPy and onnx raise: the numbers are not known
@@ -264,7 +264,7 @@ def computed(
     return values
 
 
-def _run(node: onnx.NodeProto, opset: int, given: Sequence[Array | None]) -> list[Array]:
+def run_node(node: onnx.NodeProto, opset: int, given: Sequence[Array | None]) -> list[Array]:
     """Return what a node gives, by the reference implementation of the onnx package."""
     from onnx.reference import ReferenceEvaluator
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import BROADCASTING, REDUCTIONS, RNN, RUNNING, STATEFUL, UNARY
+from stepwell_export.runtime.operator_scan import DOMAINS
 from stepwell_export.structure.facts import (
     TRIALS,
     MixedError,
@@ -21,6 +23,9 @@ from stepwell_export.structure.facts import (
     folded,
     slices,
 )
+
+if TYPE_CHECKING:
+    import onnx
 
 _ENDLESS = 2**31 - 1  # what exporters write for "to the end"
 
@@ -473,6 +478,16 @@ def _all_in_front(call: RowCall) -> list[Rows | None]:
     return [rows] * len(call.made)
 
 
+def _rotary(call: RowCall) -> list[Rows | None]:
+    """Features are turned by the angles of each timestep: those that are given for it, or that its number is of."""
+    rows, angles = _first(call), call.rows(3) or call.rows(1)
+    if rows.axis == 0:
+        return _all_in_front(call)
+    if angles is None or angles.axis != 1 or rows.axis != call.rank(0) - 2:
+        raise UndecidedError("turns rows by angles that are not theirs")
+    return [rows]
+
+
 def _skip_norm(call: RowCall) -> list[Rows | None]:
     rows = _elementwise(call, (0, 1))
     if rows.axis == call.rank(0) - 1:
@@ -492,7 +507,8 @@ RULES: Final[Mapping[str, Rule]] = {
         ([*_UNARY, *BROADCASTING], _elementwise),
         (REDUCTIONS, _along(_reduced, "reduces over", reduces=True)),
         (RNN, _recurrent),
-        ([*STATEFUL.keys() - RNN, "RotaryEmbedding", "Multinomial"], _all_in_front),
+        ([*STATEFUL.keys() - RNN, "Multinomial"], _all_in_front),
+        (["RotaryEmbedding"], _rotary),
         (["ArgMax", "ArgMin"], _along(_axis(0), "picks one of", reduces=True)),
         (["Softmax", "LogSoftmax"], _along(_axis(-1, all_below=13), "normalises over")),
         (["Hardmax"], _along(_axis(-1, all_below=13), "picks one of")),
@@ -538,6 +554,39 @@ RULES: Final[Mapping[str, Rule]] = {
     for operator in operators
 }
 """By operator. One that is not here is not decided."""
+
+
+def mixed_axes(
+    node: onnx.NodeProto, name: str, shapes: Mapping[str, Shape], value: Callable[[str], Any]
+) -> set[int] | None:
+    """Return the axes of an input along which a node's rule does not show that rows would be independent.
+
+    Args:
+        node: The node; its opset is 13 or later.
+        name: The input.
+        shapes: Those of all inputs.
+        value: Returns the value of a constant; None: it is none.
+
+    Returns:
+        None: there is no rule.
+    """
+    rule = RULES.get(node.op_type)
+    if rule is None or node.domain not in DOMAINS:
+        return None
+    values = {given: value(given) for given in shapes}
+    others = {
+        given: RowFact(shapes=(shape, shape), values=None if values[given] is None else (values[given], values[given]))
+        for given, shape in shapes.items()
+    }
+    mixed = set()
+    for axis in range(len(shapes[name])):
+        facts = {**others, name: replace(others[name], rows=Rows(axis))}
+        given = [facts[taken] if taken else None for taken in node.input]
+        try:
+            rule(RowCall(node.op_type, attributes(node), given, [None] * len(node.output), 13))
+        except (MixedError, UndecidedError):
+            mixed.add(axis)
+    return mixed
 
 
 _OF_FIRST_SHAPE = {*_UNARY, "QuantizeLinear", "DequantizeLinear", "SimplifiedLayerNormalization"}

@@ -123,6 +123,36 @@ def read_rows(
     return RowAnalysis(_verdict(facts, answers), facts)
 
 
+def rows_of_node(
+    node: onnx.NodeProto,
+    values: Mapping[str, Any],
+    axes: Mapping[str, int | None],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> RowsVerdict:
+    """Return whether the rows of what one node gives depend on each other.
+
+    Args:
+        node: The node.
+        values: What it takes, by tensor.
+        axes: The axis of the rows of each; None: it has none.
+        opsets: The versions of the operators.
+    """
+    given: dict[str, tuple[Shape, int | None]] = {
+        name: (value.shape[:axis] + value.shape[axis + 1 :], axis)
+        for name, value in values.items()
+        if (axis := axes[name]) is not None
+    }
+    constant = {name: value for name, value in values.items() if axes[name] is None}
+    takes = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in values.items()
+    ]
+    gives = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = onnx.helper.make_graph([node], "node", takes, gives)
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    return read_rows(model, given, {value.name: None for value in gives}, constant).verdict
+
+
 def _verdict(facts: Mapping[str, RowFact], answers: Mapping[str, int | None]) -> RowsVerdict:
     """Return the verdict over all answers; one that is mixed comes before one that is not decided."""
     faults: list[RowsVerdict] = []
@@ -552,13 +582,12 @@ def mixed_rows(verdict: RowsVerdict) -> RefusedModelError:
     return RefusedModelError(f"{ROWS_DEPEND}: {verdict.why}.", fix=ROWS_FIX, layer=verdict.node)
 
 
-def with_rows_judged(model: onnx.ModelProto, manifest: Manifest) -> Manifest:
+def with_rows_judged(manifest: Manifest, verdict: RowsVerdict) -> Manifest:
     """Return a step graph's manifest, with one row a run where the operators do not show that rows are independent.
 
     Raises:
         RefusedModelError: They show that a row depends on others, of a graph that would run several; names the node.
     """
-    verdict = rows_of_step(model, manifest).verdict
     if verdict.outcome == "independent":
         return manifest
     if verdict.outcome == "mixed" and manifest.batch.mode == "stack":

@@ -9,10 +9,13 @@ import onnx
 import pytest
 
 from stepwell_export.graph.nodes import constants
-from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME, mixed_axes
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME
 from stepwell_export.streaming.axes.inputs import read_inputs
 from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, TensorRuns, measure_shapes
 from stepwell_export.streaming.normal_form.plain_form import load_graph
+from stepwell_export.streaming.step import SequenceStep, make_step
+from stepwell_export.structure.row_rules import mixed_axes
 from tests.model_export.streaming.zoo_parts import X, graph, ints
 
 
@@ -84,46 +87,85 @@ def test_equal_values_in_the_runs_are_no_constant_over_time(nodes: str, is_same:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "is_before"),
+    "nodes",
     [
-        ("p = Pad (x, pads)", True),
-        ("q = Pad (x, pads) p = Tanh (q)", True),
-        ("q = Pad (x, pads) p = Transpose <perm = [0, 1, 2]> (q)", True),
-        ("c = Concat <axis = 0> (batches, pair, four) f = ConstantOfShape (c) p = Concat <axis = 1> (f, x)", True),
-        ("q = Pad (x, pads) u = ReduceMax <axes = [1], keepdims = 1> (x) r = Sub (u, far) s = Relu (r) p = Add (q, s)",
-         False),
-        ("h = Slice (x, start, pair, unit) r = Sub (h, far) f = Relu (r) p = Concat <axis = 1> (f, x)", False),
+        "p = Pad (x, pads)",
+        "q = Pad (x, pads) p = Tanh (q)",
+        "q = Pad (x, pads) p = Transpose <perm = [0, 1, 2]> (q)",
+        "c = Concat <axis = 0> (batches, pair, four) f = ConstantOfShape (c) p = Concat <axis = 1> (f, x)",
+        "r = Sub (u, far) s = Relu (r) q = Add (x, s) p = Pad (q, pads)",
     ],
-)  # fmt: skip
-def test_what_an_input_reaches_does_not_stand_before_it(nodes: str, is_before: bool) -> None:
-    facts = facts_of(
-        f"batches = Slice (sizes, start, unit) {nodes}", pads=ints(0, 2, 0, 0, 0, 0), pair=ints(2), four=ints(4),
-        start=ints(0), far=np.float32(100),
-    )  # fmt: skip
-
-    assert (facts.before_start("p", 0, 2) is not None) == is_before
+)
+def test_what_no_input_reaches_is_what_a_state_begins_with(nodes: str) -> None:
+    assert padded(nodes).manifest.states
 
 
 @pytest.mark.parametrize(
-    ("node", "place", "axes"),
+    ("nodes", "why"),
     [
-        ("y = Softmax <axis = 1> (x)", 0, {1}),
-        ("y = LayerNormalization <axis = 1> (x, w)", 0, {1, 2}),
-        ("y = MatMul (x, w)", 0, {2}),
-        ("y = MatMul (w, x)", 1, {1}),
-        ('y = Einsum <equation = "btf,bsf->btf"> (x, x)', 0, set()),
-        ('y = Einsum <equation = "btf,bsf->btf"> (x, x)', 1, {1}),
-        ("y = InstanceNormalization (x, w, w)", 0, {2}),
-        ("y = Tanh (x)", 0, set()),
-        ("y = ReduceSum (x, one)", 0, {1}),
-        ("y = ReverseSequence (x, one)", 0, None),
-        ("y = DynamicQuantizeLinear (x)", 0, {0, 1, 2}),
-        ("y = GatherElements <axis = 1> (x, one)", 0, {1}),
+        ("q = Pad (x, pads) r = Sub (u, far) s = Relu (r) p = Add (q, s)", "which depends on the input"),
+        ("q = Pad (x, pads) r = Sub (u, far) s = Relu (r) t = Shape (q) w = Expand (s, t) p = Add (q, w)",
+         "which depends on the input"),
+        ("e = Pad <mode = \"edge\"> (x, pads) r = Sub (e, far) s = Relu (r) q = Pad (x, pads) p = Add (q, s)",
+         "which depends on the input"),
+        ("h = Slice (x, start, pair, unit) r = Sub (h, far) f = Relu (r) p = Concat <axis = 1> (f, x)",
+         "takes timesteps at fixed places"),
+    ],
+)  # fmt: skip
+def test_what_an_input_reaches_does_not_stand_before_it(nodes: str, why: str) -> None:
+    """Above 100 it does, which no run has."""
+    with pytest.raises(RefusedModelError, match=why):
+        padded(nodes)
+
+
+def padded(nodes: str) -> SequenceStep:
+    """Return the step of a running sum over `p`, which has two elements in front of `x`."""
+    given: dict[str, Any] = {"one": np.int64(1), "unit": ints(1), "start": ints(0), "pair": ints(2), "four": ints(4)}
+    source = graph(
+        f"({X}, float[batch, 1, 4] u) => (float[batch, later, 4] y) {{ sizes = Shape (x) "
+        f"batches = Slice (sizes, start, unit) {nodes} v = CumSum (p, one) y = Add (v, u) }}",
+        pads=ints(0, 2, 0, 0, 0, 0), far=np.float32(100), **given,
+    )  # fmt: skip
+    return make_step(source, name="padded", time_axes={"x": 1, "u": None})
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "axes"),
+    [
+        ("y = Softmax <axis = 1> (x)", "x", {1}),
+        ("y = LayerNormalization <axis = 1> (x, w)", "x", {1, 2}),
+        ("y = MatMul (x, w)", "x", {2}),
+        ("y = MatMul (w, x)", "x", {1}),
+        ('y = Einsum <equation = "btf,nf->btn"> (x, w)', "x", {2}),
+        ("y = InstanceNormalization (x, w, w)", "x", {1, 2}),
+        ("y = ReduceSum (x, one)", "x", {1}),
+        ("y = ReverseSequence (x, one)", "x", None),
+        ("y = DynamicQuantizeLinear (x)", "x", {0, 1, 2}),
     ],
 )
-def test_an_operator_mixes_the_axes_that_it_runs_over(node: str, place: int, axes: set[int] | None) -> None:
+def test_an_operator_mixes_the_axes_that_it_runs_over(node: str, name: str, axes: set[int] | None) -> None:
     model = graph(f"(float[2, 3, 4] x) => (float[a, b, c] y) {{ {node} }}", one=ints(1), w=(4, 4))
     tables = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in constants(model.graph).items()}
-    ranks = {"x": 3, **{name: value.ndim for name, value in tables.items()}}
+    shapes = {"x": (2, 3, 4), **{name: value.shape for name, value in tables.items()}}
+    taken = {name: shapes[name] for name in model.graph.node[0].input}
 
-    assert mixed_axes(model.graph.node[0], place, ranks, 17, tables.get) == axes
+    assert mixed_axes(model.graph.node[0], name, taken, tables.get) == axes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "node"),
+    [
+        (X, "p = MeanVarianceNormalization <axes = [2]> (x)"),
+        (X, "r = Resize (x, , scales) p = Slice (r, start, four, two)"),
+        (f"{X}, int64[batch, time, 4] i", "p = GatherElements <axis = 2> (x, i)"),
+        (f"{X}, float[batch, time, 1] c, float[batch, time, 1] s",
+         "p = RotaryEmbedding <num_heads = 2> (x, c, s)"),
+    ],
+)  # fmt: skip
+def test_an_operator_whose_rule_keeps_timesteps_apart_as_rows_is_stepped(inputs: str, node: str) -> None:
+    source = graph(
+        f"({inputs}) => (float[batch, time, 4] y) {{ {node} y = CumSum (p, one) }}", opset=23,
+        one=np.int64(1), scales=np.array([1, 1, 2], np.float32), start=ints(0), four=ints(4), two=ints(2),
+    )  # fmt: skip
+
+    assert make_step(source, name="apart", time_axes=dict.fromkeys((v.name for v in source.graph.input), 1))

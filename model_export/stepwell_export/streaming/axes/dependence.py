@@ -17,6 +17,7 @@ from stepwell_export.graph.nodes import attributes, constants, subgraphs
 from stepwell_export.graph.operators import ELEMENTWISE as _ELEMENTWISE
 from stepwell_export.graph.operators import REDUCTIONS, RESHAPING, RUNNING
 from stepwell_export.streaming.axes.inputs import LENGTHS, SequenceInputs
+from stepwell_export.structure.row_rules import mixed_axes
 
 if TYPE_CHECKING:
     from stepwell_export.streaming.axes.measured_shapes import Dim
@@ -184,7 +185,7 @@ class _Pass:
         return onnx.numpy_helper.to_array(self.tables[name]) if name in self.tables else None
 
     def _of_node(self, node: onnx.NodeProto) -> Dependence:
-        kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+        kind = kind_of(node)
         given = [self._given(name) for name in node.input]
         if kind in {"Shape", "Size"}:
             return self._of_sizes(node, given[0])
@@ -301,16 +302,14 @@ class _Pass:
 
     def _counted(self, node: onnx.NodeProto, kind: str) -> Marks:
         """Return what the sizes of the axes depend on that an operator sums over, or counts along."""
-        if kind in _MOVING | ELEMENTWISE | RESHAPING | {"ConstantOfShape", "Range", "EyeLike", *RUNNING}:
+        if kind in EACH_BY_ITSELF | {"ConstantOfShape", "Range", "EyeLike", *RUNNING}:
             return frozenset()
         marks = frozenset[str]()
-        ranks = {name: len(self.dims(name)) for name in node.input if name}
-        for place, name in enumerate(node.input):
-            if not name:
-                continue
-            dims = self.dims(name)
-            mixed = mixed_axes(node, place, ranks, 13, self._value) if dims else None
-            of = self._given(name)
+        names = [name for name in node.input if name]
+        shapes = {name: np.shape(self.measured(name)) if self.dims(name) else () for name in names}
+        for name in names:
+            of, dims = self._given(name), self.dims(name)
+            mixed = mixed_axes(node, name, shapes, self._value) if dims else None
             if mixed is None or not of.has_even_sizes:
                 marks |= of.shape
             else:
@@ -419,93 +418,12 @@ def _grows(dims: Sequence[Dim], axis: int) -> Marks:
     return frozenset({mark for mark, grows in ((TIME, dim.has_time), (BATCH, dim.has_batch)) if grows})
 
 
-# ---------------------------------------------------------------- which axes an operator mixes
-
-_LAST_AXIS = {
-    "LayerNormalization", "RMSNormalization", "LpNormalization", "Hardmax", "Softmax", "LogSoftmax",
-    "com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",
-    "SimplifiedLayerNormalization",
-}  # fmt: skip
-
-
-def mixed_axes(
-    node: onnx.NodeProto, place: int, ranks: Mapping[str, int], opset: int, value: Callable[[str], Any]
-) -> set[int] | None:
-    """Return the axes of an input of which an operator's elements take more than those at their own place.
-
-    Args:
-        node: The node, of an operator that has no rule of its own over time.
-        place: Which input.
-        ranks: How many axes each of its inputs has.
-        opset: The version of the operators.
-        value: Returns the value of a constant.
-
-    Returns:
-        None: it is not known.
-    """
-    kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
-    attrs, rank = attributes(node), ranks[node.input[place]]
-    if kind in ELEMENTWISE | RESHAPING | _MOVING or not rank:
-        return set()
-    if kind in _LAST_AXIS:
-        is_old = opset < 13 and kind in {"Hardmax", "Softmax", "LogSoftmax"}
-        axis = int(attrs.get("axis", 1 if is_old else -1)) % rank
-        return set(range(axis, rank)) if is_old or "LayerNorm" in kind or "RMSNorm" in kind else {axis}
-    if kind in {"MatMul", "MatMulInteger", "QLinearMatMul"}:
-        return {rank - 1} if place == 0 or rank == 1 else {rank - 2}
-    if kind in {"Gemm"}:
-        return set() if place > 1 else {int(place == 0) ^ int(attrs.get("transA" if place == 0 else "transB", 0))}
-    if kind == "Einsum":
-        return _summed(str(attrs["equation"]), place, rank)
-    if kind in {"BatchNormalization", "DynamicQuantizeLinear"}:
-        return set(range(rank)) if attrs.get("training_mode") or kind != "BatchNormalization" else set()
-    if kind == "GatherElements":
-        return {int(attrs.get("axis", 0)) % rank} if place == 0 else set()
-    if kind == "RotaryEmbedding":
-        return {rank - 1} if place == 0 else set()
-    if kind == "Trilu":
-        return {rank - 2, rank - 1}
-    if kind == "InstanceNormalization":
-        return set(range(2, rank))
-    if kind in {"ArgMax", "ArgMin", "TopK", *RUNNING}:
-        axis = value(node.input[1]) if kind in RUNNING else attrs.get("axis", -1 if kind == "TopK" else 0)
-        return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
-    if kind in {"Resize", "Upsample"}:
-        return set() if place else _scaled(node, attrs, rank, value)
-    if kind.startswith("Reduce"):
-        given = attrs.get("axes")
-        if len(node.input) > 1 and node.input[1]:
-            given = value(node.input[1])
-            if given is None:
-                return None
-        if given is None and attrs.get("noop_with_empty_axes"):
-            return set()
-        return set(range(rank)) if given is None else {int(axis) % rank for axis in given}
-    return set(range(2, rank)) if kind.startswith("Global") else None
-
-
 _MOVING = frozenset({"Concat", "Expand", "Gather", "OneHot", "Pad", "Shape", "Size", "Slice", "Split", "Tile"})
 
-
-def _scaled(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
-    """Return the axes that a Resize or Upsample makes longer or shorter by scales; None: it has none."""
-    given = dict(enumerate(node.input)).get(1 if node.op_type == "Upsample" else 2)
-    scales = value(given) if given else attrs.get("scales")
-    if scales is None or not len(scales):
-        return None
-    axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
-    return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
+EACH_BY_ITSELF = ELEMENTWISE | RESHAPING | _MOVING
+"""Operators whose elements are made of one element of each input, at its place or elsewhere."""
 
 
-def _summed(equation: str, place: int, rank: int) -> set[int]:
-    """Return the axes of an operand that an equation sums over, or leaves out of the result's own."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not right and "->" not in equation:
-        letters = "".join(terms).replace("...", "")
-        right = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    before, dots, after = terms[place].partition("...")
-    axes = dict(enumerate(before))
-    if dots:
-        axes |= {rank - len(after) + at: letter for at, letter in enumerate(after)}
-    return {axis for axis, letter in axes.items() if letter not in right}
+def kind_of(node: onnx.NodeProto) -> str:
+    """Return a node's operator, with its domain where that is not ONNX' own."""
+    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"

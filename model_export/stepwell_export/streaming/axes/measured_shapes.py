@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.graph.nodes import only_needed, read_opset
+from stepwell_export.graph.nodes import only_needed
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.axes.beginnings import Beginnings
 from stepwell_export.streaming.axes.dependence import BATCH, DATA, SIZES, TIME, Dependence, dependences
 from stepwell_export.streaming.axes.inputs import LENGTHS, ROWS, SequenceInputs, perturbed_step
 
@@ -201,13 +200,11 @@ class MeasuredShapes:
         self._depends: dict[str, Dependence] = {}
         self._settled: dict[str, Dependence] = {}
         self._followed: tuple[onnx.ModelProto, SequenceInputs] | None = None
-        self._beginnings: Beginnings | None = None
 
     def follow(self, model: onnx.ModelProto, inputs: SequenceInputs) -> None:
         """Find what follows from the operators of the graph that was run."""
         self._followed = model, inputs
         self._depends = dependences(model.graph, inputs, self.dims, self.value, self._settled)
-        self._beginnings = Beginnings(model.graph, read_opset(model), self, self._depends)
 
     def settle(self, name: str) -> None:
         """Take a tensor for the same for all inputs and lengths: it stands in front of the sequence."""
@@ -334,19 +331,14 @@ class MeasuredShapes:
     def before_start(self, name: str, first: int, count: int) -> Array | None:
         """Return a tensor's elements `first` to `first + count` on its time axis; those below 0 are zeros.
 
-        They come before the first timestep of the inputs, so they must be equal for all inputs: by the operators, and
-        in the runs.
-
         Returns:
-            With the batch axis, if any, reduced to one row; None where they may differ from input to input.
+            With the batch axis, if any, reduced to one row; None where they differ from run to run.
 
         Raises:
             RefusedModelError: They are more than the runs have.
         """
         axis = self.time_axis(name)
         assert axis is not None
-        if first + count > max(self._beginnings.of(name) if self._beginnings is not None else 0, 0):
-            return None
         shortest = min(np.shape(value)[axis] for value in self.values(name))
         if first + count > shortest:
             raise RefusedModelError(

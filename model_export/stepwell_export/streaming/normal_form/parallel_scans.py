@@ -19,12 +19,19 @@ from functools import cached_property
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from stepwell_export.graph.nodes import attributes, captures, constants, in_order, read_opset, replace_items, uses
+from stepwell_export.graph.nodes import attributes, captures, in_order, read_opset, replace_items, uses
 from stepwell_export.graph.onnx_file import infer_types, without_weights
-from stepwell_export.runtime.manifest import Array
-from stepwell_export.streaming.normal_form.scan_body import Begun, FirstCopy, ScanBody, TimeSlice, live_nodes
+from stepwell_export.streaming.normal_form.scan_body import (
+    Begun,
+    FirstCopy,
+    ScanBody,
+    SearchedGraph,
+    TimeSlice,
+    are_copies,
+    live_nodes,
+)
+from stepwell_export.structure.facts import run_node
 
 _ABOUT_SIZES = {"Cast", "Concat", "ConstantOfShape", "Reshape", "Slice", "Transpose", "Unsqueeze"}
 _FEWEST_ROUNDS = 3
@@ -72,18 +79,11 @@ class _Combined:
     starts: dict[str, float | None] = field(default_factory=dict)
 
 
-class _Graph:
+class _Graph(SearchedGraph):
     """A graph in which rounds are searched for."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.nodes = live_nodes(model.graph)
-        self.makers = {name: at for at, node in enumerate(self.nodes) for name in node.output if name}
-        self.constants: dict[str, Array] = {
-            name: numpy_helper.to_array(tensor)
-            for name, tensor in constants(model.graph).items()
-            if name in self.makers or np.prod(tensor.dims) < 64
-        }
+        super().__init__(model)
         for node in self.nodes:
             self._compute(node)
         self.cuts = dict(self._cuts())
@@ -94,22 +94,8 @@ class _Graph:
         if node.op_type not in _ABOUT_SIZES or not given or any(name not in self.constants for name in given):
             return
         with contextlib.suppress(Exception):  # it is no constant then
-            body = helper.make_graph([node], "", [], [])
-            body.input.extend(
-                helper.make_tensor_value_info(
-                    name, helper.np_dtype_to_tensor_dtype(self.constants[name].dtype), self.constants[name].shape
-                )
-                for name in dict.fromkeys(given)
-            )
-            body.output.extend(onnx.ValueInfoProto(name=name) for name in node.output)
-            opset = [helper.make_opsetid("", read_opset(self.model))]
-            run = ReferenceEvaluator(helper.make_model(body, opset_imports=opset))
-            found = run.run(None, {name: self.constants[name] for name in given})
+            found = run_node(node, read_opset(self.model), [self.constants.get(name) for name in node.input])
             self.constants |= dict(zip(node.output, found, strict=True))
-
-    def maker(self, name: str) -> onnx.NodeProto | None:
-        """Return the node that makes a tensor."""
-        return self.nodes[self.makers[name]] if name in self.makers else None
 
     def _cuts(self) -> Iterator[tuple[str, _Cut]]:
         for node in self.nodes:
@@ -301,16 +287,9 @@ class _Rounds:
         left, right = graph.maker(ours), graph.maker(theirs)
         if left is None or right is None or captures(left) or captures(right):
             return ours == theirs
-        one_way = [sorted(a.SerializeToString() for a in node.attribute) for node in (left, right)]
-        return (
-            left.op_type == right.op_type
-            and one_way[0] == one_way[1]
-            and list(left.output).index(ours) == list(right.output).index(theirs)
-            and len(left.input) == len(right.input)
-            and all(
-                bool(a) == bool(b) and (not a or self._matches(a, b, shift, states))
-                for a, b in zip(left.input, right.input, strict=True)
-            )
+        return are_copies(ours, left, theirs, right) and all(
+            bool(a) == bool(b) and (not a or self._matches(a, b, shift, states))
+            for a, b in zip(left.input, right.input, strict=True)
         )
 
     def _results(self, known: Mapping[str, str]) -> dict[str, str]:
@@ -419,7 +398,6 @@ class _Rounds:
         """Whether the combination with zeros gives the timestep itself."""
         if late is None:
             return False
-        graph = self._graph
         slices = {one: TimeSlice(of, self._axis, 0, keeps=True) for one, of in combined.late.items()}
-        first = FirstCopy(graph.nodes, graph.makers, graph.constants, slices)
+        first = FirstCopy(self._graph, slices)
         return first.is_from_zeros(name, late, combined.early.keys(), combined.late.__contains__)

@@ -12,11 +12,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from stepwell_export.graph.nodes import attributes, constants, needed_nodes, renamed
+from stepwell_export.graph.nodes import attributes, captures, constants, needed_nodes, renamed
 from stepwell_export.runtime.manifest import Array
 
 FEWEST = 4
 """Timesteps of a sequence that is cut into all of them: fewer may be the parts of a split."""
+
+_SMALL = 64
+"""Numbers in a weight that may be axes, a shape or places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,47 @@ def time_slices(nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array])
 def live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Return the nodes that the outputs depend on, in order."""
     return needed_nodes(list(graph.node), [value.name for value in graph.output])
+
+
+class SearchedGraph:
+    """A graph in which loops are searched for.
+
+    Attributes:
+        model: The model.
+        nodes: Those that its outputs depend on, in order.
+        makers: The index of the node that makes each tensor.
+        constants: The values of Constant nodes, and of small weights.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.nodes = live_nodes(model.graph)
+        self.makers = {name: at for at, node in enumerate(self.nodes) for name in node.output if name}
+        self.constants: dict[str, Array] = {
+            name: numpy_helper.to_array(tensor)
+            for name, tensor in constants(model.graph).items()
+            if name in self.makers or np.prod(tensor.dims) < _SMALL
+        }
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that makes a tensor."""
+        return self.nodes[self.makers[name]] if name in self.makers else None
+
+
+def are_copies(ours: str, left: onnx.NodeProto, theirs: str, right: onnx.NodeProto) -> bool:
+    """Whether two tensors are the same output of the same operation, whatever that uses.
+
+    Nodes with bodies that use outer tensors are not the same.
+
+    Args:
+        ours: The one tensor.
+        left: Its node.
+        theirs: The other tensor.
+        right: Its node.
+    """
+    first, other = (sorted(attribute.SerializeToString() for attribute in node.attribute) for node in (left, right))
+    same_operator = left.op_type == right.op_type and len(left.input) == len(right.input) and first == other
+    return same_operator and not captures(left) and list(left.output).index(ours) == list(right.output).index(theirs)
 
 
 class ScanBody:
@@ -152,14 +196,8 @@ _OF_ZERO = {
 class FirstCopy:
     """Compares the first copy of a loop with what another copy makes of states that are zero."""
 
-    def __init__(
-        self,
-        nodes: Sequence[onnx.NodeProto],
-        makers: Mapping[str, int],
-        constants: Mapping[str, Array],
-        slices: Mapping[str, TimeSlice],
-    ) -> None:
-        self._nodes, self._makers, self._constants, self._slices = nodes, makers, constants, slices
+    def __init__(self, graph: SearchedGraph, slices: Mapping[str, TimeSlice]) -> None:
+        self._graph, self._constants, self._slices = graph, graph.constants, slices
 
     def is_from_zeros(self, ours: str, theirs: str, carried: Collection[str], is_source: Callable[[str], bool]) -> bool:
         """Whether a tensor of the first copy is what the same of another copy is where all states are zero.
@@ -182,23 +220,15 @@ class FirstCopy:
                 return other is not None and (cut.data, cut.axis, cut.keeps) == (other.data, other.axis, other.keeps)
             if one in self._constants and two in self._constants:
                 return np.array_equal(self._constants[one], self._constants[two])
-            node, other_node = self._maker(one), self._maker(two)
+            node, other_node = self._graph.maker(one), self._graph.maker(two)
             if node is None or other_node is None:
                 return False
             if node.op_type == "Add" and not zero.isdisjoint(node.input):
                 return equal(node.input[0] if node.input[1] in zero else node.input[1], two)
             if node.op_type == "Sub" and node.input[1] in zero:
                 return equal(node.input[0], two)
-            same = node.op_type == other_node.op_type and len(node.input) == len(other_node.input)
-            attributes = [sorted(a.SerializeToString() for a in each.attribute) for each in (node, other_node)]
-            at = [list(each.output).index(name) for each, name in ((node, one), (other_node, two))]
-            return (
-                same
-                and attributes[0] == attributes[1]
-                and at[0] == at[1]
-                and all(
-                    a == b or (bool(a and b) and equal(a, b)) for a, b in zip(node.input, other_node.input, strict=True)
-                )
+            return are_copies(one, node, two, other_node) and all(
+                a == b or (bool(a and b) and equal(a, b)) for a, b in zip(node.input, other_node.input, strict=True)
             )
 
         return equal(ours, theirs)
@@ -211,7 +241,7 @@ class FirstCopy:
             if name in known:
                 return known[name]
             known[name] = name in carried or self._is_zero(name)
-            node = None if known[name] or is_source(name) else self._maker(name)
+            node = None if known[name] or is_source(name) else self._graph.maker(name)
             if node is not None:
                 given = [visit(used) for used in node.input if used]
                 operator = node.op_type
@@ -227,9 +257,6 @@ class FirstCopy:
 
         visit(root)
         return {name for name, is_zero in known.items() if is_zero}
-
-    def _maker(self, name: str) -> onnx.NodeProto | None:
-        return self._nodes[self._makers[name]] if name in self._makers else None
 
     def _is_zero(self, name: str) -> bool:
         return name in self._constants and not np.any(self._constants[name])

@@ -27,7 +27,6 @@ from onnx import helper, numpy_helper
 from stepwell_export.graph.nodes import (
     attributes,
     captures,
-    constants,
     in_order,
     read_opset,
     replace_items,
@@ -35,9 +34,17 @@ from stepwell_export.graph.nodes import (
     uses,
 )
 from stepwell_export.graph.onnx_file import infer_types, without_weights
-from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.normal_form.parallel_scans import with_scans_rolled
-from stepwell_export.streaming.normal_form.scan_body import FEWEST, Begun, FirstCopy, ScanBody, live_nodes, time_slices
+from stepwell_export.streaming.normal_form.scan_body import (
+    FEWEST,
+    Begun,
+    FirstCopy,
+    ScanBody,
+    SearchedGraph,
+    are_copies,
+    live_nodes,
+    time_slices,
+)
 
 _MOST_LOOPS = 64
 _ANY = -1
@@ -88,19 +95,12 @@ def lengths_written_out(model: onnx.ModelProto) -> set[int]:
     return {steps for _, _, steps in _Unrolled(model).families()}
 
 
-class _Unrolled:
-    """A graph in which loops are searched for."""
+class _Unrolled(SearchedGraph):
+    """A graph in which loops are searched for that were written out."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
-        self._nodes = live_nodes(model.graph)
-        self._makers = {name: at for at, node in enumerate(self._nodes) for name in node.output if name}
-        self._constants: dict[str, Array] = {
-            name: numpy_helper.to_array(tensor)
-            for name, tensor in constants(model.graph).items()
-            if name in self._makers or np.prod(tensor.dims) < 64
-        }
-        self._slices = dict(time_slices(self._nodes, self._constants))
+        super().__init__(model)
+        self._slices = dict(time_slices(self.nodes, self.constants))
         self._ages: dict[str, int] = {}
 
     def families(self) -> Iterator[tuple[str, int, int]]:
@@ -137,7 +137,7 @@ class _Unrolled:
     def _reached(self, names: set[str]) -> set[str]:
         """Return everything that depends on these tensors."""
         reached = set(names)
-        for node in self._nodes:
+        for node in self.nodes:
             if not reached.isdisjoint(uses(node)):
                 reached |= set(node.output)
         return reached
@@ -145,7 +145,7 @@ class _Unrolled:
     def _ages_from(self, sources: set[tuple[str, int]], steps: int) -> dict[str, int]:
         """Return the latest timestep that each tensor depends on by the slices of these tensors."""
         ages: dict[str, int] = {}
-        for node in self._nodes:
+        for node in self.nodes:
             for name in node.output:
                 cut = self._slices.get(name)
                 if cut is not None and (cut.data, cut.axis) in sources:
@@ -161,7 +161,7 @@ class _Unrolled:
     def _is_source(self, name: str) -> bool:
         if name not in self._slices or self._ages[name] != self._slices[name].at:
             return False
-        return all(self._ages.get(used, _ANY) == _ANY for used in uses(self._nodes[self._makers[name]]))
+        return all(self._ages.get(used, _ANY) == _ANY for used in uses(self.nodes[self.makers[name]]))
 
     # ---------------------------------------------------------------- copies of one body
 
@@ -176,7 +176,7 @@ class _Unrolled:
             _NoLoopError: There is none.
         """
         body, at = _Body(begin=begin), steps // 2
-        joins = [node for node in self._nodes if self._joins(node, steps, self._ages)]
+        joins = [node for node in self.nodes if self._joins(node, steps, self._ages)]
         roots: list[dict[int, str]] = [dict(enumerate(node.input)) for node in joins]
         body.joined = {root[at]: node for root, node in zip(roots, joins, strict=True)}
         if not roots:
@@ -200,7 +200,7 @@ class _Unrolled:
             if set(instances) != set(places) or len(instances) < at + 2 - begin:
                 raise _NoLoopError
         if begin:
-            first = FirstCopy(self._nodes, self._makers, self._constants, self._slices)
+            first = FirstCopy(self, self._slices)
             body.from_zeros = all(
                 first.is_from_zeros(ours, theirs, body.carried.keys(), self._is_source)
                 for ours, theirs in body.first.items()
@@ -216,7 +216,7 @@ class _Unrolled:
     def _handed_on(self, step: int) -> list[str]:
         """Return what copy `step` makes and the next one uses, in order of use."""
         handed_on: dict[str, None] = {}
-        for node in self._nodes:
+        for node in self.nodes:
             if node.output and self._ages.get(node.output[0]) == step + 1:
                 handed_on.update((n, None) for n in uses(node) if self._ages.get(n) == step and not self._is_source(n))
         return list(handed_on)
@@ -264,11 +264,11 @@ class _Unrolled:
 
     def _inputs_of(self, body: _Body, ours: str, theirs: str, is_own: bool) -> list[tuple[str, str]]:
         """Compare two nodes; return the pairs of what they use."""
-        if theirs not in self._makers:
+        if theirs not in self.makers:
             raise _NoLoopError
-        maker, other = self._makers[ours], self._makers[theirs]
-        left, right = self._nodes[maker], self._nodes[other]
-        if not _are_copies(left, right) or list(left.output).index(ours) != list(right.output).index(theirs):
+        maker, other = self.makers[ours], self.makers[theirs]
+        left, right = self.nodes[maker], self.nodes[other]
+        if not are_copies(ours, left, theirs, right):
             raise _NoLoopError
         body.matched.add(other)
         if is_own:
@@ -285,26 +285,24 @@ class _Unrolled:
             return True
         if (cut := self._slices.get(ours)) and (other := self._slices.get(theirs)):  # of which the shape is used
             return (cut.data, cut.axis, cut.keeps) == (other.data, other.axis, other.keeps)
-        if ours in self._constants and theirs in self._constants:
-            constant, two = self._constants[ours], self._constants[theirs]
+        if ours in self.constants and theirs in self.constants:
+            constant, two = self.constants[ours], self.constants[theirs]
             return bool(
                 constant.dtype == two.dtype and np.array_equal(constant, two, equal_nan=constant.dtype.kind == "f")
             )
-        if ours not in self._makers or theirs not in self._makers:
+        if ours not in self.makers or theirs not in self.makers:
             return False
         if max(self._ages.get(ours, _ANY), self._ages.get(theirs, _ANY)) != _ANY:
             return False
-        left, right = self._nodes[self._makers[ours]], self._nodes[self._makers[theirs]]
-        if not _are_copies(left, right):
-            return False
-        return list(left.output).index(ours) == list(right.output).index(theirs) and all(
+        left, right = self.nodes[self.makers[ours]], self.nodes[self.makers[theirs]]
+        return are_copies(ours, left, theirs, right) and all(
             a == b or (bool(a) and bool(b) and self._are_equal(a, b))
             for a, b in zip(left.input, right.input, strict=True)
         )
 
     def _origin(self, name: str) -> str:
         """Return what a tensor is a copy of: torch's exporter writes a weight that is used again as an Identity."""
-        while name in self._makers and (maker := self._nodes[self._makers[name]]).op_type == "Identity":
+        while name in self.makers and (maker := self.nodes[self.makers[name]]).op_type == "Identity":
             name = maker.input[0]
         return name
 
@@ -313,14 +311,14 @@ class _Unrolled:
     def _with_scan(self, body: _Body, steps: int, count: int) -> onnx.ModelProto:
         """Return the model with the Scan in the place of the copies."""
         at, label = steps // 2, f"loop_{count + 1}" if count else "loop"
-        made = copy.deepcopy(self._model)
-        gone = body.matched | {self._makers[node.output[0]] for node in body.joined.values()}
+        made = copy.deepcopy(self.model)
+        gone = body.matched | {self.makers[node.output[0]] for node in body.joined.values()}
         states, finals = list(body.carried), self._finals(body, steps, gone)
         scanned = self._sources(sorted(body.nodes))
-        scan = ScanBody(label, read_opset(self._model), made)
+        scan = ScanBody(label, read_opset(self.model), made)
         for name in states:
             scan.state(name)
-        types = infer_types(without_weights(self._model)) if body.begin else {}
+        types = infer_types(without_weights(self.model)) if body.begin else {}
         begun = Begun(scan, made, label, {} if body.from_zeros else body.first)
         first = self._first_copy(begun)
         taken = [*self._sources(first), *filter(self._is_source, begun.first.values())]
@@ -328,7 +326,7 @@ class _Unrolled:
         for name in scanned:
             scan.element(name, self._slices[name])
         for index in [*sorted(body.nodes), *first]:
-            scan.node(self._nodes[index])
+            scan.node(self.nodes[index])
         begun.choose()
         outs = [*(scan.inner_name(body.carried[name][at]) for name in states), *begun.after]
         axes, names = [], []
@@ -362,27 +360,27 @@ class _Unrolled:
             scan_input_axes=[self._slices[name].axis for name in scanned],
             scan_output_axes=axes,
         )
-        take_layer(node, (self._nodes[index] for index in body.nodes))
-        kept = [kept_node for index, kept_node in enumerate(self._nodes) if index not in gone]
+        take_layer(node, (self.nodes[index] for index in body.nodes))
+        kept = [kept_node for index, kept_node in enumerate(self.nodes) if index not in gone]
         replace_items(made.graph.node, in_order([*kept, *begun.nodes, node, *extra]))
         replace_items(made.graph.node, live_nodes(made.graph))  # without the slices
         return made
 
     def _sources(self, nodes: Iterable[int]) -> list[str]:
         """Return the slices that nodes use."""
-        return list(dict.fromkeys(name for at in nodes for name in uses(self._nodes[at]) if self._is_source(name)))
+        return list(dict.fromkeys(name for at in nodes for name in uses(self.nodes[at]) if self._is_source(name)))
 
     def _first_copy(self, begun: Begun) -> list[int]:
         """Return the nodes of a first copy that is another one than the others."""
         waiting, found = list(begun.first.values()), set[int]()
         while waiting:
             name = waiting.pop()
-            at = self._makers.get(name)
+            at = self.makers.get(name)
             if at is not None and at not in found and self._ages.get(name, _ANY) == 0 and not self._is_source(name):
-                if captures(self._nodes[at]):
+                if captures(self.nodes[at]):
                     raise _NoLoopError
                 found.add(at)
-                waiting += uses(self._nodes[at])
+                waiting += uses(self.nodes[at])
         return sorted(found)
 
     def _finals(self, body: _Body, steps: int, gone: set[int]) -> dict[str, str]:
@@ -392,9 +390,9 @@ class _Unrolled:
             _NoLoopError: Something else of a copy is used.
         """
         at, finals = steps // 2, {}
-        ours = [name for index in sorted(body.nodes) for name in self._nodes[index].output if name]
+        ours = [name for index in sorted(body.nodes) for name in self.nodes[index].output if name]
         for name in sorted(self._used_besides(gone)):
-            if self._ages.get(name, _ANY) != steps - 1 or name not in self._makers or self._is_source(name):
+            if self._ages.get(name, _ANY) != steps - 1 or name not in self.makers or self._is_source(name):
                 continue
             for candidate in ours:
                 trial = _Body(carried={key: dict(value) for key, value in body.carried.items()}, begin=body.begin)
@@ -406,7 +404,7 @@ class _Unrolled:
                     finals[name] = candidate
                     gone |= trial.matched
                     break
-        lost = {name for index in gone for name in self._nodes[index].output}
+        lost = {name for index in gone for name in self.nodes[index].output}
         lost -= finals.keys() | {join.output[0] for join in body.joined.values()}
         if lost & self._used_besides(gone):
             raise _NoLoopError
@@ -414,12 +412,5 @@ class _Unrolled:
 
     def _used_besides(self, gone: set[int]) -> set[str]:
         """Return what the outputs and the nodes that stay use."""
-        used = {name for index, node in enumerate(self._nodes) if index not in gone for name in uses(node)}
-        return used | {value.name for value in self._model.graph.output}
-
-
-def _are_copies(node: onnx.NodeProto, other: onnx.NodeProto) -> bool:
-    """Whether two nodes are the same operation, whatever they use; those with bodies that use outer tensors are not."""
-    first, two = (sorted(attribute.SerializeToString() for attribute in each.attribute) for each in (node, other))
-    same_operator = node.op_type == other.op_type and len(node.input) == len(other.input)
-    return same_operator and first == two and not captures(node)
+        used = {name for index, node in enumerate(self.nodes) if index not in gone for name in uses(node)}
+        return used | {value.name for value in self.model.graph.output}

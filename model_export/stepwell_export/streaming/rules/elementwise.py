@@ -23,15 +23,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from stepwell_export.graph.nodes import all_graphs, attributes, renamed, subgraphs, uses
 from stepwell_export.graph.operators import RESHAPING
-from stepwell_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
+from stepwell_export.streaming.axes.dependence import EACH_BY_ITSELF, ELEMENTWISE, kind_of
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import shape_at_one_step, shape_to_reshape
 from stepwell_export.streaming.walk import StreamingWalk, why
-from stepwell_export.structure.rows import read_rows
+from stepwell_export.structure.rows import rows_of_node
 
 _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
 """Operators of bodies that take each element by itself, or make others of sizes."""
@@ -219,23 +218,10 @@ def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 
 def _keeps_timesteps_apart(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
-    """Whether the operators of a node's bodies show that no timestep reaches another."""
-    values = {name: np.asarray(walk.facts.value(name)) for name in uses(node)}
+    """Whether the operators of a node and its bodies show that no timestep reaches another: they are its rows here."""
+    values = {name: value for name in uses(node) if isinstance(value := walk.facts.value(name), np.ndarray)}
     axes = {name: walk.facts.time_axis(name) for name in values}
-    given: dict[str, tuple[tuple[int, ...], int | None]] = {
-        name: (values[name].shape[:axis] + values[name].shape[axis + 1 :], axis)
-        for name, axis in axes.items()
-        if axis is not None
-    }
-    constant = {name: value for name, value in values.items() if axes[name] is None}
-    takes = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
-        for name, value in values.items()
-    ]
-    gives = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
-    graph = helper.make_graph([node], "bodies", takes, gives)
-    model = helper.make_model(graph, opset_imports=walk.model.opset_import)
-    return read_rows(model, given, {value.name: None for value in gives}, constant).verdict.outcome == "independent"
+    return rows_of_node(node, values, axes, walk.model.opset_import).outcome == "independent"
 
 
 def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -244,16 +230,12 @@ def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     Raises:
         RefusedModelError: It does, or it is not known whether it does.
     """
-    ranks = {name: len(walk.facts.dims(name)) for name in node.input if name}
-    timed = set(walk.timed(node))
-    for place, name in enumerate(node.input):
-        axis = walk.facts.time_axis(name) if name in timed else None
-        if axis is None or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
-            continue  # without a time axis it is refused for that
-        _check_length(walk, node, node.output[0])
-        mixed = mixed_axes(node, place, ranks, walk.opset, walk.facts.value)
-        if mixed is None or axis in mixed:
-            raise walk.refuse(node, f"mixes timesteps: each of its answers may take all of {name!r}{why(node)}")
+    timed = [name for name in walk.timed(node, node.input) if walk.facts.time_axis(name) is not None]
+    if not timed or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
+        return  # without a time axis it is refused for that
+    _check_length(walk, node, node.output[0])
+    if kind_of(node) not in EACH_BY_ITSELF and not _keeps_timesteps_apart(walk, node):
+        raise walk.refuse(node, f"mixes timesteps: each of its answers may take all of {timed[0]!r}{why(node)}")
 
 
 def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:

@@ -101,7 +101,7 @@ def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     dims[axis] = _ONE
     init: Array | None = np.full(_row(dims), operator.start, walk.dtype(name)) if operator.start else None
     if offset > 0:
-        init = walk.facts.before_start(out, offset - (not attrs.get("exclusive")), 1)
+        init = walk.before_start(out, offset - (not attrs.get("exclusive")), 1, made_of=[name])
         if init is None:
             raise walk.refuse(node, "takes what stands before the first timestep, which depends on the input")
     state, spec = walk.graph.state_like(f"{plain(node.name)}.{operator.label}", dims, walk.dtype(name), init)

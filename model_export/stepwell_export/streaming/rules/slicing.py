@@ -109,7 +109,7 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             _set_first(walk, node, _sliced(walk, node, walk.operand(name, 0), rest))
             return
         stands_before = len(length) == 1 and start + max(length) <= offset and not rest
-        if stands_before and walk.facts.before_start(name, start, max(length)) is not None:
+        if stands_before and walk.before_start(name, start, max(length), made_of=[name]) is not None:
             walk.tensors[node.output[0]] = StepTensor("constant")  # the same in front of every sequence
             walk.facts.settle(node.output[0])
             return
@@ -188,7 +188,7 @@ def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if front and any(walk.tensors[name].kind in {"per_step", "at_end"} for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
-        before = walk.facts.before_start(out, 0, front)
+        before = walk.before_start(out, 0, front, made_of=node.input[:place])
         if before is None or not np.array_equal(before, np.broadcast_to(before.take([0], axis), before.shape)):
             raise walk.refuse(node, "puts different values in front of a sequence that was cut in front")
         step = walk.graph.op(
