@@ -1,6 +1,6 @@
 """Where each operator puts the rows of a batch, or that it makes something of several of them: one rule for each.
 
-Sources: the specifications of the operators, of ONNX and of onnxruntime's own domain.
+Source: the specifications of the operators.
 """
 
 from __future__ import annotations
@@ -488,18 +488,11 @@ def _rotary(call: RowCall) -> list[Rows | None]:
     return [rows]
 
 
-def _skip_norm(call: RowCall) -> list[Rows | None]:
-    rows = _elementwise(call, (0, 1))
-    if rows.axis == call.rank(0) - 1:
-        raise MixedError("normalises over the rows of the batch")
-    return [rows] * len(call.made)
-
-
 def _of_all(call: RowCall) -> Rows:
     raise MixedError("takes one scale from all rows of the batch")
 
 
-_UNARY = [*sorted(UNARY), "Bernoulli", "BiasGelu", "FastGelu", "QuickGelu", "RandomNormalLike", "RandomUniformLike"]
+_UNARY = [*sorted(UNARY), "Bernoulli", "RandomNormalLike", "RandomUniformLike"]
 
 RULES: Final[Mapping[str, Rule]] = {
     operator: rule
@@ -516,10 +509,9 @@ RULES: Final[Mapping[str, Rule]] = {
         (RUNNING, _along(lambda call: call.values(1) or range(call.rank(0)), "runs over")),
         (["TopK"], _along(_axis(-1), "sorts")),
         (
-            ["LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"],
+            ["LayerNormalization", "RMSNormalization"],
             _along(_from(), "normalises over"),
         ),
-        (["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"], _skip_norm),
         (["MeanVarianceNormalization"], _along(lambda call: call.attrs.get("axes", (0, 2, 3)), "normalises over")),
         (["BatchNormalization"], _batch_norm),
         (["InstanceNormalization", "GroupNormalization"], _along(_from(1), "normalises over")),
@@ -528,7 +520,6 @@ RULES: Final[Mapping[str, Rule]] = {
         (["AveragePool", "LpPool", "MaxPool"], _windowed),
         (["Conv", "ConvTranspose", "ConvInteger"], _convolution),
         (["MatMul", "MatMulInteger"], _matmul),
-        (["MatMulNBits"], _along(_axis(-1), "adds up")),
         (["QLinearMatMul"], lambda call: _matmul(call, (0, 3))),
         (["Gemm"], _gemm),
         (["Einsum"], _einsum),
@@ -587,39 +578,6 @@ def mixed_axes(
         except (MixedError, UndecidedError):
             mixed.add(axis)
     return mixed
-
-
-_OF_FIRST_SHAPE = {*_UNARY, "QuantizeLinear", "DequantizeLinear", "SimplifiedLayerNormalization"}
-
-
-def made_shapes(call: RowCall) -> Sequence[tuple[Shape, Shape] | None]:
-    """Return the shapes of the outputs of an operator of which the onnx package has no schema."""
-    fact = call.fact(0)
-    shapes = None if fact is None else fact.shapes
-    if shapes is None:
-        return [None] * len(call.made)
-    if call.kind in {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
-        return [shapes, None, None, shapes][: len(call.made)]  # the last one is the sum that is normalised
-    if call.kind in _OF_FIRST_SHAPE:
-        return [shapes, *[None] * (len(call.made) - 1)]
-    if call.kind == "MatMulNBits":
-        return [tuple((*shape[:-1], int(call.attrs["N"])) for shape in shapes)]  # type: ignore[list-item]  # of two
-    if call.kind in {"GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}:
-        return [_attended(call, shapes), *[None] * (len(call.made) - 1)]
-    return [None] * len(call.made)
-
-
-def _attended(call: RowCall, query: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
-    """Return the shapes of an attention's answer; keys and values may be packed behind the queries."""
-    value, heads, kept = call.fact(2), int(call.attrs.get("num_heads", 0)), int(call.attrs.get("kv_num_heads", 0))
-    if call.kind == "RotaryEmbedding" or (call.kind == "GroupQueryAttention" and value is not None):
-        return query
-    if call.kind == "GroupQueryAttention" and heads:
-        size = query[0][-1] // (heads + 2 * kept) * heads
-        return (*query[0][:-1], size), (*query[1][:-1], size)
-    if value is None or value.shapes is None or {len(query[0]), len(value.shapes[0])} != {3}:
-        return None
-    return (*query[0][:-1], value.shapes[0][-1]), (*query[1][:-1], value.shapes[1][-1])
 
 
 def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] | None) -> Rows | None:

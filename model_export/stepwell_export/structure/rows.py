@@ -46,7 +46,7 @@ from stepwell_export.structure.facts import (
     computed,
     constant_fact,
 )
-from stepwell_export.structure.row_rules import RULES, SIZES, RowCall, filled, made_shapes
+from stepwell_export.structure.row_rules import RULES, SIZES, RowCall, filled
 
 if TYPE_CHECKING:
     import onnx
@@ -209,8 +209,7 @@ class _Walk:
             raise UndecidedError("takes a sequence of tensors")
         if node.domain not in DOMAINS and any(fact is not None and fact.rows is not None for fact in given):
             raise UndecidedError(f"is an operator of {node.domain}, whose rows are not known")
-        has_schema = self._has_schema(node)
-        is_known = has_schema and all(fact is None or fact.shapes is not None for fact in given)
+        is_known = self._has_schema(node) and all(fact is None or fact.shapes is not None for fact in given)
         types = self._inferred(node, given) if is_known else {}
         made = [types.get(name, (0, None)) for name in node.output]
         if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
@@ -221,10 +220,6 @@ class _Walk:
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
             return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]
         call = RowCall(node.op_type, attrs, given, [shapes for _, shapes in made], self._opset(node.domain))
-        if any(shapes is None for _, shapes in made) and not has_schema:
-            known = made_shapes(call)
-            made = [(kind or _kind(given), shapes or other) for (kind, shapes), other in zip(made, known, strict=True)]
-            call = replace(call, made=[shapes for _, shapes in made])
         try:
             if any(fact is not None and fact.rows is not None for fact in given):
                 return self._with_rows(call, made)
@@ -493,10 +488,6 @@ def _faulted(given: Sequence[RowFact | None]) -> list[RowFact]:
     """Return the inputs that have a fault, those that are mixed first."""
     faulted = [fact for fact in given if fact is not None and fact.fault is not None]
     return sorted(faulted, key=lambda fact: fact.fault is not None and fact.fault.outcome != "mixed")
-
-
-def _kind(given: Sequence[RowFact | None]) -> int:
-    return next((fact.kind for fact in given if fact is not None), 0)
 
 
 def _both(first: onnx.TypeProto, other: onnx.TypeProto) -> tuple[Shape, Shape] | None:

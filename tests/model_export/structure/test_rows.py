@@ -92,17 +92,6 @@ INDEPENDENT: dict[str, Case] = {
             w = Softmax (s)
             y = MatMul (w, x)
         }""", SEQUENCE, {}),
-    "attention of onnxruntime with a cache": (
-        """(float[B,1,8] x, float[B,2,5,4] k, float[B,2,5,4] v, int32[B] n) => (float[B,1,3] y) {
-            a, kn, vn = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> (x, x, x, k, v, n, total)
-            y = MatMul (a, W)
-        }""", {"x": ((1, 8), 0), "k": ((2, 5, 4), 0), "v": ((2, 5, 4), 0), "n": ((), 0)},
-        {"W": (8, 3), "total": np.array(6, np.int32)}),
-    "a sum that onnxruntime normalises": (
-        """(float[B,4] x, float[B,4] s) => (float[B,3] y) {
-            n, m, v, sum = com.microsoft.SkipSimplifiedLayerNormalization (x, s, g)
-            y = MatMul (sum, W)
-        }""", STATE, {"g": (4,), "W": (4, 3)}),
     "a table of ids": ("(int64[B] x) => (float[B,4] y) { y = Gather (T, x) }", {"x": ((), 0)}, {"T": (9, 4)}),
     "a GRU with rows on axis 1": (
         "(float[6,B,4] x) => (float[6,1,B,3] y) { y = GRU <hidden_size = 3> (x, W, R) }",

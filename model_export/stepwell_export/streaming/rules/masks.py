@@ -7,15 +7,17 @@ or chosen instead of them, and only what follows from sizes and weights alone hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.graph.nodes import uses
+from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.structure.facts import run_node
 
 _A_LOT = -1e4
 """The largest number that hides a timestep: masks have -1e9, the lowest number of their type, or -3e4 in float16."""
@@ -23,7 +25,13 @@ _A_LOT = -1e4
 _MODERATE = 1e3
 """The largest factor by which scores stay far above what hides a timestep."""
 
-_IN_ORDER = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_MOST_INTEGER = 2**62
+"""The largest number that a tensor of integers is taken to have."""
+
+_BETWEEN_ENDS = RESHAPING | {
+    "Add", "And", "Cast", "CastLike", "Div", "Expand", "Max", "Min", "Mul", "Neg", "Not", "Or", "Sub", "Where",
+}  # fmt: skip
+"""Operators whose numbers lie between those that they make of the ends; what others give is as the data have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,10 @@ class _Reader:
             known = value.astype(np.float64)
             return Bounds(known, known)
         node = self._walk.makers.get(name)
-        rule = None if node is None else _RULES.get(node.op_type)
-        with np.errstate(all="ignore"):
-            bounds = None if rule is None or node is None else rule(self, node)
-        if bounds is None or (value.dtype == np.bool_ and bounds.scored):
+        if node is None or node.op_type not in _BETWEEN_ENDS:
             return _unknown(value)
-        return _without_nan(bounds)
+        bounds = self._of_node(node, value)
+        return _unknown(value) if value.dtype == np.bool_ and bounds.scored else bounds
 
     def _is_sized(self, name: str) -> bool:
         """Whether a tensor follows from weights and sizes alone; the walk may not have come to it yet."""
@@ -116,127 +122,49 @@ class _Reader:
             )
         return self._sized[name]
 
-    def moved(self, node: onnx.NodeProto) -> Bounds | None:
-        """Return the bounds of a tensor in another shape."""
-        given = self.bounds(node.input[0])
-        before, after = (self.value(name).shape for name in (node.input[0], node.output[0]))
-        if node.op_type in _IN_ORDER:
-            parts = [np.broadcast_to(bound, before).reshape(after) for bound in (given.low, given.high)]
-        elif node.op_type == "Expand":
-            parts = [np.broadcast_to(bound, after) for bound in (given.low, given.high)]
-        else:
-            perm = attributes(node).get("perm")
-            parts = [np.transpose(np.broadcast_to(bound, before), perm) for bound in (given.low, given.high)]
-        return Bounds(parts[0], parts[1], given.scored)
+    def _of_node(self, node: onnx.NodeProto, value: Array) -> Bounds:
+        """Return the bounds of what a node gives, by those of what it takes."""
+        given = [self.bounds(name) for name in node.input]
+        if node.op_type in {"Cast", "CastLike"}:
+            return _truth(given[0]) if value.dtype == np.bool_ else given[0]
+        if node.op_type in {"Mul", "Div"} and _is_far(node, *given):
+            return Bounds(np.zeros(()), np.full((), np.finfo(np.float64).max), scored=True)  # it hides nothing
+        ends = itertools.product(*map(self._ends, node.input))
+        made = [np.asarray(run_node(node, self._walk.opset, each)[0], np.float64) for each in ends]
+        low, high = np.minimum.reduce(made), np.maximum.reduce(made)
+        # of infinities, a difference or a product leaves the number open
+        low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+        return Bounds(low, high, any(bounds.scored for bounds in given))
 
-    def pair(self, node: onnx.NodeProto) -> tuple[Bounds, Bounds]:
-        """Return the bounds of a node's two inputs."""
-        first, second = (self.bounds(name) for name in node.input)
-        return first, second
+    def _ends(self, name: str) -> list[Array]:
+        """Return the least and the largest numbers of a tensor, in its shape: one where they are the same."""
+        value, bounds = self.value(name), self.bounds(name)
+        kind = {"b": np.bool_, "f": np.float64}.get(value.dtype.kind, np.int64)
+        if self._is_sized(name):
+            return [value.astype(kind)]
+        limit = _MOST_INTEGER if kind is np.int64 else np.inf
+        ends = [np.broadcast_to(end, value.shape) for end in (bounds.low, bounds.high)]
+        return [end.clip(-limit, limit).astype(kind) for end in ends[bounds.low is bounds.high :]]
 
 
 def _unknown(value: Array) -> Bounds:
-    if value.dtype == np.bool_:
-        return Bounds(np.zeros(()), np.ones(()))
-    return Bounds(np.zeros(()), np.zeros(()), scored=True)
+    zero = np.zeros(())
+    return Bounds(zero, np.ones(())) if value.dtype == np.bool_ else Bounds(zero, zero, scored=True)
 
 
-def _without_nan(bounds: Bounds) -> Bounds:
-    """Return bounds where a difference or a product of infinities leaves the number open."""
-    low = np.where(np.isnan(bounds.low), -np.inf, bounds.low)
-    return Bounds(low, np.where(np.isnan(bounds.high), np.inf, bounds.high), bounds.scored)
+def _truth(given: Bounds) -> Bounds:
+    """Return the bounds of whether a number is not zero."""
+    is_one, is_zero = (given.low > 0) | (given.high < 0), (given.low == 0) & (given.high == 0)
+    return Bounds(np.where(is_one, 1.0, 0.0), np.where(is_zero, 0.0, 1.0), given.scored)
 
 
-def _cast(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    given = reader.bounds(node.input[0])
-    if reader.value(node.output[0]).dtype == np.bool_:  # of a number: whether it is not zero
-        is_one, is_zero = (given.low > 0) | (given.high < 0), (given.low == 0) & (given.high == 0)
-        return Bounds(np.where(is_one, 1.0, 0.0), np.where(is_zero, 0.0, 1.0), given.scored)
-    return given
-
-
-def _added(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return _sum(*reader.pair(node))
-
-
-def _subtracted(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    left, other = reader.pair(node)
-    return _sum(left, Bounds(-other.high, -other.low, other.scored))
-
-
-def _sum(left: Bounds, other: Bounds) -> Bounds:
-    """Return the bounds of a sum; minus infinity stays that, whatever number is added to it."""
-    is_least = (left.high == -np.inf) | (other.high == -np.inf)
-    high = np.where(is_least, -np.inf, left.high + other.high)
-    return Bounds(np.where(is_least, -np.inf, left.low + other.low), high, left.scored or other.scored)
-
-
-def _negated(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    bounds = reader.bounds(node.input[0])
-    return Bounds(-bounds.high, -bounds.low, bounds.scored)
-
-
-def _multiplied(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return _product(*reader.pair(node))
-
-
-def _divided(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    left, other = reader.pair(node)
-    if other.scored or not ((other.low > 0) | (other.high < 0)).all():
-        return _open()
-    return _product(left, Bounds(1 / other.high, 1 / other.low))
-
-
-def _product(left: Bounds, other: Bounds) -> Bounds:
-    for scored, factor in ((left, other), (other, left)):
-        if scored.scored and not ((factor.low >= -_MODERATE).all() and (factor.high <= _MODERATE).all()):
-            return _open()
-    ends = [a * b for a in (left.low, left.high) for b in (other.low, other.high)]
-    return Bounds(np.minimum.reduce(np.broadcast_arrays(*ends)), np.maximum.reduce(np.broadcast_arrays(*ends)),
-                  left.scored or other.scored)  # fmt: skip
-
-
-def _open() -> Bounds:
-    """Return the bounds of what may be anything: it hides nothing."""
-    return Bounds(np.zeros(()), np.full((), np.inf), scored=True)
-
-
-def _chosen(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    condition, left, other = (reader.bounds(name) for name in node.input)
-    never, always = condition.high == 0, condition.low == 1
-    low = np.where(always, left.low, np.where(never, other.low, np.minimum(left.low, other.low)))
-    high = np.where(always, left.high, np.where(never, other.high, np.maximum(left.high, other.high)))
-    return Bounds(low, high, left.scored or other.scored)
-
-
-def _least(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return _combined(reader, node, np.minimum)
-
-
-def _most(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return _combined(reader, node, np.maximum)
-
-
-def _combined(reader: _Reader, node: onnx.NodeProto, choose: Callable[..., Array]) -> Bounds:
-    given = [reader.bounds(name) for name in node.input]
-    low, high = given[0].low, given[0].high
-    for other in given[1:]:
-        low, high = choose(low, other.low), choose(high, other.high)
-    return Bounds(low, high, any(bounds.scored for bounds in given))
-
-
-def _inverted(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    bounds = reader.bounds(node.input[0])
-    return Bounds(1 - bounds.high, 1 - bounds.low)
-
-
-def _moved(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return reader.moved(node)
-
-
-_RULES: dict[str, Callable[[_Reader, onnx.NodeProto], Bounds | None]] = {
-    **dict.fromkeys((*_IN_ORDER, "Expand", "Transpose"), _moved),
-    "Cast": _cast, "CastLike": _cast, "Add": _added, "Sub": _subtracted, "Neg": _negated, "Mul": _multiplied,
-    "Div": _divided, "Where": _chosen, "And": _least, "Min": _least, "Or": _most, "Max": _most, "Not": _inverted,
-}  # fmt: skip
-"""By operator; what others give is as the data have it."""
+def _is_far(node: onnx.NodeProto, left: Bounds, other: Bounds) -> bool:
+    """Whether a product or quotient may be as far from zero as what hides, of scores that are not."""
+    if node.op_type == "Div":
+        if other.scored or not ((other.low > 0) | (other.high < 0)).all():
+            return True
+        other = Bounds(1 / other.high, 1 / other.low)
+    return any(
+        scores.scored and not ((factor.low >= -_MODERATE).all() and (factor.high <= _MODERATE).all())
+        for scores, factor in ((left, other), (other, left))
+    )
