@@ -18,7 +18,7 @@ from hypothesis import Phase, settings
 
 from stepwell.garbage_collection import collector_paused
 from tests.programs.start import forked_starts, real_starts
-from tests.quick import is_left_out, is_long, left_out_of_many, runs_all_files
+from tests.quick import is_left_out, is_long, left_out_of_all, runs_all_files
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
@@ -62,7 +62,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
-    parser.addoption("--all", action="store_true", help="also what a run of all tests has one in four of: see `many`")
+    parser.addoption("--all", action="store_true", help="also the slowest, and every case of what has many")
 
 
 def pytest_configure() -> None:
@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: places[item.path])
     left_out = {item for item in items if config.getoption("quick") and is_long(item)}
     if runs_all_files(config) and not config.getoption("all"):
-        left_out |= left_out_of_many(items)
+        left_out |= left_out_of_all(items)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]

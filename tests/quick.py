@@ -1,4 +1,4 @@
-"""Which tests a run leaves out: `--quick`, by the processor time that they take, and any run of all without `--all`."""
+"""Which tests a run leaves out: `--quick`, by the processor time that they take, and any run without `--all`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ OF_THESE = {
 }
 """Files of these folders that take seconds, and run."""
 LONG = (
-    "addons/asyncapi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
     "python_client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
-    "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
     "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
 )
 """Tests of other files that take seconds each."""
@@ -102,15 +100,19 @@ def runs_all_files(config: pytest.Config) -> bool:
     return named <= {TESTS, TESTS.parent} and not selected
 
 
-def left_out_of_many(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """Return the cases of each test marked `many` that run with `--all` alone: all but one in four, drawn by name."""
+def left_out_of_all(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Return what runs with `--all` alone: tests marked `slow`, and three in four cases of `many`, drawn by name."""
+    left_out = set[pytest.Item]()
     cases: dict[str, list[tuple[int, pytest.Item]]] = {}
     for item in items:
-        if item.get_closest_marker("many"):
+        if item.get_closest_marker("slow"):
+            left_out.add(item)
+        elif item.get_closest_marker("many"):
             test, _, case = item.nodeid.partition("[")
             cases.setdefault(test, []).append((zlib.crc32(case.encode()), item))
-    drawn = (sorted(alike, key=itemgetter(0)) for alike in cases.values())
-    return {item for alike in drawn for _, item in alike[math.ceil(len(alike) / _ONE_IN) :]}
+    for alike in cases.values():
+        left_out |= {item for _, item in sorted(alike, key=itemgetter(0))[math.ceil(len(alike) / _ONE_IN) :]}
+    return left_out
 
 
 def _is_listed(path: Path) -> bool:

@@ -58,6 +58,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_examples_are_answered_and_receive_events(one: ServiceProcess) -> None:
     code = program("sh", one).replace("curl -s", "curl -w '\\n' -s")

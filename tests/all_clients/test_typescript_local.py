@@ -104,6 +104,7 @@ def test_a_stream_in_node_equals_one_in_python_and_goes_on_there(
             np.testing.assert_allclose(moved.step(xs[5]).outputs[output], array, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_model_with_learning_stages_learns_in_node(installed_runtime: Path, node: list[str], tmp_path: Path) -> None:
     learning, xs = write_learning_model(tmp_path), timesteps(12)
     code = """

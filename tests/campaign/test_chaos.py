@@ -22,7 +22,6 @@ OVER_GRPC = ["campaign", "chaos", "--transport", "grpc"]
 SHORT = ChaosPlan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
 
 
-@pytest.mark.slow
 async def test_no_promise_is_broken_under_faults(short_path: Path) -> None:
     tally = Tally()
     await run(SHORT, short_path, tally)

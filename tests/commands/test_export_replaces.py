@@ -49,6 +49,7 @@ def old(folder: Path, version: int = 1) -> Path:
     return folder / "pump" / str(version) / "model.onnx"
 
 
+@pytest.mark.slow
 def test_a_wider_model_is_incompatible_unless_a_translation_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

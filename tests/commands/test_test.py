@@ -41,7 +41,7 @@ def test_all_tests_run_from_any_folder_in_parallel_after_a_line_with_the_expecte
     assert everything.returncode == 1
     assert "workers" in everything.stdout
     assert "1 failed, 1 passed" in everything.stdout
-    assert "about ten minutes" in everything.stderr
+    assert "about six minutes" in everything.stderr
     assert "workers" not in selected.stdout
     assert "hour" not in selected.stderr
 
@@ -87,6 +87,14 @@ def test_a_run_of_all_tests_has_one_in_four_cases_of_a_test_with_many_and_its_ow
     cases = [name for name in collected(file) if "test_a_graph_of_the_zoo" in name]
 
     assert len({*quick} & {*cases}) == math.ceil(len(cases) / 4)
+
+
+def test_a_slow_test_runs_with_all_and_in_no_other_run_of_all_files() -> None:
+    others = [f"--ignore={path}" for path in (REPOSITORY / "tests").iterdir() if path.name != "faults"]
+    slow = "tests/faults/test_full_disk.py"
+
+    assert slow not in {name.partition("::")[0] for name in collected(*others)}
+    assert slow in {name.partition("::")[0] for name in collected(*others, "--all")}
 
 
 def test_all_that_failed_runs_again(tmp_path: Path) -> None:

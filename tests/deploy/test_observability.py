@@ -66,6 +66,7 @@ def test_the_page_on_monitoring_lists_every_alert_with_its_limit() -> None:
     assert rows == [[f"`Stepwell{alert.name}`", alert.severity, alert.wait] for alert in ALERTS]
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_every_alert_fires_on_its_fault_and_none_without() -> None:
     assert "SUCCESS" in promtool("test", "rules", str(FOLDER / "rules.test.yml"))

@@ -58,7 +58,6 @@ async def run_under_kills(services: list[ServiceProcess], seed: int) -> Campaign
 
 
 @pytest.mark.usefixtures("with_and_without_fast_lane")
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_killed_replicas_lose_and_duplicate_nothing(models: Path, tmp_path: Path, redis: Server) -> None:
     with (
@@ -71,7 +70,6 @@ async def test_killed_replicas_lose_and_duplicate_nothing(models: Path, tmp_path
     assert campaign.answered == STREAMS * STEPS
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_killed_replicas_neither_lose_nor_duplicate_a_start_or_an_end(
     models: Path, tmp_path: Path, redis: Server
@@ -98,7 +96,6 @@ async def test_killed_replicas_neither_lose_nor_duplicate_a_start_or_an_end(
     assert campaign.retried > 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_killed_service_continues_with_its_embedded_store(models: Path, short_path: Path) -> None:
     with service_process(models, short_path / "one") as one:
@@ -108,7 +105,6 @@ async def test_a_killed_service_continues_with_its_embedded_store(models: Path, 
     assert campaign.retried > 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_several_workers_of_one_service_share_every_stream(models: Path, short_path: Path) -> None:
     with service_process(models, short_path / "one", "--workers", "2") as one:

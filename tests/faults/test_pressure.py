@@ -38,6 +38,7 @@ def rss(service: ServiceProcess) -> int:
 # ------------------------------------------------------------------- load
 
 
+@pytest.mark.slow
 def test_excess_load_is_rejected_at_once_and_accepted_requests_are_fast() -> None:
     with under_pressure("--drain-s", "0") as own:
 

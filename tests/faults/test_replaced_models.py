@@ -125,6 +125,7 @@ def replaced() -> Iterator[dict[str, Replaced]]:
         yield dict(zip(MODELS, map(Replaced, old, new), strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_overwritten_in_place_stops_no_stream(replaced: dict[str, Replaced]) -> None:
     assert_all_is_as_expected(replaced["overwritten"])
 

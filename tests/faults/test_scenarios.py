@@ -23,6 +23,7 @@ async def test_killing_a_store_with_fsync_loses_nothing(short_path: Path) -> Non
     assert (found["wrong"], found["acknowledged and lost"]) == ([], 0)
 
 
+@pytest.mark.slow
 async def test_replicas_that_are_restarted_reset_no_connection(short_path: Path) -> None:
     """Nor do they fail a request of clients that never send one again."""
     found = await restarts(short_path, times=2)

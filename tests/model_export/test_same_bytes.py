@@ -98,6 +98,7 @@ def test_a_sequence_graph_exported_twice_is_one_file(here: Path) -> None:
     assert_one_file("wide.onnx", here)
 
 
+@pytest.mark.slow
 def test_a_keras_model_exported_twice_is_one_file(here: Path) -> None:
     pytest.importorskip("keras", reason="Keras is not installed")
     (here / "own_model.py").write_text(KERAS)

@@ -73,6 +73,7 @@ class KerasLoop:
         self._length += 1
 
 
+@pytest.mark.slow
 def test_numbers_fed_back_equal_those_of_the_keras_loop(
     originals: tuple[dict[str, Any], Path], served: Service, stream: str
 ) -> None:

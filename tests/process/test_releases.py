@@ -35,6 +35,7 @@ def put(one: ServiceProcess, body: Any) -> None:
     httpx2.put(f"{one.url}/v1/models/fold/release", json=body, trust_env=False, timeout=30).raise_for_status()
 
 
+@pytest.mark.slow
 def test_every_worker_of_every_replica_follows_a_release_that_outlives_them(
     models: Path, redis_server: Server, short_path: Path
 ) -> None:

@@ -370,6 +370,7 @@ def test_workers_that_repeatedly_die_at_once_stop_the_service(
     assert "Workers ended 3 times" in log(one)
 
 
+@pytest.mark.slow
 @linux
 def test_workers_and_store_stop_when_the_service_is_killed(models: Path, short_path: Path) -> None:
     with service_process(models, short_path, "--workers", "2", *QUICK) as one:

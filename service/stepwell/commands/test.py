@@ -16,13 +16,13 @@ from stepwell_export.runtime.errors import StepwellError
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
 _PARALLEL = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
 _EXPECTED = (
-    "stepwell: the tests take about ten minutes on two idle cores, and longer beside other work. "
+    "stepwell: the tests take about six minutes on two idle cores, and longer beside other work. "
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
 )
 _OWN_HELP = """
 These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in six
-processes, in about ten minutes, with one in four cases of tests that have many; with --all each case, with
---quick a part of the tests, in a few minutes."""
+processes, in about six minutes, but for those that take more than ten seconds each, and with one in four cases of
+tests that have many; with --all every one, with --quick a part of them, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
 
@@ -33,7 +33,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests in six processes, a part with `--quick`, every case with `--all`; arguments go to pytest."""
+    """Run the tests in six processes, a part with `--quick`, the slowest, too, with `--all`; arguments go to pytest."""
     root = _clone()
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

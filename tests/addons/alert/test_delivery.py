@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx2
 import numpy as np
-import pytest
 import redis
 
 from tests.addons.alert.alerts import SECRET, WebhookReceiver, alerting, webhook
@@ -47,7 +46,6 @@ def in_order(by_stream: dict[str, list[tuple[str, int]]]) -> bool:
     )
 
 
-@pytest.mark.slow
 def test_a_receiver_that_was_down_gets_every_alarm_in_order(service: ServiceProcess, tmp_path: Path) -> None:
     """It refuses connections, then answers 500 and 400; the process is killed meanwhile, and another continues."""
     with webhook() as receiver:

@@ -58,6 +58,7 @@ def test_the_document_has_the_version_of_the_service(service: Service, document:
     assert document["info"]["version"] == service.http.get("/v1/info").json()["version"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_parser_of_asyncapi_finds_no_fault(document: Any, tmp_path: Path) -> None:
     node = shutil.which("node")

@@ -121,7 +121,6 @@ def test_predictions_that_are_not_known_any_more_are_empty_and_reported(
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 901
 
 
-@pytest.mark.slow
 def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, tmp_path: Path) -> None:
     """The command is killed with -9 in the middle, again and again; a last run ends by itself."""
     streams = write_streams(tmp_path / "data.csv", "killed.", 800, 100, seed=4)
@@ -152,7 +151,6 @@ def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, 
     assert next_prediction(running, name, 9) == fold_reference([*streams[name], 9])[-1]
 
 
-@pytest.mark.slow
 def test_a_service_that_is_killed_meanwhile_and_starts_again_has_every_row_once(tmp_path: Path) -> None:
     streams = write_streams(tmp_path / "data.csv", "k.", 300, 100, seed=7)
     out = tmp_path / "out.csv"

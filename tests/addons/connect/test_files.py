@@ -151,7 +151,6 @@ def test_timesteps_with_a_seq_do_not_follow_one_that_the_service_rejects(
     assert [(one["source"]["at"], one["step"]) for one in out] == [(0, 1), (1, 2)]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_connector_and_a_killed_service_lose_and_double_nothing(models: Path, short_path: Path) -> None:
     readings = Readings(2, streams=100, steps=200)

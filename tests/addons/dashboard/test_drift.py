@@ -26,6 +26,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
         yield one
 
 
+@pytest.mark.slow
 def test_the_features_are_listed_by_their_drift(page: Page, live: ServiceProcess) -> None:
     xs = normal(20, 30, 3)
     xs[:, :, 1] += 1

@@ -111,6 +111,7 @@ def recursive_least_squares(features: Array, truths: Array, horizon: int, forget
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_learns_is_verified_against_its_twins(tmp_path: Path) -> None:
     whole = candidate(
         Impute(0.0, of="x", to="filled"),
