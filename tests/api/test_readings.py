@@ -125,5 +125,5 @@ def test_the_names_of_streams_are_computed_once_for_all_bulk_requests(service: S
 
     assert [answer.json()["step"] for answer in answers] == [[1] * 20, [2] * 20, [3] * 20]
     assert last["step"] == [4] * 20
-    _, names = lists.names(streams, "default", lambda: pytest.fail("the names are computed once more"))
+    _, names = lists.names(streams, "default", lambda _: pytest.fail("the names are computed once more"))
     assert names == [record_key("default", "fold", name) for name in streams]

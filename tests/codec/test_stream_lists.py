@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stepwell.codec import JSON
 from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.store.keys import record_key
@@ -10,7 +12,7 @@ from tests.codec.test_codec import body_of, bulk_document, wire
 
 
 class Owner:
-    """The streams of a tenant, and how often their names were computed."""
+    """The streams of a tenant, and how many names were computed."""
 
     def __init__(self, cache: StreamListCache, tenant: str) -> None:
         self.made = 0
@@ -18,8 +20,8 @@ class Owner:
         self._tenant = tenant
 
     def names(self, streams: list[str]) -> StreamNames:
-        def make() -> StreamNames:
-            self.made += 1
+        def make(streams: Sequence[str]) -> StreamNames:
+            self.made += len(streams)
             keys = [StreamKey(self._tenant, "m", stream) for stream in streams]
             return keys, [record_key(*key) for key in keys]
 
@@ -33,7 +35,7 @@ def test_names_of_a_checked_list_are_computed_once_per_tenant() -> None:
 
     found = [owner.names(["a", "b"]) for owner in (one, other, one, other)]
 
-    assert (one.made, other.made) == (1, 1)
+    assert (one.made, other.made) == (2, 2)
     assert found[2] == found[0] != found[1] == found[3]
     assert [key.tenant for key in found[2][0]] == ["one", "one"]
 
@@ -46,7 +48,21 @@ def test_a_list_with_the_same_first_stream_has_its_own_names() -> None:
         owner.names(streams)
 
         assert [key.stream for key in owner.names(streams)[0]] == streams
-        assert cache.has(streams)
+        assert not cache.unchecked(streams)
+
+
+def test_only_the_streams_that_a_list_has_in_place_of_others_are_checked_and_named() -> None:
+    cache = StreamListCache()
+    one, other = Owner(cache, "one"), Owner(cache, "other")
+    for streams in (["a", "b", "c"], ["a", "d", "c"], ["a", "d", "e"]):
+        assert len(cache.unchecked(streams)) == (3 if streams[1] == "b" else 1)
+        cache.add(streams)
+        keys, names = one.names(streams)
+
+        assert [key.stream for key in keys] == streams
+        assert names == [record_key("one", "m", stream) for stream in streams]
+    assert one.made == 3 + 1 + 1
+    assert [key.stream for key in other.names(streams)[0]] == streams
 
 
 def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
@@ -54,7 +70,7 @@ def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
     owner = Owner(cache, "one")
 
     assert owner.names(["a"]) == owner.names(["a"])
-    assert (owner.made, cache.has(["a"])) == (2, False)
+    assert (owner.made, [*cache.unchecked(["a"])]) == (2, [0])
 
 
 def test_the_cache_holds_no_more_streams_than_its_bound() -> None:
@@ -76,7 +92,7 @@ def test_a_list_that_would_fill_the_cache_is_not_cached() -> None:
     cache.add(few)
     cache.add(many)
 
-    assert (cache.has(few), cache.has(many)) == (True, False)
+    assert (len(cache.unchecked(few)), len(cache.unchecked(many))) == (0, 26)
 
 
 def test_a_list_with_an_invalid_stream_is_checked_each_time() -> None:
@@ -85,4 +101,4 @@ def test_a_list_with_an_invalid_stream_is_checked_each_time() -> None:
 
     for _ in range(2):
         assert list(decoder.bulk(body, JSON, chunk=False).faults) == [1]
-    assert not decoder.stream_lists.has(["a", "b/c"])
+    assert [*decoder.stream_lists.unchecked(["a", "b/c"])] == [0, 1]

@@ -290,12 +290,13 @@ class RequestDecoder:
                     "expected one for each."
                 )
         bulk.sources = sources_of(body.source, count, body_format, bulk.length, chunk=bulk.chunk)
-        if self.stream_lists.has(streams):
+        unchecked = self.stream_lists.unchecked(streams)
+        if not unchecked:
             return bulk
         if len(set(streams)) != count:
             stream, occurrences = Counter(streams).most_common(1)[0]
             _reject_columns(f"Stream {preview(stream)} occurs {occurrences} times; expected each stream once.")
-        invalid = [i for i, stream in enumerate(streams) if not is_stream_id(stream)]
+        invalid = [i for i in unchecked if not is_stream_id(streams[i])]
         for i in invalid:
             bulk.faults.setdefault(i, bad_stream_id(streams[i]))
         if not invalid:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -18,7 +17,6 @@ from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array, OutputSpec
 
 _encode_json = msgspec.json.Encoder().encode
-_BATCH = attrgetter("batch")
 _NO_STATE = bytes(16)
 
 
@@ -153,23 +151,20 @@ def bulk_response_of_rows(
         keep: Which predictions were requested.
     """
     time = (length,) if chunk and keep == "all" else ()
-    unknown_of = {i: result.unknown for i, result in enumerate(results) if result is not None and result.unknown}
+    found = [(i, result) for i, result in enumerate(results) if result is not None]
+    steps: list[int | None] = [None] * len(results)
+    state_ids: list[bytes] = [b""] * len(results)
+    rows_of = defaultdict[BatchOutput, tuple[list[int], list[int]]](lambda: ([], []))
+    for i, result in found:
+        batch, row = result.batch, result.row
+        steps[i], state_ids[i] = batch.steps[row], batch.state_ids[row]
+        at, rows = rows_of[batch]
+        at.append(i)
+        rows.append(row)
+    unknown_of = {i: result.unknown for i, result in found if result.unknown}
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
-        shape = (len(results), *time, *spec.row_shape)
-        joined = _joined(results, spec.name, (length, *spec.row_shape)) if keep == "all" and not errors else None
-        missing = []
-        if joined is not None:
-            column = joined.reshape(shape).astype(spec.dtype, copy=False)
-        else:
-            column = np.zeros(shape, spec.dtype)
-            for i, result in enumerate(results):
-                rows = None if result is None else result.outputs.get(spec.name)
-                # A stream stays with the model version that created it, whose outputs may differ.
-                if rows is None or rows.shape[1:] != spec.row_shape:
-                    missing.append(i)
-                else:
-                    column[i] = rows if time else rows[-1]
+        column, missing = _column(rows_of, spec, len(results), time)
         outputs[spec.name] = encode_tensor(column, body_format)
         if body_format is JSON:
             for i in missing:
@@ -179,21 +174,19 @@ def bulk_response_of_rows(
                     outputs[spec.name][i][:unknown] = [None] * unknown
     response: dict[str, Any] = {
         "outputs": outputs,
-        "step": [result and result.step for result in results],
-        "state_id": _state_ids(results),
+        "step": steps,
+        "state_id": _encode_state_ids(state_ids),
         "errors": {str(i): problem for i, problem in sorted(errors.items())},
     }
-    if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
+    if replayed := [i for i, result in found if result.replayed]:
         response["replayed"] = replayed
-    skipped = [0 if result is None else result.skipped for result in results]
-    if any(skipped):
-        response["skipped"] = skipped
-    if changed := [i for i, result in enumerate(results) if result is not None and result.source_changed]:
+    if skipped := {i: result.skipped for i, result in found if result.skipped}:
+        response["skipped"] = [skipped.get(i, 0) for i in range(len(results))]
+    if changed := [i for i, result in found if result.source_changed]:
         response["source_changed"] = changed
-    versions = [result.version if result is not None and result.shows_version else None for result in results]
-    if any(versions):
-        response["version"] = versions
-    if chunk and keep == "all" and any(result is not None and result.versions for result in results):
+    if versions := {i: result.version for i, result in found if result.shows_version}:
+        response["version"] = [versions.get(i) for i in range(len(results))]
+    if chunk and keep == "all" and any(result.versions for _, result in found):
         response["versions"] = [result and _or_null(result.versions) for result in results]
     if unknown_of and body_format is not JSON:
         response["unknown"] = [unknown_of.get(i, 0) for i in range(len(results))]
@@ -205,20 +198,31 @@ def _or_null(versions: Sequence[int]) -> list[int | None] | None:
     return [version or None for version in versions] or None
 
 
-def _joined(results: Sequence[Prediction | None], name: str, shape: tuple[int, ...]) -> Array | None:
-    """Return the predictions of all rows in one array; None if one is missing or has another shape."""
-    parts = []
-    for batch, group in groupby(results, _BATCH):  # rows of one request were mostly computed in one batch
-        array = batch.arrays.get(name)
-        if array is None or array.shape[1:] != shape:
-            return None
-        parts.append(array[[result.row for result in group if result is not None]])
-    return np.concatenate(parts)
+def _column(
+    rows_of: Mapping[BatchOutput, tuple[list[int], list[int]]], spec: OutputSpec, n_rows: int, time: tuple[int, ...]
+) -> tuple[Array, set[int]]:
+    """Return one output of all rows, and the rows that do not have it, which are zeros.
+
+    A stream stays with the model version that created it, whose outputs may differ.
+
+    Args:
+        rows_of: For each batch, its rows' indices in the response and in the batch.
+        spec: The output.
+        n_rows: How many rows the response has.
+        time: The axes between rows and values.
+    """
+    column = np.zeros((n_rows, *time, *spec.row_shape), spec.dtype)
+    missing = set(range(n_rows))
+    for batch, (at, rows) in rows_of.items():
+        array = batch.arrays.get(spec.name)
+        if array is not None and array.shape[2:] == spec.row_shape:
+            column[at] = array[rows] if time else array[rows, -1]
+            missing.difference_update(at)
+    return column, missing
 
 
-def _state_ids(results: Sequence[Prediction | None]) -> list[str | None]:
-    """Return each row's state id, None if the row failed or has none; all are encoded in one call."""
-    state_ids = [b"" if result is None else result.state_id for result in results]
+def _encode_state_ids(state_ids: Sequence[bytes]) -> list[str | None]:
+    """Return the text of each state id, None for an empty one; all are encoded in one call."""
     texts = encode_state_ids([state_id or _NO_STATE for state_id in state_ids])
     return [text if state_id else None for text, state_id in zip(texts, state_ids, strict=True)]
 

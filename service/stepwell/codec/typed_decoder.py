@@ -427,10 +427,13 @@ def reject_duplicate_keys(body: bytes, envelope: Any, names: Collection[str], *,
         if len(body) > max_bytes:
             raise SlowBodyError
         parse(body, JSON)
-    elif bytes(envelope.inputs).count(b":") != sum([1 + name.count(":") for name in names]) or _encode(envelope).count(
-        b":"
-    ) != body.count(b":"):
-        raise NotTypedError
+    else:
+        given = [value for value in _astuple(envelope) if value is not UNSET]
+        texts = _encode([value for value in given if value is not envelope.inputs])
+        of_inputs = sum([1 + name.count(":") for name in names])
+        # Neither the inputs nor the rest can have fewer, so both have as many as their sum allows.
+        if body.count(b":") != len(given) + texts.count(b":") + of_inputs:
+            raise NotTypedError
 
 
 def reject_duplicate_entries(body: bytes, envelope: Struct) -> None:

@@ -7,7 +7,7 @@ The functions below, from decoded bodies to timesteps and from predictions to re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -318,8 +318,8 @@ def submit_columns(
     """Submit a bulk request, one timestep or chunk per stream; `done` gets the results once all streams have one."""
     body = bulk.body
 
-    def make_names() -> StreamNames:
-        keys = [StreamKey(tenant, served.name, stream) for stream in body.streams]
+    def make_names(streams: Sequence[str]) -> StreamNames:
+        keys = [StreamKey(tenant, served.name, stream) for stream in streams]
         return keys, [record_key(*key) for key in keys]
 
     keys, names = stream_lists.names(body.streams, tenant, make_names)

@@ -59,8 +59,6 @@ class Batch(Sequence[QueuedStep]):
         dry_run: Only the predictions are requested; nothing is committed.
         oldest_received: When the first of them was received, on the monotonic clock.
         youngest_received: When the last of them was received, likewise.
-        received: When each row was received, on the monotonic clock.
-        transports: How each row reached the service.
         source_ids: The ids of the rows' sources.
         sources: Where the rows' timesteps stand in their logs, as columns; None: they are from none, or each row of
             `rows` has its own.
@@ -77,8 +75,6 @@ class Batch(Sequence[QueuedStep]):
     dry_run: bool = False
     oldest_received: float
     youngest_received: float
-    received: Sequence[float]
-    transports: Sequence[Transport]
     source_ids: Sequence[str] = ()
     sources: BatchSources | None = None
     rows: dict[int, QueuedStep]
@@ -93,6 +89,14 @@ class Batch(Sequence[QueuedStep]):
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
+
+    @abstractmethod
+    def waited(self, rows: Sequence[int], now: float) -> Sequence[float]:
+        """Return for how many seconds each of some rows has waited; `now` is on the monotonic clock."""
+
+    @abstractmethod
+    def by_transport(self, rows: Sequence[int]) -> Mapping[Transport, int]:
+        """Return how many of some rows reached the service by each transport."""
 
     @abstractmethod
     def reject(self, error: ServiceError) -> None:
@@ -168,11 +172,6 @@ class Batch(Sequence[QueuedStep]):
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after
 
-    @property
-    def may_match_missing(self) -> bool:
-        """Whether one of these timesteps could match the header of a missing stream."""
-        return 1 in self._seqs or None in self._seqs
-
     def are_waiting(self, rows: Sequence[int]) -> bool:
         """Whether none of some rows has its response."""
         return not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
@@ -203,10 +202,9 @@ class RowBatch(Batch):
             first.lifecycle,
             rows[0].dry_run,
         )
-        self.received = [row.received for row in rows]
-        self.transports = [row.timestep.transport for row in rows]
+        received = [row.received for row in rows]
         self.source_ids = [row.timestep.source.id for row in rows if row.timestep.source is not None]
-        self.oldest_received, self.youngest_received = min(self.received), max(self.received)
+        self.oldest_received, self.youngest_received = min(received), max(received)
         self._seqs = [row.timestep.seq for row in rows]
         self._afters = [row.timestep.after for row in rows]
 
@@ -225,6 +223,14 @@ class RowBatch(Batch):
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
         return [row.name for row in self.rows.values() if row.timestep.version is not None]
+
+    def waited(self, rows: Sequence[int], now: float) -> Sequence[float]:
+        """Return the same, by the object of each row."""
+        return [now - self.rows[i].received for i in rows]
+
+    def by_transport(self, rows: Sequence[int]) -> Mapping[Transport, int]:
+        """Return the same, by the request of each row."""
+        return _counts([self.rows[i].timestep.transport for i in rows])
 
     def reject(self, error: ServiceError) -> None:
         """Reply to each row with the error."""
@@ -313,7 +319,6 @@ class BulkBatch(ColumnBatch):
         self.names, self.op_ids = bulk.names, op_ids
         self.length, self.keep = bulk.length, bulk.keep
         self.oldest_received = self.youngest_received = received
-        self.received, self.transports = [received] * len(op_ids), [bulk.transport] * len(op_ids)
         self._seqs, self._afters = bulk.seqs, bulk.afters
         if bulk.sources is not None:
             self.sources, self.source_ids = bulk.sources, bulk.sources.ids
@@ -331,6 +336,14 @@ class BulkBatch(ColumnBatch):
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of all rows or of none: the request names a version for all."""
         return [] if self._bulk.version is None else self.names
+
+    def waited(self, rows: Sequence[int], now: float) -> Sequence[float]:
+        """Return the same number for each row: all were received at once."""
+        return [now - self.oldest_received] * len(rows)
+
+    def by_transport(self, rows: Sequence[int]) -> Mapping[Transport, int]:
+        """Return the number of rows: all have one transport."""
+        return {self._bulk.transport: len(rows)}
 
     def reject(self, error: ServiceError) -> None:
         """Reply to all rows in one call."""
@@ -397,13 +410,14 @@ class CoalescedBatch(ColumnBatch):
             op_ids_of: Returns the op ids of the rows; see `OpIdHasher.for_rows`.
         """
         columns = zip(*self._added, strict=True)
-        self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self.received = columns
-        self.transports = [stream.transport for stream in self._streams]
+        self._streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = (
+            columns
+        )
         if self.has_source:
             self.sources = BatchSources.of(sources)
             self.source_ids = self.sources.ids
         self.op_ids = op_ids_of(1, self._seqs, self._afters, self._packed, self.sources)
-        self.oldest_received, self.youngest_received = self.received[0], self.received[-1]
+        self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
 
     def part(self, rows: Sequence[int]) -> CoalescedBatch:
         """Return a closed batch of some of the timesteps."""
@@ -419,6 +433,15 @@ class CoalescedBatch(ColumnBatch):
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
         return [name for stream, name, *_ in self._added if stream.version is not None]
+
+    def waited(self, rows: Sequence[int], now: float) -> Sequence[float]:
+        """Return the same, by the time at which each row was submitted."""
+        received = self._received if len(rows) == len(self) else [self._received[i] for i in rows]
+        return [now - at for at in received]
+
+    def by_transport(self, rows: Sequence[int]) -> Mapping[Transport, int]:
+        """Return the same, by the stream of each row."""
+        return _counts([self._streams[i].transport for i in rows])
 
     def reject(self, error: ServiceError) -> None:
         """Reply to each row with the error."""
@@ -457,3 +480,8 @@ class CoalescedBatch(ColumnBatch):
 
     def __len__(self) -> int:
         return len(self._added)
+
+
+def _counts(transports: Sequence[Transport]) -> Mapping[Transport, int]:
+    """Return how often each transport occurs; for one row, `Counter` takes several times as long."""
+    return {transport: transports.count(transport) for transport in set(transports)}

@@ -111,14 +111,15 @@ class BatchQueue(Generic[ItemT]):
         self.rows -= len(batch)
         return batch
 
-    def release(self, names: Iterable[str]) -> None:
+    def release(self, names: Sequence[str]) -> None:
         """Make the next item of each of these streams ready; their previous items were dequeued."""
-        pop = self._waiting_after.pop
-        for name in names:
-            following_items = pop(name)
-            if following_items is not None:
-                next_item = following_items.popleft()
-                self._waiting_after[name] = following_items or None
+        following = [*map(self._waiting_after.pop, names)]
+        if following.count(None) == len(following):
+            return
+        for name, items in zip(names, following, strict=True):
+            if items is not None:
+                next_item = items.popleft()
+                self._waiting_after[name] = items or None
                 self._make_ready(next_item)
 
     @property

@@ -142,8 +142,7 @@ class RecordLoader:
             cache.sources(slots),
         )
         applies = batch.certainly_apply(records.headers)
-        if batch.may_match_missing:
-            applies &= slots != EMPTY_SLOT  # the empty slot has the header of a stream without a step
+        applies &= slots != EMPTY_SLOT  # the empty slot has the header of a stream without a step
         if records.sources is not None:
             applies &= ~batch.have_passed(records.sources)
         if batch.dry_run or (batch.lifecycle in STARTS and self._placement.may_begin_elsewhere()):

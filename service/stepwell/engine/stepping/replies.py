@@ -138,35 +138,32 @@ class Replies:
         batch, at = records.batch, records.at
         if isinstance(batch, ColumnBatch) and responding is None and not batch.rows and len(at) == len(batch):
             batch.reply_all(output, self._served.version)
-            received = batch.received
+            answered = at
         else:
-            received = self._reply_each(records, output, responding, created)
-        self.on_answered(len(received), len(received) * batch.length * self._timestep_bytes)
-        now = self._time()
-        self._observer.replied(self._served.name, [now - at for at in received])
-        transports = records.of(batch.transports, at)
-        for transport in set(transports):
-            steps = records.length * transports.count(transport)
-            self._observer.steps_applied(self._served.name, transport, steps)
+            answered = self._reply_each(records, output, responding, created)
+        self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
+        self._observer.replied(self._served.name, batch.waited(answered, self._time()))
+        for transport, rows in batch.by_transport(at).items():
+            self._observer.steps_applied(self._served.name, transport, rows * records.length)
 
     def _reply_each(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
-    ) -> list[float]:
-        """Reply to rows one by one; return when those were received that had no response yet."""
+    ) -> Sequence[int]:
+        """Reply to rows one by one; return those that had no response yet."""
         batch, rows, version, has_changed = records.batch, records.batch.rows, self._served.version, False
-        received, has_source = records.of(batch.received, records.at), batch.sources is not None
-        usual = [j for j, i in enumerate(records.at) if i not in rows]
+        at, has_source = records.at, batch.sources is not None
+        usual = [j for j, i in enumerate(at) if i not in rows]
+        answered = [*records.of(at, usual)]
         if usual and isinstance(batch, ColumnBatch):
-            versions, shown = [version] * len(received), [has_source] * len(received)
+            versions, shown = [version] * len(at), [has_source] * len(at)
             if responding is not None:
                 versions, shown = [*responding.versions], [*responding.changed]
             predictions = [Prediction(output, j, False, False, versions[j], shows_version=shown[j]) for j in usual]
-            batch.reply_to(records.of(records.at, usual), predictions)
-        found = [received[j] for j in usual]
-        for j, i in enumerate(records.at):
+            batch.reply_to(answered, predictions)
+        for j, i in enumerate(at):
             if (row := rows.get(i)) is None or row.answered:  # its deadline has passed
                 continue
-            found.append(received[j])
+            answered.append(i)
             if responding is not None:
                 version, has_changed = responding.versions[j], responding.changed[j]
             prediction = Prediction(output, j, False, j in created, version, shows_version=has_changed)
@@ -174,7 +171,7 @@ class Replies:
                 by_timestep = () if responding is None else responding.by_timestep[j]
                 prediction = self._with_skipped(row, prediction, by_timestep)
             self._end(row, prediction, begun=True)
-        return found
+        return answered
 
     def reply_uncommitted(self, records: Records, run: BatchRun) -> None:
         """Reply to dry runs, with the positions that the streams would reach, or to timesteps of no stream."""
