@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stepwell.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
-from stepwell.codec.responses import bulk_response_of_rows, encode_step, step_response
+from stepwell.codec.responses import bulk_response_of_parts, encode_step, step_response
 from stepwell.codec.step_bodies import FeedMessage, correlation_of
 from stepwell.codec.strict import parse as strict_parse
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
 from stepwell.errors import ServiceError
-from stepwell.types import BatchOutput, Prediction
+from stepwell.types import BatchOutput, BulkParts, BulkPrediction, Prediction
 from stepwell_client.wire.formats import encode, format_of_answer, format_of_body
 from stepwell_client.wire.ids import decode_state_id, encode_state_id
 from stepwell_export.runtime.manifest import InputSpec, Manifest
@@ -1216,21 +1216,32 @@ def test_a_packed_tensor_has_dtype_shape_and_bytes() -> None:
     assert answer["outputs"]["y"] == packed(np.array([[1, 2], [3, 4]], np.float32))
 
 
-def bulk_response(form: Format, **more: Any) -> dict[str, Any]:
+ERROR = ServiceError("seq_gap", "p")
+
+
+def bulk_response(form: Format, results: BulkParts | None = None, **more: Any) -> dict[str, Any]:
     specs = Manifest.model_validate(
         {
             "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
             "outputs": [{"name": "y", "dtype": "float32", "shape": [2]}],
         }
     ).answered
-    arguments: dict[str, Any] = {"length": 1, "chunk": False} | more
-    return bulk_response_of_rows(
-        [prediction([[1, 2]]), None, prediction([[5, 6]], replayed=True)],
-        {1: {"code": "seq_gap"}},
-        specs,
-        form,
-        **arguments,
-    )
+    if results is None:
+        results = BulkParts(3, [], {1: ERROR, 2: prediction([[5, 6]], replayed=True), 0: prediction([[1, 2]])})
+    errors = {i: {"code": error.code} for i, error in results.errors.items()}
+    return bulk_response_of_parts(results, errors, specs, form, **{"length": 1, "chunk": False} | more)
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_rows_in_columns_have_the_response_that_each_row_has_by_itself(form: Format) -> None:
+    output = BatchOutput({"y": np.array([[[1, 2]], [[3, 4]], [[5, 6]]], np.float32)}, [7, 8, 9], [STATE_ID] * 3)
+    others = {1: prediction([[0, 1]], replayed=True), 4: prediction([[8, 9]], created=True)}
+    parts = BulkParts(5, [([3, 0], BulkPrediction(output, [2, 2, 2], True), [2, 0])], {**others, 2: ERROR})
+
+    alone = BulkParts(5, [], dict(enumerate(parts.by_row())))
+
+    assert bulk_response(form, parts) == bulk_response(form, alone)
+    assert bulk_response(form, parts)["step"] == [7, 3, None, 9, 3]
 
 
 def test_a_failed_bulk_row_is_null_and_has_an_error() -> None:

@@ -19,7 +19,16 @@ from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
-from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey, Timestep
+from stepwell.types import (
+    BatchSources,
+    BulkParts,
+    BulkPrediction,
+    BulkTimesteps,
+    Prediction,
+    Source,
+    StreamKey,
+    Timestep,
+)
 from stepwell_export.runtime.step_model import StepModel
 
 FOLD = "fold"
@@ -117,11 +126,9 @@ async def submit_bulk(
     engine.steps.submit_bulk(asked, answer.set_result, engine.models.get(FOLD), faults or {})
     found = await answer
     if isinstance(found, BulkPrediction):
-        found = [
-            Prediction(found.batch, at, version=version, shows_version=found.shows_version)
-            for at, version in enumerate(found.versions)
-        ]
-    return dict(zip(rows, found, strict=True))
+        n = len(rows)
+        found = BulkParts(n, [(range(n), found, range(n))], {})
+    return dict(zip(rows, found.by_row(), strict=True))
 
 
 async def expect_error(engine: Engine, timestep: Timestep) -> ServiceError:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stepwell.types import BatchOutput, BulkPrediction, Prediction, StreamPosition
+from stepwell.types import BatchOutput, BulkParts, BulkPrediction, Prediction, StreamPosition
 from stepwell_client.wire.formats import JSON, Format, encode, encode_tensor, encode_tensors
 from stepwell_client.wire.ids import encode_state_id, encode_state_ids, encode_state_ids_ascii
 from stepwell_client.wire.outcomes import ReturnMode
@@ -109,7 +109,7 @@ def step_response(
 def bulk_response(
     prediction: BulkPrediction, specs: Sequence[OutputSpec], body_format: Format, *, chunk: bool, keep: ReturnMode
 ) -> dict[str, Any]:
-    """Return the response to columns that were applied to every stream now; else see `bulk_response_of_rows`."""
+    """Return the response to columns that were applied to every stream now; else see `bulk_response_of_parts`."""
     batch = prediction.batch
     rows, arrays = len(batch.steps), batch.arrays
     outputs = {}
@@ -128,8 +128,8 @@ def bulk_response(
     return response
 
 
-def bulk_response_of_rows(
-    results: Sequence[Prediction | None],
+def bulk_response_of_parts(
+    results: BulkParts,
     errors: Mapping[int, Mapping[str, Any]],
     specs: Sequence[OutputSpec],
     body_format: Format,
@@ -141,7 +141,7 @@ def bulk_response_of_rows(
     """Return the response to columns.
 
     Args:
-        results: One per stream, None if it failed.
+        results: The results of all rows.
         errors: The problem document of each stream that failed, by index.
         specs: The outputs that the model returns.
         body_format: The response's format. For a row that failed, JSON has null, and msgpack zeros (nil in `step` and
@@ -150,21 +150,29 @@ def bulk_response_of_rows(
         chunk: The request has a time axis.
         keep: Which predictions were requested.
     """
-    time = (length,) if chunk and keep == "all" else ()
-    found = [(i, result) for i, result in enumerate(results) if result is not None]
-    steps: list[int | None] = [None] * len(results)
-    state_ids: list[bytes] = [b""] * len(results)
+    time, rows = (length,) if chunk and keep == "all" else (), range(results.n_rows)
+    found = {i: result for i, result in sorted(results.others.items()) if isinstance(result, Prediction)}
+    versions = {i: result.version for i, result in found.items() if result.shows_version}
     rows_of = defaultdict[BatchOutput, tuple[list[int], list[int]]](lambda: ([], []))
-    for i, result in found:
-        batch, row = result.batch, result.row
-        steps[i], state_ids[i] = batch.steps[row], batch.state_ids[row]
-        at, rows = rows_of[batch]
-        at.append(i)
-        rows.append(row)
-    unknown_of = {i: result.unknown for i, result in found if result.unknown}
+    for part, columns, at in results.columns:
+        in_response, in_batch = rows_of[columns.batch]
+        in_response.extend(part)
+        in_batch.extend(at)
+        if columns.shows_version:
+            versions |= zip(part, [columns.versions[j] for j in at], strict=True)
+    for i, result in found.items():
+        in_response, in_batch = rows_of[result.batch]
+        in_response.append(i)
+        in_batch.append(result.row)
+    steps: list[int | None] = [None] * len(rows)
+    state_ids: list[bytes] = [b""] * len(rows)
+    for batch, indices_of in rows_of.items():
+        for i, j in zip(*indices_of, strict=True):
+            steps[i], state_ids[i] = batch.steps[j], batch.state_ids[j]
+    unknown_of = {i: result.unknown for i, result in found.items() if result.unknown}
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
-        column, missing = _column(rows_of, spec, len(results), time)
+        column, missing = _column(rows_of, spec, len(rows), time)
         outputs[spec.name] = encode_tensor(column, body_format)
         if body_format is JSON:
             for i in missing:
@@ -178,18 +186,18 @@ def bulk_response_of_rows(
         "state_id": _encode_state_ids(state_ids),
         "errors": {str(i): problem for i, problem in sorted(errors.items())},
     }
-    if replayed := [i for i, result in found if result.replayed]:
+    if replayed := [i for i, result in found.items() if result.replayed]:
         response["replayed"] = replayed
-    if skipped := {i: result.skipped for i, result in found if result.skipped}:
-        response["skipped"] = [skipped.get(i, 0) for i in range(len(results))]
-    if changed := [i for i, result in found if result.source_changed]:
+    if skipped := {i: result.skipped for i, result in found.items() if result.skipped}:
+        response["skipped"] = [skipped.get(i, 0) for i in rows]
+    if changed := [i for i, result in found.items() if result.source_changed]:
         response["source_changed"] = changed
-    if versions := {i: result.version for i, result in found if result.shows_version}:
-        response["version"] = [versions.get(i) for i in range(len(results))]
-    if chunk and keep == "all" and any(result.versions for _, result in found):
-        response["versions"] = [result and _or_null(result.versions) for result in results]
+    if versions:
+        response["version"] = [versions.get(i) for i in rows]
+    if chunk and keep == "all" and (by_timestep := {i: r.versions for i, r in found.items() if r.versions}):
+        response["versions"] = [_or_null(by_timestep[i]) if i in by_timestep else None for i in rows]
     if unknown_of and body_format is not JSON:
-        response["unknown"] = [unknown_of.get(i, 0) for i in range(len(results))]
+        response["unknown"] = [unknown_of.get(i, 0) for i in rows]
     return response
 
 

@@ -398,9 +398,8 @@ class _PendingBulk(_PendingReply):
         self._served = served
 
     def on_result(self, result: BulkOutcomes) -> None:
-        for row in () if isinstance(result, BulkPrediction) else result:
-            if isinstance(row, ServiceError):
-                self._session.count_refusal(row)
+        for error in () if isinstance(result, BulkPrediction) else result.errors.values():
+            self._session.count_refusal(error)
         super().on_result(result)
 
     def encode(self) -> bytes:

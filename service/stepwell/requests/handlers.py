@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder
 from stepwell.codec.request_decoder import ReadStep
-from stepwell.codec.responses import bulk_response, bulk_response_of_rows, encode_json_step, encode_step
+from stepwell.codec.responses import bulk_response, bulk_response_of_parts, encode_json_step, encode_step
 from stepwell.codec.sources import source_of
 from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
@@ -28,7 +28,6 @@ from stepwell.store.keys import record_key
 from stepwell.types import (
     BulkPrediction,
     BulkTimesteps,
-    Prediction,
     ReplyCallback,
     StreamHandle,
     StreamKey,
@@ -232,9 +231,8 @@ class BulkHandler:
     def encode_response(self, result: Any) -> bytes:
         """Return the response body, and count the errors of its rows."""
         document = bulk_document(self._bulk, result, self.served, self.response_format)
-        for row in () if isinstance(result, BulkPrediction) else result:
-            if isinstance(row, ServiceError):
-                self.context.metrics.refusal(row.code)
+        for error in () if isinstance(result, BulkPrediction) else result.errors.values():
+            self.context.metrics.refusal(error.code)
         return encode(document, self.response_format)
 
 
@@ -348,9 +346,9 @@ def bulk_document(
     """Return the response to a bulk request."""
     if isinstance(results, BulkPrediction):
         return bulk_response(results, served.manifest.answered, response_format, chunk=bulk.chunk, keep=bulk.keep)
-    return bulk_response_of_rows(
-        [result if isinstance(result, Prediction) else None for result in results],
-        {i: problem_document(result) for i, result in enumerate(results) if isinstance(result, ServiceError)},
+    return bulk_response_of_parts(
+        results,
+        {i: problem_document(error) for i, error in results.errors.items()},
         served.manifest.answered,
         response_format,
         length=bulk.length,

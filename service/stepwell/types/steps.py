@@ -270,5 +270,34 @@ class BulkPrediction(Struct, frozen=True, gc=False):
     shows_version: bool = False
 
 
+class BulkParts(Struct):
+    """The results of `BulkTimesteps` that are not one `BulkPrediction`.
+
+    Attributes:
+        n_rows: Rows of the request.
+        columns: Rows that were applied together: their indices in the request, the predictions that they are among, and
+            their indices in these.
+        others: The results of all other rows, by index.
+    """
+
+    n_rows: int
+    columns: list[tuple[Sequence[int], BulkPrediction, Sequence[int]]]
+    others: dict[int, Prediction | ServiceError]
+
+    @property
+    def errors(self) -> dict[int, ServiceError]:
+        """The errors, by row."""
+        return {i: result for i, result in self.others.items() if isinstance(result, ServiceError)}
+
+    def by_row(self) -> list[Prediction | ServiceError]:
+        """Return the result of each row."""
+        results = dict(self.others)
+        for rows, found, at in self.columns:
+            for i, j in zip(rows, at, strict=True):
+                version = found.versions[j]
+                results[i] = Prediction(found.batch, j, version=version, shows_version=found.shows_version)
+        return [results[i] for i in range(self.n_rows)]
+
+
 ReplyCallback = Callable[[Prediction | ServiceError], None]
 """Called exactly once per timestep, on the event loop, with its result."""

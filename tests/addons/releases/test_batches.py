@@ -28,7 +28,7 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.store.keys import record_key
 from stepwell.store.record import Record, decode
 from stepwell.store.state_store import StateStore
-from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey
+from stepwell.types import BatchSources, BulkParts, BulkTimesteps, Prediction, Source, StreamKey
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.releases.builds import adder, hanging
@@ -84,7 +84,7 @@ async def columns(
 ) -> list[Prediction | ServiceError]:
     """Send one row of each stream in columns, and return the results one by one."""
     found = await send_columns(engine, names, xs, seq, sources=sources, **more)
-    return found if isinstance(found, list) else [Prediction(found.batch, i) for i in range(len(names))]
+    return found.by_row() if isinstance(found, BulkParts) else [Prediction(found.batch, i) for i in range(len(names))]
 
 
 async def send_columns(
@@ -152,8 +152,10 @@ async def test_the_rows_of_both_versions_stay_columns(folder: Path, redis_server
         seq = await begin(engine)
         found = await send_columns(engine, MANY, numbers([5] * len(MANY)), seq + 1)
 
-    assert isinstance(found, BulkPrediction)
-    assert found.batch.arrays["y"].ravel().tolist() == [fold_reference([1, 2, 3, 5], factor=OLD_FACTOR)[-1]] * len(MANY)
+    assert isinstance(found, BulkParts)
+    assert not found.others
+    ys = [one.outputs["y"].item() for one in found.by_row() if isinstance(one, Prediction)]
+    assert ys == [fold_reference([1, 2, 3, 5], factor=OLD_FACTOR)[-1]] * len(MANY)
 
 
 @pytest.mark.parametrize("length", [1, 3])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -190,7 +190,7 @@ class InferHandler:
 
 def _submit_rows(engine: Engine, timesteps: Sequence[Timestep], done: Callable[[list[StepOutcome]], None]) -> None:
     """Submit timesteps of no stream; `done` gets their results, in order, once all are there."""
-    results = BulkResults(len(timesteps), lambda found: done(cast("list[StepOutcome]", found)))  # none is in columns
+    results = BulkResults(len(timesteps), lambda found: done(found.by_row()))
     for i, timestep in enumerate(timesteps):
         engine.steps.submit(timestep, partial(results.receive, i))
 

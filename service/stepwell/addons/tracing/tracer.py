@@ -17,7 +17,7 @@ from stepwell.addons.tracing.sampler import TraceSampler
 from stepwell.errors import ServiceError
 from stepwell.requests.request_ids import TRACEPARENT, TracedId, request_id_of
 from stepwell.requests.tracer import RequestTracer, Submits
-from stepwell.types import BulkPrediction, Prediction
+from stepwell.types import BulkParts, BulkPrediction, Prediction
 from stepwell_client.wire.ids import encode_state_id
 
 if TYPE_CHECKING:
@@ -360,4 +360,4 @@ def _attributes_of(result: Any) -> dict[str, Any]:
         if len(versions := {*result.versions}) == 1:
             found["stepwell.version"] = versions.pop()
         return found
-    return {"stepwell.rows": len(result)}
+    return {"stepwell.rows": result.n_rows if isinstance(result, BulkParts) else len(result)}

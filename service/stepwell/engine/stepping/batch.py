@@ -23,8 +23,8 @@ from stepwell.errors import ServiceError
 from stepwell.store.record import SourcePosition
 from stepwell.store.record_arrays import have_passed, sources_in
 from stepwell.types import (
-    BatchOutput,
     BatchSources,
+    BulkParts,
     BulkPrediction,
     BulkTimesteps,
     Lifecycle,
@@ -268,17 +268,21 @@ class ColumnBatch(Batch):
     def _new_row(self, i: int) -> QueuedStep: ...
 
     @abstractmethod
-    def reply_all(self, output: BatchOutput, version: int) -> None:
-        """Reply to all rows: they were applied now, to streams that existed; none has an object. Raises nothing.
+    def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None: ...
+
+    def reply_to(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
+        """Reply to rows without an object: they were applied now, to streams that existed. Raises nothing.
 
         Args:
-            output: Their predictions.
-            version: The version that computed them.
+            rows: The rows.
+            found: What has their predictions.
+            at: Where it has them.
         """
-
-    @abstractmethod
-    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Reply to rows without an object. Raises nothing."""
+        if len(rows) == len(self):
+            self.is_answered = True
+        else:
+            self._answered.update(rows)
+        self._reply(rows, found, at)
 
     def row(self, i: int) -> QueuedStep:
         """Return the object of a row."""
@@ -348,24 +352,18 @@ class BulkBatch(ColumnBatch):
     def reject(self, error: ServiceError) -> None:
         """Reply to all rows in one call."""
         self.is_answered = True
-        self._done([error] * len(self))
+        self._done(BulkParts(len(self), [], dict.fromkeys(range(len(self)), error)))
 
-    def reply_all(self, output: BatchOutput, version: int) -> None:
-        """Reply with columns."""
-        self.is_answered = True
+    def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
+        """Reply with columns, once all rows have their results."""
         try:
-            self._done(BulkPrediction(output, [version] * len(self), self.sources is not None))
+            if len(rows) == len(self):
+                self._done(found)
+            else:
+                self._gather().receive_columns(rows, found, at)
         except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
             model, tenant = self._bulk.keys[0].model, self._bulk.keys[0].tenant
             _log.exception("The callback of a bulk request failed (model=%s, tenant=%s)", model, tenant)
-
-    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Keep the predictions until all rows have their results."""
-        self._answered.update(rows)
-        try:
-            self._gather().receive_part(rows, [*predictions])
-        except Exception:  # noqa: BLE001 - as in `reply_all`
-            _log.exception("The callback of a bulk request failed (model=%s)", self._bulk.keys[0].model)
 
     def part(self, rows: Sequence[int]) -> BulkBatch:
         """Return a batch of some of the columns' rows; its results are kept until all parts have theirs."""
@@ -449,29 +447,15 @@ class CoalescedBatch(ColumnBatch):
         for done in self._dones:
             done(error)
 
-    def reply_all(self, output: BatchOutput, version: int) -> None:
+    def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply to each row."""
-        self.is_answered = True
-        shows_version = self.has_source
-        for i, done in enumerate(self._dones):
+        dones, output, versions, shows_version = self._dones, found.batch, found.versions, found.shows_version
+        for i, j in zip(rows, at, strict=True):
             try:
-                done(Prediction(output, i, False, False, version, shows_version=shows_version))
+                dones[i](Prediction(output, j, False, False, versions[j], shows_version=shows_version))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
-
-    def reply_to(self, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
-        """Reply to each of these rows."""
-        self._answered.update(rows)
-        for i, prediction in zip(rows, predictions, strict=True):
-            self._call(i, prediction)
-
-    def _call(self, i: int, prediction: Prediction) -> None:
-        try:
-            self._dones[i](prediction)
-        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
-            key = self._streams[i].key
-            _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
 
     def _new_row(self, i: int) -> QueuedStep:
         stream, name, seq, after, source, inputs, done, received = self._added[i]

@@ -18,7 +18,7 @@ from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
-from stepwell.types import STARTS, BatchOutput, Prediction
+from stepwell.types import STARTS, BatchOutput, BulkPrediction, Prediction
 from stepwell_client.wire.outcomes import Applied
 
 if TYPE_CHECKING:
@@ -135,33 +135,32 @@ class Replies:
             responding: The versions that responded; None: that of the model, as before.
             created: Which of the rows, by their index, created their streams.
         """
-        batch, at = records.batch, records.at
-        if isinstance(batch, ColumnBatch) and responding is None and not batch.rows and len(at) == len(batch):
-            batch.reply_all(output, self._served.version)
-            answered = at
-        else:
-            answered = self._reply_each(records, output, responding, created)
+        batch, at, objects = records.batch, records.at, records.batch.rows
+        usual: Sequence[int] = [j for j, i in enumerate(at) if i not in objects] if objects else range(len(at))
+        answered = [*records.of(at, usual)]
+        versions: Sequence[int] = [self._served.version] * len(at)
+        parts = [(batch.sources is not None, usual)]
+        if responding is not None:
+            versions, changed = responding.versions, responding.changed
+            parts = [(shown, [j for j in usual if changed[j] == shown]) for shown in (False, True)]
+        for shows_version, part in parts:
+            if part and isinstance(batch, ColumnBatch):
+                batch.reply_to(records.of(at, part), BulkPrediction(output, versions, shows_version), part)
+        if objects:
+            answered += self._reply_to_objects(records, output, responding, created)
         self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
         self._observer.replied(self._served.name, batch.waited(answered, self._time()))
         for transport, rows in batch.by_transport(at).items():
             self._observer.steps_applied(self._served.name, transport, rows * records.length)
 
-    def _reply_each(
+    def _reply_to_objects(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
-    ) -> Sequence[int]:
-        """Reply to rows one by one; return those that had no response yet."""
-        batch, rows, version, has_changed = records.batch, records.batch.rows, self._served.version, False
-        at, has_source = records.at, batch.sources is not None
-        usual = [j for j, i in enumerate(at) if i not in rows]
-        answered = [*records.of(at, usual)]
-        if usual and isinstance(batch, ColumnBatch):
-            versions, shown = [version] * len(at), [has_source] * len(at)
-            if responding is not None:
-                versions, shown = [*responding.versions], [*responding.changed]
-            predictions = [Prediction(output, j, False, False, versions[j], shows_version=shown[j]) for j in usual]
-            batch.reply_to(answered, predictions)
-        for j, i in enumerate(at):
-            if (row := rows.get(i)) is None or row.answered:  # its deadline has passed
+    ) -> list[int]:
+        """Reply to the rows that have objects, and return those that had no response yet."""
+        objects, version, has_changed = records.batch.rows, self._served.version, False
+        answered = list[int]()
+        for j, i in enumerate(records.at):
+            if (row := objects.get(i)) is None or row.answered:  # its deadline has passed
                 continue
             answered.append(i)
             if responding is not None:
