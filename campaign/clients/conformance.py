@@ -23,7 +23,7 @@ from campaign.clients.streams import disturb
 from campaign.faults import inject_faults, is_over
 from campaign.system import running_system
 from campaign.tally import Tally
-from stepwell.process.in_process import InProcessService
+from stepwell.addons.embedded_store.in_process import InProcessService
 from stepwell_client import AsyncClient
 from stepwell_client.protocol.requests import ClientRequest
 from tests.all_clients.kit import FILE, KIT, Case

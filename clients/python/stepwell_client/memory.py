@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stepwell_client.errors import ClientError
 
 if TYPE_CHECKING:
-    from stepwell.process.in_process import InProcessService
+    from stepwell.addons.embedded_store.in_process import InProcessService
 
 MEMORY: Final = ":memory:"
 
@@ -41,7 +41,8 @@ def start(
             )
         return None
     try:
-        from stepwell.process.in_process import InProcessService  # the service, which other clients never load
+        # the service, which other clients never load
+        from stepwell.addons.embedded_store.in_process import InProcessService
     except ModuleNotFoundError as exc:
         raise ClientError(
             "missing_extra",

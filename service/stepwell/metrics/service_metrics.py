@@ -161,7 +161,7 @@ class Metrics(EngineObserver):
         return self._folder is not None
 
     def on_refresh(self, refresh: Callable[[], None]) -> None:
-        """Call a function whenever the gauges are read: it sets those that an add-on has in `registry`."""
+        """Call a function whenever the gauges are read: it sets those that an add-on has in `registry`, and counts."""
         self._refresh_others.append(refresh)
 
     def on_expose(self, attach: Attach) -> None:
@@ -271,6 +271,8 @@ class Metrics(EngineObserver):
 
     def refresh(self) -> None:
         """Flush buffered counts and read the gauges; all workers do this each second, as Prometheus queries one."""
+        for refresh in self._refresh_others:
+            refresh()
         buffered, self._buffered = self._buffered, defaultdict(float)
         for counter, n in buffered.items():
             counter.inc(n)
@@ -286,8 +288,6 @@ class Metrics(EngineObserver):
             for labels in {*found, *gauges}:
                 gauges[labels].set(found.get(labels, 0))
         self._process.refresh()
-        for refresh in self._refresh_others:
-            refresh()
         served = None if self._read_models is None else self._read_models()
         if served is not None and self._folder is None:  # with shared files, labels cannot be removed
             for by_model in self._by_model:

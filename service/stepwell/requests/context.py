@@ -112,11 +112,6 @@ class AppContext:
                 fix="Send an Idempotency-Key, so that a late copy of this request does no harm.",
             )
 
-    @property
-    def config_version(self) -> int:
-        """A number that grows when models or keys change; handlers cached by head are valid until then."""
-        return self.api_keys.generation() + self.engine.models.generation
-
     def codec(self, make: Callable[[ServedModel, Settings], Codec], served: ServedModel) -> Codec:
         """Return what a function makes of a model version; it is called again when the file was reloaded."""
         key = (make, served.name, served.version)

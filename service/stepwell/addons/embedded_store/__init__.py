@@ -1,1 +1,1 @@
-"""The embedded store: a Redis or Valkey server of the service's own, where no other store is configured."""
+"""The embedded store: a Redis or Valkey server of the service's own; and the service in a program, which uses it."""

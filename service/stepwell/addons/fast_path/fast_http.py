@@ -378,6 +378,7 @@ class ResponsePipeline:
         "_request_line",
         "_route",
         "_slot",
+        "_time",
         "_tracer",
         "_write",
         "idle_since",
@@ -406,6 +407,7 @@ class ResponsePipeline:
         self._is_done = self._on_result  # a bound method is an object too, so it is created once
         self._write: Callable[[bytes], None]
         self._is_closing: Callable[[], bool]
+        self._time = asyncio.get_running_loop().time
 
     def enter_single_request_mode(self, transport: asyncio.Transport) -> None:
         """Enter single-request mode; no request is in flight."""
@@ -468,7 +470,7 @@ class ResponsePipeline:
         self._handler = None
         matcher = self.matcher
         text = matcher.write_response(body, handler, self._route, self.server_state, self._request_id)
-        self.idle_since = matcher.now
+        self.idle_since = self._time()
         if not self._is_closing():
             self._write(text)
 

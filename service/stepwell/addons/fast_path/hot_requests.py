@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ class CachedRequestLine:
 
     Attributes:
         line: Its bytes, without the line end.
-        generation: The `config_version` for which `handler` was created.
+        generation: That of models and keys for which `handler` was created.
         route: Its route.
         parts: The groups of the match of the route's pattern.
         version: The model version in the query, or None.
@@ -68,11 +67,7 @@ the data received so far."""
 
 
 class HotRequestMatcher:
-    """Matches hot requests and encodes their responses, for all connections of a process.
-
-    Attributes:
-        now: Event loop time, in seconds, of the last iteration in which a response was written.
-    """
+    """Matches hot requests and encodes their responses, for all connections of a process."""
 
     def __init__(self, context: AppContext, routes: Sequence[HotRoute]) -> None:
         """Create a matcher with empty caches.
@@ -85,18 +80,14 @@ class HotRequestMatcher:
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._request_lines: OrderedDict[bytes, CachedRequestLine] = OrderedDict()  # by the request line
-        self._generation = -1  # the `config_version` that the cached handlers are valid for
-        self._version_checked = False  # whether it was checked in this iteration of the event loop
-        self._keep_alive = False  # likewise: not draining, so responses need no `Connection: close`
-        self._flush_scheduled = False
-        self._tick_end_scheduled = False  # whether `_on_tick_end` will be called
+        self._generation = -1  # of models and keys, that the cached handlers are valid for
         self._header_parser = HeaderCache(context.settings.max_body_bytes, context.tracer)
         self._succeeded: defaultdict[str, int] = defaultdict(int)  # responses with status 200, by the route's name
         self._failed: Counter[tuple[str, int]] = Counter()  # other responses, by the route's name and their status
         self._transports = {route.name: route.error_format.transport for route in routes}
         self._json_heads: dict[int, bytes] = {}  # of JSON responses, by the length of their bodies
-        self.now = 0.0
-        self._default_headers: HeaderPairs = []
+        self._default_headers: HeaderPairs = []  # of `_json_heads`
+        context.metrics.on_refresh(self._count_responses)
 
     def match_head(self, data: bytes, start: int) -> HotRequest | None:
         """Return the hot request that starts at an offset; None: there is none, or its head is not complete."""
@@ -125,8 +116,7 @@ class HotRequestMatcher:
             data: The bytes that a connection received.
             last: The request line of its last request, which most clients repeat.
         """
-        if not self._version_checked:
-            self._check_config_version()
+        self._drop_outdated_handlers()
         request_line: CachedRequestLine | None
         if last is not None and last.generation == self._generation and data.startswith(last.line):
             request_line, line_end = last, len(last.line)
@@ -139,7 +129,7 @@ class HotRequestMatcher:
             headers, body_start, request_id = match
         else:
             return None
-        if not self._keep_alive or not headers.has_valid_host:
+        if self.context.draining or not headers.has_valid_host:  # draining: responses need `Connection: close`
             return None
         if request_line is None:
             line = data[:line_end]
@@ -165,8 +155,7 @@ class HotRequestMatcher:
         Raises:
             ServiceError: The head is rejected.
         """
-        if not self._version_checked:
-            self._check_config_version()
+        self._drop_outdated_handlers()
         request_line, headers, *_ = head
         if (
             request_line.handler is not None
@@ -183,8 +172,9 @@ class HotRequestMatcher:
         self, body: bytes, handler: RequestHandler, route: HotRoute, server_state: ServerState, request_id: bytes = b""
     ) -> bytes:
         """Return a complete response with status 200."""
-        if not self._flush_scheduled:
-            self._flush_metrics_later(server_state)
+        if server_state.default_headers is not self._default_headers:  # uvicorn replaces them every second
+            self._default_headers = server_state.default_headers
+            self._json_heads.clear()
         self._succeeded[route.name] += 1
         if (response_format := handler.response_format) is JSON and not handler.extra_headers:  # the most frequent kind
             head = self._json_heads.get(len(body)) or self._json_head(len(body))
@@ -202,11 +192,9 @@ class HotRequestMatcher:
         """Return the complete response to a request that failed."""
         self.context.metrics.refusal(error.code)
         response = route.error_format.response(error)
-        if not self._flush_scheduled:
-            self._flush_metrics_later(server_state)
         self._failed[route.name, response.status] += 1
         own = [(RESPONSE_HEADER, request_id)] if request_id else []
-        return response_bytes(response.status, [*self._default_headers, *response.headers, *own], response.body)
+        return response_bytes(response.status, [*server_state.default_headers, *response.headers, *own], response.body)
 
     # ---------------------------------------------------------------- helpers
 
@@ -236,48 +224,21 @@ class HotRequestMatcher:
             length,
         )
 
-    def _check_config_version(self) -> None:
-        """Check whether models or keys have changed, once for all requests of one event loop iteration.
-
-        It is not checked when a response is sent: the client's next request may arrive in the same iteration.
-        """
-        generation = self.context.config_version
+    def _drop_outdated_handlers(self) -> None:
+        """Drop the cached handlers if models or keys have changed: they hold models, and callers."""
+        generation = self.context.api_keys.generation() + self.context.engine.models.generation
         if generation != self._generation:
-            # Handlers hold models that may have been replaced, and callers whose keys may have been revoked.
             self._generation = generation
             self._request_lines.clear()
-        self._version_checked, self._keep_alive = True, not self.context.draining
-        self._schedule_tick_end()
 
-    def _flush_metrics_later(self, server_state: ServerState) -> None:
-        """Schedule one metrics update for all responses of this event loop iteration, which all have the same date."""
-        self._flush_scheduled = True
-        if server_state.default_headers is not self._default_headers:  # uvicorn replaces them every second
-            self._default_headers = server_state.default_headers
-            self._json_heads.clear()
-        self.now = asyncio.get_running_loop().time()
-        self._schedule_tick_end()
-
-    def _schedule_tick_end(self) -> None:
-        if not self._tick_end_scheduled:
-            self._tick_end_scheduled = True
-            asyncio.get_running_loop().call_soon(self._on_tick_end)
-
-    def _on_tick_end(self) -> None:
-        """Invalidate what was checked in this event loop iteration, and update the metrics."""
-        self._tick_end_scheduled = self._version_checked = self._keep_alive = False
-        if self._flush_scheduled:
-            self._flush_scheduled = False
-            self._flush_metrics()
-
-    def _flush_metrics(self) -> None:
+    def _count_responses(self) -> None:
+        """Count the responses since the last call."""
         for name, n in self._succeeded.items():
             self.context.metrics.request(self._transports[name], 200, name, n)
+        for (name, status), n in self._failed.items():
+            self.context.metrics.request(self._transports[name], status, name, n)
         self._succeeded.clear()
-        if self._failed:
-            for (name, status), n in self._failed.items():
-                self.context.metrics.request(self._transports[name], status, name, n)
-            self._failed.clear()
+        self._failed.clear()
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:

@@ -127,10 +127,6 @@ class BatchQueue(Generic[ItemT]):
         """The number of batches that could be dequeued now, if batches had no size limit."""
         return len(self._ready)
 
-    def __bool__(self) -> bool:
-        """Whether a batch can be dequeued now."""
-        return bool(self._ready)
-
     def _make_ready(self, item: ItemT) -> None:
         ready = self._ready.get(item.shape)
         if ready is None:

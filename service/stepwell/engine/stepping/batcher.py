@@ -224,7 +224,7 @@ class Batcher:
             self._flush_due.cancel()
         await asyncio.sleep(0)  # a task that is cancelled before it has started would reply to no request
         await cancel([*self._tasks.values(), *self._waiting])
-        while self.queue:
+        while self.queue.ready_batches:
             batch = self.queue.dequeue(self._max_batch)
             if isinstance(batch, CoalescedBatch) and not self._close_or_reject(batch):
                 continue
@@ -247,10 +247,13 @@ class Batcher:
             self._schedule()
 
     def _schedule(self) -> None:
-        """Schedule the next flush: now, or when the batch has waited for others long enough."""
+        """Schedule the next flush if a batch is ready: now, or when the batch has waited for others long enough."""
         in_flight, rows = len(self._tasks), self.queue.rows
-        if in_flight >= _MAX_BATCHES_IN_FLIGHT:
+        if in_flight >= _MAX_BATCHES_IN_FLIGHT or self._is_stopped:
             self._wake_threshold = math.inf
+            return
+        if not self.queue.ready_batches:
+            self._wake_threshold = 0
             return
         wait = self._max_wait if rows < self._max_batch else 0.0
         if in_flight and not self._may_run_concurrently():
@@ -270,14 +273,15 @@ class Batcher:
         return self.queue.rows >= _MIN_CONCURRENT_ROWS or self.queue.ready_batches > 1
 
     def _flush(self) -> None:
-        self._flush_due, self._is_due_now = None, False
-        may_start = True
+        self._flush_due, self._is_due_now, is_first = None, False, True
         try:
-            while self.queue and may_start and len(self._tasks) < _MAX_BATCHES_IN_FLIGHT:
+            while self.queue.ready_batches and (is_first or self._may_run_concurrently()):
+                if len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
+                    break
                 self._start_batch(self.queue.dequeue(self._max_batch))
-                may_start = self._may_run_concurrently()
+                is_first = False
         finally:
-            self._reschedule()
+            self._schedule()
 
     def _start_batch(self, batch: Sequence[QueuedStep]) -> None:
         if type(batch) is CoalescedBatch:  # `isinstance` is slow for an abstract class's subclass
@@ -307,14 +311,6 @@ class Batcher:
         version.in_use -= len(batch)
         self._on_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
 
-    def _reschedule(self) -> None:
-        """Schedule a flush if a batch is ready; else the next timestep does."""
-        if self._is_stopped:
-            return
-        self._wake_threshold = 0
-        if self.queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
-            self._schedule()
-
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = items if isinstance(items, Batch) else RowBatch(items)
         own = self.versions[batch.decoded_by]
@@ -339,7 +335,7 @@ class Batcher:
             own.in_use -= len(batch)
             del self._tasks[number]
             if not self._is_due_now:
-                self._reschedule()
+                self._schedule()
 
     def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
@@ -464,7 +460,7 @@ class Batcher:
             self._reject_rows(rows, failed("no"))
         finally:
             if not self._is_due_now:
-                self._reschedule()
+                self._schedule()
 
     def _parts_when_loaded(
         self, served: ServedModel | None, rows: Sequence[QueuedStep]

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import hiredis
 
@@ -80,8 +80,8 @@ class CommandError(Exception):
 class PipelinedConnection(asyncio.Protocol):
     """Sends commands and returns their replies, in order.
 
-    Each caller has its own timeout: a reply that arrives after it is dropped. A connection on which a reply is overdue
-    is closed, and all callers that wait on it get `NoReplyError`.
+    Each caller has its own timeout: a reply that arrives after it is dropped. A connection on which a reply is overdue,
+    or whose server is a replica now, is closed, and all callers that wait on it get `NoReplyError`.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=CommandError)
         self._pending: deque[_Exchange] = deque()
         self._abort_reason = ""
+        self._is_replica = False  # the server has refused a write for that
         self._transport.set_protocol(self)
 
     @property
@@ -127,7 +128,7 @@ class PipelinedConnection(asyncio.Protocol):
             command.packed if type(command) is PackedCommand else hiredis.pack_command(cast("Any", command))
             for command in commands
         ]
-        exchange = _Exchange(len(commands), loop.create_future(), loop.time())
+        exchange = _Exchange(len(commands), loop.create_future(), loop.time(), [])
         self._pending.append(exchange)
         self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
         timer = loop.call_later(timeout, self._on_timeout, exchange)
@@ -165,10 +166,13 @@ class PipelinedConnection(asyncio.Protocol):
             while (reply := self._reader.gets()) is not False:
                 exchange = self._pending[0]
                 exchange.replies.append(reply)
+                self._is_replica = self._is_replica or (type(reply) is CommandError and reply.code == "READONLY")
                 if len(exchange.replies) == exchange.expected_replies:
                     self._pending.popleft()
                     if not exchange.done.done():  # its caller may have been cancelled
                         exchange.done.set_result(None)
+                    if self._is_replica:
+                        self.abort("the server is a replica now")  # the next connection is to the new primary
         except (hiredis.ProtocolError, IndexError) as exc:  # not a reply of the protocol, or one without a command
             self.abort(f"the store violated the protocol: {exc}")
 
@@ -177,13 +181,10 @@ class PipelinedConnection(asyncio.Protocol):
         self.abort(str(exc or "") or "the connection was lost")
 
 
-class _Exchange:
+class _Exchange(NamedTuple):
     """The commands of one write, and the replies so far."""
 
-    __slots__ = ("done", "expected_replies", "replies", "sent_at")
-
-    def __init__(self, expected_replies: int, done: asyncio.Future[None], sent_at: float) -> None:
-        self.expected_replies = expected_replies
-        self.done = done
-        self.sent_at = sent_at
-        self.replies: list[Any] = []
+    expected_replies: int
+    done: asyncio.Future[None]
+    sent_at: float
+    replies: list[Any]

@@ -85,7 +85,7 @@ class ServerTransport:
         if connection is None or not connection.is_open:
             connection = await self._shared_connection(limit)
         replies = await connection.call(commands, limit)
-        self._note(connection, replies)
+        self._late_count = 0
         return replies
 
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
@@ -105,12 +105,6 @@ class ServerTransport:
 
     # ---------------------------------------------------------------- exchanges
 
-    def _note(self, connection: PipelinedConnection, replies: Sequence[Any]) -> None:
-        """Update the state of the server from the replies of an exchange."""
-        self._late_count = 0
-        if any([isinstance(reply, CommandError) and reply.code == "READONLY" for reply in replies]):  # noqa: C419 - see settle
-            connection.abort("the server is a replica now")  # the next connection is to the new primary
-
     async def _confirmed(self, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
         """Send writes and `WAIT` on a connection that no other caller uses.
 
@@ -127,7 +121,7 @@ class ServerTransport:
             raise
         finally:
             self._confirming.discard(connection)
-        self._note(connection, replies)
+        self._late_count = 0
         if connection.is_open:
             self._idle.append(connection)
         if isinstance(confirmed, int) and confirmed >= 1:
