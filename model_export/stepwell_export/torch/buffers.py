@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -18,22 +17,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.row_axis import with_row_axis
 from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
-from stepwell_export.runtime.manifest import (
-    Array,
-    BatchSpec,
-    Init,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-    PackedTensor,
-    StateSpec,
-)
+from stepwell_export.runtime.manifest import Array, BatchSpec, Manifest
 from stepwell_export.runtime.step_model import StepModel
-from stepwell_export.torch.checks import first_line, in_turn, prepared
-from stepwell_export.torch.graph import OPSET, optimized, quiet
+from stepwell_export.torch.checks import prepared, run
+from stepwell_export.torch.graph import trace_step, tracing
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
-from stepwell_export.torch.step import AGAINST
+from stepwell_export.torch.step import AGAINST, step_manifest
 
 _NUMBERS = (bool, int, float)
 _BY_VALUE = ("aten::Bool", "aten::item", "aten::is_nonzero", "aten::Int", "aten::Float")
@@ -102,28 +92,25 @@ def convert_buffers(
             fix="Give `time_axis=1` for a module over whole sequences, or `states={...}` for one that takes them.",
         )
     step = BufferStep(mine, list(states))
-    outputs = flatten(mine_run(copy.deepcopy(mine), list(given.values())))
+    outputs = flatten(_run(copy.deepcopy(mine), list(given.values())))
     names = named([path for path, _ in outputs], output_names, [*given, *states])
-    proto = _traced(step, [*given.values(), *states.values()], [*given, *states], [*names, *_next(states)])
-    manifest = Manifest(
-        name=name,
-        inputs=[
-            InputSpec(name=key, dtype=numpy_dtype(value, repr(key)), shape=list(value.shape[1:]))
-            for key, value in given.items()
-        ],
-        states=[_spec(path, value) for path, value in states.items()],
-        outputs=[
-            OutputSpec(name=key, dtype=numpy_dtype(value, repr(key)), shape=list(value.shape[1:]))
-            for key, (_, value) in zip(names, outputs, strict=True)
-        ],
-        batch=BatchSpec(mode="single").single("states are buffers of one row"),
-    )
-    if all(1 in value.shape for value in states.values()):
-        proto, manifest = _together(proto, manifest)
+    values = [*given.values(), *states.values()]
+    traced: Any = step
+    if isinstance(mine, torch.jit.ScriptModule):
+        with tracing(), torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers have no ONNX operators
+            traced = make_fx(step)(*values)
+    gives = [*names, *(f"{path}_next" for path in states)]
+    proto = trace_step(traced, values, {}, ([*given, *states], gives), name=name)
     examples = [
         ExampleInput(key, tuple(value.shape[1:]), numpy_dtype(value, repr(key)), np.asarray(value))
         for key, value in tensors(inputs).items()
     ]
+    axes = [list(value.shape).index(1) if 1 in value.shape else None for value in states.values()]
+    answers = dict(zip(names, (value for _, value in outputs), strict=True))
+    alone = BatchSpec(mode="single").single("states are buffers of one row")
+    manifest = step_manifest(name, examples, states, axes, answers).model_copy(update={"batch": alone})
+    if None not in axes:
+        proto, manifest = _together(proto, manifest)
     draw = ExampleSampler(examples, from_examples=False)
     return ConvertedModel(
         proto, manifest, _Original(mine, states, names), AGAINST, samplers={draw.kind: draw}, longest=_LONGEST
@@ -147,7 +134,7 @@ class _Original:
                 set_at(self._module, path, value.clone())
             for t in range(steps):
                 now = [torch.from_numpy(array[row : row + 1, t]) for array in inputs.values()]
-                found = flatten(mine_run(self._module, now))
+                found = flatten(_run(self._module, now))
                 for name, (_, value) in zip(self._names, found, strict=True):
                     answers[name].append(np.asarray(value).copy())
         return {
@@ -155,21 +142,13 @@ class _Original:
         }
 
 
-def mine_run(module: Any, values: Sequence[Tensor]) -> Any:
+def _run(module: Any, values: Sequence[Tensor]) -> Any:
     """Run a module on one timestep.
 
     Raises:
         RefusedModelError: It fails.
     """
-    try:
-        with torch.no_grad():
-            return module(*values)
-    except Exception as exc:
-        shapes = [list(value.shape) for value in values]
-        raise RefusedModelError(
-            f"The module fails on one timestep (shapes {shapes}): {first_line(exc)}.",
-            fix="Give examples that it takes, with a batch axis, in the order of `forward`: `--example NAME=1x47`.",
-        ) from exc
+    return run(module, values, doing="on one timestep", is_eager=True)
 
 
 def _own(module: Any) -> Any:
@@ -191,19 +170,6 @@ def _is_of_tensor(node: Any) -> bool:
 
 def _line(node: Any) -> str:
     return str(node.sourceRange()).strip().splitlines()[0].strip()
-
-
-def _next(states: Mapping[str, Tensor]) -> list[str]:
-    return [f"{path}_next" for path in states]
-
-
-def _spec(path: str, value: Tensor) -> StateSpec:
-    array = np.asarray(value)
-    axis = list(value.shape).index(1) if 1 in value.shape else None
-    row = array if axis is None else array.squeeze(axis)
-    init: Init = PackedTensor.pack(row) if row.any() else "zeros"
-    dtype = numpy_dtype(value, f"State {path!r}")
-    return StateSpec(input=path, output=f"{path}_next", dtype=dtype, shape=list(row.shape), batch_axis=axis, init=init)
 
 
 # ---------------------------------------------------------------- what is kept
@@ -259,7 +225,7 @@ def _states(module: Any, values: Sequence[Tensor]) -> dict[str, Tensor]:
     late: list[str] = []
     for _ in range(2):
         old = {path: (value, getattr(value, "_version", 0)) for path, value in _kept(tried).items()}
-        mine_run(tried, values)
+        _run(tried, values)
         now = _kept(tried)
         for path in {**old, **now}:
             value, first = now.get(path), before.get(path)
@@ -320,36 +286,6 @@ def _other(value: Tensor) -> Tensor:
     if value.dtype == torch.bool:
         return ~value
     return value + (torch.rand(value.shape) + 0.5 if value.is_floating_point() else 1)
-
-
-# ---------------------------------------------------------------- the graph
-
-
-def _traced(step: BufferStep, values: Sequence[Tensor], takes: Sequence[str], gives: Sequence[str]) -> onnx.ModelProto:
-    """Trace one timestep of one row.
-
-    Raises:
-        RefusedModelError: torch cannot trace it.
-    """
-    try:
-        with torch.no_grad(), in_turn(), quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            is_script = isinstance(step.module, torch.jit.ScriptModule)
-            with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers have no ONNX operators
-                module = make_fx(step)(*values) if is_script else step
-            program = torch.export.export(module, tuple(values), strict=False)
-            exported: Any = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=list(takes), output_names=list(gives),
-                verbose=False,
-            )  # fmt: skip
-    except Exception as exc:
-        raise RefusedModelError(
-            f"torch cannot trace the module: {first_line(exc)}.",
-            fix="Give a module whose operations do not depend on the values of tensors.",
-        ) from exc
-    proto: onnx.ModelProto = optimized(exported.model_proto)
-    del proto.metadata_props[:]
-    return proto
 
 
 def _together(proto: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:

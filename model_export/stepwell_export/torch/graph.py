@@ -92,7 +92,7 @@ def trace(
                 numbers.check(NoGraphError)
             own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
             same = contextlib.nullcontext() if numbers is None else numbers.repeated()
-            with _tracing(), same, layers_written_out(own):
+            with tracing(), same, layers_written_out(own):
                 proto = _plain(export(own, values, axes, names, length), name, layers)
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto
@@ -104,6 +104,23 @@ def trace(
     if not_run:
         return not_run[0]
     raise errors[0]
+
+
+def trace_step(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, *, name: str) -> onnx.ModelProto:
+    """Trace a module that takes one timestep by torch's newer exporter, and compute its constants.
+
+    Args:
+        module: It takes tensors and returns a tuple of tensors; TorchScript, or of Python.
+        values: An example of each, of more than one row where rows are of any number.
+        axes: Where what it takes has its rows, `batch`; all sizes are as in the example where it has nothing.
+        names: Of what it takes, and of what it gives.
+        name: The graph's.
+
+    Raises:
+        RefusedModelError: It cannot be exported, or not for any number of rows.
+    """
+    with tracing(), layers_written_out(module):
+        return optimized(_plain(_newer(module, values, axes, names, None), name, None))
 
 
 def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
@@ -136,10 +153,10 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
 
 def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
     lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
-    dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
+    dynamic = tuple({axis: lengths[what] for what, axis in axes.get(given, {}).items()} for given in names[0])
     with Stable(), attention_written_out(), exact():
         # by itself: what it refuses, torch.onnx.export tries again in ways that fix numbers as they are in the example
-        program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
+        program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,) if axes else None, strict=False)
         return torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
         )
@@ -172,7 +189,7 @@ def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: 
 
 
 @contextlib.contextmanager
-def _tracing() -> Iterator[None]:
+def tracing() -> Iterator[None]:
     """Run an exporter of torch.
 
     Raises:

@@ -15,7 +15,7 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.checks import check_behaviour, prepared, run
-from stepwell_export.torch.graph import PlainOutputs, optimized, trace
+from stepwell_export.torch.graph import PlainOutputs, trace_step
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
 from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.verify.decisions.torch import TorchObserver
@@ -102,28 +102,16 @@ def export_step(
     outputs, _ = step(example)
     next_names = [f"{state}_next" for state in step.states]
     given_names = named([path for path, _ in outputs], output_names, [*takes, *next_names])
-    places = dict.fromkeys([*(one.name for one in step.inputs), *given_names], 0)
-    for group in (step.states, next_names):
-        places |= dict(zip(group, step.axes, strict=True))
-    traced = trace(
+    axes = dict.fromkeys((one.name for one in step.inputs), 0) | dict(zip(step.states, step.axes, strict=True))
+    proto = trace_step(
         PlainOutputs(step.module),
         example,
-        {tensor: {"batch": axis} for tensor, axis in places.items()},
+        {tensor: {"batch": axis} for tensor, axis in axes.items()},
         (takes, [*given_names, *next_names]),
         name=name,
     )
-    proto = optimized(traced)  # a timestep of length 1 makes much of the shapes constant
-    manifest = Manifest(
-        name=name,
-        inputs=[InputSpec(name=one.name, dtype=one.dtype, shape=list(one.row)) for one in step.inputs],
-        states=[
-            _state(state, value, axis) for (state, value), axis in zip(step.states.items(), step.axes, strict=True)
-        ],
-        outputs=[
-            OutputSpec(name=output, dtype=numpy_dtype(value, repr(output)), shape=list(value.shape[1:]))
-            for output, (_, value) in zip(given_names, outputs, strict=True)
-        ],
-    )
+    answers = dict(zip(given_names, (value for _, value in outputs), strict=True))
+    manifest = step_manifest(name, step.inputs, step.states, step.axes, answers)
     original = StepReference(step, given_names)
     return ConvertedModel(
         proto,
@@ -133,6 +121,33 @@ def export_step(
         samplers={step.draw.kind: step.draw},
         observer=original.observer,
         vocabularies=ids_of(step.inputs),
+    )
+
+
+def step_manifest(
+    name: str,
+    inputs: Sequence[ExampleInput],
+    states: Mapping[str, Tensor],
+    axes: Sequence[int | None],
+    outputs: Mapping[str, Tensor],
+) -> Manifest:
+    """Return the manifest of a step graph.
+
+    Args:
+        name: The model's.
+        inputs: What it takes.
+        states: Initial values by name, of one stream.
+        axes: The batch axis of each state; None: it has none.
+        outputs: What it gives for one timestep by name, the batch axis first.
+    """
+    return Manifest(
+        name=name,
+        inputs=[InputSpec(name=one.name, dtype=one.dtype, shape=list(one.row)) for one in inputs],
+        states=[_state(state, value, axis) for (state, value), axis in zip(states.items(), axes, strict=True)],
+        outputs=[
+            OutputSpec(name=output, dtype=numpy_dtype(value, repr(output)), shape=list(value.shape[1:]))
+            for output, value in outputs.items()
+        ],
     )
 
 
@@ -247,8 +262,8 @@ def _check_states(step: Step, before: list[Tensor], outputs: list[Any], after: l
             )
 
 
-def _state(name: str, value: Tensor, axis: int) -> StateSpec:
-    row = np.asarray(value.squeeze(axis))
+def _state(name: str, value: Tensor, axis: int | None) -> StateSpec:
+    row = np.asarray(value if axis is None else value.squeeze(axis))
     dtype = numpy_dtype(value, f"State {name!r}")
     init: Init = PackedTensor.pack(row) if row.any() else "zeros"
     return StateSpec(input=name, output=f"{name}_next", dtype=dtype, shape=list(row.shape), batch_axis=axis, init=init)
