@@ -14,7 +14,7 @@ from stepwell_export.torch.writes import Writes
 
 
 class Stable(TorchFunctionMode):
-    """While a module is traced: what both exporters write in a form that loses digits is written in another."""
+    """While a module is traced: what either exporter writes in a form that loses digits is written in another."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _STABLE.get(func, func)(*args, **kwargs or {})
@@ -103,6 +103,28 @@ def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     return made.cumsum(dim)
 
 
+def _trunc(x: Tensor) -> Tensor:
+    """Source: torch.trunc."""
+    return torch.sign(x) * torch.floor(torch.abs(x))
+
+
+def _heaviside(x: Tensor, values: Tensor) -> Tensor:
+    """Source: torch.heaviside."""
+    return torch.where(x == 0, values, (x > 0).to(x.dtype))
+
+
+def _movedim(x: Tensor, source: Any, destination: Any) -> Tensor:
+    """Source: torch.movedim, of which the exporter writes axes that are counted from the end as they are."""
+    counted = [[axis % x.dim() for axis in ([one] if isinstance(one, int) else one)] for one in (source, destination)]
+    return x.movedim(*counted)
+
+
+def _tile(x: Tensor, *dims: Any) -> Tensor:
+    """Source: torch.tile."""
+    counts = dims if isinstance(dims[0], int) else tuple(dims[0])
+    return x.repeat(*(1,) * (x.dim() - len(counts)), *counts)
+
+
 def _split(x: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
     """Source: torch.split; cut into single elements, each is cut out by itself, as sequences of any length have it."""
     if split_size_or_sections != 1:
@@ -153,7 +175,7 @@ def divide(x: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode == "floor":
         return floor_divide(x, other)
     if rounding_mode == "trunc" and torch.result_type(x, other).is_floating_point:
-        return torch.trunc(torch.div(x, other))
+        return _trunc(torch.div(x, other))
     return torch.div(x, other, rounding_mode=rounding_mode)
 
 
@@ -199,10 +221,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cumsum": _cumsum,
     "cumprod": running(torch.mul, 1.0),
     "diff": _diff,
+    "erfc": lambda x: 1 - torch.erf(x),
     "exp2": lambda x: torch.pow(2.0, x),
+    "frac": lambda x: x - _trunc(x),
+    "heaviside": _heaviside,
     "logaddexp": log_add,
     "logcumsumexp": logcumsumexp,
+    "movedim": _movedim,
     "split": _split,
+    "tile": _tile,
+    "trunc": _trunc,
     "unflatten": _unflatten,
 }
 """Operations that are functions of torch and methods of tensors."""
@@ -216,7 +244,7 @@ _STABLE: dict[Any, Callable[..., Any]] = {
     },
     torch.nn.functional.logsigmoid: _logsigmoid,
 }
-"""Operations that both exporters write in a form that loses digits, or gives other numbers."""
+"""Operations that either exporter writes in a form that loses digits, or gives other numbers."""
 
 _WORDS: dict[Any, Callable[..., Any]] = {
     **_STABLE,

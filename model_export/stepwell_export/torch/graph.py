@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxscript.optimizer
 import onnxscript.rewriter
@@ -41,92 +41,76 @@ OPSET = 18
 _FIXED_ROWS = "The module fixes the number of rows: it works for the batch size of its example alone."
 _FIX_ROWS = "Take the batch size from the input: x.shape[0] as it is, no number and neither len(x) nor int(x.shape[0])."
 
-_Axes = Mapping[str, Mapping[str, int]]
 _Names = tuple[Sequence[str], Sequence[str]]
-
-
-class NoGraphError(RefusedModelError):
-    """One of torch's exporters makes no graph that can be used; the other may."""
 
 
 def trace(
     module: Any,
     values: Sequence[Tensor],
-    axes: _Axes,
+    timed: Collection[str],
     names: _Names,
+    numbers: PythonNumbers | None,
     *,
     name: str,
-    length: int | None = None,
-    layers: Any = None,
-    numbers: PythonNumbers | None = None,
 ) -> onnx.ModelProto:
-    """Trace a module, with rows and timesteps of any number.
+    """Trace a module over whole sequences by torch's older exporter, with rows and timesteps of any number.
 
-    The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, writes more
-    nodes for these, and takes longer. The newer one has operations that the older one lacks, and follows what Python
-    computes of sizes, where the older one writes what became of them in its run.
+    The newer one fixes the number of timesteps: behind recurrent layers, and in loops; see docs/adr/0027.
 
     Args:
-        module: It takes tensors and returns a tuple of tensors. Its recurrent layers run as `layers_written_out` lets
-            them.
+        module: It takes and returns tensors with rows in front, timesteps behind these. Its nodes are named after the
+            layers of its attribute `module`.
         values: An example of each, of more than one row: one row would be taken for a constant.
-        axes: By the name of what it takes or gives: where it has `batch` and `time`, which are of any length.
+        timed: The names of what it takes that have timesteps.
         names: Of what it takes, and of what it gives.
-        name: The graph's.
-        length: The most timesteps that the module takes; None: any number.
-        layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
         numbers: What the module's code does with numbers of timesteps; None: nothing that a trace might fix.
+        name: The graph's.
 
     Returns:
-        The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
+        The graph; one that onnxruntime does not run is refused, with a reason, where it is loaded.
 
     Raises:
-        RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
-            within the module, for which the other exporter is not tried.
+        RefusedModelError: The exporter fails, or makes a graph for so many rows alone; the module is refused from
+            within, or does what cannot be followed with numbers of timesteps.
     """
-    errors: list[RefusedModelError] = []
-    not_run: list[onnx.ModelProto] = []
-    for export in (_older, _newer):
-        try:
-            if export is _older and numbers is not None:
-                numbers.check(NoGraphError)
-            own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
-            same = contextlib.nullcontext() if numbers is None else numbers.repeated()
-            with tracing(), same, layers_written_out(own):
-                proto = _plain(export(own, values, axes, names, length), name, layers)
-            if _runs_on_fewer_rows(proto, values, axes, names):
-                return proto
-            not_run.append(proto)
-        except NoGraphError as exc:
-            errors.append(exc)
-        except RefusedModelError as exc:
-            raise (errors[0] if errors and numbers is not None and numbers.place else exc) from exc
-    if not_run:
-        return not_run[0]
-    raise errors[0]
+    if numbers is not None:
+        numbers.check()
+    own = copy.deepcopy(module)  # the exporter folds a BatchNorm into the weights of a convolution
+    same = contextlib.nullcontext() if numbers is None else numbers.repeated()
+    with tracing(), same, layers_written_out(own):
+        proto = _plain(_older(own, values, timed, names), name, module.module)
+    _check_fewer_rows(proto, values, names)
+    return proto
 
 
-def trace_step(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, *, name: str) -> onnx.ModelProto:
-    """Trace a module that takes one timestep by torch's newer exporter, and compute its constants.
+def trace_step(
+    module: Any, values: Sequence[Tensor], axes: Mapping[str, int], names: _Names, *, name: str
+) -> onnx.ModelProto:
+    """Trace a module that takes one timestep by `torch.export`, and compute its constants.
 
     Args:
-        module: It takes tensors and returns a tuple of tensors; TorchScript, or of Python.
+        module: It takes tensors and returns a tuple of tensors.
         values: An example of each, of more than one row where rows are of any number.
-        axes: Where what it takes has its rows, `batch`; all sizes are as in the example where it has nothing.
+        axes: Where what it takes has its rows, of any number; none: all sizes are those of the example.
         names: Of what it takes, and of what it gives.
         name: The graph's.
 
     Raises:
         RefusedModelError: It cannot be exported, or not for any number of rows.
     """
-    with tracing(), layers_written_out(module):
-        return optimized(_plain(_newer(module, values, axes, names, None), name, None))
+    dynamic = (tuple({axes[given]: torch.export.Dim("batch")} for given in names[0]),) if axes else None
+    with tracing(), layers_written_out(module), Stable(), attention_written_out(), exact():
+        # by itself: what it refuses, torch.onnx.export tries again in ways that fix numbers as they are in the example
+        program = torch.export.export(module, tuple(values), dynamic_shapes=dynamic, strict=False)
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
+        )
+        return optimized(_plain(exported.model_proto, name, None))
 
 
-def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
-    del length  # it keeps no bounds
-    file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
-    open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
+def _older(module: Any, values: Sequence[Tensor], timed: Collection[str], names: _Names) -> onnx.ModelProto:
+    file = io.BytesIO()
+    open_axes = {one: {0: "batch", 1: "time"} if one in timed else {0: "batch"} for one in (*names[0], *names[1])}
     plain = module.forward
 
     def decomposed_forward(*given: Tensor) -> tuple[Tensor, ...]:
@@ -135,7 +119,7 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
         return found
 
     module.forward = decomposed_forward  # of a copy
-    with attention_written_out(), associative_scans_written_out(rows):
+    with attention_written_out(), associative_scans_written_out(len(values[0])), _more_operators():
         torch.onnx.export(
             module, tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
@@ -151,41 +135,41 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
     return proto
 
 
-def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
-    lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
-    dynamic = tuple({axis: lengths[what] for what, axis in axes.get(given, {}).items()} for given in names[0])
-    with Stable(), attention_written_out(), exact():
-        # by itself: what it refuses, torch.onnx.export tries again in ways that fix numbers as they are in the example
-        program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,) if axes else None, strict=False)
-        return torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
-        )
+@contextlib.contextmanager
+def _more_operators() -> Iterator[None]:
+    """Let the older exporter write functions that it lacks, and ONNX has."""
+    with contextlib.ExitStack() as stack:
+        for name in ("sinh", "cosh", "asinh", "acosh", "atanh"):
+            of_torch = f"aten::{name}"
+            torch.onnx.register_custom_op_symbolic(of_torch, functools.partial(_written_as, name.capitalize()), OPSET)
+            stack.callback(torch.onnx.unregister_custom_op_symbolic, of_torch, OPSET)
+        yield
 
 
-def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> bool:
-    """Run a graph on the example, then on fewer rows; return whether it runs at all.
+def _written_as(operator: str, graph: Any, x: Any) -> Any:
+    return graph.op(operator, x)
+
+
+def _check_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], names: _Names) -> None:
+    """Check that a graph that runs on the example runs on fewer rows.
 
     Raises:
-        NoGraphError: It runs on as many alone.
+        RefusedModelError: It does not.
     """
     try:
         session = open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=True)
         taken = {tensor.name for tensor in session.get_inputs()}
         feeds = {given: value.numpy() for given, value in zip(names[0], values, strict=True) if given in taken}
         session.run(None, feeds)
-    except Exception:  # noqa: BLE001  # whatever it is: the other exporter may use other operators
-        return False
-    batch = {given: places["batch"] for given, places in axes.items()}
-    fewer = {given: np.delete(value, 0, batch[given]) for given, value in feeds.items()}
-    rows = {value.shape[batch[given]] for given, value in fewer.items()}
+    except Exception:  # noqa: BLE001  # whatever it is: where the graph is loaded, it is a reason
+        return
+    fewer = {given: value[1:] for given, value in feeds.items()}
     try:
-        found = dict(zip(names[1], session.run(names[1], fewer), strict=True))
-        fits = {value.shape[batch[given]] for given, value in found.items()} == rows
+        fits = {len(value) for value in session.run(names[1], fewer)} == {len(values[0]) - 1}
     except Exception:  # noqa: BLE001  # it ran on all rows
         fits = False
     if not fits:
-        raise NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
-    return True
+        raise RefusedModelError(_FIXED_ROWS, fix=_FIX_ROWS)
 
 
 @contextlib.contextmanager
@@ -193,8 +177,7 @@ def tracing() -> Iterator[None]:
     """Run an exporter of torch.
 
     Raises:
-        RefusedModelError: The module is refused from within.
-        NoGraphError: The exporter fails.
+        RefusedModelError: It fails, or the module is refused from within.
     """
     try:
         with in_turn(), quiet(), unfused(), unvalidated(), torch.no_grad():
@@ -254,22 +237,21 @@ class _OfOthers(io.TextIOBase):
         return len(text)
 
 
-def _refused(exc: Exception) -> NoGraphError:
+def _refused(exc: Exception) -> RefusedModelError:
     causes = [exc]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
-        return NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
-    return NoGraphError(
+        return RefusedModelError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return RefusedModelError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",
     )
 
 
-def _plain(exported: Any, name: str, layers: Any) -> onnx.ModelProto:
+def _plain(proto: onnx.ModelProto, name: str, layers: Any) -> onnx.ModelProto:
     """Remove the description of how and where the graph was made but for layers: it is larger than a small model."""
-    proto: onnx.ModelProto = getattr(exported, "model_proto", exported)
     graph = proto.graph
     graph.name = name
     modules = {} if layers is None else dict(layers.named_modules())

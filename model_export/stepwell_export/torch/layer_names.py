@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import re
 from collections.abc import Mapping
 from typing import Any
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's newer exporter writes the modules that a node comes from."""
 
 _LAYERS = ("torch.", "model_export.")
 """Packages whose layers a message names; of other modules it names the operator, too."""
@@ -19,10 +15,10 @@ def name_and_layer(node: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name that a node gets, and its layer as `described` returns it; empty: no layer.
 
     Args:
-        node: A node as one of torch's exporters has made it.
+        node: A node as torch's older exporter has made it.
         parts: The modules in the attribute `module` of what was traced, by their paths.
     """
-    path = _path_in_scopes(node, parts) if node.metadata_props else _path_in_name(node.name, parts)
+    path = _path_in_name(node.name, parts)
     if path is None or path not in parts:
         return str(node.name), ""
     layer = parts[path]
@@ -33,21 +29,14 @@ def name_and_layer(node: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def short_tensor_name(name: str) -> str:
-    """Return a tensor's name without what torch's older exporter adds: /module/encoder/MatMul_1_output_0."""
+    """Return a tensor's name without what that exporter adds: /module/encoder/MatMul_1_output_0."""
     if not name.startswith("/module/"):
         return name
     return name.removeprefix("/module").removesuffix("_output_0")
 
 
-def _path_in_scopes(node: Any, parts: Mapping[str, Any]) -> str | None:
-    """Return the innermost module in a node's scopes: '', 'module', 'module.lstm', an operation."""
-    written = next((str(entry.value) for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-    paths = [scope.removeprefix("module").removeprefix(".") for scope in ast.literal_eval(written)]
-    return next((path for path in reversed(paths) if path in parts), None)
-
-
 def _path_in_name(name: str, parts: Mapping[str, Any]) -> str | None:
-    """Return the module in the name that torch's older exporter gives: /module/encoder/layers.0/lstm_1/LSTM.
+    """Return the module in the name that the exporter gives: /module/encoder/layers.0/lstm_1/LSTM.
 
     Each part of it is a module's name from the last one that is no number, and the number of its call. The module that
     is traced is called `module`, so the second layer of an `nn.Sequential` is `module.1`.

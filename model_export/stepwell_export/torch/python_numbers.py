@@ -94,17 +94,14 @@ class PythonNumbers:
     def _is_rounded(self, site: Site) -> bool:
         return not site.called.isdisjoint(_ROUNDING) and any(map(self._varies, site.operands.values()))
 
-    def check(self, error: type[RefusedModelError] = RefusedModelError) -> None:
+    def check(self) -> None:
         """Check that what the module does for any number of timesteps follows from what it did in the runs.
-
-        Args:
-            error: What to raise.
 
         Raises:
             RefusedModelError: It does not; the message has the line.
         """
         if self.place is not None:
-            raise error(
+            raise RefusedModelError(
                 "What the module computes in Python of the number of timesteps, or of their place, cannot be followed "
                 f"to longer sequences ({self.place}); expected sums, differences, multiples and comparisons.",
                 fix="Compute it with operations on tensors; or declare how many timesteps there are at most: "

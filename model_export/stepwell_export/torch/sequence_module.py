@@ -25,7 +25,7 @@ from stepwell_export.torch.axis_inference import DOUBLED, LENGTHS, ROWS, Sequenc
 from stepwell_export.torch.cells import has_no_operator
 from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from stepwell_export.torch.decompositions import Decomposed
-from stepwell_export.torch.graph import NoGraphError, trace
+from stepwell_export.torch.graph import trace
 from stepwell_export.torch.layers import StepLayer
 from stepwell_export.torch.lengths import check_lengths, lines_of
 from stepwell_export.torch.naming import named
@@ -67,7 +67,8 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     try:
         return _by_its_graph(whole, spec, name, numbers, scans)
     except RefusedModelError as exc:
-        if whole.is_complex and (whole.loops or isinstance(exc, NoGraphError)):
+        has_no_graph = isinstance(exc.__cause__, ModelLoadError) or not isinstance(exc.__cause__, StepwellError | None)
+        if whole.is_complex and (whole.loops or has_no_graph):
             raise _complex() from exc.__cause__
         raise
 
@@ -151,8 +152,7 @@ def _by_its_graph(
     """Step the module node by node of its graph over whole sequences.
 
     Raises:
-        NoGraphError: It cannot be traced, or onnxruntime does not load the graph.
-        RefusedModelError: A node cannot be stepped.
+        RefusedModelError: It cannot be traced, onnxruntime does not load the graph, or a node cannot be stepped.
     """
     from stepwell_export import streaming
     from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
@@ -160,21 +160,10 @@ def _by_its_graph(
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)
     timed = [one.name for one in whole.inputs if one.time is not None]
-    axes = {one.name: {"batch": 0, "time": 1} if one.name in timed else {"batch": 0} for one in whole.inputs}
-    axes |= {made: {"batch": 0} for made in gives}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
     with own_scans_replaced(scans, _TRACED_ROWS):
-        proto = trace(
-            _BatchTimeFirst(whole),
-            example,
-            axes,
-            (takes, gives),
-            name=name,
-            length=spec.length,
-            layers=whole.module,
-            numbers=numbers,
-        )
+        proto = trace(_BatchTimeFirst(whole), example, timed, (takes, gives), numbers, name=name)
     written_out = any(map(has_no_operator, whole.module.modules()))
     if whole.loops or written_out:
         written, proto = proto, with_loops_rolled(proto)
@@ -194,8 +183,6 @@ def _by_its_graph(
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
-    except ModelLoadError as exc:
-        raise NoGraphError(exc.problem, fix=exc.fix) from exc
     except StepwellError as exc:
         if whole.loops and isinstance(exc, UnclearModelError):  # what is left of a loop runs for one length alone
             raise _hidden(whole) from exc
@@ -258,22 +245,12 @@ class _BatchTimeFirst(nn.Module):
         self._whole = whole
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Run whole sequences; an input without time axis comes without.
-
-        Raises:
-            Exception: What the module raises where it is traced, so that the other exporter is tried.
-        """
-        whole = self._whole
+        """Run whole sequences; an input without time axis comes without."""
         sequences = [
             value if one.time is not None else value.unsqueeze(1)
-            for one, value in zip(whole.inputs, values, strict=True)
+            for one, value in zip(self._whole.inputs, values, strict=True)
         ]
-        try:
-            return tuple(whole(sequences))
-        except RefusedModelError as exc:
-            if exc.__cause__ is None or whole.loops:  # of which the newer exporter makes no graph for any length
-                raise
-            raise (_complex() if whole.is_complex else exc.__cause__) from None
+        return tuple(self._whole(sequences))
 
 
 _ON_ONE_THREAD = 1_000_000

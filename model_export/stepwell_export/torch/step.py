@@ -106,7 +106,7 @@ def export_step(
     proto = trace_step(
         PlainOutputs(step.module),
         example,
-        {tensor: {"batch": axis} for tensor, axis in axes.items()},
+        axes,
         (takes, [*given_names, *next_names]),
         name=name,
     )

@@ -13,7 +13,7 @@ from stepwell_export.converted import verify_model
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch import convert
 from stepwell_export.verify.runners import stepped
-from tests.model_export.torch.zoo_parts import nn, of, torch
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
 
@@ -116,3 +116,15 @@ def test_a_sum_of_integers_over_time_has_torchs_width() -> None:
     [(found, _)] = ours_and_torchs({"sum": lambda given: given.sum(1)}, x, example=example).values()
 
     assert found.tolist() == torch.from_numpy(x).cumsum(1).tolist()
+
+
+def test_functions_that_torchs_exporter_lacks_equal_torchs() -> None:
+    def run(m: Any, x: Any) -> Any:
+        near = torch.tanh(x) * 0.9
+        moved = x.unflatten(-1, (2, 2)).movedim(-1, 2).flatten(2)
+        parts = x.sinh(), x.cosh(), x.asinh(), (1 + x * x).acosh(), near.atanh(), x.trunc(), x.frac(), x.erfc(), moved
+        return torch.cat([*parts, torch.heaviside(x.round(), x), x.tile(2)], -1)
+
+    _, report = verify_model(convert(whole(of(run)), name="functions"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5

@@ -83,7 +83,7 @@ def test_examples_may_be_arrays_and_lists() -> None:
     assert [o.name for o in made.manifest.outputs] == ["sum", "half"]
 
 
-def test_an_operation_that_the_older_exporter_lacks_is_exported_by_the_newer_one() -> None:
+def test_a_step_may_have_operations_that_only_torch_export_has() -> None:
     module = of(lambda m, x, h: (torch.heaviside(x - h, x), x))
     made = convert(StepSpec(module, {"x": torch.zeros(2, 4)}, {"h": torch.zeros(1, 4)}), name="edge")
 
@@ -130,8 +130,8 @@ def test_numbers_that_a_module_does_not_take_are_drawn_from_the_examples() -> No
     assert set(sampler(np.random.default_rng(0), 3, 9)["x"].flat) <= set(x.numpy().flat)
 
 
-def test_a_graph_that_onnxruntime_does_not_run_is_made_by_the_other_exporter() -> None:
-    """The older one writes linear interpolation as a Resize, which onnxruntime does not have in float64."""
+def test_a_step_is_made_of_operators_that_onnxruntime_has() -> None:
+    """Linear interpolation may be written as a Resize, which it does not have in float64."""
 
     def run(_module: Any, x: Any, h: Any) -> tuple[Any, Any]:
         h = torch.tanh(h + x)
