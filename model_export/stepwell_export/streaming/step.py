@@ -22,7 +22,7 @@ from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
-from stepwell_export.streaming.axes.rewrites import with_newer_operators, with_squeeze_axes
+from stepwell_export.streaming.axes.rewrites import with_squeeze_axes
 from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from stepwell_export.streaming.rules.attention import attention_scores
@@ -186,7 +186,6 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
 
 def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
     inputs = _read(runs, declared, options)
-    runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
     opened = with_squeeze_axes(runs, inputs)
@@ -539,7 +538,7 @@ def in_layout(walk: StreamingWalk, tensor: str, *, rank: int, batch: int | None,
     if batch is None:
         return tensor
     if time is not None:
-        tensor = _at_axis_1(walk, "Unsqueeze", tensor)
+        tensor = walk.graph.op("Unsqueeze", tensor, walk.graph.ints([1]))
     order = _order(rank, batch, time)
     return tensor if order == sorted(order) else walk.graph.op("Transpose", tensor, perm=list(np.argsort(order)))
 
@@ -551,14 +550,7 @@ def out_of_layout(walk: StreamingWalk, tensor: str, *, rank: int, batch: int | N
     order = _order(rank, batch, time)
     if order != sorted(order):
         tensor = walk.graph.op("Transpose", tensor, perm=order)
-    return tensor if time is None else _at_axis_1(walk, "Squeeze", tensor)
-
-
-def _at_axis_1(walk: StreamingWalk, kind: str, tensor: str) -> str:
-    """Emit a Squeeze or Unsqueeze of the axis of time behind the rows, in the form of the graph's opset."""
-    if walk.opset < 13:
-        return walk.graph.op(kind, tensor, axes=[1])
-    return walk.graph.op(kind, tensor, walk.graph.ints([1]))
+    return tensor if time is None else walk.graph.op("Squeeze", tensor, walk.graph.ints([1]))
 
 
 def _order(rank: int, batch: int, time: int | None) -> list[int]:

@@ -285,7 +285,7 @@ class _Pass:
         places = self._value(node.input[1]) if len(node.input) > 1 else None
         if kind == "Gather" and places is not None:
             return tuple(lists[0][int(place)] for place in places.reshape(-1))
-        if kind == "Slice" and "axes" not in attributes(node) and all(name in self.tables for name in node.input[1:]):
+        if kind == "Slice" and all(name in self.tables for name in node.input[1:]):
             numbers = [int(self._value(name).reshape(-1)[0]) for name in node.input[1:]]
             step = numbers[3] if len(numbers) > 3 else 1
             return lists[0][numbers[0] : numbers[1] : step] if step > 0 else None
@@ -318,11 +318,8 @@ class _Pass:
 
     def _cuts_evenly(self, node: onnx.NodeProto) -> bool:
         """Whether a Slice cuts sequences that are longer than those of the shortest run as it cuts these."""
-        attrs, dims = attributes(node), self.dims(node.input[0])
-        starts, ends, axes = (
-            attrs[key] if key in attrs else self._value(name)
-            for key, name in zip(("starts", "ends", "axes"), [*node.input[1:4], "", "", ""], strict=False)
-        )
+        dims = self.dims(node.input[0])
+        starts, ends, axes = map(self._value, [*node.input[1:4], ""][:3])
         shortest = np.shape(self.measured(node.input[0])) if dims else ()
         axes = range(len(dims)) if axes is None else [int(axis) for axis in axes]
         for numbers in (starts, ends):

@@ -311,7 +311,7 @@ class _Rounds:
         after = dict(zip(self.states[0], self.states[1], strict=True))
         inner = {state: self._inner(after[state]) for state in after}
         needed = self._needed([state for state in after if after[state] in results], inner, combined)
-        scan = ScanBody(label, read_opset(graph.model), made)
+        scan = ScanBody(label, made)
         first, parts = {}, {}
         for state in needed:
             late = next((name for name, of in combined.late.items() if of == state), None)

@@ -27,21 +27,26 @@ from onnx import TensorProto, helper
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import (
     all_graphs,
+    all_nodes,
     attributes,
     constants,
     described,
     in_order,
     layer_of,
     numbered,
+    read_opset,
     renamed,
     replace_items,
     set_layer,
     tensor_names,
 )
-from stepwell_export.graph.onnx_file import infer_types, read_model, without_functions, without_weights
+from stepwell_export.graph.onnx_file import infer_types, read_model, with_opset, without_functions, without_weights
 from stepwell_export.graph.operators import RNN, STATEFUL
+from stepwell_export.graph.unit_axes import OLDEST_OPSET
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array
+
+_OLDEST_SCAN = 9
 
 Declared = dict[str, list[int | str | None]]
 """The declared size of every axis of every input: a number, a name or nothing."""
@@ -51,8 +56,8 @@ class PlainForm(NamedTuple):
     """A sequence graph in its plain form.
 
     Attributes:
-        graph: Functions inlined, every node named, recurrent operators in the layout that onnxruntime runs (time,
-            batch, features), the ranks of the inputs alone declared: shapes may lie.
+        graph: Functions inlined, operators of opset 18 or later, every node named, recurrent operators in the layout
+            that onnxruntime runs (time, batch, features), the ranks of the inputs alone declared: shapes may lie.
         declared: What was declared.
         only_length: The declared number of timesteps, which the graph answers alone; None: it may answer others.
     """
@@ -71,8 +76,8 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
 
     Raises:
         FileError: There is no such file.
-        ModelLoadError: The file is no ONNX model.
-        RefusedModelError: It is a step graph that was exported already.
+        ModelLoadError: The file is no ONNX model, or onnx cannot convert its operators to those of opset 18.
+        RefusedModelError: It is a step graph that was exported already, or has the Scan of opset 8.
         UnclearModelError: A constant is no input.
     """
     is_file = isinstance(source, str | Path)
@@ -90,12 +95,15 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
     _sort_nodes(plain.graph)
     _check_names(plain.graph)
     _name_nodes(plain.graph)
+    _check_scans(plain)
     _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(plain.graph.node))
     only_length = _drop_idle_inputs(plain)
     _skip_copies(plain.graph)
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
+    if read_opset(plain) < OLDEST_OPSET:
+        plain = with_opset(plain, OLDEST_OPSET)
     return PlainForm(plain, declared, only_length)
 
 
@@ -199,6 +207,21 @@ def _check_names(graph: onnx.GraphProto) -> None:
                     f"The graph declares {what} {name!r} {times} times; expected once.",
                     fix="Export it again with a name for each.",
                 )
+
+
+def _check_scans(model: onnx.ModelProto) -> None:
+    """Refuse a Scan that no newer one computes.
+
+    Raises:
+        RefusedModelError: It names the node.
+    """
+    for node in filter(lambda node: node.op_type == "Scan", all_nodes(model.graph)):
+        if read_opset(model) < _OLDEST_SCAN:
+            raise RefusedModelError(
+                f"{described(node)} is the Scan of opset 8, which has a batch axis and lengths.",
+                fix="Export the model again with opset 9 or later; 18 is best.",
+                layer=described(node),
+            )
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

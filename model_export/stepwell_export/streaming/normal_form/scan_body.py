@@ -104,9 +104,8 @@ def are_copies(ours: str, left: onnx.NodeProto, theirs: str, right: onnx.NodePro
 class ScanBody:
     """The body of a Scan under construction; its tensors get names of their own."""
 
-    def __init__(self, label: str, opset: int, model: onnx.ModelProto) -> None:
+    def __init__(self, label: str, model: onnx.ModelProto) -> None:
         self._label = label
-        self._opset = opset
         self._model = model
         self._names: dict[str, str] = {}
         self._nodes: list[onnx.NodeProto] = []
@@ -167,18 +166,12 @@ class ScanBody:
         return helper.make_graph(self._nodes, self._label, takes, gives)
 
     def _axes(self, node: onnx.NodeProto) -> list[int] | None:
-        axes = attributes(node).get("axes")
-        if axes is not None:
-            return [int(axis) for axis in axes]
         tensors = constants(self._model.graph)
         if len(node.input) < 2 or node.input[1] not in tensors:
             return None
         return [int(axis) for axis in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
 
     def _reshaped(self, kind: str, given: str, made: str, axis: int) -> None:
-        if self._opset < 13:
-            self._nodes.append(helper.make_node(kind, [given], [made], name=made, axes=[axis]))
-            return
         axes = f"{made}/axes"
         self._model.graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
         self._nodes.append(helper.make_node(kind, [given, axes], [made], name=made))

@@ -28,7 +28,6 @@ from stepwell_export.graph.nodes import (
     attributes,
     captures,
     in_order,
-    read_opset,
     replace_items,
     take_layer,
     uses,
@@ -315,7 +314,7 @@ class _Unrolled(SearchedGraph):
         gone = body.matched | {self.makers[node.output[0]] for node in body.joined.values()}
         states, finals = list(body.carried), self._finals(body, steps, gone)
         scanned = self._sources(sorted(body.nodes))
-        scan = ScanBody(label, read_opset(self.model), made)
+        scan = ScanBody(label, made)
         for name in states:
             scan.state(name)
         types = infer_types(without_weights(self.model)) if body.begin else {}

@@ -404,13 +404,13 @@ def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelErro
 
 def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:
     rank = len(walk.facts.dims(node.output[0]))
-    return int(attributes(node).get("axis", -1 if walk.opset >= 13 else 1)) % rank
+    return int(attributes(node).get("axis", -1)) % rank
 
 
 def _softmax(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> str:
     """Emit a softmax: over the timesteps that are looked at, those before the first have the lowest number."""
-    axis, rank = _axis(walk, node), len(walk.facts.dims(node.output[0]))
-    if axis == square.queries or (walk.opset < 13 and axis != rank - 1):
+    axis = _axis(walk, node)
+    if axis == square.queries:
         raise without_rule(walk, node)
     name = node.input[0]
     step = walk.tensors[name].step

@@ -24,8 +24,6 @@ from stepwell_export.streaming.rules.recurrent import Carried, carried, first_of
 from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.walk import LIMIT_FIX, StreamingWalk
 
-_OLDEST_SCAN = 9
-_SCAN_FIX = "Export the model again with opset 9 or later; 18 is best."
 _SIZES = {"Shape", "Size"}
 _COPIES = {"Identity", "Cast"}
 
@@ -57,14 +55,12 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Scan over time: its body, with what it carries as states.
 
     Raises:
-        RefusedModelError: It runs backwards, each turn takes more than its own timestep, or its opset is 8.
+        RefusedModelError: It runs backwards, or each turn takes more than its own timestep.
     """
     attrs, body = attributes(node), next(subgraphs(node))
     count = int(attrs["num_scan_inputs"])
     first, scanned = list(node.input[: len(node.input) - count]), list(node.input[len(node.input) - count :])
     axes = _axes(walk, scanned, attrs.get("scan_input_axes") or [0] * count)
-    if walk.opset < _OLDEST_SCAN:
-        raise walk.refuse(node, "is the Scan of opset 8, which has a batch axis and lengths", _SCAN_FIX)
     if not any(_over_time(walk, name, axis) for name, axis in zip(scanned, axes, strict=True)):
         pointwise(walk, node)
         return
@@ -209,29 +205,21 @@ def _inside(node: onnx.NodeProto, name: str) -> str:
 
 def _without_axis(walk: StreamingWalk, tensor: str, axis: int) -> str:
     """Return a tensor without its axis of one timestep; the one that got the axis before, if there is one."""
-    inputs, attrs = _axis_operand(walk, axis)
+    axes = walk.graph.ints([axis])
     for maker in reversed(walk.graph.nodes):
         if tensor in maker.output:
-            if maker.op_type == "Unsqueeze" and list(maker.input[1:]) == inputs and attributes(maker) == attrs:
+            if maker.op_type == "Unsqueeze" and maker.input[1] == axes:
                 return str(maker.input[0])
             break
-    squeezed = walk.graph.fresh("Squeeze")
-    walk.graph.add("Squeeze", [tensor, *inputs], [squeezed], **attrs)
-    return squeezed
+    return walk.graph.op("Squeeze", tensor, axes)
 
 
 def _with_axis(walk: StreamingWalk, tensor: str, axis: int, name: str) -> str:
     """Return what a body collects with its axis of one timestep, as the tensor of an output; empty: not used."""
     if not name:
         return ""
-    inputs, attrs = _axis_operand(walk, axis)
-    walk.graph.add("Unsqueeze", [tensor, *inputs], [fresh := walk.fresh(name)], **attrs)
+    walk.graph.add("Unsqueeze", [tensor, walk.graph.ints([axis])], [fresh := walk.fresh(name)])
     return fresh
-
-
-def _axis_operand(walk: StreamingWalk, axis: int) -> tuple[list[str], dict[str, list[int]]]:
-    """Return an axis as Squeeze and Unsqueeze take it: as an input, before opset 13 as an attribute."""
-    return ([], {"axes": [axis]}) if walk.opset < 13 else ([walk.graph.ints([axis])], {})
 
 
 # ---------------------------------------------------------------- what is carried, and what is not

@@ -60,7 +60,7 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Softmax: over time it gives weights, which every later timestep changes."""
     name, out = node.input[0], node.output[0]
     axis = int(attributes(node).get("axis", -1)) % max(len(walk.facts.dims(name)), 1)
-    over_timesteps = walk.opset >= 13 and walk.facts.time_axis(name) == axis and is_whole(walk, name)
+    over_timesteps = walk.facts.time_axis(name) == axis and is_whole(walk, name)
     if not over_timesteps:
         by_timestep(walk, node)
         return

@@ -214,7 +214,7 @@ def read_axes(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     attrs = attributes(node)
     if node.op_type in PLACES:
         return [int(attrs.get("axis", 0)) % rank]
-    axes = attrs.get("axes")
+    axes = None
     if len(node.input) > 1 and node.input[1]:
         known = walk.known(node.input[1])
         if known is None:

@@ -247,10 +247,7 @@ def _early(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
 
 def _pads(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> list[int] | None:
     """Return the padding of every axis in front, then behind; None where it is computed on the way."""
-    attrs = attributes(node)
     rank = len(walk.facts.dims(name))
-    if "pads" in attrs:
-        return list(attrs["pads"])
     known = walk.known(node.input[1])
     if known is None or any(not np.array_equal(value, known[0]) for value in known):
         return None
@@ -267,14 +264,12 @@ def _pads(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> list[int] | N
 def _fill(walk: StreamingWalk, node: onnx.NodeProto) -> Any:
     if len(node.input) > 2 and node.input[2]:
         return walk.facts.value(node.input[2]).reshape(())
-    return attributes(node).get("value", 0.0)
+    return 0.0
 
 
 def _padded(walk: StreamingWalk, node: onnx.NodeProto, step: str, pads: list[int], fill: Any) -> str:
     """Pad the other axes."""
     mode = attributes(node).get("mode", "constant")
-    if walk.opset < 11:
-        return walk.graph.op("Pad", step, pads=pads, value=float(fill), mode=mode)
     value = [walk.graph.constant(np.asarray(fill, walk.dtype(node.input[0])))] if mode == "constant" else []
     return walk.graph.op("Pad", step, walk.graph.ints(pads), *value, mode=mode)
 
@@ -282,14 +277,7 @@ def _padded(walk: StreamingWalk, node: onnx.NodeProto, step: str, pads: list[int
 def _cuts(walk: StreamingWalk, node: onnx.NodeProto) -> dict[int, list[tuple[int, int | None, int]]] | None:
     """Return start, end and step of every run, by axis; None where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
-    attrs = attributes(node)
     runs = len(walk.facts.values(node.input[0]))
-    if "starts" in attrs:
-        axes = attrs.get("axes") or range(len(attrs["starts"]))
-        return {
-            axis % rank: [(start, end, 1)] * runs
-            for axis, start, end in zip(axes, attrs["starts"], attrs["ends"], strict=True)
-        }
     given = [walk.known(name) if name else None for name in node.input[1:]]
     if any(values is None for values, name in zip(given, node.input[1:], strict=True) if name):
         return None
@@ -317,8 +305,6 @@ def _sliced(walk: StreamingWalk, node: onnx.NodeProto, step: str, cuts: dict[int
     if any(len(set(cut)) > 1 for cut in cuts.values()):
         raise walk.refuse(node, "cuts the time axis and one whose size depends on the input")
     starts, ends, steps = zip(*(cut[0] for cut in cuts.values()), strict=True)
-    if walk.opset < 10:
-        return walk.graph.op("Slice", step, axes=list(cuts), starts=list(starts), ends=list(ends))
     places = [[-(2**62) if value is None else value for value in values] for values in (starts, ends)]
     parts = [*places, list(cuts), list(steps)]
     return walk.graph.op("Slice", step, *(walk.graph.ints(values) for values in parts))
