@@ -8,7 +8,7 @@ changes shows what an axis carries: no table of operators does, and a clash of s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -82,42 +82,23 @@ class TensorRuns:
         self._made.clear()
 
 
-def spooled(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the same values: of a large run, the large ones are read from a temporary file when they are used."""
-    sizes = {name: value.nbytes for name, value in values.items() if isinstance(value, np.ndarray)}
-    return values if sum(sizes.values()) < _LARGE_RUN else Spooled(values)
-
-
-class Spooled(Mapping[str, Any]):
-    """Values by name, of which large arrays lie in a file without a name, which ends with this object."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        """Write the large arrays."""
-        self._file = tempfile.TemporaryFile(prefix="stepwell-")  # noqa: SIM115  # open as long as this object
-        self._values: dict[str, Any] = {}
-        self._places: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
-        for name, value in values.items():
-            is_large = isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "fiub"
-            if is_large:
-                self._places[name] = value.dtype, value.shape, self._file.tell()
-                np.ascontiguousarray(value).tofile(self._file)
-            self._values[name] = None if is_large else value
-        self._file.flush()
-
-    def __getitem__(self, name: str) -> Any:
-        """Return a value."""
-        if name not in self._places:
-            return self._values[name]
-        dtype, shape, start = self._places[name]
-        return np.memmap(self._file, dtype, "r", start, shape)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        """Return how many values there are."""
-        return len(self._values)
+def spooled(values: Values) -> Values:
+    """Return the same values: of a large run, the large ones lie in a file without a name, which ends with them."""
+    large = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "fiub"
+    }
+    if sum(value.nbytes for value in large.values()) < _LARGE_RUN:
+        return values
+    mapped = {}
+    with tempfile.TemporaryFile(prefix="stepwell-") as file:
+        for name, value in large.items():
+            start = file.tell()
+            np.ascontiguousarray(value).tofile(file)
+            file.flush()
+            mapped[name] = np.memmap(file, value.dtype, "r", start, value.shape)
+    return {**values, **mapped}
 
 
 _UNKNOWN = Dependence(SIZES | {DATA}, SIZES | {DATA}, SIZES)
@@ -289,16 +270,12 @@ class MeasuredShapes:
             depends on the number of timesteps.
         """
         integers = [np.asarray(part, np.int64) for part in parts]
-        solve = np.vectorize(lambda *values: self._solve(values), otypes=[object])
-        dims = solve(*integers) if integers[0].size else np.empty(integers[0].shape, object)
-        fixed = np.vectorize(lambda d: int(d.fixed + d.steps), otypes=[np.int64])
-        rows = np.vectorize(lambda d: int(d.rows + d.both), otypes=[np.int64])
-        grows = np.vectorize(lambda d: d.has_time, otypes=[bool])
-        return (
-            (fixed(dims), rows(dims), grows(dims))
-            if integers[0].size
-            else (integers[0], integers[0], integers[0].astype(bool))
-        )
+        dims = [self._solve(values) for values in zip(*(part.flat for part in integers), strict=True)]
+        fixed = np.array([int(dim.fixed + dim.steps) for dim in dims], np.int64)
+        rows = np.array([int(dim.rows + dim.both) for dim in dims], np.int64)
+        grows = np.array([dim.has_time for dim in dims], bool)
+        shape = integers[0].shape
+        return fixed.reshape(shape), rows.reshape(shape), grows.reshape(shape)
 
     def number(self, name: str) -> Dim:
         """Return how a single integer depends on the numbers of rows and timesteps, if it grows with them evenly."""
