@@ -19,7 +19,7 @@ from stepwell.addons.copies.bodies import read_fork, read_snapshot, read_state, 
 from stepwell.addons.fast_path.header_cache import HeaderCache
 from stepwell.addons.fast_path.ws_frames import encode_frames, next_frame
 from stepwell.addons.packed_states import read_packed_state
-from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
+from stepwell.codec.request_decoder import RequestDecoder
 from stepwell.codec.resets import read_reset
 from stepwell.codec.step_bodies import guess_correlation
 from stepwell.engine.protocol.replay import replay_prediction
@@ -27,6 +27,7 @@ from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HEADER_BYTES, MAGIC, decode
 from stepwell.types import StreamKey, Timestep
+from stepwell_client.wire.formats import JSON, MSGPACK, Format
 from stepwell_client.wire.ids import decode_state_id
 from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.errors import StepwellError

@@ -306,7 +306,7 @@ MUTANTS = (
     ),
     Mutant(
         "a fork starts without its state",
-        "service/stepwell/engine/streams/derived_states.py",
+        "service/stepwell/addons/copies/derived_states.py",
         "return NewState(kind, record.step, fingerprint, state, outputs, ",
         "return NewState(kind, record.step, fingerprint, bytes(len(state)), outputs, ",
         (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stepwell.background import cancel, happens, run_forever, run_until
+from stepwell.background import cancel, run_forever, run_until
 
 NAME = "Counting"
 
@@ -113,11 +113,3 @@ async def test_cancelling_waits_until_all_have_ended_also_one_that_had_failed() 
     await cancel(tasks)
 
     assert ended.is_set()
-
-
-async def test_a_wait_for_an_event_ends_with_the_event_or_the_time() -> None:
-    event = asyncio.Event()
-
-    assert not await happens(event, 0.01)
-    asyncio.get_running_loop().call_soon(event.set)
-    assert await happens(event, 30)

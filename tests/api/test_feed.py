@@ -22,8 +22,8 @@ from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
 from stepwell.addons.fast_path.fast_feed import FastFeedProtocol
-from stepwell.codec import JSON
 from stepwell.requests.feed_session import FeedSession
+from stepwell_client.wire.formats import JSON
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, write_models
 from tests.servers import Server

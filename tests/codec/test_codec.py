@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stepwell.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
+from stepwell.codec.request_decoder import RequestDecoder
 from stepwell.codec.responses import bulk_response_of_parts, encode_step, step_response
-from stepwell.codec.step_bodies import FeedMessage, correlation_of
+from stepwell.codec.step_bodies import DecodedBulk, DecodedStep, FeedMessage, StepBody, correlation_of
 from stepwell.codec.strict import parse as strict_parse
 from stepwell.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
 from stepwell.errors import ServiceError
 from stepwell.types import BatchOutput, BulkParts, BulkPrediction, Prediction
-from stepwell_client.wire.formats import encode, format_of_answer, format_of_body
+from stepwell_client.wire.formats import JSON, MSGPACK, Format, encode, format_of_answer, format_of_body
 from stepwell_client.wire.ids import decode_state_id, encode_state_id
 from stepwell_export.runtime.manifest import InputSpec, Manifest
 from tests.graphs import manifest_of

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.codec import JSON
 from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.store.keys import record_key
 from stepwell.types import StreamKey
+from stepwell_client.wire.formats import JSON
 from tests.codec.test_codec import body_of, bulk_document, wire
 
 

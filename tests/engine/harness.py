@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.engine.engine import Engine
 from stepwell.engine.observer import EngineObserver
 from stepwell.engine.options import EngineOptions
@@ -71,6 +72,7 @@ async def worker(
     report = await shelf.reload()
     assert not report.failed
     engine = Engine(StateStore(url, **store), shelf, options, counts, publisher=publisher)
+    engine.streams.state_of_snapshot = StreamCopies(engine).state_of_snapshot
     try:
         yield engine
     finally:

@@ -134,7 +134,7 @@ async def reset(engine: Engine, stream: str) -> object:
 async def fork(engine: Engine, stream: str) -> object:
     """Fork the stream of the same name in upper case."""
     source, to = StreamKey("default", FOLD, stream.upper()), StreamKey("default", FOLD, stream)
-    copies = StreamCopies(engine.streams)
+    copies = StreamCopies(engine)
     return await copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
 
 

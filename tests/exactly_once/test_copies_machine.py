@@ -196,23 +196,24 @@ class CopiesMachine(RuleBasedStateMachine):
             values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.next_inputs["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":
-            found = await StreamCopies(engine.streams).fork(
+            found = await StreamCopies(engine).fork(
                 key, self.key(request.to), snapshot=request.name, version=None, **named
             )
         elif request.operation == "snapshot":
-            found = await StreamCopies(engine.streams).create_snapshot(key, request.name or "", **named)
+            found = await StreamCopies(engine).create_snapshot(key, request.name or "", **named)
         elif request.operation == "drop":
-            await StreamCopies(engine.streams).delete_snapshot(key, request.name or "", idempotency_key=request.key)
+            await StreamCopies(engine).delete_snapshot(key, request.name or "", idempotency_key=request.key)
             return CopyResponse("applied"), None
         elif request.operation == "rewind":
             found = await engine.streams.reset(key, snapshot=request.name, **named)
         else:
             given = ImportedState({"h": np.array([request.x])}, request.number)
-            found = await StreamCopies(engine.streams).put_state(key, engine.models.get(FOLD), given, **named)
+            found = await StreamCopies(engine).put_state(key, engine.models.get(FOLD), given, **named)
         return CopyResponse("replayed" if found.replayed else "applied", found.step, None, values), found.state_id
 
     async def _worker(self) -> Engine:
         engine = Engine(StateStore(Shared.server.url), Shared.shelf)
+        engine.streams.state_of_snapshot = StreamCopies(engine).state_of_snapshot
         await engine.store.ping(timeout=5)
         return engine
 

@@ -155,7 +155,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS, history=st.sampled_from([None, "now", "now", "before", "foreign"]))
     def take_snapshot(self, name: str, worker: int, history: str | None) -> None:
         after = self.make_concrete(name, {"xs": (), "history": history}).after
-        response = self.run(self._position_response(StreamCopies(self.workers[worker].streams).create_snapshot(
+        response = self.run(self._position_response(StreamCopies(self.workers[worker]).create_snapshot(
             self.key(name), "s", after=after, idempotency_key=None
         )))  # fmt: skip
         expected, stream = self.streams[name].take_snapshot(after, self.ids)
@@ -174,7 +174,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             name, other, of_snapshot, self.make_concrete(name, {"xs": (), "history": history}).after, key
         )
         for worker in copies:
-            response = self.run(self._position_response(StreamCopies(self.workers[worker].streams).fork(
+            response = self.run(self._position_response(StreamCopies(self.workers[worker]).fork(
                 self.key(name), self.key(other), snapshot="s" if of_snapshot else None, version=None,
                 after=fork.after, idempotency_key=key,
             )))  # fmt: skip
@@ -326,7 +326,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             value, step = request.given
             given = ImportedState({"h": np.array([value], np.int64)}, step)
             served = Shared.shelf.get(FOLD)
-            copies = StreamCopies(engine.streams)
+            copies = StreamCopies(engine)
             return await copies.put_state(key, served, given, after=request.after, idempotency_key=request.key)
         snapshot = "s" if request.to == "snapshot" else None
         return await engine.streams.reset(key, snapshot=snapshot, after=request.after, idempotency_key=request.key)
@@ -355,6 +355,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
 
     async def _worker(self) -> Engine:
         engine = Engine(StateStore(Shared.server.url), Shared.shelf)
+        engine.streams.state_of_snapshot = StreamCopies(engine).state_of_snapshot
         await engine.store.ping(timeout=5)
         return engine
 

@@ -80,13 +80,13 @@ def rollout(*, commit: bool) -> Operation:
 
 def state_of(engine: Engine, after: bytes | None) -> Awaitable[Any]:
     given = ImportedState({"h": np.array([12], np.int64)}, 5)
-    return StreamCopies(engine.streams).put_state(A, engine.models.get(FOLD), given, after=after, idempotency_key=None)
+    return StreamCopies(engine).put_state(A, engine.models.get(FOLD), given, after=after, idempotency_key=None)
 
 
 def fork(source: str, to: str) -> Operation:
     keys = StreamKey("default", FOLD, source), StreamKey("default", FOLD, to)
     more: dict[str, Any] = {"snapshot": None, "version": None, "after": None, "idempotency_key": None}
-    return lambda engine: StreamCopies(engine.streams).fork(*keys, **more)
+    return lambda engine: StreamCopies(engine).fork(*keys, **more)
 
 
 BEGINNING: dict[str, Operation] = {
@@ -104,13 +104,11 @@ BEGINNING: dict[str, Operation] = {
 }
 READING: dict[str, Operation] = {
     "status": lambda engine: engine.streams.status(A),
-    "state": lambda engine: StreamCopies(engine.streams).get_state(A, version=None),
+    "state": lambda engine: StreamCopies(engine).get_state(A, version=None),
     "fork": fork("a", "other"),
-    "snapshots": lambda engine: StreamCopies(engine.streams).list_snapshots(A),
-    "snapshot": lambda engine: StreamCopies(engine.streams).get_snapshot(A, "before"),
-    "take a snapshot": lambda engine: StreamCopies(engine.streams).create_snapshot(
-        A, "s", after=None, idempotency_key=None
-    ),
+    "snapshots": lambda engine: StreamCopies(engine).list_snapshots(A),
+    "snapshot": lambda engine: StreamCopies(engine).get_snapshot(A, "before"),
+    "take a snapshot": lambda engine: StreamCopies(engine).create_snapshot(A, "s", after=None, idempotency_key=None),
     "reset after": lambda engine: engine.streams.reset(A, after=b"h" * 16),
     "reset to a snapshot after": lambda engine: engine.streams.reset(A, snapshot="before", after=b"h" * 16),
     "state after": lambda engine: state_of(engine, b"h" * 16),
@@ -132,7 +130,7 @@ async def with_two_steps(engine: Engine) -> None:
     """Create the streams `a` and `b`; the first has a snapshot."""
     for x in (1, 2):
         await engine.steps.advance(step("a", x))
-    await StreamCopies(engine.streams).create_snapshot(A, "before", after=None, idempotency_key=None)
+    await StreamCopies(engine).create_snapshot(A, "before", after=None, idempotency_key=None)
     await engine.steps.advance(step("b", 1))
 
 

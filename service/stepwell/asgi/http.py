@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stepwell.asgi.query import version_of
-from stepwell.codec import JSON, Format
+from stepwell.engine.streams.resets import ReplacedPosition
 from stepwell.errors import ServiceError
 from stepwell.ids import IDEMPOTENCY_KEY_LIMIT, check_stream_id
 from stepwell.models.served import ServedModel
@@ -24,11 +24,12 @@ from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
+from stepwell.requests.handlers import RequestHandler, run
 from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from stepwell.requests.request_ids import RESPONSE_HEADER, SCOPE_KEY, log_fields, request_id_of
 from stepwell.types import StreamKey
-from stepwell_client.wire.formats import encode, format_of_answer, format_of_body
+from stepwell_client.wire.formats import JSON, Format, encode, format_of_answer, format_of_body
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -145,6 +146,24 @@ async def run_with_problems(
     return with_request_id(response, request.scope)
 
 
+async def run_handler(handler: RequestHandler, body: bytes, request: Request, context: AppContext) -> bytes:
+    """Submit a request, trace it if it is sampled, and return its response body.
+
+    Raises:
+        ServiceError: As for `run`.
+    """
+    if (tracer := context.tracer) is None:
+        return await run(lambda done: handler.submit(body, done), handler)
+    request_id = tracer.sample(request_id_of(request.scope["headers"], tracer))
+    request.scope[SCOPE_KEY] = request_id
+    declared: RawRoute = request.scope["route"]
+    route, status_of = declared.name_for_metrics, declared.error_format.status
+    return await run(
+        lambda done: tracer.submit(handler, body, done, request_id=request_id, route=route, status_of=status_of),
+        handler,
+    )
+
+
 def with_request_id(response: Response, scope: Scope) -> Response:
     """Add the request's id to a response, if the request has one; return the response."""
     if request_id := request_id_of(scope["headers"]):
@@ -219,23 +238,7 @@ def audited(
     return context.audit.operation(action, request.state.caller, request_id, **fields)
 
 
-class Replaced(Protocol):
-    """A position whose state is another one than before; attributes as in `ReplacedPosition`."""
-
-    @property
-    def before(self) -> bytes | None:
-        """The state id that the stream had."""
-
-    @property
-    def state_id(self) -> bytes:
-        """The state id that it has."""
-
-    @property
-    def replayed(self) -> bool:
-        """Whether this is a stored result."""
-
-
-def replacement_fields(position: Replaced) -> dict[str, Any]:
+def replacement_fields(position: ReplacedPosition) -> dict[str, Any]:
     """Return the audit fields of a stream whose state was replaced, or that was moved."""
     replayed = position.replayed or None
     return {"state_id_before": position.before, "state_id_after": position.state_id, "replayed": replayed}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from stepwell.errors import ServiceError
 
 
-def version_of(request: Request) -> int | None:
+def version_of(request: HTTPConnection) -> int | None:
     """Return `?version=`, or None.
 
     Raises:

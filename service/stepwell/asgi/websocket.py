@@ -11,7 +11,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from stepwell.asgi.http import problem_response, reject_escaped_slash
-from stepwell.codec import JSON, Format
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.auth.api_keys import Scope as KeyScope
@@ -19,7 +18,7 @@ from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.close_codes import POLICY, UNREADABLE
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import problem_document
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import JSON, Format, encode
 
 _CLOSE_TIMEOUT_S = 5.0
 

@@ -16,24 +16,3 @@ To add an optional field to a step:
 A field that differs from stream to stream, as `seq` does, is a field of `StepBody` and a column of `BulkBody` instead,
 and a field of `Timestep` and a column of `BulkTimesteps`.
 """
-
-from __future__ import annotations
-
-from stepwell.codec.request_decoder import RequestDecoder
-from stepwell.codec.step_bodies import DecodedBulk, DecodedStep, StepBody
-from stepwell.ids import check_stream_id
-from stepwell_client.wire.formats import JSON, MSGPACK, Format
-from stepwell_client.wire.ids import decode_state_id, encode_state_id
-
-__all__ = [
-    "JSON",
-    "MSGPACK",
-    "DecodedBulk",
-    "DecodedStep",
-    "Format",
-    "RequestDecoder",
-    "StepBody",
-    "check_stream_id",
-    "decode_state_id",
-    "encode_state_id",
-]

@@ -10,10 +10,11 @@ from stepwell.store.checks.safety import UnsafeStoreError
 from stepwell.store.commits import Commit, script_call
 from stepwell.store.keys import FLEET_RELOAD, FLEET_WORKERS, PREFIX, artifact_key, event_log_key, snapshots_key
 from stepwell.store.record import HEADER_BYTES
-from stepwell.store.snapshots import SCRIPT
+from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError, PipelinedConnection
 
+_SNAPSHOTS: Final = Script.of("snapshots.lua")
 _TOPIC: Final = "swl:check"
 _TTL_MS: Final = 10_000  # of the keys written here, in case the process is killed before it deletes them
 
@@ -50,8 +51,8 @@ async def check_permissions(store: StateStore) -> None:
         script(b""),  # writes the record, unless the previous call did
         script(b""),  # returns DUPLICATE
         script(record[8:64], keep_ttl=True),
-        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"snapshot", 1, _TTL_MS),
-        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _TTL_MS),
+        ("EVAL", _SNAPSHOTS.text, 1, snapshots, "name", b"snapshot", 1, _TTL_MS),
+        ("EVAL", _SNAPSHOTS.text, 1, snapshots, "name", b"", 1, _TTL_MS),
         ("HGET", snapshots, "name"),
         ("HGETALL", snapshots),
         ("RPUSH", log, b"event"),

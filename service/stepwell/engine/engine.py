@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from stepwell.engine.admission import RequestAdmission
 from stepwell.engine.model_runs import ModelRuns, Runs, Watchdog
@@ -16,7 +16,6 @@ from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.engine.tenant_limits import StreamQuota
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry
-from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
 from stepwell.store.state_store import StateStore
 
@@ -30,7 +29,7 @@ class Engine:
         models: The loaded models.
         steps: Steps streams.
         runs: What runs models besides steps, of add-ons.
-        streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
+        streams: Operations on whole streams: status, reset, deletion.
         publisher: Decides what is published with commits.
         observer: Counts the work.
         options: The options.
@@ -86,14 +85,9 @@ class Engine:
             source_ids=source_ids,
         )
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
-        snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
-        self.streams = StreamService(deps, snapshots, self.placing)
+        self.streams = StreamService(deps, self.placing)
         self.runs: list[ModelRuns] = []
-        self._watchdog = Watchdog(
-            options.run_timeout_s,
-            lambda: [*self._running()],
-            self.steps.sample_queues,
-        )
+        self._watchdog = Watchdog(options.run_timeout_s, self._running, self.steps.sample_queues)
 
     async def readiness_problems(self) -> list[str]:
         """Return the reasons why requests cannot be served now; empty: they can."""
@@ -127,7 +121,5 @@ class Engine:
     def _waiting(self) -> int:
         return self.steps.waiting + sum(runs.waiting for runs in self.runs)
 
-    def _running(self) -> Iterator[Runs]:
-        yield from (served.step_model for served in self.steps.models)
-        for runs in self.runs:
-            yield from runs.running
+    def _running(self) -> list[Runs]:
+        return [served.step_model for served in self.steps.models] + [one for runs in self.runs for one in runs.running]

@@ -75,11 +75,6 @@ class ServedModel:
         return self.step_model.fingerprint
 
     @property
-    def responding_fingerprint(self) -> bytes:
-        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the part."""
-        return self.responding.fingerprint
-
-    @property
     def responding(self) -> ServedModel:
         """The version that responds: itself, or the part."""
         return next(each for each in self.versions if each.version == self.version)

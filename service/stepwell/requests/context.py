@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from stepwell.codec import RequestDecoder
+from stepwell.codec.request_decoder import RequestDecoder
 from stepwell.engine.engine import Engine
 from stepwell.engine.model_reloads import ModelReloads
 from stepwell.errors import ServiceError
@@ -89,8 +89,7 @@ class AppContext:
         Raises:
             ServiceError: `unauthenticated`, `forbidden`, or `rate_limited`.
         """
-        caller = self.api_keys.caller(authorization)
-        caller.check_scope(scope)
+        caller = self.authenticate(authorization, scope)
         if self._counts_requests and scope in _RATE_LIMITED_SCOPES:
             self.engine.admission.check_rate(caller.tenant)
         return caller

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 
 from msgspec import UNSET
 
-from stepwell.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
+from stepwell.codec.request_decoder import RequestDecoder
 from stepwell.codec.responses import encode_json_step, step_response
-from stepwell.codec.step_bodies import StreamMessage, guess_correlation
+from stepwell.codec.step_bodies import DecodedBulk, DecodedStep, StreamMessage, guess_correlation
 from stepwell.codec.typed_decoder import DECODE_ERRORS, SlowBodyError, TypedStep
 from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.errors import ServiceError
@@ -24,7 +24,7 @@ from stepwell.requests.large_bodies import LargeBodies
 from stepwell.requests.problems import problem_document, status_of
 from stepwell.store.keys import record_key
 from stepwell.types import BulkPrediction, StreamHandle, StreamKey
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import JSON, Format, encode
 from stepwell_client.wire.outcomes import ReturnMode
 
 P = TypeVar("P", bound="_PendingReply")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from msgspec import UNSET
 
-from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder
-from stepwell.codec.request_decoder import ReadStep
+from stepwell.codec.request_decoder import ReadStep, RequestDecoder
 from stepwell.codec.responses import bulk_response, bulk_response_of_parts, encode_json_step, encode_step
 from stepwell.codec.sources import source_of
+from stepwell.codec.step_bodies import DecodedBulk, DecodedStep
 from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.codec.typed_decoder import DECODE_ERRORS, LARGE_BYTES, TypedStep
@@ -34,7 +34,7 @@ from stepwell.types import (
     Timestep,
     Transport,
 )
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import Format, encode
 from stepwell_client.wire.ids import decode_state_id
 from stepwell_client.wire.outcomes import ReturnMode
 

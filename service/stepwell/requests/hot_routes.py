@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stepwell.codec import Format
 from stepwell.requests.context import AppContext
 from stepwell.requests.error_formats import NATIVE, ErrorFormat
 from stepwell.requests.handlers import RequestHandler
+from stepwell_client.wire.formats import Format
 
 MODEL_PATH: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 """The pattern of the path of a model; its group is the name."""

@@ -18,9 +18,6 @@ FLEET_WORKERS = "swl:{fleet}:workers"
 FLEET_UNLOADED = "swl:{fleet}:unloaded"
 """The key of the hash whose fields are the models that are not served although their files are there."""
 
-FLEET_TOPIC = "swl:fleet"
-"""The topic on which reloads are announced."""
-
 
 def artifact_key(name: str, fingerprint: bytes) -> str:
     """Return the key of the artifact of a model."""

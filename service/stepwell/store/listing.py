@@ -50,7 +50,7 @@ async def page(
     while (missing := limit - len(streams)) > 0 and position != "end":
         # Not many more than are missing: the cursor has the ids that are left over, and a URL has little room.
         count = min(max(int(missing * keys_per_stream), _MIN_SCAN), _MAX_SCAN)
-        position, batch = await _scan(transport, position, pattern, count, deadline)
+        position, batch = await scan(transport, position, pattern, count, deadline)
         streams.update(dict.fromkeys(map(keys.stream_of, batch)))
         keys_per_stream = count / len(batch) if batch else 2 * count / missing  # larger scans while few keys match
     names = list(streams)
@@ -73,29 +73,9 @@ async def count_by_tenant(transport: RedisTransport, *, deadline: Callable[[], f
     counts: Counter[str] = Counter()
     position = "start"
     while position != "end":
-        position, batch = await _scan(transport, position, keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
+        position, batch = await scan(transport, position, keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
         counts.update(map(keys.tenant_of, batch))
     return dict(counts)
-
-
-async def records_of_model(
-    transport: RedisTransport, model: str, position: str = "start", *, count: int, deadline: float
-) -> tuple[str, list[str]]:
-    """Return keys of records of a model, of all tenants, and the position of the next page; `end`: there is none.
-
-    Args:
-        transport: The store transport.
-        model: The model's name.
-        position: The position that the previous page returned.
-        count: Keys to inspect.
-        deadline: On the running loop's clock.
-
-    Raises:
-        ServiceError: An error of the store.
-    """
-    pattern = keys.records_pattern("*", model, "")
-    position, batch = await _scan(transport, position, pattern, count, deadline)
-    return position, list(dict.fromkeys(batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +104,21 @@ class _ScanCursor:
         return f"{self.layout}-{self.server + 1}-0" if self.server + 1 < servers else "end"
 
 
-async def _scan(
+async def scan(
     transport: RedisTransport, position: str, pattern: str, count: int, deadline: float
 ) -> tuple[str, list[str]]:
+    """Return keys, some perhaps twice, and the position of the next page; `end`: there is none.
+
+    Args:
+        transport: The store transport.
+        position: `start`, or the position that the previous page returned.
+        pattern: What the keys match.
+        count: Keys to inspect.
+        deadline: On the running loop's clock.
+
+    Raises:
+        ServiceError: An error of the store.
+    """
     try:
         layout, servers = await transport.primaries()
     except NotSentError as exc:

@@ -18,11 +18,11 @@ from stepwell.addons.api_schemas.responses import (
 )
 from stepwell.addons.rollouts.bodies import RolloutResponse, rollout_response
 from stepwell.addons.rollouts.requests import RolloutResult
-from stepwell.codec import JSON
 from stepwell.codec.responses import bulk_response, position_response, step_response
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
 from stepwell.types import BulkPrediction
+from stepwell_client.wire.formats import JSON
 from tests.codec.test_codec import STATE_ID, prediction
 from tests.graphs import manifest_of
 

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
+from stepwell.addons.copies.snapshots import SnapshotStore
 from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
-from stepwell.engine.streams.service import StreamService
-from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.errors import ServiceError
-from stepwell.store.snapshots import SnapshotStore
-from stepwell.store.source_ids import SourceIds
 from stepwell.types import StreamKey, StreamPosition
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_model, write_models
@@ -35,13 +32,13 @@ def key(stream: str) -> StreamKey:
 async def fork(
     engine: Engine, to: str, *, after: bytes | None = None, idempotency_key: str | None = None
 ) -> StreamPosition:
-    return await StreamCopies(engine.streams).fork(
+    return await StreamCopies(engine).fork(
         key("a"), key(to), snapshot=None, version=None, after=after, idempotency_key=idempotency_key
     )
 
 
 async def snapshot(engine: Engine, name: str) -> StreamPosition:
-    return await StreamCopies(engine.streams).create_snapshot(key("a"), name, after=None, idempotency_key=None)
+    return await StreamCopies(engine).create_snapshot(key("a"), name, after=None, idempotency_key=None)
 
 
 # ---------------------------------------------------------------- forks
@@ -106,7 +103,7 @@ async def test_concurrent_requests_cannot_exceed_the_snapshot_limit(folder: Path
     ):
         await one.steps.advance(step("a", 1))
         made = await gather_results(*(snapshot((one, two)[n % 2], f"s{n}") for n in range(20)))
-        kept = await StreamCopies(one.streams).list_snapshots(key("a"))
+        kept = await StreamCopies(one).list_snapshots(key("a"))
 
     assert sum(isinstance(p, StreamPosition) for p in made) == len(kept) == 5
     assert {p.code for p in made if isinstance(p, ServiceError)} == {"stream_quota"}
@@ -120,7 +117,7 @@ async def test_using_a_snapshot_extends_its_ttl(folder: Path, redis_server: Serv
         with redis_server.client() as client:
             [name] = client.keys("*:s")
             client.pexpire(name, 5_000)
-            await StreamCopies(engine.streams).list_snapshots(key("a"))
+            await StreamCopies(engine).list_snapshots(key("a"))
             looked = client.pttl(name)
             await engine.streams.reset(key("a"), snapshot="s")
             used = client.pttl(name)
@@ -219,9 +216,7 @@ class RacingSnapshots(SnapshotStore):
 async def racing_copies(engine: Engine, then: Callable[[], Awaitable[object]] | None) -> StreamCopies:
     snapshots = RacingSnapshots(engine.store, ttl_s=None, max_snapshots=4)
     snapshots.engine, snapshots.then = engine, then
-    ids = SourceIds(engine.store, longest_ttl_s=60)
-    deps = StreamOpDeps(engine.store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
-    return StreamCopies(StreamService(deps, snapshots, engine.placing))
+    return StreamCopies(engine, snapshots)
 
 
 async def test_no_snapshot_is_stored_of_a_stream_that_was_deleted_meanwhile(folder: Path, redis_server: Server) -> None:
@@ -232,7 +227,7 @@ async def test_no_snapshot_is_stored_of_a_stream_that_was_deleted_meanwhile(fold
         with pytest.raises(ServiceError) as refused:
             await copies.create_snapshot(key("a"), "s", after=None, idempotency_key=None)
         await engine.steps.advance(step("a", 2))
-        found = await StreamCopies(engine.streams).list_snapshots(key("a"))
+        found = await StreamCopies(engine).list_snapshots(key("a"))
 
     assert refused.value.code == "stream_not_found"
     assert found == []
@@ -243,6 +238,6 @@ async def test_a_snapshot_is_of_the_stream_that_was_created_meanwhile(folder: Pa
         await engine.steps.advance(step("a", 1))
         copies = await racing_copies(engine, lambda: engine.steps.advance(chunk("a", [5, 6, 7])))
         made = await copies.create_snapshot(key("a"), "s", after=None, idempotency_key=None)
-        status, _ = await StreamCopies(engine.streams).get_snapshot(key("a"), "s")
+        status, _ = await StreamCopies(engine).get_snapshot(key("a"), "s")
 
     assert (made.step, status.step) == (3, 3)

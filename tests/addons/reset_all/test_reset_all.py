@@ -14,7 +14,6 @@ from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
-from stepwell.store.snapshots import SnapshotStore
 from stepwell.store.source_ids import SourceIds
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey
@@ -60,7 +59,7 @@ async def test_a_stream_that_is_deleted_after_it_was_listed_is_not_created_again
         store = RacingStore(redis_server, before=before)
         ids = SourceIds(store, longest_ttl_s=60)
         deps = StreamOpDeps(store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
-        service = StreamService(deps, SnapshotStore(store, ttl_s=None, max_snapshots=4), engine.placing)
+        service = StreamService(deps, engine.placing)
         reset = await reset_all_streams(service, "default", FOLD)
         await store.close()
 

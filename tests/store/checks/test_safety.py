@@ -236,7 +236,7 @@ async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclS
         replayed = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
         await engine.steps.advance(step("a", 2, seq=2))
         key = StreamKey("default", FOLD, "a")
-        await StreamCopies(engine.streams).create_snapshot(key, "s", after=None, idempotency_key=None)
+        await StreamCopies(engine).create_snapshot(key, "s", after=None, idempotency_key=None)
         await engine.streams.reset(key, snapshot="s")
         status = await engine.streams.status(key)
         page = await engine.streams.list("default", FOLD)

@@ -22,7 +22,8 @@ from stepwell.addons.alert.webhook import Webhook
 from stepwell.addons.connect.brokers.interface import MessageWriter
 from stepwell.addons.connect.messages import ConnectError, OutMessage
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.background import cancel, happens
+from stepwell.addons.waiting import happens
+from stepwell.background import cancel
 from stepwell.errors import ServiceError
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted

@@ -22,8 +22,8 @@ from stepwell.addons.alert.rules import AlarmRule, AlertRules, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.connect.service_feed import ServiceFeed
+from stepwell.addons.waiting import happens, until
 from stepwell.addons.watch.refusals import RefusalReader
-from stepwell.background import happens, until
 from stepwell.errors import ServiceError, SettingsError
 from stepwell.store import keys
 from stepwell.store.state_store import StateStore

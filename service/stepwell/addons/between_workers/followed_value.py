@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from stepwell.addons.between_workers.pubsub import StorePubSub
-from stepwell.background import happens, run_forever
+from stepwell.addons.waiting import happens
+from stepwell.background import run_forever
 
 _EVERY_S: Final = 1.0
 

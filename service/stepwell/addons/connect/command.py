@@ -16,7 +16,8 @@ from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
 from stepwell.addons.connect.session import ConnectSession
 from stepwell.addons.connect.time_rules import take_of
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.background import cancel, until
+from stepwell.addons.waiting import until
+from stepwell.background import cancel
 from stepwell.commands.flags import named_values
 from stepwell.commands.interrupted import run_on_loop, stop_event
 from stepwell.commands.service_calls import DEFAULT_URL, Key, OptionalUrl

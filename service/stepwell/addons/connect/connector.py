@@ -25,7 +25,7 @@ from stepwell.addons.connect.messages import (
 from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.connect.service_feed import ModelFacts
 from stepwell.addons.event_time.times import iso
-from stepwell.background import happens
+from stepwell.addons.waiting import happens
 from stepwell_client.errors import ClientError
 from stepwell_client.wire.backoff import Backoff
 from stepwell_client.wire.texts import counted

@@ -24,12 +24,11 @@ from stepwell.asgi.http import (
     respond,
 )
 from stepwell.asgi.query import flag_of, version_of
-from stepwell.codec import JSON, Format
 from stepwell.codec.resets import check_snapshot_name
 from stepwell.codec.responses import position_response, rfc3339
 from stepwell.requests.context import AppContext
 from stepwell.types import StreamKey
-from stepwell_client.wire.formats import encode_tensors, format_of_answer
+from stepwell_client.wire.formats import JSON, Format, encode_tensors, format_of_answer
 from stepwell_client.wire.ids import encode_state_id
 from stepwell_export.runtime.state_packing import encode_packed_state
 
@@ -57,7 +56,7 @@ class CopyRoutes:
 
     @property
     def _copies(self) -> StreamCopies:
-        return StreamCopies(self._context.engine.streams)
+        return StreamCopies(self._context.engine)
 
     # ---------------------------------------------------------------- forks
 

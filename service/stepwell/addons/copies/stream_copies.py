@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from stepwell.addons.copies.derived_states import DerivedStates
+from stepwell.addons.copies.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
 from stepwell.addons.copies.values import ImportedState, SnapshotStatus, StreamState
+from stepwell.engine.engine import Engine
 from stepwell.engine.packing import finite_rows
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.streams.derived_states import NewState, no_stream, responding_part
+from stepwell.engine.streams.new_states import NewState, last_prediction_of, no_stream, responding_part
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, replay_position
-from stepwell.engine.streams.service import StreamService
 from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
 from stepwell.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record, blake2b_128
-from stepwell.store.snapshots import IdempotencyWrite, StoredSnapshot, StreamChangedError
 from stepwell.store.state_store import decoded
 from stepwell.types import StreamKey, StreamPosition
 from stepwell_export.runtime.state_packing import DecodedState
@@ -29,14 +30,18 @@ class StreamCopies:
     """Copies streams. A record is never modified after it is written, so a copy needs no lock.
 
     Args:
-        streams: The streams of an engine.
+        engine: The engine of the streams.
+        snapshots: Stores snapshots; None: with the engine's options.
     """
 
-    def __init__(self, streams: StreamService) -> None:
-        self._deps = streams.deps
-        self._snapshots = streams.snapshots
-        self._sources = streams.sources
-        self._placing = streams.placing
+    def __init__(self, engine: Engine, snapshots: SnapshotStore | None = None) -> None:
+        options = engine.options
+        self._deps = engine.streams.deps
+        self._snapshots = snapshots or SnapshotStore(
+            engine.store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots
+        )
+        self._placing = engine.placing
+        self._sources = DerivedStates(engine.store, engine.models, self._snapshots, engine.placing)
 
     # ---------------------------------------------------------------- forks
 
@@ -138,7 +143,7 @@ class StreamCopies:
             entry = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
             entry_write = _entry_write(record_key, idempotency_key, entry)
             # Of a chunk's predictions only the last is copied.
-            last = await self._sources.last_prediction(key.model, record)
+            last = await last_prediction_of(self._deps.models, key.model, record)
             await self._deps.models.keep(key.model, record.fingerprint, loaded.deadline)
             snapshot = replace(
                 record, outputs=last, answered_at=record.answered_at[-1:], answer_versions=record.answer_versions[-1:]
@@ -157,6 +162,21 @@ class StreamCopies:
             return Reply(position, is_replay=False)
 
         return await commit_when_decided(self._deps, key, snapshot_stream, idempotency_key=idempotency_key)
+
+    async def state_of_snapshot(self, key: StreamKey, name: str, version: int | None, deadline: float) -> NewState:
+        """Return the state of a stream that is reset to one of its snapshots.
+
+        Args:
+            key: The stream.
+            name: The snapshot's name.
+            version: The model version that continues the stream; None: the one that wrote the snapshot.
+            deadline: On the running loop's clock.
+
+        Raises:
+            ServiceError: `snapshot_not_found`; `model_changed`: `version` has other states; or an error of the store.
+        """
+        stored = await self._sources.from_snapshot(key, name, deadline=deadline)
+        return await self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
     async def get_snapshot(self, key: StreamKey, name: str) -> tuple[SnapshotStatus, StreamState]:
         """Return a snapshot of a stream, and the state in it.

@@ -13,13 +13,13 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from stepwell.addons.fast_path.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, next_frame
-from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.protocols.ws_denials import DenyingWebSocketProtocol
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.close_codes import DRAINING, FAILED, TOO_SLOW
 from stepwell.requests.feed_session import FeedSession, session_type
 from stepwell.requests.slow_readers import SEND_TIMEOUT_S
+from stepwell_client.wire.formats import JSON
 
 if TYPE_CHECKING:
     from websockets.frames import Frame

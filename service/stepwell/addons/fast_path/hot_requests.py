@@ -12,13 +12,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stepwell.addons.fast_path.header_cache import HeaderCache, put_bounded
 from stepwell.addons.fast_path.hot_step_routes import VERSION, make_handler
-from stepwell.codec import JSON, Format
 from stepwell.errors import ServiceError
 from stepwell.protocols.http_limits import response_bytes
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import RequestHandler
 from stepwell.requests.hot_routes import HotRoute, RequestHeaders
 from stepwell.requests.request_ids import RESPONSE_HEADER
+from stepwell_client.wire.formats import JSON, Format
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stepwell.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
+_TOPIC: Final = "swl:fleet"  # on which reloads are announced
 _TIMEOUT_S: Final = 2.0
 _ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
 LONGEST_RELOAD_S: Final = 60.0  # longest wait for one that reloads
@@ -87,7 +88,7 @@ class FleetReloads:
         self._store = store
         self._follow = follow
         self._followed = FollowedValue(
-            StorePubSub(store.transport), keys.FLEET_TOPIC, self.look, "Following the reloads of other replicas"
+            StorePubSub(store.transport), _TOPIC, self.look, "Following the reloads of other replicas"
         )
         self._worker = secrets.token_hex(8)
         self._seen: str | None = None

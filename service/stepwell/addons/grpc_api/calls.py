@@ -14,13 +14,13 @@ from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferResponse
 from stepwell.addons.oip.errors import bad_request, oip_status
 from stepwell.addons.oip.infer_handler import InferHandler, codec_of, model_for_oip
-from stepwell.codec import Format
 from stepwell.errors import ServiceError
 from stepwell.ids import IDEMPOTENCY_KEY_LIMIT
 from stepwell.models.served import ServedModel
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import internal_error
 from stepwell.requests.request_ids import log_fields, request_id_of
+from stepwell_client.wire.formats import Format
 
 _log = logging.getLogger(__name__)
 _TEXT: Final = ("authorization", "idempotency-key", "x-request-id", "traceparent")

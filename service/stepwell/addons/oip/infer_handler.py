@@ -12,10 +12,10 @@ import numpy as np
 
 from stepwell.addons.oip.errors import TritonError, missing_start_flag, unknown_model
 from stepwell.addons.oip.infer_codec import InferCodec, InferRequest
-from stepwell.codec import Format
 from stepwell.engine.stepping.outcomes import BulkResults, StepOutcome
 from stepwell.errors import ServiceError
 from stepwell.types import Lifecycle, Prediction, StreamKey, Timestep, Transport
+from stepwell_client.wire.formats import Format
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:

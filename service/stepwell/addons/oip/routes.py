@@ -22,8 +22,7 @@ from stepwell.addons.oip.response_bodies import (
     ServerLive,
     ServerReady,
 )
-from stepwell.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
-from stepwell.asgi.run_handler import run_handler
+from stepwell.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of, run_handler
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel

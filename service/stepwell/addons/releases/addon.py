@@ -85,7 +85,7 @@ class ReleasesAddon(ServiceAddon):
         self._follower = ReleaseFollower(
             store, documents, models, StorePubSub(deps.store.transport), placing.translations
         )
-        moves, sweeper = StreamMoves(deps, placing, streams.sources), Sweeper(deps, placing)
+        moves, sweeper = StreamMoves(deps, placing), Sweeper(deps, placing)
         self.service = ReleaseService(store, models, self._follower, counter, moves)
         gates = Gates(deps.store, documents, self.service)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.engine.protocol.decide import StepIntent
-from stepwell.engine.streams.derived_states import DerivedStates, no_stream, responding_part
-from stepwell.engine.streams.resets import replay_position
+from stepwell.engine.streams.new_states import last_prediction_of, no_stream, responding_part
+from stepwell.engine.streams.resets import ReplacedPosition, replay_position
 from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import ServiceError, state_changed
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history, version_flags, version_of
 from stepwell.store.state_store import decoded
-from stepwell.types import StreamKey, StreamPosition
+from stepwell.types import StreamKey
 
 if TYPE_CHECKING:
     from stepwell.addons.releases.document import Take
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MovedPosition(StreamPosition):
+class MovedPosition(ReplacedPosition):
     """The position of a stream after it was moved to a version.
 
     Attributes:
         version: The version.
-        before: The state id that the stream had; None: this is a stored result.
     """
 
     version: int = 0
-    before: bytes | None = None
 
 
 class StreamMoves:
@@ -43,13 +41,11 @@ class StreamMoves:
     Args:
         deps: Store, models, admission and quota.
         placing: Places streams by the releases.
-        sources: Loads streams.
     """
 
-    def __init__(self, deps: StreamOpDeps, placing: ReleasePlacing, sources: DerivedStates) -> None:
+    def __init__(self, deps: StreamOpDeps, placing: ReleasePlacing) -> None:
         self._deps = deps
         self._placing = placing
-        self._sources = sources
 
     async def move(
         self, key: StreamKey, *, version: int, take: Take, after: bytes | None, idempotency_key: str | None
@@ -81,20 +77,20 @@ class StreamMoves:
         async def move(loaded: Loaded) -> Reply[MovedPosition] | Write[MovedPosition]:
             if loaded.entry is not None:
                 stored = replay_position(loaded.entry, intent)
-                return Reply(MovedPosition(stored.step, stored.state_id, True, version))
+                return Reply(MovedPosition(stored.step, stored.state_id, True, version=version))
             record = decoded(loaded.raw)
             if record is None:
                 raise no_stream(key)
             if record.op_id == op_id:
-                return Reply(MovedPosition(record.step, record.history_hash, True, version))
+                return Reply(MovedPosition(record.step, record.history_hash, True, version=version))
             if after is not None and after != record.history_hash:
                 raise state_changed(record.step, record.history_hash)
             state = await self._state(key.model, record, target, take)
-            outputs = await self._sources.last_prediction(key.model, record)
+            outputs = await last_prediction_of(models, key.model, record)
             new_record = self._record(record, target, op_id, state, outputs, had_key=idempotency_key is not None)
             await models.keep(key.model, target.fingerprint, loaded.deadline)
             entry = IdempotencyEntry(op_id, record.epoch, record.step, new_record.history_hash, 0, b"")
-            position = MovedPosition(record.step, new_record.history_hash, False, version, record.history_hash)
+            position = MovedPosition(record.step, new_record.history_hash, False, record.history_hash, version)
             repeated = replace(position, replayed=True, before=None)
             return Write(new_record, record.guard, entry, position, lambda _: repeated)
 

@@ -17,8 +17,8 @@ from stepwell.addons.releases.sweeps import read_sweep
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.errors import ServiceError
 from stepwell.store.commits import Commit, Outcome
-from stepwell.store.keys import stream_of, tenant_of
-from stepwell.store.listing import records_of_model
+from stepwell.store.keys import records_pattern, stream_of, tenant_of
+from stepwell.store.listing import scan
 from stepwell.store.record import decode
 from stepwell.store.transport.retry import deadline
 from stepwell.types import StreamKey
@@ -74,12 +74,13 @@ class Sweeper:
         if sweep.requested_at != requested_at or not sweep.left:
             return
         moved, position, left = sweep.moved, "start", 0
+        pattern = records_pattern("*", model, "")
         while position != "end":
             started_at = loop.time()
-            position, names = await records_of_model(store.transport, model, position, count=_PAGE, deadline=deadline())
+            position, found = await scan(store.transport, position, pattern, _PAGE, deadline())
             if not lease.is_held:
                 return
-            n_moved, n_left = await self._move(model, names)
+            n_moved, n_left = await self._move(model, [*dict.fromkeys(found)])
             moved, left = moved + n_moved, left + n_left
             is_current = (await read_sweep(store, model)).requested_at == requested_at
             if not is_current or not lease.is_held:

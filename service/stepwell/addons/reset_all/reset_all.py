@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from stepwell.engine.protocol.decide import StepIntent, check_idempotency_entry
-from stepwell.engine.streams.derived_states import NewState
+from stepwell.engine.streams.new_states import NewState
 from stepwell.engine.streams.resets import replacement, reset_op_id
 from stepwell.engine.streams.transaction import commit_each_when_decided
 from stepwell.errors import ServiceError

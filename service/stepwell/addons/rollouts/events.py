@@ -13,10 +13,9 @@ from stepwell.addons.event_stream import COMMENT, EventStreamResponse, encode_ev
 from stepwell.addons.rollouts.bodies import done_event, timestep_event
 from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.service import RolloutService
-from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error, problem_document
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import JSON, encode
 from stepwell_export.runtime.manifest import Array
 
 _log = logging.getLogger(__name__)

@@ -187,7 +187,7 @@ class RolloutService(ModelRuns):
                 new_record.history_hash,
                 new_record.length,
                 new_record.outputs,
-                served.responding_fingerprint,
+                served.responding.fingerprint,
             ),
             replace(result, state_id=new_record.history_hash, created=record is None),
             lambda stored: self._replay(plan, decode(stored)),

@@ -12,8 +12,7 @@ from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, VERSION, route
 from stepwell.addons.state_runs.bodies import RunResponse
 from stepwell.addons.state_runs.handler import RunHandler
 from stepwell.addons.state_runs.service import StateRuns
-from stepwell.asgi.http import RawResponse, body_of, format_of, model_of
-from stepwell.asgi.run_handler import run_handler
+from stepwell.asgi.http import RawResponse, body_of, format_of, model_of, run_handler
 from stepwell.codec.step_bodies import RunBody
 from stepwell.requests.hot_routes import MODEL_PATH, HotRoute, RequestHeaders
 from stepwell.service_addon import ServiceAddon

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stepwell.addons.packed_states import read_packed_state
 from stepwell.addons.state_runs.bodies import run_columns_response, run_response
 from stepwell.addons.state_runs.service import GivenState, StateRunResult, StateRuns
-from stepwell.codec import Format
 from stepwell.codec.step_bodies import DecodedRun
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import problem_document
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import Format, encode
 
 if TYPE_CHECKING:
     from stepwell.codec.request_decoder import RequestDecoder

@@ -17,12 +17,11 @@ from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.messages import HEARTBEAT_S
 from stepwell.addons.watch.subscriber import EventGap, Subscriber
 from stepwell.asgi.query import flag_of, number_of
-from stepwell.codec import JSON
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import problem_document
-from stepwell_client.wire.formats import encode
+from stepwell_client.wire.formats import JSON, encode
 from stepwell_client.wire.ids import SEQ_LIMIT
 
 _RETRY_MS: Final = 1000  # a browser waits this long before it reconnects

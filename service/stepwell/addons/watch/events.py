@@ -11,12 +11,11 @@ from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.messages import HEARTBEAT_S
 from stepwell.addons.watch.subscriber import EventGap, Subscriber
-from stepwell.codec import Format
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.auth.api_keys import Caller
 from stepwell.requests.context import AppContext
-from stepwell_client.wire.formats import encode_tensor
+from stepwell_client.wire.formats import Format, encode_tensor
 from stepwell_client.wire.ids import STREAM_ID, encode_state_id
 
 

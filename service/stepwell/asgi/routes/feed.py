@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Final
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stepwell.asgi.query import number_of
+from stepwell.asgi.query import version_of
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
@@ -20,7 +19,6 @@ from stepwell.requests.feed_session import FeedSession, session_type
 from stepwell.requests.slow_readers import SEND_TIMEOUT_S
 
 _log = logging.getLogger(__name__)
-HIGHEST_VERSION: Final = 2**31 - 1
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -29,7 +27,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     async def feed(websocket: WebSocket) -> None:
         async with AcceptedWebSocket.accepted(websocket, context, "step") as socket:
             model, stream = websocket.path_params["model"], websocket.path_params.get("stream")
-            version = number_of(websocket.query_params, "version", 1, HIGHEST_VERSION)
+            version = version_of(websocket)
             context.engine.models.get(model, version)
             if stream is not None:
                 check_stream_id(stream)

@@ -19,10 +19,9 @@ from stepwell.asgi.http import (
     model_of,
     replacement_fields,
     respond,
+    run_handler,
 )
 from stepwell.asgi.query import flag_of, number_of, version_of
-from stepwell.asgi.run_handler import run_handler
-from stepwell.codec import JSON, Format
 from stepwell.codec.resets import read_reset
 from stepwell.codec.responses import position_response, rfc3339, step_response
 from stepwell.errors import ServiceError
@@ -30,7 +29,7 @@ from stepwell.ids import check_stream_id
 from stepwell.requests.context import AppContext
 from stepwell.requests.handlers import BulkHandler, RequestHandler, StepHandler, to_timestep
 from stepwell.types import ConsumedSource, StreamKey
-from stepwell_client.wire.formats import encode_tensors, format_of_answer
+from stepwell_client.wire.formats import JSON, Format, encode_tensors, format_of_answer
 from stepwell_client.wire.ids import STREAM_ID, encode_state_id
 
 _STREAM = "/v1/models/{model}/streams/{stream}"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from stepwell.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
-from stepwell.engine.streams.derived_states import NewState, no_stream
+from stepwell.engine.streams.new_states import NewState, no_stream
 from stepwell.engine.streams.transaction import Decide, Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from stepwell.errors import CorruptRecordError, ServiceError
 from stepwell.store.commits import NO_RECORD

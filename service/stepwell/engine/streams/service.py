@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from stepwell.engine.packing import last_prediction
 from stepwell.engine.streams.deletions import delete_stream
-from stepwell.engine.streams.derived_states import DerivedStates, NewState, no_stream, responding_part
+from stepwell.engine.streams.new_states import NewState, no_stream, responding_part
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, reset_op_id
 from stepwell.errors import ServiceError
 from stepwell.store import keys
@@ -18,7 +18,9 @@ from stepwell.types import ConsumedSource, StreamKey, StreamList, StreamStatus
 if TYPE_CHECKING:
     from stepwell.engine.placing import Placing
     from stepwell.engine.streams.transaction import StreamOpDeps
-    from stepwell.store.snapshots import SnapshotStore
+
+StateOfSnapshot = Callable[[StreamKey, str, int | None, float], Awaitable[NewState]]
+"""Returns the state in a snapshot: of a stream, by its name, for the requested version or None, before a deadline."""
 
 
 class StreamService:
@@ -26,17 +28,15 @@ class StreamService:
 
     Attributes:
         deps: What an operation on streams works on; for those of add-ons.
-        sources: Loads streams, and derives new states from them.
-        snapshots: Stores snapshots.
         placing: Places streams on versions.
+        state_of_snapshot: Set by the add-on that keeps snapshots of streams; None: there is none.
     """
 
-    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, placing: Placing) -> None:
+    def __init__(self, deps: StreamOpDeps, placing: Placing) -> None:
         """Create the service."""
         self.deps = deps
-        self.sources = DerivedStates(deps.store, deps.models, snapshots, placing)
-        self.snapshots = snapshots
         self.placing = placing
+        self.state_of_snapshot: StateOfSnapshot | None = None
 
     # ---------------------------------------------------------------- reading
 
@@ -148,8 +148,9 @@ class StreamService:
             return await replace_state(self.deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
 
         async def of_snapshot(deadline: float) -> NewState:
-            stored = await self.sources.from_snapshot(key, snapshot, deadline=deadline)
-            return await self.sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
+            if self.state_of_snapshot is None:
+                raise ServiceError("snapshot_not_found", "No add-on keeps snapshots.", fix="Install one that does.")
+            return await self.state_of_snapshot(key, snapshot, version, deadline)
 
         return await replace_state(self.deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
 

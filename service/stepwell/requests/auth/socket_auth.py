@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from stepwell.codec import JSON, MSGPACK, Format
 from stepwell.codec.strict.parse import parse
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.api_keys import ANYONE, Caller, Scope
 from stepwell.requests.context import AppContext
+from stepwell_client.wire.formats import JSON, MSGPACK, Format
 
 _SUBPROTOCOLS: Final = {"stepwell.json": JSON, "stepwell.msgpack": MSGPACK}
 _RECHECK_INTERVAL_S: Final = 1.0

@@ -131,8 +131,6 @@ class ServerTransport:
     # ---------------------------------------------------------------- connections
 
     async def _shared_connection(self, limit: float) -> PipelinedConnection:
-        if self._shared is not None and self._shared.is_open:
-            return self._shared
         started_at = None
         loop = asyncio.get_running_loop()
         try:

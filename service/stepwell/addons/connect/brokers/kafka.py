@@ -47,7 +47,7 @@ from stepwell.addons.connect.messages import (
     encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.background import happens
+from stepwell.addons.waiting import happens
 
 _PORT: Final = 9092
 _GROUP: Final = "stepwell"

@@ -25,7 +25,7 @@ from stepwell.addons.connect.messages import (
     encoder_of,
 )
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.background import happens
+from stepwell.addons.waiting import happens
 
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0

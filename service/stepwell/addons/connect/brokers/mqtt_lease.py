@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 from stepwell.addons.connect.brokers.mqtt_session import MqttSession
 from stepwell.addons.connect.messages import ConnectError
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.background import happens
+from stepwell.addons.waiting import happens
 
 LEASE_S: Final = 20.0
 _TOPIC: Final = "stepwell/connect/{}"
