@@ -123,6 +123,29 @@ def test_a_decision_in_a_loop_of_jax_is_recorded() -> None:
     assert jax_outcomes(run, LARGE)["Greater"] == {"true": True, "false": False}
 
 
+def test_a_loop_of_jax_that_never_ran_is_recorded() -> None:
+    lax = pytest.importorskip("jax.lax", reason="JAX is not installed")
+
+    def run(x: Any) -> Any:
+        return lax.while_loop(lambda c: c > 3, lambda c: c - (c > 0), x[0, 0, 0])
+
+    assert jax_outcomes(run, SMALL)["loop"] == {"run": False}
+    assert jax_outcomes(run, LARGE)["loop"] == {"run": True}
+
+
+def test_decisions_of_jax_are_recorded_after_the_original_has_given_up_its_weights() -> None:
+    """Keras donates variables to the compiled model."""
+    jnp = pytest.importorskip("jax.numpy", reason="JAX is not installed")
+    from stepwell_export.verify.decisions.jax import JaxObserver
+
+    weights = jnp.full((1, 1), 3.0)
+    recorder = JaxObserver(lambda x: jnp.where(x > weights, x, 0), framework="none")
+    recorder.observe([SMALL])
+    weights.delete()
+
+    assert outcomes(recorder.observe([LARGE]))["Greater"]["true"]
+
+
 def test_a_branch_of_jax_and_what_it_decides_are_recorded() -> None:
     lax = pytest.importorskip("jax.lax", reason="JAX is not installed")
 

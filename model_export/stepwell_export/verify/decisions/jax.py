@@ -1,21 +1,19 @@
-"""`JaxObserver`: the decisions of a function on JAX, whose jaxpr is run with what it decides as one more result.
+"""`JaxObserver`: the decisions of a function on JAX, whose jaxpr is run equation by equation.
 
-A jaxpr has an equation for each operation, with the user's line or the layer. The copy is compiled once for each shape;
-an original that decides nothing is not run at all.
+A jaxpr has an equation for each operation, with the user's line or the layer. What decides nothing is not run at all,
+or in one piece where something else needs its values, as a recurrence without a mask.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax._src import source_info_util
 from jax.extend import core
 from jax.interpreters import partial_eval
@@ -33,17 +31,19 @@ DECIDING = {
 LIBRARY = {"divide_no_nan", "sinc", "softmax", "log_softmax", "_take", "take", "normalize", "moments", "one_hot"}
 """The same of functions of Keras that are not traced by themselves."""
 
+_DECISIONS = {*record.COMPARED, "select_n", "max", "min", "clamp", "argmax", "argmin", "rem", "cond"}
+"""The operations that decide something."""
+
+_PLACES = {"argmax", "argmin"}
+_DIVISIONS = {"rem", "remainder", "fmod"}
+
 _MASKED_SCAN = "keras/src/backend/jax/rnn.py"
 
 _JAX = str(Path(jax.__file__).parent)
 _FRAMEWORKS = (_JAX, str(Path(__file__).parents[2]))
 
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    key: str
-    name: str
-    outcomes: tuple[str, ...]
+_Results = tuple[list[Any], list[bool]]
+"""The results of a part of a jaxpr, and which of these follow from the inputs, or from positions."""
 
 
 class JaxObserver:
@@ -57,74 +57,41 @@ class JaxObserver:
             framework: The folder of the library that calls JAX; its lines are not the user's.
         """
         self._run = run
-        self._framework = framework
-        self._compiled: dict[Any, tuple[Any, list[_Point], Observed]] = {}
+        self._walk = _Walk(framework)
+        self._traced: dict[Any, tuple[Any, Sequence[Any]]] = {}
 
     def observe(self, arrays: Sequence[Array]) -> Observed:
         """Return the decisions of one run."""
         shapes = tuple((array.shape, array.dtype.str) for array in arrays)
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._made(arrays)
-        function, points, constants = self._compiled[shapes]
-        seen = Observed()
-        seen.add(constants)
-        flags = np.asarray(function(*arrays)) if points else ()
-        at = 0
-        for point in points:
-            taken = flags[at : at + len(point.outcomes)]
-            seen.note(point.key, point.name, dict(zip(point.outcomes, map(bool, taken), strict=True)))
-            at += len(point.outcomes)
-        return seen
-
-    def _made(self, arrays: Sequence[Array]) -> tuple[Any, list[_Point], Observed]:
-        closed = jax.make_jaxpr(self._run)(*arrays)
-        jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-        del used
-        constants = Observed()
-        walk = _Walk(self._framework, constants)
-        points: list[_Point] = []
-
-        def flagged(*values: Any) -> Any:
-            points.clear()
-            traced = walk.run(jaxpr, closed.consts, values, [True] * len(values), "", "")
-            points.extend(traced.points)
-            return jnp.stack(traced.flags) if traced.flags else jnp.zeros(0, bool)
-
-        jax.eval_shape(flagged, *arrays)
-        if not points:
-            return None, [], constants
-        options: dict[str, str | bool] = {"xla_llvm_disable_expensive_passes": True}
-        compiled = jax.jit(flagged).lower(*arrays).compile(compiler_options=options)
-        return compiled, list(points), constants
-
-
-@dataclass(slots=True)
-class _Found:
-    """What a part of a jaxpr gave.
-
-    Attributes:
-        values: Its results.
-        follows: Which of these follow from the inputs, or from positions.
-        flags: One boolean for each outcome.
-        points: What these are.
-    """
-
-    values: list[Any]
-    follows: list[bool]
-    flags: list[Any]
-    points: list[_Point]
+        if shapes not in self._traced:
+            closed = jax.make_jaxpr(self._run)(*arrays)
+            needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+            weights = [np.array(value) for value in closed.consts]  # the original may give up its own
+            self._traced[shapes] = needed, weights
+        jaxpr, consts = self._traced[shapes]
+        self._walk.seen = Observed()
+        self._walk.seen.candidates.update(length for eqn in _equations(jaxpr) for length in _lengths_of(eqn))
+        if _decides(jaxpr):
+            self._walk.run(jaxpr, consts, arrays, [True] * len(arrays), "", "")
+        return self._walk.seen
 
 
 class _Walk:
-    """Runs jaxprs equation by equation, and records what each decides."""
+    """Runs jaxprs equation by equation, and records what each decides.
 
-    def __init__(self, framework: str, constants: Observed) -> None:
+    Attributes:
+        seen: What was recorded.
+    """
+
+    def __init__(self, framework: str) -> None:
+        self.seen = Observed()
         self._skipped = (*_FRAMEWORKS, framework)
-        self._constants = constants
+        self._places: dict[tuple[int, str], str] = {}  # by the equation; its jaxpr is kept
+        self._of_library: dict[int, bool] = {}
 
     def run(  # noqa: PLR0917  # what a jaxpr is run with
         self, jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], follows: Sequence[bool], place: str, label: str
-    ) -> _Found:
+    ) -> _Results:
         """Run a jaxpr.
 
         Args:
@@ -137,10 +104,7 @@ class _Walk:
         """
         env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
         depends = {var for var, follow in zip(jaxpr.invars, follows, strict=True) if follow}
-        made_by: dict[Any, Any] = {}
         guards: set[Any] = set()  # what only shows whether numbers exist
-        flags: list[Any] = []
-        points: list[_Point] = []
 
         def read(var: Any) -> Any:
             return var.val if isinstance(var, core.Literal) else env[var]
@@ -150,30 +114,24 @@ class _Walk:
             own = [not isinstance(var, core.Literal) and var in depends for var in eqn.invars]
             does_follow = any(own) or eqn.primitive.name in {"iota", "while", "scan"}
             where = self._place(eqn, place)
-            self._constants.candidates.update(_lengths_of(eqn))
-            traced = self._inner(eqn, given, own, where, label) if does_follow else None
-            if traced is None:
-                outs = _bound(eqn, given)
-                traced = _Found(outs, [does_follow] * len(outs), [], [])
-            env.update(zip(eqn.outvars, traced.values, strict=True))
-            depends.update(var for var, follow in zip(eqn.outvars, traced.follows, strict=True) if follow)
-            made_by.update(dict.fromkeys(eqn.outvars, eqn))
-            if _is_guard(eqn, guards, made_by):
+            results = self._inner(eqn, given, own, where, label) if does_follow else None
+            made, followed = results or (_bound(eqn, given), [does_follow] * len(eqn.outvars))
+            env.update(zip(eqn.outvars, made, strict=True))
+            depends.update(var for var, follow in zip(eqn.outvars, followed, strict=True) if follow)
+            if _is_guard(eqn, guards) or self._is_of_library(eqn):
                 guards.update(eqn.outvars)
-            flags += traced.flags
-            points += traced.points
-            if _is_of_library(eqn):
-                guards.update(eqn.outvars)
-            elif does_follow and not traced.points and not guards.intersection(eqn.outvars):
-                for name, outcomes, taken in self._decided(eqn, given, traced.values, guards, label):
-                    flags += taken
-                    points.append(_Point(f"{where} {label} {name}", f"{name}{_called_place(where)}", outcomes))
-        results = [read(var) for var in jaxpr.outvars]
-        return _Found(results, [not isinstance(v, core.Literal) and v in depends for v in jaxpr.outvars], flags, points)
+            elif does_follow:
+                for name, outcomes, taken in self._decided(eqn, given, own, made, guards, label):
+                    self._note(f"{where} {label} {name}", f"{name}{_called_place(where)}", outcomes, taken)
+        results_of = [read(var) for var in jaxpr.outvars]
+        return results_of, [not isinstance(var, core.Literal) and var in depends for var in jaxpr.outvars]
+
+    def _note(self, key: str, name: str, outcomes: Sequence[str], taken: Iterable[Any]) -> None:
+        self.seen.note(key, name, dict(zip(outcomes, map(bool, taken), strict=True)))
 
     # ---------------------------------------------------------------- jaxprs inside of equations
 
-    def _inner(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Found | None:
+    def _inner(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Results | None:
         """Run an equation that has jaxprs inside; None: it has none, or only what a library does."""
         kind, params = eqn.primitive.name, eqn.params
         if kind == "scan":
@@ -184,153 +142,113 @@ class _Walk:
             return self._cond(eqn, given, own, place, label)
         jaxpr, consts = _called_by(eqn)
         name = str(params.get("name") or _source_of(jaxpr).partition(" at ")[0]) or label
-        if jaxpr is None or _is_of_library(eqn) or (name not in DECIDING and _is_of_jax(jaxpr)):
+        if jaxpr is None or self._is_of_library(eqn) or (name not in DECIDING and _is_of_jax(jaxpr)):
             return None
         return self.run(jaxpr, consts, given, own, place, name)
 
-    def _scan(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Found | None:
+    def _scan(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Results | None:
         params = eqn.params
         closed, (count, carried) = params["jaxpr"], scan_counts(params)
-        points: list[_Point] = []
+        if not params["length"] or not _decides(closed.jaxpr):
+            return None
         inside = [*own[:count], *[True] * (len(own) - count)]
+        carry, rows = given[count : count + carried], [np.asarray(value) for value in given[count + carried :]]
+        made: list[list[Any]] = [[]] * params["length"]
+        for t in range(params["length"])[:: -1 if params["reverse"] else 1]:
+            taken = [*given[:count], *carry, *(value[t] for value in rows)]
+            results, _ = self.run(closed.jaxpr, closed.consts, taken, inside, place, label)
+            carry, made[t] = results[:carried], [np.asarray(value) for value in results[carried:]]
+        values = [*carry, *(np.stack(column) for column in zip(*made, strict=True))]
+        return values, [True] * len(values)
 
-        def body(carry: Any, xs: Any) -> Any:
-            points.clear()
-            traced = self.run(closed.jaxpr, closed.consts, [*given[:count], *carry, *xs], inside, place, label)
-            points.extend(traced.points)
-            return traced.values[:carried], (traced.values[carried:], traced.flags)
-
-        carry, (ys, flags) = lax.scan(
-            body, given[count : count + carried], given[count + carried :],
-            length=params["length"], reverse=params["reverse"],
-        )  # fmt: skip
-        values = [*carry, *ys]
-        return _Found(values, [True] * len(values), [flag.any() for flag in flags], list(points))
-
-    def _while(self, eqn: Any, given: list[Any], place: str, label: str) -> _Found:
+    def _while(self, eqn: Any, given: list[Any], place: str, label: str) -> _Results | None:
         params = eqn.params
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
         test, body = params["cond_jaxpr"], params["body_jaxpr"]
-        start = given[tests + bodies :]
-        points: list[_Point] = []
+        if not _decides(body.jaxpr):
+            return None
+        values, is_run = given[tests + bodies :], False
+        while bool(jax.core.eval_jaxpr(test.jaxpr, test.consts, *given[:tests], *values)[0]):
+            taken = [*given[tests : tests + bodies], *values]
+            values, is_run = self.run(body.jaxpr, body.consts, taken, [True] * len(taken), place, label)[0], True
+        self._note(f"{place} {label} while", f"loop{_called_place(place)}", ["run"], [is_run])
+        return values, [True] * len(values)
 
-        def step(values: Sequence[Any]) -> _Found:
-            given_to_body = [*given[tests : tests + bodies], *values]
-            return self.run(body.jaxpr, body.consts, given_to_body, [True] * len(given_to_body), place, label)
-
-        def look(values: Sequence[Any]) -> int:
-            points.extend(step(values).points)
-            return 0
-
-        jax.eval_shape(look, start)
-        size = sum(len(point.outcomes) for point in points)
-
-        def is_on(carry: Any) -> Any:
-            (goes_on,) = jax.core.eval_jaxpr(test.jaxpr, test.consts, *given[:tests], *carry[0])
-            return goes_on
-
-        def next_of(carry: Any) -> Any:
-            traced = step(carry[0])
-            return traced.values, jnp.logical_or(carry[1], jnp.stack(traced.flags)) if size else carry[1]
-
-        values, flags = lax.while_loop(is_on, next_of, (list(start), jnp.zeros(size, bool)))
-        return _Found(list(values), [True] * len(values), [flags[i] for i in range(size)], points)
-
-    def _cond(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Found:
+    def _cond(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Results:
         branches = eqn.params["branches"]
-        counts: list[list[_Point]] = []
-        for i, branch in enumerate(branches):
-            traced: list[_Point] = []
-
-            def look(values: Any, branch: Any = branch, traced: list[_Point] = traced, i: int = i) -> Any:
-                traced.extend(self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label).points)
-                return 0
-
-            jax.eval_shape(look, given[1:])
-            counts.append(traced)
-        sizes = [sum(len(point.outcomes) for point in points) for points in counts]
-
-        def branch_of(i: int) -> Any:
-            branch = branches[i]
-
-            def run(*values: Any) -> Any:
-                traced = self.run(branch.jaxpr, branch.consts, values, own[1:], f"{place}.{i}", label)
-                parts = [jnp.zeros(sum(sizes[:i]), bool), *[flag[None] for flag in traced.flags]]
-                return traced.values, jnp.concatenate([*parts, jnp.zeros(sum(sizes[i + 1 :]), bool)])
-
-            return run
-
-        index = given[0]
-        values, flags = lax.switch(index, [branch_of(i) for i in range(len(branches))], *given[1:])
-        points = [point for traced in counts for point in traced]
-        taken = [flags[i] for i in range(sum(sizes))]
+        at = int(np.clip(given[0], 0, len(branches) - 1))
         if own[0]:
-            outcomes = (
-                record.TRUE_FALSE[::-1] if len(branches) == 2 else tuple(f"branch {i}" for i in range(len(branches)))
-            )
-            points.append(_Point(f"{place} {label} cond", f"cond{_called_place(place)}", outcomes))
-            at = jnp.clip(index.astype(jnp.int32), 0, len(branches) - 1)
-            taken += [at == i for i in range(len(branches))]
-        return _Found(list(values), [any(own)] * len(values), taken, points)
+            outcomes = [f"branch {i}" for i in range(len(branches))] if len(branches) > 2 else record.TRUE_FALSE[::-1]
+            taken = [i == at for i in range(len(branches))]
+            self._note(f"{place} {label} cond", f"cond{_called_place(place)}", outcomes, taken)
+        branch = branches[at]
+        values, _ = self.run(branch.jaxpr, branch.consts, given[1:], own[1:], f"{place}.{at}", label)
+        return values, [any(own)] * len(values)
 
     # ---------------------------------------------------------------- decisions
 
-    def _decided(
-        self, eqn: Any, given: list[Any], made: list[Any], guards: set[Any], label: str
+    def _decided(  # noqa: PLR0917  # an equation, with what it takes and gives
+        self, eqn: Any, given: list[Any], own: list[bool], made: list[Any], guards: set[Any], label: str
     ) -> Iterable[tuple[str, tuple[str, ...], list[Any]]]:
-        kind, params = eqn.primitive.name, eqn.params
-        if not made or not made[0].size:
+        names = {eqn.primitive.name, str(eqn.params.get("name"))}
+        if not names & (_DECISIONS | _PLACES | _DIVISIONS) or not made or not np.size(made[0]):
             return
+        numbers = [None if follows else _number(value) for follows, value in zip(own, given, strict=True)]
+        kind, result, given = eqn.primitive.name, np.asarray(made[0]), [np.asarray(value) for value in given]
         if kind in record.COMPARED:
-            if _is_index_check(eqn):
-                return
-            self._note_values(eqn.invars, given)
-            yield record.COMPARED[kind], record.TRUE_FALSE, [made[0].any(), (~made[0]).any()]
+            if not _is_index_check(eqn):
+                self._note_values(numbers)
+                yield record.COMPARED[kind], record.TRUE_FALSE, [result.any(), (~result).any()]
         elif kind == "select_n" and given[0].dtype == bool and eqn.invars[0] not in guards:
             if not isinstance(eqn.invars[0], core.Literal):
                 yield "Where", record.TRUE_FALSE, [given[0].any(), (~given[0]).any()]
         elif kind in {"max", "min"}:
-            yield from self._larger(kind, eqn, given, label)
+            yield from self._larger(kind, given, numbers, label)
         elif kind == "clamp":
             low, x, high = given
             yield "Clip", record.LOWER, [(x > low).any(), (x <= low).any()]
             yield "Clip ", record.UPPER, [(x < high).any(), (x >= high).any()]
-        elif kind in {"argmax", "argmin"} or str(params.get("name")) in {"argmax", "argmin"}:
-            yield "ArgMax", record.PLACES, [jnp.array(True), made[0].max() > made[0].min()]
-        elif kind == "rem" or str(params.get("name")) in {"remainder", "fmod"}:
-            self._note_values(eqn.invars, given)
-            x = given[0]
-            yield "Mod", record.WRAPPED, [(made[0] == x).any(), (made[0] != x).any()]
+        elif names & _PLACES:
+            yield "ArgMax", record.PLACES, [True, result.max() > result.min()]
+        elif names & _DIVISIONS:
+            self._note_values(numbers)
+            yield "Mod", record.WRAPPED, [(result == given[0]).any(), (result != given[0]).any()]
 
     def _larger(
-        self, kind: str, eqn: Any, given: list[Any], label: str
+        self, kind: str, given: list[Array], numbers: list[float | None], label: str
     ) -> Iterable[tuple[str, tuple[str, ...], list[Any]]]:
-        limits = [_number(var, value) for var, value in zip(eqn.invars, given, strict=True)]
-        if any(
-            limit is not None and (abs(limit) > record.NO_LIMIT or (kind == "max" and is_guard(limit)))
-            for limit in limits
-        ):
+        limits = [number for number in numbers if number is not None]
+        if any(abs(limit) > record.NO_LIMIT or (kind == "max" and is_guard(limit)) for limit in limits):
             return
-        self._note_values(eqn.invars, given)
+        self._note_values(limits)
         a, b = given
         called = label.strip("_").capitalize() if label in _ACTIVATIONS else kind.capitalize()
-        if limits == [None, None]:
+        if not limits:
             yield called, record.SIDES, [(a >= b).any(), (a <= b).any()]
             return
-        x, limit = (a, b) if limits[0] is None else (b, a)
+        x, limit = (a, b) if numbers[0] is None else (b, a)
         if kind == "max":
             yield called, record.LOWER, [(x > limit).any(), (x <= limit).any()]
         else:
             yield called, record.UPPER, [(x < limit).any(), (x >= limit).any()]
 
-    def _note_values(self, variables: Sequence[Any], given: Sequence[Any]) -> None:
-        for var, value in zip(variables, given, strict=True):
-            number = _number(var, value)
+    def _note_values(self, numbers: Iterable[float | None]) -> None:
+        for number in numbers:
             if number is not None and np.isfinite(number):
-                self._constants.note_value(number)
+                self.seen.note_value(number)
+
+    def _is_of_library(self, eqn: Any) -> bool:
+        if id(eqn) not in self._of_library:
+            self._of_library[id(eqn)] = _is_of_library(eqn)
+        return self._of_library[id(eqn)]
 
     def _place(self, eqn: Any, outer: str) -> str:
         """Return what identifies the place of an equation, then a bar, then how a message calls it."""
+        if (id(eqn), outer) not in self._places:
+            self._places[id(eqn), outer] = self._read_place(eqn, outer)
+        return self._places[id(eqn), outer]
+
+    def _read_place(self, eqn: Any, outer: str) -> str:
         layer = str(eqn.source_info.name_stack)
         layer = layer.rpartition("/")[2] if layer else ""
         line = ""
@@ -363,12 +281,34 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def _inside(eqn: Any) -> Iterator[Any]:
+    """Yield the jaxprs inside of an equation."""
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr and of those inside of them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in _inside(eqn):
+            yield from _equations(inner)
+
+
+def _decides(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or one inside, has an operation that decides something, and is no library's."""
+    return any(
+        (eqn.primitive.name in _DECISIONS or any(map(_decides, _inside(eqn)))) and not _is_of_library(eqn)
+        for eqn in jaxpr.eqns
+    )
+
+
 def _lengths_of(eqn: Any) -> list[int]:
     """Return whole numbers of an equation that may meet the time axis: padding, kernels, windows."""
     kind, params = eqn.primitive.name, eqn.params
-    jaxpr, _ = _called_by(eqn)
-    if jaxpr is not None and kind not in {"scan", "while"}:
-        return [length for inner in jaxpr.eqns for length in _lengths_of(inner)]
     if kind == "pad":
         return [abs(int(amount)) for low, high, _ in params["padding_config"] for amount in (low, high)]
     if kind == "conv_general_dilated":
@@ -388,7 +328,7 @@ def _called_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
 def _bound(eqn: Any, given: Sequence[Any]) -> list[Any]:
     """Run an equation as it is."""
     jaxpr, consts = _called_by(eqn)
-    if jaxpr is not None and eqn.primitive.name not in {"scan", "while", "cond"}:
+    if jaxpr is not None and eqn.primitive.name not in {"scan", "while", "cond", "jit", "pjit"}:
         return list(jax.core.eval_jaxpr(jaxpr, consts, *given))
     outs = eqn.primitive.bind(*given, **eqn.params)
     return list(outs) if eqn.primitive.multiple_results else [outs]
@@ -422,11 +362,9 @@ def _called_place(place: str) -> str:
     return place.partition("|")[2] or " of the model"
 
 
-def _number(var: Any, value: Any) -> float | None:
-    """Return the number that a literal or a constant of one element is."""
-    if isinstance(value, jax.core.Tracer) or np.size(value) != 1 or np.iscomplexobj(value):
-        return None
-    return float(np.asarray(value).reshape(()))
+def _number(value: Any) -> float | None:
+    """Return the number that a constant of one element is."""
+    return None if np.size(value) != 1 or np.iscomplexobj(value) else float(np.asarray(value).reshape(()))
 
 
 def _is_index_check(eqn: Any) -> bool:
@@ -436,7 +374,7 @@ def _is_index_check(eqn: Any) -> bool:
     return bool(eqn.primitive.name == "lt" and is_whole and isinstance(other, core.Literal) and other.val == 0)
 
 
-def _is_guard(eqn: Any, guards: set[Any], made_by: Mapping[Any, Any]) -> bool:
+def _is_guard(eqn: Any, guards: set[Any]) -> bool:
     """Whether an equation gives only whether numbers exist, or whether an index is negative."""
     kind, given = eqn.primitive.name, [var for var in eqn.invars if not isinstance(var, core.Literal)]
     if kind in {"ne", "eq"} and len(given) == 2 and given[0] is given[1]:
