@@ -12,7 +12,7 @@ from stepwell_export.converted import ConvertedModel, Learned
 from stepwell_export.graph.builder import NodeBuilder, declared
 from stepwell_export.graph.nodes import read_opset, tensor_names
 from stepwell_export.graph.onnx_file import with_opset, without_functions
-from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merged_reference import MergedReference
@@ -35,8 +35,8 @@ def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapp
 
     Raises:
         UnclearModelError: A value does not fit what reads it.
-        RefusedModelError: The graphs have versions of operators that cannot be converted, or need different numbers of
-            timesteps.
+        ModelLoadError: The graphs have versions of operators that cannot be converted.
+        RefusedModelError: They need different numbers of timesteps.
     """
     merged = _merged(nodes, inputs, answers)
     return merged.with_turned_phases(merged.converted())
@@ -44,7 +44,11 @@ def merge(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapp
 
 def _merged(nodes: Sequence[Node], inputs: Mapping[str, NamedValue], answers: Mapping[str, NamedValue]) -> _Merged:
     _check(nodes)
-    return _Merged(_same_versions(nodes), inputs, answers)
+    newest = max(OLDEST_OPSET, *(read_opset(node.step.proto) for node in nodes))
+    for node in nodes:
+        proto = without_functions(node.step.proto)
+        node.model = replace(node.step, proto=proto if read_opset(proto) == newest else with_opset(proto, newest))
+    return _Merged(nodes, inputs, answers)
 
 
 class _Merged:
@@ -287,25 +291,3 @@ def _check(nodes: Sequence[Node]) -> None:
 
 def _plain(row: Sequence[int]) -> list[int]:
     return [length for length in row if length != 1]
-
-
-def _same_versions(nodes: Sequence[Node]) -> list[Node]:
-    """Return parts with the operators of the newest one of them, functions inlined."""
-    newest = max(OLDEST_OPSET, *(read_opset(node.step.proto) for node in nodes))
-    for node in nodes:
-        node.model = replace(node.step, proto=_converted(node.step.proto, newest))
-    return list(nodes)
-
-
-def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    proto = without_functions(proto)
-    if read_opset(proto) == opset:
-        return proto
-    try:
-        return with_opset(proto, opset)
-    except ModelLoadError as exc:
-        raise RefusedModelError(
-            f"{proto.graph.name!r} uses opset {read_opset(proto)}, a model that it is joined with {opset}. "
-            f"{exc.problem}",
-            fix=exc.fix,
-        ) from exc

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.graph.inline_window import fold_context
 from stepwell_export.graph.nodes import replace_items
-from stepwell_export.graph.onnx_file import read_model, without_functions
+from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, TimeSpec, sidecar_of
 from stepwell_export.runtime.specs import shape_of_rows
 from stepwell_export.runtime.step_model import StepModel
@@ -48,7 +48,7 @@ def read_stepwise(path: Path, manifest: Manifest | None = None) -> ConvertedMode
         inputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.inputs]
         outputs = [spec.placed((1, *spec.row_shape), 0) for spec in manifest.outputs]
         manifest = manifest.model_copy(update={"time": TimeSpec(), "inputs": inputs, "outputs": outputs})
-    proto = without_functions(read_model(path, weights=True))
+    proto = read_model(path, weights=True)
     del proto.metadata_props[:]
     replace_items(proto.graph.input, [value for value in proto.graph.input if value.name not in fixed])
     proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in fixed.items())
