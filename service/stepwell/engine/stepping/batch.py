@@ -172,10 +172,6 @@ class Batch(Sequence[QueuedStep]):
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after
 
-    def are_waiting(self, rows: Sequence[int]) -> bool:
-        """Whether none of some rows has its response."""
-        return not any([row.answered for i in rows if (row := self.rows.get(i)) is not None])  # noqa: C419 - see all_finite
-
     def __len__(self) -> int:
         return len(self.op_ids)
 

@@ -142,7 +142,7 @@ class Committer:
         # Checked after the run, as late as possible: from here to the store's command there is no `await`.
         notifications = self._notifications(found) if self._publisher.has_interest(name) else []
         at = records.at
-        if batch.rows and not batch.are_waiting(at):
+        if any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()
@@ -272,7 +272,7 @@ class Committer:
         if batch.lifecycle in ENDS:
             own = [*range(n)]
         elif batch.rows:
-            own = [j for j, i in enumerate(at) if (row := batch.rows.get(i)) is not None and not row.is_plain]
+            own = [j for j, row in records.objects() if not row.is_plain]
         after, section = before, None
         if batch.sources is not None:
             usual, part = self._usual_rows(n, own)

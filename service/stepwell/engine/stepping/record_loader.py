@@ -81,6 +81,11 @@ class Records(NamedTuple):
         """Return the items of some rows."""
         return items if len(rows) == len(items) else [items[i] for i in rows]
 
+    def objects(self) -> list[tuple[int, QueuedStep]]:
+        """Return the rows that have an object, each with its index in `at`."""
+        rows = self.batch.rows
+        return [(j, rows[i]) for j, i in enumerate(self.at) if i in rows] if rows else []
+
     @property
     def length(self) -> int:
         """T of each row; a row that skips timesteps is alone."""

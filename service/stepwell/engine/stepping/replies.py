@@ -61,12 +61,12 @@ def responding_versions(served: ServedModel, records: Records, beside: JoinedRun
         records: The records before the run.
         beside: What the run of joined versions returned beside the predictions.
     """
-    n, objects = len(records.at), records.batch.rows
-    rows = [objects.get(i) for i in records.at] if objects else []
+    n, objects = len(records.at), records.objects()
     if (joined := served.joined) is None or beside is None:
         fingerprint = served.fingerprint
-        changed = [row is not None and row.moved_from not in (b"", fingerprint) for row in rows]
-        return Responding([served.version] * n, [fingerprint] * n, changed, [()] * n) if any(changed) else None
+        moved = {j for j, row in objects if row.moved_from not in (b"", fingerprint)}
+        changed = [j in moved for j in range(n)] if moved else []
+        return Responding([served.version] * n, [fingerprint] * n, changed, [()] * n) if moved else None
     if joined.is_fixed and not objects:
         return None
     before, responders = joined.responded(records.states), beside.responders
@@ -75,13 +75,13 @@ def responding_versions(served: ServedModel, records: Records, beside: JoinedRun
         return None
     versions = [part.version for part in served.parts]
     fingerprints = [part.fingerprint for part in served.parts]
-    after = responders[:, -1].tolist()
+    after, rows = responders[:, -1].tolist(), dict(objects)
     return Responding(
         [versions[i] for i in after],
         [fingerprints[i] for i in after],
         [
-            _has_changed(row, fingerprints[is_now], fingerprints[was])
-            for row, is_now, was in zip(rows or [None] * n, after, before.tolist(), strict=True)
+            _has_changed(rows.get(j), fingerprints[is_now], fingerprints[was])
+            for j, (is_now, was) in enumerate(zip(after, before.tolist(), strict=True))
         ],
         [tuple([versions[i] for i in row]) if len({*row}) > 1 else () for row in responders.tolist()],
     )
@@ -157,12 +157,12 @@ class Replies:
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
     ) -> list[int]:
         """Reply to the rows that have objects, and return those that had no response yet."""
-        objects, version, has_changed = records.batch.rows, self._served.version, False
+        version, has_changed = self._served.version, False
         answered = list[int]()
-        for j, i in enumerate(records.at):
-            if (row := objects.get(i)) is None or row.answered:  # its deadline has passed
+        for j, row in records.objects():
+            if row.answered:  # its deadline has passed
                 continue
-            answered.append(i)
+            answered.append(records.at[j])
             if responding is not None:
                 version, has_changed = responding.versions[j], responding.changed[j]
             prediction = Prediction(output, j, False, j in created, version, shows_version=has_changed)
