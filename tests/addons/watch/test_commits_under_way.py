@@ -59,20 +59,20 @@ async def several_iterations() -> None:
 
 async def test_commits_that_have_begun_are_waited_for_and_later_ones_are_not() -> None:
     commits = CommitsUnderWay()
-    with commits.begin():
-        with commits.begin():
+    with commits.newest:
+        with commits.newest:
             waiting = asyncio.create_task(commits.wait())
             await several_iterations()
-        with commits.begin():
+        with commits.newest:
             await several_iterations()
             assert not waiting.done()
-    with commits.begin():
+    with commits.newest:
         await waiting
 
 
 async def test_everybody_who_waits_waits_for_the_oldest_commit() -> None:
     commits = CommitsUnderWay()
-    with commits.begin():
+    with commits.newest:
         waiting = [asyncio.create_task(commits.wait()) for _ in range(3)]
         await several_iterations()
         assert not any(one.done() for one in waiting)
@@ -85,7 +85,7 @@ async def test_a_watch_is_confirmed_after_the_commits_that_another_worker_has_be
     order: list[str] = []
     watcher = Subscriber([ONE], inputs=False)
     async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
-        with interests.commits.begin():
+        with interests.commits.newest:
             watching = asyncio.create_task(here.add(watcher))
             watching.add_done_callback(lambda _: order.append("confirmed"))
             with redis_server.client() as client:
@@ -125,7 +125,7 @@ async def test_a_watch_is_confirmed_after_the_commit_of_a_step_or_rollout_that_h
 async def test_a_watch_that_a_worker_does_not_acknowledge_begins_with_a_gap(redis_server: Server) -> None:
     watcher = Subscriber([ONE], inputs=False)
     async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
-        with interests.commits.begin():  # it never ends
+        with interests.commits.newest:  # it never ends
             await here.add(watcher)
 
     assert await watcher.drain() == [EventGap(1)]

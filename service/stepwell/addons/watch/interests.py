@@ -21,24 +21,22 @@ TOPIC: Final = "swl:watch"
 
 
 class CommitsUnderWay:
-    """The commits of this worker that are under way, in groups: one for the time between two calls of `wait`."""
+    """The commits of this worker that are under way, in groups: one for the time between two calls of `wait`.
+
+    Attributes:
+        newest: A context for one commit: enter it when its events are decided, leave it when the store has replied.
+            Enter it at once: a context that is entered after a later `wait` has begun is not waited for.
+    """
 
     def __init__(self) -> None:
-        self._newest = CommitGroup()
-        self._groups = {self._newest}
-
-    def begin(self) -> CommitGroup:
-        """Return a context for one commit: enter it when its events are decided, leave it when the store has replied.
-
-        Enter it at once: a context that is entered after a later `wait` has begun is not waited for.
-        """
-        return self._newest
+        self.newest = CommitGroup()
+        self._groups = {self.newest}
 
     async def wait(self) -> None:
         """Wait until all commits that have begun so far have ended."""
         earlier = [*self._groups]
-        self._newest = CommitGroup()
-        self._groups.add(self._newest)
+        self.newest = CommitGroup()
+        self._groups.add(self.newest)
         for group in earlier:
             await group.ended()
             self._groups.discard(group)
@@ -162,7 +160,7 @@ class InterestTable(Publisher):
 
     def commit_under_way(self) -> CommitGroup:
         """Return a context for one commit, so that a new watch can wait for it."""
-        return self.commits.begin()
+        return self.commits.newest
 
     def notifications(self, batch: PendingCommits) -> list[Notification]:
         """Return the events of the commits that are watched or logged."""
