@@ -95,7 +95,6 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
     _sort_nodes(plain.graph)
     _check_names(plain.graph)
     _name_nodes(plain.graph)
-    _check_scans(plain)
     _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(plain.graph.node))
     only_length = _drop_idle_inputs(plain)
@@ -103,6 +102,7 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
     if read_opset(plain) < OLDEST_OPSET:
+        _check_scans(plain)
         plain = with_opset(plain, OLDEST_OPSET)
     return PlainForm(plain, declared, only_length)
 
