@@ -278,25 +278,22 @@ class Batcher:
             while self.queue.ready_batches and (is_first or self._may_run_concurrently()):
                 if len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
                     break
-                self._start_batch(self.queue.dequeue(self._max_batch))
+                batch = self.queue.dequeue(self._max_batch)
+                if type(batch) is CoalescedBatch and not self._close_or_reject(batch):  # quicker than `isinstance`
+                    continue
+                self._batch_number += 1
+                self._tasks[self._batch_number] = self._loop.create_task(self._process(batch, self._batch_number))
                 is_first = False
         finally:
             self._schedule()
 
-    def _start_batch(self, batch: Sequence[QueuedStep]) -> None:
-        if type(batch) is CoalescedBatch:  # `isinstance` is slow for an abstract class's subclass
-            coalesced = self.versions[batch.decoded_by].coalesced
-            if batch is coalesced[batch.has_source]:
-                coalesced[batch.has_source] = None
-            if not self._close_or_reject(batch):
-                return
-        self._batch_number += 1
-        self._tasks[self._batch_number] = self._loop.create_task(self._process(batch, self._batch_number))
-
     def _close_or_reject(self, batch: CoalescedBatch) -> bool:
         """Compute the op ids of a batch to which no timestep is added any more; return whether it succeeded."""
+        version = self.versions[batch.decoded_by]
+        if batch is version.coalesced[batch.has_source]:
+            version.coalesced[batch.has_source] = None
         try:
-            batch.close(self.versions[batch.decoded_by].op_ids.for_rows)
+            batch.close(version.op_ids.for_rows)
         except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
             _log.exception("A batch could not be built (model=%s, rows=%d)", self._name, len(batch))
             self._reject(batch, failed("no"))
