@@ -6,7 +6,6 @@ graph, which the streaming pass makes a step graph of. So Flax, Equinox and plai
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError, TensorError
+from stepwell_export.required import require
+from stepwell_export.runtime.errors import RefusedModelError, TensorError
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
         MissingExtraError: JAX or onnx is not installed.
         RefusedModelError: The function cannot be traced, or not be stepped; names the line.
     """
-    _require()
+    require(("jax", "onnx"), "JAX functions", extra="keras")
     import jax
 
     from stepwell_export import streaming
@@ -194,14 +194,3 @@ def _example(name: str, given: Any) -> Array:
             fix="Give an array (B, T, ..).",
         )
     return found
-
-
-def _require() -> None:
-    for package in ("jax", "onnx"):
-        try:
-            importlib.import_module(package)
-        except ImportError as exc:
-            raise MissingExtraError(
-                f"Exporting JAX functions needs {package}, which cannot be imported: {exc}.",
-                fix="pip install 'stepwell[keras]'; from a clone: STEPWELL_EXTRAS=keras ./stepwell ...",
-            ) from exc

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from stepwell_export.keras.own_layers import register_step_rule
-from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError
+from stepwell_export.required import require
+from stepwell_export.runtime.errors import RefusedModelError
 
 if TYPE_CHECKING:
     from stepwell_export.converted import ConvertedModel
@@ -92,11 +93,4 @@ def _require() -> None:
     from stepwell_export.export_sources import choose_keras_backend  # what it imports needs NumPy
 
     choose_keras_backend()
-    for package in ("keras", "jax", "onnx", "h5py"):
-        try:
-            importlib.import_module(package)
-        except ImportError as exc:
-            raise MissingExtraError(
-                f"Exporting Keras models needs {package}, which cannot be imported: {exc}.",
-                fix="pip install 'stepwell[keras]'",
-            ) from exc
+    require(("keras", "jax", "onnx", "h5py"), "Keras models", extra="keras")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 
 _FRAMEWORKS = {"jax", "jaxlib", "keras", "stepwell_export", "numpy"}
@@ -196,20 +197,11 @@ def noted(found: list[CodeDecision], inside: list[tuple[str, CodeDecision]]) -> 
         errors.ConcretizationTypeError, errors.TracerArrayConversionError, errors.TracerBoolConversionError,
         errors.TracerIntegerConversionError, errors.NonConcreteBooleanIndexError,
     )  # fmt: skip
-    with ExitStack() as restored:
-        for error, kind_of in (*((error, lambda _: "value") for error in of_values), (inconclusive, _kind_of_size)):
-            _replace(restored, error, "__init__", noting(vars(error).get("__init__", error.__init__), kind_of))
-        for name, function in (("__eq__", equal), ("__ne__", unequal), ("__bool__", truth), ("__hash__", hash_of)):
-            _replace(restored, size, name, function)
+    kinds = [*((error, lambda _: "value") for error in of_values), (inconclusive, _kind_of_size)]
+    of_errors = ((error, "__init__", noting(error.__init__, kind_of)) for error, kind_of in kinds)
+    of_sizes = (("__eq__", equal), ("__ne__", unequal), ("__bool__", truth), ("__hash__", hash_of))
+    with patched(*of_errors, *((size, name, function) for name, function in of_sizes)):
         yield
-
-
-def _replace(restored: ExitStack, owner: Any, name: str, function: Any) -> None:
-    if name in vars(owner):
-        restored.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        restored.callback(delattr, owner, name)
-    setattr(owner, name, function)
 
 
 def _kind_of_size(text: str) -> Kind:

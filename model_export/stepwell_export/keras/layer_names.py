@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import keras
 
+from stepwell_export.patched import patched
+
 
 class LayerNames:
     """Finds layers by the names that a trace has them under: `encoder/both/forward_lstm`, and whatever is between."""
@@ -70,8 +72,5 @@ def named_operations() -> Iterator[None]:
         with jax.named_scope(operation.name):
             return original(operation, *args, **given)
 
-    keras.Operation.__call__ = call
-    try:
+    with patched((keras.Operation, "__call__", call)):
         yield
-    finally:
-        keras.Operation.__call__ = original

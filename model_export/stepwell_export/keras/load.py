@@ -8,7 +8,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from stepwell_export.keras.own_layers import load_step_rules
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import ModelLoadError
 
 _DRAWN: Final = (
@@ -36,10 +37,8 @@ def zeros_for_random_values() -> Iterator[None]:
     Each shape of an initializer is compiled by JAX, and an orthogonal matrix of a large layer takes seconds. With a
     seed the values can be the same each time, so a layer may use them without saving them: these are drawn.
     """
-    with _LOADING, ExitStack() as restored:
-        for kind in _DRAWN:
-            restored.callback(setattr, kind, "__call__", kind.__call__)
-            kind.__call__ = _zeros(kind.__call__, threading.get_ident())
+    thread = threading.get_ident()
+    with _LOADING, patched(*((kind, "__call__", _zeros(kind.__call__, thread)) for kind in _DRAWN)):
         yield
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from stepwell_export.patched import patched
 from stepwell_export.runtime.registered import load, registered
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -87,13 +88,8 @@ def rule_of(layer: Any) -> LayerRule | None:
 def rules_in_place(layers: Sequence[Any]) -> Iterator[None]:
     """Let layers with rules run those over the timesteps, in place of their own code."""
     ruled = [(layer, rule) for layer in layers if (rule := rule_of(layer)) is not None and "call" not in vars(layer)]
-    for layer, rule in ruled:
-        vars(layer)["call"] = partial(_looped, layer, rule)
-    try:
+    with patched(*((layer, "call", partial(_looped, layer, rule)) for layer, rule in ruled)):
         yield
-    finally:
-        for layer, _ in ruled:
-            vars(layer).pop("call")
 
 
 def _looped(layer: Any, rule: LayerRule, x: Any, *_: Any, **__: Any) -> Any:

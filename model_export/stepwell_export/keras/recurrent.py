@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from stepwell_export.jax.graph import JaxGraph
 from stepwell_export.jax.rules.gathers import looked_up
 from stepwell_export.jax.values import JaxValue
+from stepwell_export.patched import patched
 from stepwell_export.runtime.manifest import Array
 
 _ACTIVATIONS: dict[str, tuple[str, float | None, float | None]] = {
@@ -65,16 +66,13 @@ def recurrent_layers(layers: Sequence[Any], graph: JaxGraph) -> Iterator[None]:
         layers: All layers of a model.
         graph: Gets the rule of each call.
     """
-    with ExitStack() as restored:
-        restored.callback(setattr, backend, "rnn", backend.rnn)
-        backend.rnn = partial(_rolled, backend.rnn)
-        for number, layer in enumerate(layers):
-            if isinstance(layer, keras.layers.RNN) and "inner_loop" not in vars(layer):
-                restored.callback(vars(layer).pop, "inner_loop")
-                vars(layer)["inner_loop"] = partial(_inner_loop, layer, f"keras_recurrent_{number}", graph)
-            elif type(layer).call is keras.layers.Embedding.call and "call" not in vars(layer):
-                restored.callback(vars(layer).pop, "call")
-                vars(layer)["call"] = partial(_look_up, layer, f"keras_embedding_{number}", graph)
+    changes: list[tuple[Any, str, Any]] = [(backend, "rnn", partial(_rolled, backend.rnn))]
+    for number, layer in enumerate(layers):
+        if isinstance(layer, keras.layers.RNN) and "inner_loop" not in vars(layer):
+            changes.append((layer, "inner_loop", partial(_inner_loop, layer, f"keras_recurrent_{number}", graph)))
+        elif type(layer).call is keras.layers.Embedding.call and "call" not in vars(layer):
+            changes.append((layer, "call", partial(_look_up, layer, f"keras_embedding_{number}", graph)))
+    with patched(*changes):
         yield
 
 

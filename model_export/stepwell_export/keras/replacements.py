@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import keras
 import numpy as np
 from jax import numpy as jnp
+
+from stepwell_export.patched import patched
 
 
 @contextmanager
@@ -27,14 +29,9 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def stateless(model: Any) -> Iterator[None]:
     """Let recurrent layers that keep a state between calls start from zeros, and leave it alone."""
-    kept = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
-    for layer in kept:
-        layer.stateful = False
-    try:
+    kept = (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful)
+    with patched(*((layer, "stateful", False) for layer in kept)):
         yield
-    finally:
-        for layer in kept:
-            layer.stateful = True
 
 
 # ---------------------------------------------------------------- TimeDistributed
@@ -87,14 +84,8 @@ def timesteps_as_rows(model: Any) -> Iterator[None]:
 
         return call
 
-    wrappers = find_wrappers(model)
-    for wrapper in wrappers:
-        vars(wrapper)["call"] = spread(wrapper)
-    try:
+    with patched(*((wrapper, "call", spread(wrapper)) for wrapper in find_wrappers(model))):
         yield
-    finally:
-        for wrapper in wrappers:
-            vars(wrapper).pop("call", None)
 
 
 # ---------------------------------------------------------------- spectra
@@ -106,10 +97,7 @@ def timesteps_as_rows(model: Any) -> Iterator[None]:
 def spectra_as_products() -> Iterator[None]:
     """Let Keras' transforms of real numbers, `rfft` and `irfft`, be products."""
     backend = import_module("keras.src.backend.jax.math")
-    with ExitStack() as restored:
-        for name, function in (("rfft", _rfft), ("irfft", _irfft)):
-            restored.callback(setattr, backend, name, getattr(backend, name))
-            setattr(backend, name, function)
+    with patched((backend, "rfft", _rfft), (backend, "irfft", _irfft)):
         yield
 
 

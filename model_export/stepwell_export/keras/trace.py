@@ -20,6 +20,7 @@ from stepwell_export.keras.own_layers import rules_in_place
 from stepwell_export.keras.recurrent import recurrent_layers
 from stepwell_export.keras.replacements import quiet, spectra_as_products, stateless, timesteps_as_rows
 from stepwell_export.keras.subclassed import describe_cause
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 
 TRACING: Final = RLock()
@@ -126,15 +127,11 @@ def _open_settings(model: Any, steps: Any, length: int | None) -> Iterator[None]
     opened = [one for one in model._flatten_layers() if length is not None and "call" not in vars(one)]
     reshaping = [one for one in opened if type(one) is keras.layers.Reshape and one.target_shape[:1] == (length,)]
     repeating = [one for one in opened if type(one) is keras.layers.RepeatVector and one.n == length]
-    for layer in reshaping:
-        vars(layer)["call"] = reshape(layer)
-    for layer in repeating:
-        vars(layer)["call"] = repeat
-    try:
+    changes = [(layer, "call", reshape(layer)) for layer in reshaping] + [
+        (layer, "call", repeat) for layer in repeating
+    ]
+    with patched(*changes):
         yield
-    finally:
-        for layer in (*reshaping, *repeating):
-            vars(layer).pop("call", None)
 
 
 @contextmanager

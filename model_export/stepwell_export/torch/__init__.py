@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.required import require
 
 if TYPE_CHECKING:
     from stepwell_export.converted import ConvertedModel
@@ -27,6 +27,8 @@ __all__ = [
     "export_step",
 ]
 
+_PACKAGES = ("torch", "onnx", "onnxscript")
+
 _HOMES = {
     "CachedAttention": "layers",
     "CausalConv1d": "layers",
@@ -40,7 +42,7 @@ def __getattr__(name: str) -> Any:
     """Import what is used when it is used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _require()
+    require(_PACKAGES, "PyTorch modules", extra="torch")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
@@ -56,7 +58,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
         MissingExtraError: PyTorch, onnx or onnxscript is not installed.
         RefusedModelError: The module cannot be stepped; the message names the part and has the reason.
     """
-    _require()
+    require(_PACKAGES, "PyTorch modules", extra="torch")
     from stepwell_export.torch.sequence_module import convert_sequence_module
     from stepwell_export.torch.step import export_step
     from stepwell_export.torch.structures import with_named_tensors
@@ -72,14 +74,3 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
         assert not isinstance(spec.states, str)
         return export_step(spec.module, spec.inputs, spec.states, name=name, output_names=spec.output_names)
     return convert_sequence_module(spec, name=name)
-
-
-def _require() -> None:
-    for package in ("torch", "onnx", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError as exc:
-            raise MissingExtraError(
-                f"Exporting PyTorch modules needs {package}, which cannot be imported: {exc}.",
-                fix="Install it: pip install 'stepwell[torch]'; from a clone: STEPWELL_EXTRAS=torch ./stepwell ...",
-            ) from exc

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stepwell_export.patched import patched
 from stepwell_export.torch.checks import in_turn
 
 
@@ -35,12 +36,8 @@ def attention_written_out() -> Iterator[None]:
     def as_given(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
         return bool(is_causal) if threading.get_ident() == thread else detect(mask, is_causal, size)
 
-    with in_turn():
-        layer.forward, encoder._detect_is_causal_mask = written_out, as_given
-        try:
-            yield
-        finally:
-            layer.forward, encoder._detect_is_causal_mask = forward, detect
+    with in_turn(), patched((layer, "forward", written_out), (encoder, "_detect_is_causal_mask", as_given)):
+        yield
 
 
 def _attend(  # noqa: PLR0917  # the arguments of `nn.MultiheadAttention.forward`, in its order

@@ -23,6 +23,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.checks import first_line, place, run, user_frame
 
@@ -280,18 +281,13 @@ class Capture(TorchDispatchMode):
     def _layers_as_one(self, module: Any) -> Iterator[None]:
         """Call recurrent layers of torch's own as one operation: they decide by no values."""
         own = {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
-        layers = [
+        layers = (
             part
             for part in module.modules()
             if isinstance(part, nn.RNNBase) and type(part).forward in own and "forward" not in vars(part)
-        ]
-        for layer in layers:
-            layer.forward = partial(self._as_one, layer)
-        try:
+        )
+        with patched(*((layer, "forward", partial(self._as_one, layer)) for layer in layers)):
             yield
-        finally:
-            for layer in layers:
-                del layer.forward
 
     def _as_one(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         self.operations += 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 
 _CELLS: dict[Any, str] = {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru", nn.RNNCell.forward: "rnn"}
@@ -26,21 +27,9 @@ _CELLS: dict[Any, str] = {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru"
 @contextmanager
 def layers_written_out(module: Any) -> Iterator[None]:
     """Let layers compute timestep by timestep: those that are called with one, and those without an operator."""
-    layers = [
-        (layer, vars(layer).get("forward"), partial(how, layer))
-        for layer in module.modules()
-        if (how := _by_timesteps(layer)) is not None
-    ]
-    for layer, _, forward in layers:
-        layer.forward = forward
-    try:
+    pairs = ((layer, _by_timesteps(layer)) for layer in module.modules())
+    with patched(*((layer, "forward", partial(how, layer)) for layer, how in pairs if how is not None)):
         yield
-    finally:
-        for layer, before, _ in layers:
-            if before is None:
-                del layer.forward
-            else:
-                layer.forward = before
 
 
 def _by_timesteps(layer: Any) -> Callable[..., Any] | None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.cells import with_layers_of_torch
 
@@ -182,13 +183,8 @@ def unfused() -> Iterator[None]:
 @contextlib.contextmanager
 def unvalidated() -> Iterator[None]:
     """Keep `torch.distributions` from checking parameters by their values, which a graph cannot do."""
-    with in_turn():
-        before = Distribution._validate_args
-        Distribution.set_default_validate_args(False)
-        try:
-            yield
-        finally:
-            Distribution.set_default_validate_args(before)
+    with in_turn(), patched((Distribution, "_validate_args", False)):
+        yield
 
 
 @contextlib.contextmanager

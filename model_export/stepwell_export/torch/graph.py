@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stepwell_export.graph.builder import element_type
 from stepwell_export.graph.nodes import numbered, renamed, replace_items, set_layer
+from stepwell_export.patched import patched
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.session import open_session
 from stepwell_export.torch.attention import attention_written_out
@@ -207,9 +208,9 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     switch: Any = torch._C._jit_set_onnx_log_enabled
     switch(False)
-    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again
     try:
         with (
+            patched((torch._C, "_jit_set_onnx_log_enabled", lambda enabled: None)),  # torch turns its log on again
             warnings.catch_warnings(),
             contextlib.redirect_stdout(_OfOthers(sys.stdout)),
             contextlib.redirect_stderr(_OfOthers(sys.stderr)),
@@ -218,7 +219,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-        torch._C._jit_set_onnx_log_enabled = switch
         switch(True)
 
 
@@ -282,12 +282,9 @@ def exact() -> Iterator[None]:
     rewriter: Any = onnxscript.rewriter
     inexact = set(map(id, _no_op.rules))
     with in_turn():
-        before = rewriter._DEFAULT_REWRITE_RULES
-        rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if id(rule) not in inexact)
-        try:
+        kept = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if id(rule) not in inexact)
+        with patched((rewriter, "_DEFAULT_REWRITE_RULES", kept)):
             yield
-        finally:
-            rewriter._DEFAULT_REWRITE_RULES = before
 
 
 def optimized(proto: onnx.ModelProto) -> onnx.ModelProto:

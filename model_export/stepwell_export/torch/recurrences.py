@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from stepwell_export.patched import patched
 from stepwell_export.torch.checks import in_turn
 
 LOWEST = -1e30
@@ -73,12 +74,8 @@ def associative_scans_written_out(rows: int) -> Iterator[None]:
     def either(*args: Any, **kwargs: Any) -> Any:
         return (written_out if threading.get_ident() == thread else parallel)(*args, **kwargs)
 
-    with in_turn():
-        home.generic_associative_scan = either
-        try:
-            yield
-        finally:
-            home.generic_associative_scan = parallel
+    with in_turn(), patched((home, "generic_associative_scan", either)):
+        yield
 
 
 def _scan(

@@ -29,13 +29,10 @@ def _broadcast(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxVal
     return JaxValue(tuple(aval.shape), x.dtype, made, ones=ones)
 
 
-@rule("reshape")
+@rule("reshape", "squeeze", "expand_dims")
 def _reshape(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
-    return reshaped(graph, graph.whole(inputs[0]), inputs[0].shape, equation.outvars[0].aval.shape)
-
-
-def reshaped(graph: JaxGraph, tensor: str, before: Sequence[Dim], after: Sequence[Dim]) -> str:
-    """Return a tensor in another shape; axes of length 1 come and go without a Reshape."""
+    """Emit a Reshape, but for axes of length 1 that come and go."""
+    tensor, before, after = graph.whole(inputs[0]), inputs[0].shape, equation.outvars[0].aval.shape
     longer = [[n for n in shape if not is_one(n)] for shape in (before, after)]
     if len(longer[0]) != len(longer[1]) or not all(map(same, *longer)):
         return graph.op("Reshape", tensor, graph.sizes(after))
@@ -44,16 +41,6 @@ def reshaped(graph: JaxGraph, tensor: str, before: Sequence[Dim], after: Sequenc
         return tensor
     tensor = graph.op("Squeeze", tensor, graph.ints(gone)) if gone else tensor
     return graph.op("Unsqueeze", tensor, graph.ints(added)) if added else tensor
-
-
-@rule("squeeze")
-def _squeeze(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
-    return reshaped(graph, graph.whole(inputs[0]), inputs[0].shape, equation.outvars[0].aval.shape)
-
-
-@rule("expand_dims")
-def _expand_dims(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
-    return reshaped(graph, graph.whole(inputs[0]), inputs[0].shape, equation.outvars[0].aval.shape)
 
 
 @rule("transpose")
