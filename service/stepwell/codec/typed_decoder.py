@@ -10,7 +10,6 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -252,7 +251,7 @@ class _InputDecoder:
         Raises:
             ValueError: Their shape is another one, or a value is not finite; likewise the others of `DECODE_ERRORS`.
         """
-        return self._checked(_array(values if lead else [values], self.dtype, (lead or 1) + len(self.row)), lead or 1)
+        return self._checked(_array(values if lead else [values], self.dtype), lead or 1)
 
     def read(self, raw: Raw, body_format: Format, lead: int) -> Array:
         """Decode a tensor, packed or of lists; lists of values that may be missing may be `null`; otherwise `array`."""
@@ -295,7 +294,7 @@ class _InputDecoder:
         return array
 
     def _from_lists(self, values: Any, dims: tuple[int | None, ...]) -> Array:
-        return _array(_with_missing(values, dims) if self.may_be_missing else values, self.dtype, len(dims))
+        return _array(_with_missing(values, dims) if self.may_be_missing else values, self.dtype)
 
     def _in_pieces(self, raw: Raw, dims: tuple[int | None, ...]) -> Array:
         """Return nested lists in JSON as an array of these dimensions, at least two, decoded a piece at a time."""
@@ -483,7 +482,7 @@ def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], by
     """
     code = _PACK_CODES.get(dtype.name)
     if code is None or len(row) != 1:
-        return lambda item: _checked(_array(item, dtype, len(row)), row).tobytes()
+        return lambda item: _checked(_array(item, dtype), row).tobytes()
     pack = struct.Struct(f"={row[0]}{code}").pack
     # pack raises on overflow, and JSON has no other numbers that are not finite
     return lambda item: pack(*item)
@@ -504,15 +503,5 @@ def _unpack(packed: _PackedArray, dtype: np.dtype[Any], dtype_name: str) -> Arra
 
 
 @np.errstate(over="ignore")  # values that overflow are found afterwards, without a warning
-def _array(values: Any, dtype: np.dtype[Any], axes: int) -> Array:
-    """Return nested lists as an array, by way of one flat list, which NumPy reads in half of the time."""
-    if axes < 2:
-        return np.array(values, dtype)
-    shape = [len(values)]
-    for _ in range(axes - 1):
-        lengths = {*map(len, values)}
-        if len(lengths) != 1:
-            raise NotTypedError  # they are ragged, or there are none
-        shape += lengths
-        values = [*chain.from_iterable(values)]
-    return np.array(values, dtype).reshape(shape)
+def _array(values: Any, dtype: np.dtype[Any]) -> Array:
+    return np.array(values, dtype)
