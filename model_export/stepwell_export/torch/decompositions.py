@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.structure.rows import ROWS_DEPEND, ROWS_FIX
 from stepwell_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 from stepwell_export.torch.writes import Writes
 
@@ -17,7 +19,7 @@ class Stable(TorchFunctionMode):
     """While a module is traced: what either exporter writes in a form that loses digits is written in another."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _STABLE.get(func, func)(*args, **kwargs or {})
+        return _OF_A_STEP.get(func, func)(*args, **kwargs or {})
 
 
 class Decomposed(TorchFunctionMode):
@@ -123,6 +125,18 @@ def _tile(x: Tensor, *dims: Any) -> Tensor:
     """Source: torch.tile."""
     counts = dims if isinstance(dims[0], int) else tuple(dims[0])
     return x.repeat(*(1,) * (x.dim() - len(counts)), *counts)
+
+
+def _roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
+    """Source: torch.roll.
+
+    Raises:
+        RefusedModelError: It moves rows, the one axis of a timestep that is of any size.
+    """
+    axes = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    if any(type(x.shape[axis]) is not int for axis in axes):
+        raise RefusedModelError(f"{ROWS_DEPEND}: torch.roll moves one to the place of another.", fix=ROWS_FIX)
+    return torch.roll(x, shifts, dims)
 
 
 def _split(x: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
@@ -245,6 +259,9 @@ _STABLE: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.logsigmoid: _logsigmoid,
 }
 """Operations that either exporter writes in a form that loses digits, or gives other numbers."""
+
+_OF_A_STEP: dict[Any, Callable[..., Any]] = {**_STABLE, torch.roll: _roll, torch.Tensor.roll: _roll}
+"""What `torch.export` is to write in another form."""
 
 _WORDS: dict[Any, Callable[..., Any]] = {
     **_STABLE,
