@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,7 +14,7 @@ import pytest
 
 from stepwell_client.wire.ids import encode_state_id
 from tests.api.running import Service, running_service
-from tests.graphs import fold_reference
+from tests.graphs import fold, fold_of_two_outputs, fold_reference, write_model
 from tests.servers import Server
 
 MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
@@ -522,3 +523,26 @@ def test_the_status_includes_the_last_prediction_on_request(service: Service, st
     shown = service.http.get(service.path("fold", stream), params={"outputs": "true"}).json()
 
     assert shown == {**plain, "expires_in_s": shown["expires_in_s"], "outputs": {"y": fold_reference([1, 2])[-1:]}}
+
+
+@pytest.mark.parametrize("n_streams", [2, 20])
+def test_columns_of_streams_whose_version_lacks_an_output_have_null_there(
+    redis_server: Server, tmp_path: Path, n_streams: int
+) -> None:
+    """Streams stay with the version that created them; it runs the whole request, or a part of it."""
+    write_model(tmp_path, "fold", fold, version=1)
+    write_model(tmp_path, "fold", fold_of_two_outputs, version=2)
+    names = [f"s{n}" for n in range(n_streams)]
+    with running_service(redis_server.url, tmp_path) as own:
+        path, body = "/v1/models/fold/step", {"streams": names, "inputs": [[1]] * n_streams}
+        own.http.post(path, json=body, params={"version": 1}).raise_for_status()
+        found = [own.http.post(path, json=body).json() for _ in range(2)]
+        chunk = own.http.post("/v1/models/fold/steps", json={**body, "inputs": [[[1], [1]]] * n_streams}).json()
+        newer = own.http.post(path, json={"streams": ["new", *names], "inputs": [[1]] * (n_streams + 1)}).json()
+
+    assert [one["outputs"] for one in found] == [
+        {"y": [fold_reference([1] * n)[-1:]] * n_streams, "z": [None] * n_streams} for n in (2, 3)
+    ]
+    assert [one["errors"] for one in (*found, chunk, newer)] == [{}] * 4
+    assert chunk["outputs"]["z"] == [None] * n_streams
+    assert newer["outputs"]["z"] == [[-2], *[None] * n_streams]

@@ -106,6 +106,12 @@ def step_response(
     return response
 
 
+def has_outputs(batch: BatchOutput, specs: Sequence[OutputSpec], keep: ReturnMode) -> bool:
+    """Whether a batch has each output that is returned: streams stay with a version whose outputs may be others."""
+    shapes = {name: array.shape[2:] for name, array in batch.arrays.items()}
+    return keep == "none" or all([shapes.get(spec.name) == spec.row_shape for spec in specs])  # noqa: C419 - few
+
+
 def bulk_response(
     prediction: BulkPrediction, specs: Sequence[OutputSpec], body_format: Format, *, chunk: bool, keep: ReturnMode
 ) -> dict[str, Any]:

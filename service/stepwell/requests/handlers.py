@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from msgspec import UNSET
 
 from stepwell.codec.request_decoder import ReadStep, RequestDecoder
-from stepwell.codec.responses import bulk_response, bulk_response_of_parts, encode_json_step, encode_step
+from stepwell.codec.responses import (
+    bulk_response,
+    bulk_response_of_parts,
+    encode_json_step,
+    encode_step,
+    has_outputs,
+)
 from stepwell.codec.sources import source_of
 from stepwell.codec.step_bodies import DecodedBulk, DecodedStep
 from stepwell.codec.stream_lists import StreamListCache, StreamNames
@@ -344,12 +350,15 @@ def bulk_document(
     bulk: DecodedBulk, results: BulkOutcomes, served: ServedModel, response_format: Format
 ) -> dict[str, Any]:
     """Return the response to a bulk request."""
+    specs = served.manifest.answered
     if isinstance(results, BulkPrediction):
-        return bulk_response(results, served.manifest.answered, response_format, chunk=bulk.chunk, keep=bulk.keep)
+        if has_outputs(results.batch, specs, bulk.keep):
+            return bulk_response(results, specs, response_format, chunk=bulk.chunk, keep=bulk.keep)
+        results = results.as_parts()
     return bulk_response_of_parts(
         results,
         {i: problem_document(error) for i, error in results.errors.items()},
-        served.manifest.answered,
+        specs,
         response_format,
         length=bulk.length,
         chunk=bulk.chunk,

@@ -257,17 +257,22 @@ class Prediction(Struct, frozen=True, gc=False):
 
 
 class BulkPrediction(Struct, frozen=True, gc=False):
-    """The committed results of `BulkTimesteps`, all applied now, to streams that existed.
+    """The committed results of timesteps that were applied together.
 
     Attributes:
-        batch: Their predictions, in the order of the request.
+        batch: Their predictions; if it is the result of a whole request, in the order of the request.
         versions: The model version that computed each.
-        shows_version: The response has `version`: the request has a source.
+        shows_version: The response has `version`: the request has a source, or the version has changed.
     """
 
     batch: BatchOutput
     versions: Sequence[int]
     shows_version: bool = False
+
+    def as_parts(self) -> BulkParts:
+        """Return the same as one part."""
+        rows = range(len(self.batch.steps))
+        return BulkParts(len(rows), [(rows, self, rows)], {})
 
 
 class BulkParts(Struct):

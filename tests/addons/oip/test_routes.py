@@ -14,7 +14,7 @@ import pytest
 
 from tests.addons.oip.client import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
 from tests.api.running import Service, running_service
-from tests.graphs import fold, fold_reference, write_model, write_models
+from tests.graphs import fold, fold_of_two_outputs, fold_reference, write_model, write_models
 from tests.servers import Server
 
 X = np.array([[0.1, -0.2, 0.3, 0.4]], np.float32)
@@ -522,6 +522,22 @@ def test_a_sequence_continues_with_the_version_that_started_it(
     assert (onward["model_version"], onward["outputs"][0]["data"]) == ("1", fold_reference([1, 2])[1:])
     assert "code: model_changed" in error_message(other)
     assert (again["model_version"], again["outputs"][0]["data"]) == ("2", fold_reference([3], factor=3))
+
+
+def test_a_sequence_whose_version_lacks_an_output_has_the_others(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    folder = write_models(tmp_path / "models")
+    write_model(folder, "fold", fold, version=1)
+    with running_service(shared_redis.url, folder) as own:
+        client = InferClient(own)
+        client.predict(1, stream, sequence_start=True)
+        write_model(folder, "fold", fold_of_two_outputs, version=2)
+        assert own.http.post("/v2/repository/models/fold/load").status_code == 200
+
+        onward = client.send(2, stream).json()
+
+    assert [(one["name"], one["data"]) for one in onward["outputs"]] == [("y", fold_reference([1, 2])[1:])]
 
 
 # ------------------------------------------------------------------- stateless models

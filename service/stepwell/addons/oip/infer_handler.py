@@ -147,7 +147,11 @@ class InferHandler:
                 "replayed": result.replayed,
                 **{name: value for name, value in flags.items() if value},
             }
-            return InferResult(request, result.outputs, result.version, parameters)
+            outputs = result.outputs
+            if result.version != self.served.version:  # the stream stays with that one, whose outputs may be others
+                there = [one for one in request.outputs if one[0].is_kind_of(outputs.get(one[0].name))]
+                request = request._replace(outputs=there)
+            return InferResult(request, outputs, result.version, parameters)
         outputs = {spec.name: np.concatenate([row.outputs[spec.name] for row in result]) for spec, _ in request.outputs}
         return InferResult(request, outputs, self.served.version, None)
 

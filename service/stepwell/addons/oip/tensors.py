@@ -80,6 +80,10 @@ class DeclaredTensor:
         """Whether the tensor may be left out of a request."""
         return may_be_missing(self._spec)
 
+    def is_kind_of(self, array: Array | None) -> bool:
+        """Whether an array, `(rows, *row)`, is such a tensor; None: there is no array."""
+        return array is not None and array.shape[1:] == self._row and array.dtype == self._dtype
+
     def missing(self, rows: int) -> Sequence[bytes]:
         """Return the rows of a request that leaves the tensor out."""
         return [missing_values(self._spec, ()).tobytes()] * rows

@@ -164,7 +164,7 @@ class StepService:
 
         Args:
             bulk: The request.
-            done: Called once with the results of all rows, in order.
+            done: Called once with the results of all rows.
             served: The model version that decoded it.
             faults: Errors of single rows, which are their results, by index.
         """

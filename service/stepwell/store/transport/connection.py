@@ -102,7 +102,6 @@ class PipelinedConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=CommandError)
         self._pending: deque[_Exchange] = deque()
         self._abort_reason = ""
-        self._is_replica = False  # the server has refused a write for that
         self._transport.set_protocol(self)
 
     @property
@@ -166,13 +165,14 @@ class PipelinedConnection(asyncio.Protocol):
             while (reply := self._reader.gets()) is not False:
                 exchange = self._pending[0]
                 exchange.replies.append(reply)
-                self._is_replica = self._is_replica or (type(reply) is CommandError and reply.code == "READONLY")
+                if type(reply) is CommandError and reply.code == "READONLY":
+                    self._abort_reason = "the server is a replica now"  # the next connection is to the new primary
                 if len(exchange.replies) == exchange.expected_replies:
                     self._pending.popleft()
                     if not exchange.done.done():  # its caller may have been cancelled
                         exchange.done.set_result(None)
-                    if self._is_replica:
-                        self.abort("the server is a replica now")  # the next connection is to the new primary
+            if self._abort_reason and not self._pending:  # what was sent before has its replies
+                self.abort(self._abort_reason)
         except (hiredis.ProtocolError, IndexError) as exc:  # not a reply of the protocol, or one without a command
             self.abort(f"the store violated the protocol: {exc}")
 
