@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,27 @@ def test_decisions_of_jax_are_recorded_after_the_original_has_given_up_its_weigh
     weights.delete()
 
     assert outcomes(recorder.observe([LARGE]))["Greater"]["true"]
+
+
+def test_a_decision_in_the_cell_of_a_recurrent_layer_of_keras_is_recorded() -> None:
+    """The layer's loop is of Keras, and what it applies to each timestep is not."""
+    keras = pytest.importorskip("keras", reason="needs Keras")
+    from stepwell_export.verify.decisions.jax import JaxObserver
+
+    class Cell(keras.layers.Layer):  # type: ignore[misc, name-defined, unused-ignore]  # keras has no types
+        state_size = output_size = 2
+
+        def call(self, x: Any, states: Any) -> Any:
+            h = x + states[0]
+            return keras.ops.where(h > 5, 7 * h, h), [h]
+
+    layer = keras.layers.RNN(Cell(), return_sequences=True)
+    observer = JaxObserver(layer, framework=str(Path(keras.__file__).parent))
+    small, large = (outcomes(observer.observe([x])) for x in (SMALL, LARGE))
+
+    assert (small["Greater"], large["Greater"]) == ({"true": False, "false": True}, {"true": True, "false": False})
+    assert (small["Where"], large["Where"]) == ({"true": False, "false": True}, {"true": True, "false": False})
+    assert 5.0 in observer.observe([SMALL]).values
 
 
 def test_a_branch_of_jax_and_what_it_decides_are_recorded() -> None:

@@ -34,6 +34,9 @@ LIBRARY = {"divide_no_nan", "sinc", "softmax", "log_softmax", "_take", "take", "
 _DECISIONS = {*record.COMPARED, "select_n", "max", "min", "clamp", "argmax", "argmin", "rem", "cond"}
 """The operations that decide something."""
 
+_ENTERED = {"scan", "while", "cond"}
+"""Those whose insides are looked at wherever they are written."""
+
 _PLACES = {"argmax", "argmin"}
 _DIVISIONS = {"rem", "remainder", "fmod"}
 
@@ -118,7 +121,7 @@ class _Walk:
             made, followed = results or (_bound(eqn, given), [does_follow] * len(eqn.outvars))
             env.update(zip(eqn.outvars, made, strict=True))
             depends.update(var for var, follow in zip(eqn.outvars, followed, strict=True) if follow)
-            if _is_guard(eqn, guards) or self._is_of_library(eqn):
+            if _is_guard(eqn, guards) or (results is None and self._is_of_library(eqn)):
                 guards.update(eqn.outvars)
             elif does_follow:
                 for name, outcomes, taken in self._decided(eqn, given, own, made, guards, label):
@@ -299,9 +302,13 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _decides(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or one inside, has an operation that decides something, and is no library's."""
+    """Whether a jaxpr, or one inside, has an operation that decides something, and is no library's.
+
+    A library's loop, as of a recurrent layer of Keras, runs what may be the user's.
+    """
     return any(
-        (eqn.primitive.name in _DECISIONS or any(map(_decides, _inside(eqn)))) and not _is_of_library(eqn)
+        (eqn.primitive.name in _DECISIONS or any(map(_decides, _inside(eqn))))
+        and (eqn.primitive.name in _ENTERED or not _is_of_library(eqn))
         for eqn in jaxpr.eqns
     )
 
