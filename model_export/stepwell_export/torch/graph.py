@@ -41,6 +41,8 @@ OPSET = 18
 
 _FIXED_ROWS = "The module fixes the number of rows: it works for the batch size of its example alone."
 _FIX_ROWS = "Take the batch size from the input: x.shape[0] as it is, no number and neither len(x) nor int(x.shape[0])."
+_SOME_ROWS = "The module does not take any number of rows: it compares how many there are, or picks some of them."
+_FIX_SOME_ROWS = "Compute each row by itself, in the same way for any number of rows."
 
 _Names = tuple[Sequence[str], Sequence[str]]
 
@@ -244,6 +246,8 @@ def _refused(exc: Exception) -> RefusedModelError:
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
         return RefusedModelError(_FIXED_ROWS, fix=_FIX_ROWS)
+    if "Constraints violated (batch)" in text:
+        return RefusedModelError(_SOME_ROWS, fix=_FIX_SOME_ROWS)
     return RefusedModelError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",

@@ -313,6 +313,14 @@ STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
         lambda: stepwise(lambda m, x, h: (x + torch.zeros(len(x), 1).expand(-1, 4), h)),
         "fixes the number of rows",
     ),
+    "rows_in_another_order": (
+        lambda: stepwise(lambda m, x, h: (torch.cat([x[-1:], x[:-1]]), h)),
+        "does not take any number of rows",
+    ),
+    "many_rows": (
+        lambda: stepwise(lambda m, x, h: (x * 2 if x.shape[0] > 5 else x, h)),
+        "does not take any number of rows",
+    ),
     "mixed_rows": (lambda: stepwise(lambda m, x, h: (x.sum(0, keepdim=True), h)), "expected the batch axis first"),
     "no_axes": (
         lambda: StepSpec(of(lambda m, x, h: (x + h, h)), inputs={"x": 1.0}, states={"h": torch.zeros(1, 4)}),
