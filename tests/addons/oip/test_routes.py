@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from tests.addons.oip.client import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
 from tests.api.running import Service, running_service
-from tests.graphs import fold, fold_of_two_outputs, fold_reference, write_model, write_models
+from tests.graphs import Built, fold, fold_of_two_outputs, fold_reference, write_model, write_models
 from tests.servers import Server
 
 X = np.array([[0.1, -0.2, 0.3, 0.4]], np.float32)
@@ -504,17 +505,22 @@ def test_tritons_parameters_are_accepted_and_its_reserved_ones_are_rejected(clie
     assert error_message(refused).startswith("parameter keys starting with 'triton_' are reserved")
 
 
+@contextlib.contextmanager
+def begun_before(second: Callable[[], Built], redis: Server, folder: Path, stream: str) -> Iterator[InferClient]:
+    """Serve the fold and then a second version of it; a sequence was begun before that one."""
+    write_model(folder, "fold", fold, version=1)
+    with running_service(redis.url, folder) as own:
+        client = InferClient(own)
+        client.predict(1, stream, sequence_start=True)
+        write_model(folder, "fold", second, version=2)
+        assert own.http.post("/v2/repository/models/fold/load").status_code == 200
+        yield client
+
+
 def test_a_sequence_continues_with_the_version_that_started_it(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    folder = write_models(tmp_path / "models")
-    write_model(folder, "fold", fold, version=1)
-    with running_service(shared_redis.url, folder) as own:
-        client = InferClient(own)
-        client.predict(1, stream, sequence_start=True)
-        write_model(folder, "fold", lambda: fold(factor=3), version=2)
-        assert own.http.post("/v2/repository/models/fold/load").status_code == 200
-
+    with begun_before(lambda: fold(factor=3), shared_redis, tmp_path, stream) as client:
         onward = client.send(2, stream).json()
         other = client.post(document(tensor("x", np.array([[2]])), sequence_id=stream), version="/versions/2")
         again = client.send(3, stream, sequence_start=True).json()
@@ -527,14 +533,7 @@ def test_a_sequence_continues_with_the_version_that_started_it(
 def test_a_sequence_whose_version_lacks_an_output_has_the_others(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    folder = write_models(tmp_path / "models")
-    write_model(folder, "fold", fold, version=1)
-    with running_service(shared_redis.url, folder) as own:
-        client = InferClient(own)
-        client.predict(1, stream, sequence_start=True)
-        write_model(folder, "fold", fold_of_two_outputs, version=2)
-        assert own.http.post("/v2/repository/models/fold/load").status_code == 200
-
+    with begun_before(fold_of_two_outputs, shared_redis, tmp_path, stream) as client:
         onward = client.send(2, stream).json()
 
     assert [(one["name"], one["data"]) for one in onward["outputs"]] == [("y", fold_reference([1, 2])[1:])]
