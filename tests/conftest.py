@@ -51,9 +51,14 @@ if _IS_QUICKLY_COMPILED and find_spec("jaxlib") is not None and version("jaxlib"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 settings.register_profile("patient", parent=settings.default, deadline=None)  # how long one example takes is no fact
-# For mutants, of which only whether a test fails counts: to find the smallest example takes seconds.
+# For mutants, of which only whether a test fails counts: to find the smallest example takes seconds, and a mutant that
+# is caught is caught in each run.
 settings.register_profile(
-    "any-failure", parent=settings.get_profile("patient"), phases=[Phase.explicit, Phase.generate]
+    "any-failure",
+    parent=settings.get_profile("patient"),
+    phases=[Phase.explicit, Phase.generate],
+    derandomize=True,
+    database=None,
 )
 settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts with `&`

@@ -37,11 +37,12 @@ def document(**fields: object) -> ReleaseDocument:
     return ReleaseDocument(**(defaults | fields))  # type: ignore[arg-type]
 
 
-@given(record=st.text(), salt=st.text(), lower=percents, higher=percents)
-def test_a_stream_in_a_share_is_in_every_larger_share(record: str, salt: str, lower: float, higher: float) -> None:
+@given(salt=st.text(), lower=percents, higher=percents)
+def test_a_stream_in_a_share_is_in_every_larger_share(salt: str, lower: float, higher: float) -> None:
     lower, higher = sorted((lower, higher))
 
-    assert takes_part(record, salt, lower) <= takes_part(record, salt, higher)
+    for record in map(str, range(100)):
+        assert takes_part(record, salt, lower) <= takes_part(record, salt, higher)
 
 
 @given(record=st.text(), salt=st.text())
