@@ -72,7 +72,7 @@ def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
     }
     account = {"username": parsed.user, "password": parsed.password}
     try:
-        sentinel: Any = Sentinel(list(parsed.nodes), sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel(list(parsed.nodes), sentinel_kwargs=sentinel_options)
         client = sentinel.master_for(service, db=int(db or 0), **account, **options, **_common(timeout))
         pool: ConnectionPool = client.connection_pool
         pool.make_connection()  # type: ignore[no-untyped-call]  # as above
