@@ -329,7 +329,7 @@ MUTANTS = (
     ),
     Mutant(
         "the idempotency key of a snapshot is not stored",
-        "service/stepwell/store/scripts/snapshots.lua",
+        "service/stepwell/addons/copies/snapshots.lua",
         "call('SET', KEYS[3], ARGV[5], 'PX', ARGV[6])",
         "",
         ("tests/api/test_copies.py::test_a_retried_snapshot_keeps_its_first_state",),
@@ -553,7 +553,7 @@ MUTANTS = (
     ),
     Mutant(
         "a snapshot of a stream that was deleted is stored",
-        "service/stepwell/store/scripts/snapshots.lua",
+        "service/stepwell/addons/copies/snapshots.lua",
         "if redis.pcall('GETRANGE', KEYS[2], 8, 15) ~= ARGV[7] then",
         "if redis.pcall('GETRANGE', KEYS[2], 8, 15) == '' then",
         ("tests/addons/copies/test_stream_copies.py::test_a_snapshot_is_of_the_stream_that_was_created_meanwhile",),

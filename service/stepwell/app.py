@@ -31,12 +31,12 @@ from stepwell.models.registry import ModelRegistry
 from stepwell.requests.auth.api_keys import ApiKeys
 from stepwell.requests.context import AppContext
 from stepwell.requests.problems import internal_error
-from stepwell.service_addon import ServiceAddon, sole
+from stepwell.service_addon import ServiceAddon, addon_classes, sole
 from stepwell.settings import Settings, SharedFolders
 from stepwell.store.checks.safety import SafetyMonitor
 from stepwell.store.state_store import StateStore
 from stepwell_export.runtime.errors import StepwellError
-from stepwell_export.runtime.registered import AddonError, load, registered
+from stepwell_export.runtime.registered import AddonError
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -75,8 +75,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
         redirect_slashes=False,
     )
     app.state.context = context
-    found = registered("stepwell.addons").values()
-    addons: list[ServiceAddon] = [load(point, base=ServiceAddon)(context, version) for point in found]
+    addons = [addon(context, version) for addon in addon_classes()]
     app.state.addons = addons
     context.api_keys.caller_of_token = sole(addons, "caller_of_token", lambda addon: addon.caller_of_token())
     if settings.has_keys and not context.api_keys.required:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepwell_export.runtime.registered import AddonError
+from stepwell_export.runtime.registered import AddonError, load, registered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stepwell.requests.hot_routes import HotRoute
     from stepwell.requests.tracer import RequestTracer
     from stepwell.store.state_store import StateStore
+    from stepwell.store.transport.connection import Argument
 
 _Made = TypeVar("_Made")
 
@@ -45,6 +46,19 @@ class ServiceAddon:
     def __init__(self, context: AppContext, version: str) -> None:
         self.context = context
         self.version = version
+
+    @staticmethod
+    def store_commands(record: str) -> Iterable[Sequence[Argument]]:
+        """Return each command that it sends to the store, to be run once before the service starts.
+
+        A store whose user may not run one of them is refused there, and not at a stream's first request. Commands of
+        scripts are among them by themselves: not every server names the command that it denies to a script.
+
+        Args:
+            record: The key of the record of a stream that does not exist, to make keys of. What the commands write
+                they have to delete.
+        """
+        return ()
 
     def add_routes(self, app: FastAPI) -> None:
         """Add routes, behind those of steps and before all others: the first one that matches a path answers."""
@@ -141,6 +155,15 @@ class ServiceAddon:
 
     def end_sampler(self, served: ServedModel) -> None:
         """End what `sampler` began: the model version is not stepped any more."""
+
+
+def addon_classes() -> list[type[ServiceAddon]]:
+    """Return the add-ons of all installed packages, in the order of their names.
+
+    Raises:
+        AddonError: One cannot be imported, or is no `ServiceAddon`.
+    """
+    return [load(point, base=ServiceAddon) for point in registered("stepwell.addons").values()]
 
 
 def sole(addons: Iterable[ServiceAddon], hook: str, of: Callable[[ServiceAddon], _Made | None]) -> _Made | None:

@@ -6,28 +6,26 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from stepwell.service_addon import addon_classes
 from stepwell.store.checks.safety import UnsafeStoreError
 from stepwell.store.commits import Commit, script_call
-from stepwell.store.keys import FLEET_RELOAD, FLEET_WORKERS, PREFIX, artifact_key, event_log_key, snapshots_key
+from stepwell.store.keys import PREFIX, event_log_key
 from stepwell.store.record import HEADER_BYTES
-from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError, PipelinedConnection
 
-_SNAPSHOTS: Final = Script.of("snapshots.lua")
 _TOPIC: Final = "swl:check"
 _TTL_MS: Final = 10_000  # of the keys written here, in case the process is killed before it deletes them
 
 
 async def check_permissions(store: StateStore) -> None:
-    """Run every command that serving needs on a scratch key; only permission errors count.
+    """Run every command that the service and its add-ons need on scratch keys; only permission errors count.
 
     Raises:
         UnsafeStoreError: A command is denied; the error names it.
     """
     key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
-    other, snapshots, log = f"{key}:o", snapshots_key(key), event_log_key(key)
-    artifact, record = artifact_key("check", secrets.token_bytes(8)), bytes(HEADER_BYTES)
+    other, log, record = f"{key}:o", event_log_key(key), bytes(HEADER_BYTES)
 
     def script(expect: bytes, *, keep_ttl: bool = False, send_source: bool = True) -> Sequence[Argument]:
         return script_call(
@@ -41,33 +39,15 @@ async def check_permissions(store: StateStore) -> None:
         # The commands of the scripts, by themselves: not every server names the command that it denies to a script.
         ("SET", other, b"", "PX", _TTL_MS),
         ("PEXPIRE", other, _TTL_MS),
-        ("HSET", snapshots, "name", b""),
-        ("HEXISTS", snapshots, "name"),
-        ("HLEN", snapshots),
-        ("HDEL", snapshots, "name"),
-        ("HINCRBY", snapshots, "n", 1),
-        ("HINCRBYFLOAT", snapshots, "x", 1),
         script(b"", send_source=False),
         script(b""),  # writes the record, unless the previous call did
         script(b""),  # returns DUPLICATE
         script(record[8:64], keep_ttl=True),
-        ("EVAL", _SNAPSHOTS.text, 1, snapshots, "name", b"snapshot", 1, _TTL_MS),
-        ("EVAL", _SNAPSHOTS.text, 1, snapshots, "name", b"", 1, _TTL_MS),
-        ("HGET", snapshots, "name"),
-        ("HGETALL", snapshots),
         ("RPUSH", log, b"event"),
         ("LTRIM", log, -1, -1),
-        ("LRANGE", log, 0, -1),
-        ("DEL", key, other, snapshots, log),
-        ("HSET", artifact, "chunks", 0),
-        ("PEXPIRE", artifact, _TTL_MS),
-        ("HGET", artifact, "chunks"),
-        ("PTTL", artifact),
-        ("DEL", artifact),
-        ("GET", FLEET_RELOAD),
-        ("HDEL", FLEET_WORKERS, "check"),
-        ("HGETALL", FLEET_WORKERS),
         ("PUBLISH", _TOPIC, b""),
+        *(command for addon in addon_classes() for command in addon.store_commands(key)),
+        ("DEL", key, other, log),
     ]
     try:
         _check_replies(commands, await store.transport.call(*commands))

@@ -9,20 +9,6 @@ PREFIX = "swl:1:"
 ALL_RECORDS = f"{PREFIX}{{*}}"
 """The SCAN pattern of every record."""
 
-FLEET_RELOAD = "swl:{fleet}:reload"
-"""The key of the newest announcement of a reload."""
-
-FLEET_WORKERS = "swl:{fleet}:workers"
-"""The key of the hash of all workers: when each was last alive, and the newest announcement that it has followed."""
-
-FLEET_UNLOADED = "swl:{fleet}:unloaded"
-"""The key of the hash whose fields are the models that are not served although their files are there."""
-
-
-def artifact_key(name: str, fingerprint: bytes) -> str:
-    """Return the key of the artifact of a model."""
-    return f"swl:artifact:{{{fingerprint.hex()}}}:{name}"
-
 
 def source_key(digest: bytes) -> str:
     """Return the key of the id of a source, by the digest that records have of it; see `store/source_ids.py`."""

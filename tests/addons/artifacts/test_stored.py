@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from stepwell.addons.artifacts.stored import StoredArtifacts
-from stepwell.store.keys import artifact_key
+from stepwell.addons.artifacts.stored import StoredArtifacts, artifact_key
 from stepwell.store.state_store import StateStore
 from tests.servers import Server
 from tests.store.clusters import KINDS, Cluster, server_or_cluster

@@ -22,10 +22,10 @@ from stepwell.addons.alert.rules import AlarmRule, AlertRules, FollowedModel
 from stepwell.addons.alert.store import AlertStore
 from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.connect.service_feed import ServiceFeed
+from stepwell.addons.fleet.keys import WORKERS
 from stepwell.addons.waiting import happens, until
 from stepwell.addons.watch.refusals import RefusalReader
 from stepwell.errors import ServiceError, SettingsError
-from stepwell.store import keys
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.retry import deadline
 
@@ -189,7 +189,7 @@ class AlertSession:
     async def _check_store(self, store: StateStore) -> None:
         """Check that the store is that of a service: every worker of one signs in."""
         try:
-            workers = await store.execute(deadline(), "EXISTS", keys.FLEET_WORKERS)
+            workers = await store.execute(deadline(), "EXISTS", WORKERS)
         except ServiceError as exc:
             raise AlertStartError(
                 f"The store {_without_password(self._store_url)} does not reply: {exc.problem}",

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.errors import ServiceError
-from stepwell.store import keys
 from stepwell.store.record import blake2b_128
 from stepwell.store.transport.retry import deadline, replies_of
 
@@ -17,6 +16,11 @@ _CHUNK_BYTES: Final = 2**20  # so that one of them passes within the timeout of 
 _COUNT_FIELD: Final = "chunks"  # digest and number of the chunks; written last: without it, it is not complete
 _TIMEOUT_S: Final = 60.0
 _CHECK_S: Final = 60.0
+
+
+def artifact_key(name: str, fingerprint: bytes) -> str:
+    """Return the key of the artifact of a model."""
+    return f"swl:artifact:{{{fingerprint.hex()}}}:{name}"
 
 
 class StoredArtifacts:
@@ -48,7 +52,7 @@ class StoredArtifacts:
             StoreUnavailableError: The store did not reply.
             OSError: The key holds a value of another type.
         """
-        key = keys.artifact_key(name, fingerprint)
+        key = artifact_key(name, fingerprint)
         commands = [("HGET", key, _COUNT_FIELD), ("PTTL", key)]
         count, ttl = map(_checked, await replies_of(self._store.transport, commands, deadline=deadline))
         if count is None:
@@ -64,7 +68,7 @@ class StoredArtifacts:
             StoreUnavailableError: The store did not reply, or is full.
             OSError: The key holds a value of another type.
         """
-        key, until = keys.artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
+        key, until = artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
         digest = (await asyncio.to_thread(blake2b_128, artifact)).hex()  # of hundreds of megabytes it takes a while
         starts = range(0, len(artifact), _CHUNK_BYTES)
         try:
@@ -84,7 +88,7 @@ class StoredArtifacts:
             StoreUnavailableError: The store did not reply.
             OSError: The key holds a value of another type.
         """
-        key, until = keys.artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
+        key, until = artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
         count = await self._execute(until, "HGET", key, _COUNT_FIELD)
         if count is None:
             return None

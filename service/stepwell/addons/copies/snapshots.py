@@ -14,7 +14,7 @@ from stepwell.store.scripts import Script
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import Argument
 
-SCRIPT: Final = Script.of("snapshots.lua")
+SCRIPT: Final = Script.of("snapshots.lua", "stepwell.addons.copies")
 """Writes and deletes snapshots."""
 
 _DONE, _KEY_REPLAY, _CHANGED = 1, 3, 6

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stepwell.addons.between_workers.followed_value import FollowedValue
 from stepwell.addons.between_workers.pubsub import StorePubSub
+from stepwell.addons.fleet import keys
 from stepwell.errors import ServiceError
-from stepwell.store import keys
 from stepwell.store.transport.retry import deadline, replies_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class FleetReloads:
         Raises:
             StoreUnavailableError: The store did not reply.
         """
-        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_UNLOADED))
+        flat: list[bytes] = await self._execute(("HGETALL", keys.UNLOADED))
         return frozenset(name.decode() for name in flat[::2])
 
     async def set_unloaded(self, name: str, *, unloaded: bool) -> None:
@@ -154,14 +154,14 @@ class FleetReloads:
         Raises:
             StoreUnavailableError: The store did not reply.
         """
-        command = ("HSET", keys.FLEET_UNLOADED, name, "") if unloaded else ("HDEL", keys.FLEET_UNLOADED, name)
+        command = ("HSET", keys.UNLOADED, name, "") if unloaded else ("HDEL", keys.UNLOADED, name)
         await self._execute(command)
 
     async def close(self) -> None:
         """Sign off, and close the connection."""
         await self._followed.close()
         try:
-            await self._execute(("HDEL", keys.FLEET_WORKERS, self._worker))
+            await self._execute(("HDEL", keys.WORKERS, self._worker))
         except ServiceError:
             return
 
@@ -183,14 +183,14 @@ class FleetReloads:
             await self._execute(self._sign_in())
 
     async def _announce(self, announcement: Announcement) -> None:
-        await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
+        await self._execute(("SET", keys.RELOAD, announcement.encode()))
         if self._unannounced is announcement:
             self._unannounced = None
         await self._followed.announce(announcement.id)
 
     async def _read(self) -> Announcement:
         """Return the newest announcement; if the store has none, make one that changes nothing."""
-        [value, is_new] = await self._execute_all(("GET", keys.FLEET_RELOAD), self._sign_in())
+        [value, is_new] = await self._execute_all(("GET", keys.RELOAD), self._sign_in())
         silent_s, self._signed_in_at = time.monotonic() - self._signed_in_at, time.monotonic()
         if is_new and silent_s < _FORGOTTEN_S:
             self.lost_at = time.time()
@@ -200,17 +200,15 @@ class FleetReloads:
             )
         if value is None:
             own = Announcement(self._seen or secrets.token_hex(8))
-            [_, value] = await self._execute_all(
-                ("SET", keys.FLEET_RELOAD, own.encode(), "NX"), ("GET", keys.FLEET_RELOAD)
-            )
+            [_, value] = await self._execute_all(("SET", keys.RELOAD, own.encode(), "NX"), ("GET", keys.RELOAD))
         return Announcement.decode(value or b"")
 
     def _sign_in(self) -> tuple[Any, ...]:
         state = " ".join([f"{time.time():.3f}", self._seen or "", self._doing, *self._loaded])
-        return ("HSET", keys.FLEET_WORKERS, self._worker, state.rstrip())
+        return ("HSET", keys.WORKERS, self._worker, state.rstrip())
 
     async def _followed_by(self, announced: str) -> FollowedReload:
-        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
+        flat: list[bytes] = await self._execute(("HGETALL", keys.WORKERS))
         late, dead, found = 0, [], dict[str, None]()
         for worker, value in zip(flat[::2], flat[1::2], strict=True):
             at, seen, doing, *loaded = (*value.decode().split(" "), "", "")
@@ -222,7 +220,7 @@ class FleetReloads:
             elif silent_s <= (2 * LONGEST_RELOAD_S if doing else _ALIVE_S):
                 late += 1
         if dead:
-            await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
+            await self._execute(("HDEL", keys.WORKERS, *dead))
         return FollowedReload(late, tuple(found))
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:

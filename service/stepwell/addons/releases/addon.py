@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stepwell.models.registry import ModelRegistry
     from stepwell.requests.context import AppContext
     from stepwell.store.state_store import StateStore
+    from stepwell.store.transport.connection import Argument
 
 _FIRST_READ_S: Final = 2.0
 _EVERY_S: Final = 1.0
@@ -51,6 +52,16 @@ class ReleasesAddon(ServiceAddon):
         super().__init__(context, version)
         self._metrics = ReleaseMetrics(context.metrics.registry)
         self._metrics.add_gauges(context.metrics)
+
+    @staticmethod
+    def store_commands(record: str) -> Iterator[Sequence[Argument]]:
+        """Yield what counts a trial, and what writes and reads a document."""
+        key = f"{record}:trial"
+        yield "HINCRBY", key, "steps", 1
+        yield "HINCRBYFLOAT", key, "run_s", 1
+        yield "HSET", key, "release", b""
+        yield "HGETALL", key
+        yield "DEL", key
 
     def add_routes(self, app: FastAPI) -> None:
         """Declare the routes."""

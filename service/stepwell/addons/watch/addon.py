@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -20,10 +20,12 @@ from stepwell.addons.watch.metrics import watchers_gauge
 from stepwell.addons.watch.refusals import RefusalLog
 from stepwell.errors import ServiceError
 from stepwell.service_addon import ServiceAddon
+from stepwell.store.keys import event_log_key
 
 if TYPE_CHECKING:
     from stepwell.requests.context import AppContext
     from stepwell.store.state_store import StateStore
+    from stepwell.store.transport.connection import Argument
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,11 @@ class Watching(ServiceAddon):
     def __init__(self, context: AppContext, version: str) -> None:
         super().__init__(context, version)
         self._watchers = watchers_gauge(context.metrics.registry)
+
+    @staticmethod
+    def store_commands(record: str) -> Iterator[Sequence[Argument]]:
+        """Yield what reads an event log; the commit writes it."""
+        yield "LRANGE", event_log_key(record), 0, -1
 
     def add_routes(self, app: FastAPI) -> None:
         """Declare the routes."""
