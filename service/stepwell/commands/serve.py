@@ -21,6 +21,7 @@ from stepwell.process import server
 from stepwell.process.server import StartError
 from stepwell.process.supervisor import Supervisor
 from stepwell.requests.auth.api_keys import ApiKeys
+from stepwell.service_addon import ServiceAddon, addon_classes
 from stepwell.settings import PREFIX, Settings, SharedFolders, addon_settings, is_loopback
 from stepwell.store.checks.safety import ServerInfo, check_safe, read_server_info
 from stepwell.store.state_store import StateStore
@@ -179,18 +180,20 @@ def open_store(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
         StepwellError: As for `Settings.with_store`.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
+    with deferred(_STOP_SIGNALS):
+        addons = addon_classes()
     with settings.with_store() as with_store:
-        yield with_store, asyncio.run(_check_store(with_store))
+        yield with_store, asyncio.run(_check_store(with_store, addons))
 
 
-async def _check_store(settings: Settings) -> ServerInfo:
+async def _check_store(settings: Settings, addons: Sequence[type[ServiceAddon]]) -> ServerInfo:
     """Return the version and settings of the store, after checking that it is safe to use."""
     assert settings.redis is not None
     store = StateStore(settings.redis, durability=settings.durability)
     try:
         info = await read_server_info(store, timeout=settings.request_timeout_s)
         check_safe(info, settings.durability, allow_eviction=settings.allow_eviction)
-        await check_permissions(store)
+        await check_permissions(store, addons)
         return info
     finally:
         await store.close()

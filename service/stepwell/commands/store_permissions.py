@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from stepwell.service_addon import addon_classes
+from stepwell.service_addon import ServiceAddon
 from stepwell.store.checks.safety import UnsafeStoreError
 from stepwell.store.commits import Commit, script_call
 from stepwell.store.keys import PREFIX, event_log_key
@@ -18,8 +18,8 @@ _TOPIC: Final = "swl:check"
 _TTL_MS: Final = 10_000  # of the keys written here, in case the process is killed before it deletes them
 
 
-async def check_permissions(store: StateStore) -> None:
-    """Run every command that the service and its add-ons need on scratch keys; only permission errors count.
+async def check_permissions(store: StateStore, addons: Iterable[type[ServiceAddon]]) -> None:
+    """Run every command that the service and these add-ons need on scratch keys; only permission errors count.
 
     Raises:
         UnsafeStoreError: A command is denied; the error names it.
@@ -46,7 +46,7 @@ async def check_permissions(store: StateStore) -> None:
         ("RPUSH", log, b"event"),
         ("LTRIM", log, -1, -1),
         ("PUBLISH", _TOPIC, b""),
-        *(command for addon in addon_classes() for command in addon.store_commands(key)),
+        *(command for addon in addons for command in addon.store_commands(key)),
         ("DEL", key, other, log),
     ]
     try:

@@ -14,6 +14,7 @@ import redis
 from stepwell.addons.between_workers import pubsub
 from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.commands.store_permissions import check_permissions
+from stepwell.service_addon import addon_classes
 from stepwell.store.state_store import StateStore
 from stepwell.store.transport.connection import NotSentError
 from stepwell.store.transport.transport import RedisTransport
@@ -187,7 +188,7 @@ async def test_the_check_of_permissions_ends_where_a_subscriber_is_not_answered(
     proxy.discards = lambda data: b"CLIENT" in data
 
     async with asyncio.timeout(WITHIN_S):
-        await check_permissions(store)
+        await check_permissions(store, addon_classes())
 
     assert proxy.discarded.is_set()
 

@@ -17,6 +17,7 @@ from stepwell.addons.backup.rdb import write_backup
 from stepwell.addons.copies.stream_copies import StreamCopies
 from stepwell.commands.store_permissions import check_permissions
 from stepwell.errors import ServiceError
+from stepwell.service_addon import addon_classes
 from stepwell.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey
@@ -97,7 +98,7 @@ async def test_a_store_that_keeps_the_promises_is_accepted(short_path: Path) -> 
         facts = await read_server_info(store, timeout=5)
         for durability in ("memory", "fsync", "replica"):
             check_safe(facts, durability, allow_eviction=False)
-        await check_permissions(store)
+        await check_permissions(store, addon_classes())
         await store.close()
 
 
@@ -231,7 +232,7 @@ def acl_server(redis_server: Server) -> AclServer:
 async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclServer) -> None:
     async with worker(acl_server.url(*documented_permissions()), folder) as engine:
         facts = await read_server_info(engine.store, timeout=5)
-        await check_permissions(engine.store)
+        await check_permissions(engine.store, addon_classes())
         await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
         replayed = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
         await engine.steps.advance(step("a", 2, seq=2))
@@ -255,7 +256,7 @@ async def test_the_documented_permissions_of_each_durability_and_kind_suffice(
     await store.close()
     with primary_and_replica(short_path) as (primary, _, _, _):
         store = StateStore(AclServer(primary).url(*documented_permissions(), "+wait"), durability="replica")
-        await check_permissions(store)
+        await check_permissions(store, addon_classes())
         await store.close()
 
 
@@ -266,7 +267,7 @@ async def test_the_documented_permissions_on_a_cluster_suffice(folder: Path) -> 
                 rights = [*documented_permissions(), "+cluster|slots", "+asking"]
                 client.execute_command("ACL", "SETUSER", "stepwell", "on", ">secret", *rights)
         async with worker(three.url.replace("://", "://stepwell:secret@"), folder) as engine:
-            await check_permissions(engine.store)
+            await check_permissions(engine.store, addon_classes())
             assert (await engine.steps.advance(step("a", 1, seq=1))).step == 1
 
 
@@ -279,7 +280,7 @@ async def test_a_missing_permission_is_named_before_the_first_request(acl_server
         await read_server_info(store, timeout=5)
 
         with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
-            await check_permissions(store)
+            await check_permissions(store, addon_classes())
         await store.close()
 
 
@@ -299,7 +300,7 @@ async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: A
 
         with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either check may detect it
             await read_server_info(store, timeout=0)
-            await check_permissions(store)
+            await check_permissions(store, addon_classes())
         await store.close()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stepwell.commands.store_permissions import check_permissions
+from stepwell.service_addon import addon_classes
 from stepwell.store.checks.safety import UnsafeStoreError, read_server_info
 from tests.engine.harness import step, worker
 from tests.graphs import fold, write_models
@@ -71,7 +72,7 @@ async def first_step(url: str, folder: Path) -> int:
     """Start an engine on the store and return the step that its first request reaches."""
     async with worker(url, folder) as engine:
         await read_server_info(engine.store, timeout=SOON)
-        await check_permissions(engine.store)
+        await check_permissions(engine.store, addon_classes())
         return (await engine.steps.advance(step("a", 1, seq=1))).step
 
 
