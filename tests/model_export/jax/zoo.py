@@ -132,7 +132,8 @@ def binned(x: Any) -> Any:
 def normalised(x: Any) -> Any:
     pairs = jnp.stack([x, -x], axis=-1)
     both = jax.nn.softmax(pairs, axis=(-2, -1))
-    return jnp.concatenate([both[..., 0], jax.nn.log_softmax(x, axis=-1)], axis=-1)
+    part = jax.nn.softmax(x, axis=-1, where=np.arange(x.shape[-1]) > 0)
+    return jnp.concatenate([both[..., 0], part, jax.nn.log_softmax(x, axis=-1)], axis=-1)
 
 
 def whole_numbers(ids: Any) -> Any:

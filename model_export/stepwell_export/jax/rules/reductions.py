@@ -117,9 +117,10 @@ def _pooled(graph: JaxGraph, equation: Any, x: JaxValue, kind: str, **attributes
 @function_rule("_softmax")
 def _softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
     found = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
-    if len(inputs) != 2 or len(found) != 1 or not inputs[1].is_known:  # over a part
+    [x, *others] = inputs  # before JAX 0.12 the initial maximum, too; a mask comes before it
+    if len(found) != 1 or len(others) > 1 or any(one.dtype == "bool" or not one.is_known for one in others):
         return None
-    [x, _], axes = inputs, sorted(int(axis) for axis in found[0])
+    axes = sorted(int(axis) for axis in found[0])
     shape, moved = tuple(jaxpr.outvars[0].aval.shape), _permutation(jaxpr)
     if len(axes) == 1 and (moved is not None or shape == x.shape):
         made = graph.op("Softmax", graph.whole(x), axis=axes[0])
