@@ -1,25 +1,34 @@
-"""`:memory:`: the address of an engine in this process, which starts and ends with its client."""
+"""`:memory:`: the address of an engine in this process, which starts and ends with its client.
+
+The service registers the engine as `memory` in the entry-point group `stepwell_client.engines`, so that the client
+imports nothing of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from stepwell_client.errors import ClientError
-
-if TYPE_CHECKING:
-    from stepwell.addons.embedded_store.in_process import InProcessService
 
 MEMORY: Final = ":memory:"
 
 StrPath = str | os.PathLike[str]
 
 
-def start(
-    url: str, models: StrPath | Sequence[StrPath] | None, settings: Mapping[str, Any] | None
-) -> InProcessService | None:
+class Engine(Protocol):
+    """What is registered: a class, called with the folders of models and the settings by name; it has started then."""
+
+    url: str
+    """The address for clients, `unix://PATH`."""
+
+    def close(self) -> None:
+        """Stop it; calls after the first have no effect."""
+
+
+def start(url: str, models: StrPath | Sequence[StrPath] | None, settings: Mapping[str, Any] | None) -> Engine | None:
     """Start an engine if the URL is `:memory:`; None for any other URL.
 
     Args:
@@ -40,15 +49,21 @@ def start(
                 fix=f"Leave them out, or use the address {MEMORY!r} for an engine in this process.",
             )
         return None
-    try:
-        # the service, which other clients never load
-        from stepwell.addons.embedded_store.in_process import InProcessService
-    except ModuleNotFoundError as exc:
-        raise ClientError(
-            "missing_extra",
-            f"The address {MEMORY!r} is an engine in this process, and {exc.name} is not installed.",
-            fix="Run `pip install stepwell`, or use the address of a service.",
-        ) from exc
-
     folders = ["models"] if models is None else [models] if isinstance(models, str | os.PathLike) else models
-    return InProcessService([Path(folder).absolute() for folder in folders], settings)
+    return _registered()([Path(folder).absolute() for folder in folders], settings)
+
+
+def _registered() -> Callable[[Sequence[Path], Mapping[str, Any] | None], Engine]:
+    from importlib.metadata import entry_points  # other clients need not wait for it
+
+    absent = "stepwell"
+    for point in entry_points(group="stepwell_client.engines", name="memory"):
+        try:
+            return point.load()  # type: ignore[no-any-return]
+        except ModuleNotFoundError as exc:
+            absent = str(exc.name)
+    raise ClientError(
+        "missing_extra",
+        f"The address {MEMORY!r} is an engine in this process, and {absent} is not installed.",
+        fix="Run `pip install stepwell`, or use the address of a service.",
+    )
