@@ -41,7 +41,6 @@ _PERTURBED = 1e-3
 class LearningStage(ManyValued):
     """A stage that learns: it reads one value, and for some a truth, an input as it was sent."""
 
-    learns: ClassVar[bool] = True
     reads_truth: ClassVar[bool] = False
     """Whether its last value is the truth, for which NaN means that there is none."""
     takes_missing: ClassVar[bool] = False

@@ -54,8 +54,6 @@ class Stage(ABC):
     """Whether NaN in one element makes NaN in the corresponding element alone, now and later."""
     gives: ClassVar[tuple[str, ...]] = ()
     """The names of its values; empty: one value, with the name of that which it reads."""
-    learns: ClassVar[bool] = False
-    """Whether it learns from timesteps, and so takes the input `learn`."""
 
     @property
     def title(self) -> str:

@@ -17,7 +17,7 @@ from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, RefusedModelError, UnclearModelError
-from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, StateSpec, TensorSpec
+from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
@@ -70,7 +70,6 @@ class SequenceStep:
         inputs: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
-        layer_states: What each layer carries, also where the step graph has one state for several that are equal.
         rounding: How far the graph is from exact, where it computes in float16.
         windows: How many of the last timesteps are taken, without padding in front of the first one.
         only_length: The one number of timesteps that the sequence graph, as it was given, answers; None: any.
@@ -84,7 +83,6 @@ class SequenceStep:
     inputs: SequenceInputs
     outputs: dict[str, OutputLayout]
     watched: list[Watched]
-    layer_states: list[StateSpec]
     rounding: float = 0.0
     windows: Collection[int] = ()
     only_length: int | None = None
@@ -232,7 +230,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
     watched, windows = _watched(walk, left_out), _short_windows(walk)
-    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, states, rounding, windows)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, rounding, windows)
 
 
 def _read(runs: TensorRuns, declared: Declared, options: _Options) -> SequenceInputs:

@@ -17,9 +17,6 @@ from stepwell_export.torch.naming import numpy_dtype
 FEWEST_ROWS = 8
 """Timesteps of an example from which each number's own range is read."""
 
-STEPS_OF_AN_EXAMPLE = 5
-"""Timesteps of an example that is made of a single one."""
-
 
 @dataclass(frozen=True, slots=True)
 class ExampleInput:

@@ -43,7 +43,8 @@ _OTHER_OPERATIONS = (
     "The module does other operations for other numbers of timesteps, and none of them once for each timestep"
 )
 _SAME_OPERATIONS = (
-    "Let it do the same for any number: no rounds, blocks or windows that the number decides. Some models "
+    "Let it do the same for any number: no rounds, blocks or windows that the number decides. Write a scan in log2(T) "
+    "rounds as a loop over the timesteps, or as a function of what it combines, scan(combine, (a, b)). Some models "
     "have a recurrent form, which can be given as one timestep with its states: StepSpec(.., states=..)."
 )
 

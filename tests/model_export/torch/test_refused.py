@@ -116,6 +116,16 @@ def doubling(m: Any, x: Any) -> Any:
     return b
 
 
+def doubling_and_joining(m: Any, x: Any) -> Any:
+    """The same in another way of writing it, as in Hillis and Steele."""
+    decay, total, back = torch.sigmoid(m.w(x)), m.u(x), 1
+    while back < x.shape[1]:
+        total = torch.cat([total[:, :back], decay[:, back:] * total[:, :-back] + total[:, back:]], 1)
+        decay = torch.cat([decay[:, :back], decay[:, back:] * decay[:, :-back]], 1)
+        back *= 2
+    return total
+
+
 def tagged_layer(m: Any, x: Any) -> Any:
     """A StepLayer, and a sum over time that it does not carry, in another order for every timestep."""
     return m.own(x) + torch.stack([x[:, : t + 1].flip(1).cumsum(1)[:, -1] for t in range(x.shape[1])], 1)
@@ -245,6 +255,10 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     ),
     "doubling_rounds": (
         lambda: whole(of(doubling, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
+        "does other operations for other numbers of timesteps, and none of them once for each timestep",
+    ),
+    "doubling_rounds_that_join": (
+        lambda: whole(of(doubling_and_joining, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
         "does other operations for other numbers of timesteps, and none of them once for each timestep",
     ),
     "scan_but_for_one_length": (

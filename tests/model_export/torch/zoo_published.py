@@ -1,4 +1,4 @@
-"""Zoo: how published packages write modules: outputs made beforehand, scans in rounds, states changed in place."""
+"""Zoo: how published packages write modules: outputs made beforehand, scans of their own, states changed in place."""
 
 from __future__ import annotations
 
@@ -56,43 +56,6 @@ def first_timestep_as_state() -> StepSpec:
         return torch.stack(found, 1)
 
     return whole(of(run, keep=nn.Parameter(torch.rand(4))))
-
-
-def doubled() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        decay, total, back = torch.sigmoid(m.decay(x)), m.new(x), 1
-        while back < x.shape[1]:
-            total = torch.cat([total[:, :back], decay[:, back:] * total[:, :-back] + total[:, back:]], 1)
-            decay = torch.cat([decay[:, :back], decay[:, back:] * decay[:, :-back]], 1)
-            back *= 2
-        return m.head(total)
-
-    return whole(of(run, decay=nn.Linear(4, 5), new=nn.Linear(4, 5), head=nn.Linear(5, 2)))
-
-
-def doubled_with_padding() -> StepSpec:
-    def run(m: Any, x: Any) -> Any:
-        decay, total, back = torch.sigmoid(m.decay(x)), m.new(x), 1
-        while back < x.shape[1]:
-            total = total + decay * F.pad(total[:, :-back], (0, 0, back, 0))
-            decay = decay * F.pad(decay[:, :-back], (0, 0, back, 0), value=1.0)
-            back *= 2
-        return total
-
-    return whole(of(run, decay=nn.Linear(4, 5), new=nn.Linear(4, 5)))
-
-
-def doubled_maximum() -> StepSpec:
-    """Zeros are no beginning of a maximum: the first timestep is taken as it is."""
-
-    def run(m: Any, x: Any) -> Any:
-        highest, back = m.new(x), 1
-        while back < x.shape[1]:
-            highest = torch.cat([highest[:, :back], torch.maximum(highest[:, back:], highest[:, :-back])], 1)
-            back *= 2
-        return highest
-
-    return whole(of(run, new=nn.Linear(4, 5)))
 
 
 def tiny_constant() -> StepSpec:
@@ -196,11 +159,6 @@ ZOO = {
     "no_state_at_first": ZooModule(no_state_at_first, "a loop whose first iteration has no state", "h"),
     "first_timestep_as_state": ZooModule(
         first_timestep_as_state, "a loop whose first state is the first timestep", "h, and whether it has begun"
-    ),
-    "doubled": ZooModule(doubled, "an associative scan in log2(T) rounds, as in Hillis and Steele", "h"),
-    "doubled_with_padding": ZooModule(doubled_with_padding, "the same with padding in front", "h"),
-    "doubled_maximum": ZooModule(
-        doubled_maximum, "a running maximum in log2(T) rounds", "the maximum, and whether it has begun"
     ),
     "tiny_constant": ZooModule(tiny_constant, "a delayed division by a root of a sum with 1e-8", "past timesteps"),
     "subclass": ZooModule(subclass, "a subclass of nn.LSTM with arguments of its own", "h and c"),

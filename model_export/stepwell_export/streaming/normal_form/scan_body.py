@@ -278,11 +278,11 @@ class Begun:
             self.before.append(self._flags[ours])
             scan.state(self._flags[ours])
 
-    def filled(self, like: str, kind: onnx.TypeProto.Tensor | None, value: float = 0.0) -> str:
-        """Return a value in the shape of a tensor in front of the Scan, and of its type; float32 where it has none."""
+    def filled(self, like: str, kind: onnx.TypeProto.Tensor | None) -> str:
+        """Return zeros in the shape of a tensor in front of the Scan, and of its type; float32 where it has none."""
         name = f"{self._label}/{like}/start/{len(self.nodes)}"
         element = TensorProto.FLOAT if kind is None else kind.elem_type
-        fill = helper.make_tensor("value", element, [1], [value])
+        fill = helper.make_tensor("value", element, [1], [0.0])
         self.nodes.append(helper.make_node("Shape", [like], [f"{name}/shape"], name=f"{name}/shape"))
         self.nodes.append(helper.make_node("ConstantOfShape", [f"{name}/shape"], [name], name=name, value=fill))
         return name

@@ -33,7 +33,6 @@ from stepwell_export.graph.nodes import (
     uses,
 )
 from stepwell_export.graph.onnx_file import infer_types, without_weights
-from stepwell_export.streaming.normal_form.parallel_scans import with_scans_rolled
 from stepwell_export.streaming.normal_form.scan_body import (
     FEWEST,
     Begun,
@@ -79,7 +78,6 @@ class _NoLoopError(Exception):
 
 def with_loops_rolled(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with a Scan for each loop that was written out; the model itself if there is none."""
-    model = with_scans_rolled(model)
     for count in range(_MOST_LOOPS):
         unrolled = _Unrolled(model)
         rolled_once = next((rolled for family in unrolled.families() if (rolled := unrolled.roll(family, count))), None)
