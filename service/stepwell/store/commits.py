@@ -221,7 +221,7 @@ APPLIED: Final = CommitResult(Outcome.APPLIED)
 _APPLIED_OUTCOMES: Final = frozenset((Outcome.APPLIED, Outcome.DUPLICATE, Outcome.KEY_REPLAY))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: one is created for each commit, and takes several times as long then
 class CommitResults:
     """The results of the commits of one call.
 

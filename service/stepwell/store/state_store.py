@@ -175,7 +175,7 @@ class StateStore:
             raise self.commit_error
         started_at = self.clock()
         # A reply is accepted until the deadline, so a commit that it confirms was executed before the deadline.
-        left = deadline - asyncio.get_running_loop().time()
+        left = deadline - time.monotonic()
         keep_ttl = started_at + left <= expiry_set_at + (_MAX_TTL_FACTOR - 1) * self.stream_ttl_s
         ttls: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep_ttl": keep_ttl}
         calls: list[Sequence[Argument]]

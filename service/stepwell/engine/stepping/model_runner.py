@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRun:
+class BatchRun(NamedTuple):
     """The result of a run.
 
     Attributes:
@@ -41,7 +40,7 @@ class BatchRun:
     outputs: dict[str, Array]
     states: Array
     rows: list[int] | None = None
-    rejected: Mapping[int, ServiceError] = field(default_factory=dict)
+    rejected: Mapping[int, ServiceError] = MappingProxyType({})
     beside: JoinedRun | None = None
 
 
@@ -86,7 +85,7 @@ class ModelRunner:
         if not self._served.parts or (joined := self._served.joined) is None:
             return result
         outputs, beside = joined.split(result.outputs)
-        return replace(result, outputs=outputs, beside=beside)
+        return result._replace(outputs=outputs, beside=beside)
 
     async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         """Run the rows in which no input is missing that must have a value, and reject the others."""
@@ -102,7 +101,7 @@ class ModelRunner:
         result = await self._run_rows({name: array[rows] for name, array in inputs.items()}, states[rows])
         accepted = rows if result.rows is None else [rows[row] for row in result.rows]
         rejected |= {rows[row]: error for row, error in result.rejected.items()}
-        return replace(result, rows=accepted, rejected=rejected)
+        return result._replace(rows=accepted, rejected=rejected)
 
     async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         rows, length = next(iter(inputs.values())).shape[:2]
