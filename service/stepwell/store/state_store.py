@@ -184,7 +184,9 @@ class StateStore:
         elif type(commits) in ENCODED and not notifications:
             calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
-            calls = [script_call(commits, [one._replace(shard_workers=0) for one in notifications], **ttls)]
+            if notifications:
+                notifications = [one._replace(shard_workers=0) for one in notifications]
+            calls = [script_call(commits, notifications, **ttls)]
         replies = await execute_with_retry(
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )

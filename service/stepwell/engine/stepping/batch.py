@@ -274,7 +274,7 @@ class ColumnBatch(Batch):
             found: What has their predictions.
             at: Where it has them.
         """
-        if len(rows) == len(self):
+        if len(rows) == len(self.op_ids):
             self.is_answered = True
         else:
             self._answered.update(rows)
@@ -328,7 +328,7 @@ class BulkBatch(ColumnBatch):
 
     def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return the request's arrays."""
-        if len(rows) == len(self):
+        if len(rows) == len(self.names):
             return self._bulk.inputs
         at = np.array(rows, np.intp)
         return {name: array.take(at, axis=0) for name, array in self._bulk.inputs.items()}
@@ -353,7 +353,7 @@ class BulkBatch(ColumnBatch):
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply with columns, once all rows have their results."""
         try:
-            if len(rows) == len(self):
+            if len(rows) == len(self.names):
                 self._done(found)
             else:
                 self._gather().receive_columns(rows, found, at)
@@ -422,7 +422,7 @@ class CoalescedBatch(ColumnBatch):
 
     def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
         """Return the rows' bytes, joined."""
-        return join_rows(layout, self._packed if len(rows) == len(self) else [self._packed[i] for i in rows], 1)
+        return join_rows(layout, self._packed if len(rows) == len(self._packed) else [self._packed[i] for i in rows], 1)
 
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
@@ -430,7 +430,7 @@ class CoalescedBatch(ColumnBatch):
 
     def waited(self, rows: Sequence[int], now: float) -> Sequence[float]:
         """Return the same, by the time at which each row was submitted."""
-        received = self._received if len(rows) == len(self) else [self._received[i] for i in rows]
+        received = self._received if len(rows) == len(self._received) else [self._received[i] for i in rows]
         return [now - at for at in received]
 
     def by_transport(self, rows: Sequence[int]) -> Mapping[Transport, int]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from stepwell.engine.packing import pack_outputs, select_returned
 from stepwell.engine.placing import Followed
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from stepwell.store.commits import CommitResult, Notification
 
 
-class NextRecords(NamedTuple):
+class NextRecords(Struct, frozen=True, gc=False):
     """The records after a run, as columns, and their commits.
 
     Attributes:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.errors import ServiceError
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
 
+_NONE: Final[Mapping[int, ServiceError]] = MappingProxyType({})
 MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
 
 
-class BatchRun(NamedTuple):
+class BatchRun(Struct, frozen=True, gc=False):
     """The result of a run.
 
     Attributes:
@@ -40,7 +43,7 @@ class BatchRun(NamedTuple):
     outputs: dict[str, Array]
     states: Array
     rows: list[int] | None = None
-    rejected: Mapping[int, ServiceError] = MappingProxyType({})
+    rejected: Mapping[int, ServiceError] = _NONE
     beside: JoinedRun | None = None
 
 
@@ -85,7 +88,7 @@ class ModelRunner:
         if not self._served.parts or (joined := self._served.joined) is None:
             return result
         outputs, beside = joined.split(result.outputs)
-        return result._replace(outputs=outputs, beside=beside)
+        return replace(result, outputs=outputs, beside=beside)
 
     async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         """Run the rows in which no input is missing that must have a value, and reject the others."""
@@ -101,7 +104,7 @@ class ModelRunner:
         result = await self._run_rows({name: array[rows] for name, array in inputs.items()}, states[rows])
         accepted = rows if result.rows is None else [rows[row] for row in result.rows]
         rejected |= {rows[row]: error for row, error in result.rejected.items()}
-        return result._replace(rows=accepted, rejected=rejected)
+        return replace(result, rows=accepted, rejected=rejected)
 
     async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> BatchRun:
         rows, length = next(iter(inputs.values())).shape[:2]
