@@ -327,6 +327,9 @@ def submit_columns(
         return keys, [record_key(*key) for key in keys]
 
     keys, names = stream_lists.names(body.streams, tenant, make_names)
+    afters = bulk.column(body.after)
+    if afters.count(None) < len(afters):
+        afters = [after and decode_state_id(after) for after in afters]
     rows = BulkTimesteps(
         keys,
         names,
@@ -334,7 +337,7 @@ def submit_columns(
         list(pack_rows(bulk.inputs)),
         bulk.length,
         bulk.column(body.seq),
-        [after and decode_state_id(after) for after in bulk.column(body.after)],
+        afters,
         bulk.sources,
         idempotency_key=idempotency_key,
         version=version,
