@@ -71,7 +71,7 @@ async def execute_with_retry(
     replies: list[Any] = []  # one per command; empty until the first exchange leaves commands to retry
     sent: list[_Sent] = []
     while True:
-        left = deadline - time.monotonic()  # not that of the running loop: see `PipelinedConnection`
+        left = deadline - time.monotonic()  # the loop's clock; `get_running_loop` is a system call before Python 3.12
         try:
             if left <= 0:
                 raise NotSentError("the deadline passed", is_permanent=True)
