@@ -144,10 +144,10 @@ def initial_states(fields: Sequence[StateField], rows: int) -> dict[str, Array]:
 
 def pack(fields: Sequence[StateField], states: Mapping[str, Array], rows: int) -> Array:
     """Pack states, shape `(rows, *shape)` each, into `(rows, bytes)` uint8."""
-    packed = np.empty((rows, sum([f.nbytes for f in fields])), np.uint8)
+    packed = np.empty((rows, fields[-1].offset + fields[-1].nbytes if fields else 0), np.uint8)
     for f in fields:
         flat = states[f.name].reshape(rows, -1)
-        if f.store_dtype != f.dtype:
+        if f.store_dtype is not f.dtype and f.store_dtype != f.dtype:  # the comparison takes longer than the rest
             with np.errstate(over="ignore"):
                 flat = flat.astype(f.store_dtype)
         packed[:, f.offset : f.offset + f.nbytes] = np.ascontiguousarray(flat).view(np.uint8)

@@ -69,6 +69,14 @@ def all_of(observers: Sequence[EngineObserver]) -> EngineObserver:
     return together
 
 
+def follows_batches(observer: EngineObserver) -> bool:
+    """Whether an observer handles the start or the end of batches; few do."""
+    names = ("batch_started", "batch_ended")
+    return any(
+        getattr(getattr(observer, name), "__func__", None) is not getattr(EngineObserver, name) for name in names
+    )
+
+
 def _in_turn(handlers: Sequence[Callable[..., None]]) -> Callable[..., None]:
     def notify(*args: Any, **named: Any) -> None:
         for handler in handlers:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, cast, overload
 
 import hiredis
 import numpy as np
+from msgspec import Struct
 
 from stepwell.errors import ServiceError
 from stepwell.store.record import GUARD_BYTES
@@ -221,8 +222,7 @@ APPLIED: Final = CommitResult(Outcome.APPLIED)
 _APPLIED_OUTCOMES: Final = frozenset((Outcome.APPLIED, Outcome.DUPLICATE, Outcome.KEY_REPLAY))
 
 
-@dataclass(frozen=True, slots=True)
-class CommitResults:
+class CommitResults(Struct, frozen=True, gc=False):
     """The results of the commits of one call.
 
     Attributes:
@@ -267,12 +267,13 @@ def script_call(
         send_source: Send the script's text instead of its hash.
     """
     keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
-    logs = [notification.log_key for notification in notifications if notification.log_key is not None]
+    logs = [one.log_key for one in notifications if one.log_key is not None] if notifications else []
     call: list[Argument] = ["EVAL", COMMIT.text] if send_source else ["EVALSHA", COMMIT.sha]
     call.append(len(commits) + len(keyed) + len(logs))
     call += [c.key for c in commits]
-    call += [c.entry_key for _, c in keyed if c.entry_key is not None]
-    call += logs
+    if keyed or logs:  # few are
+        call += [c.entry_key for _, c in keyed if c.entry_key is not None]
+        call += logs
     call += (len(commits), ttl_ms, entry_ttl_ms, int(keep_ttl), len(keyed))
     call += chain.from_iterable(map(_GUARD_AND_RECORD, commits))
     for i, c in keyed:

@@ -175,7 +175,7 @@ class StateStore:
             raise self.commit_error
         started_at = self.clock()
         # A reply is accepted until the deadline, so a commit that it confirms was executed before the deadline.
-        left = deadline - asyncio.get_running_loop().time()
+        left = deadline - time.monotonic()
         keep_ttl = started_at + left <= expiry_set_at + (_MAX_TTL_FACTOR - 1) * self.stream_ttl_s
         ttls: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep_ttl": keep_ttl}
         calls: list[Sequence[Argument]]
@@ -184,7 +184,9 @@ class StateStore:
         elif type(commits) in ENCODED and not notifications:
             calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
-            calls = [script_call(commits, [one._replace(shard_workers=0) for one in notifications], **ttls)]
+            if notifications:
+                notifications = [one._replace(shard_workers=0) for one in notifications]
+            calls = [script_call(commits, notifications, **ttls)]
         replies = await execute_with_retry(
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )

@@ -28,6 +28,8 @@ from stepwell.requests.request_ids import TracedId, log_fields
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+    from stepwell.requests.tracer import RequestTracer
+
 _log = logging.getLogger(__name__)
 
 _MAX_PIPELINED: Final = 64  # requests of one connection that may wait for their responses; no more are started
@@ -287,10 +289,34 @@ class FastHttpProtocol(LimitedHttpProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
 
-class InFlightRequest:
+class _Submitting:
+    """What submits a request of the fast path, of a route and with an id."""
+
+    __slots__ = ("_request_id", "_route", "_tracer")
+
+    _request_id: bytes
+    _route: HotRoute
+    _tracer: RequestTracer | None
+
+    def _submit(self, handler: RequestHandler, body: bytes, done: Callable[[Any], None]) -> None:
+        """Submit it to the engine, and trace it if its id is sampled.
+
+        Raises:
+            ServiceError: What is wrong with it.
+        """
+        tracer = self._tracer
+        if tracer is None or type(request_id := tracer.sample(self._request_id)) is not TracedId:
+            handler.submit(body, done)
+            return
+        self._request_id = request_id
+        route = self._route
+        tracer.submit(handler, body, done, request_id=request_id, route=route.name, status_of=route.error_format.status)
+
+
+class InFlightRequest(_Submitting):
     """A request of the fast path whose response has a place in the connection's order."""
 
-    __slots__ = ("_pipeline", "_request_id", "_route", "body_bytes", "handler", "text")
+    __slots__ = ("_pipeline", "body_bytes", "handler", "text")
 
     def __init__(
         self,
@@ -307,22 +333,13 @@ class InFlightRequest:
         self._route = route
         self._request_id = request_id
         self._pipeline = pipeline
+        self._tracer = pipeline.matcher.context.tracer
 
     def submit(self, head: RequestHead, body: bytes) -> None:
         """Submit a request to the engine, or respond with what is wrong with it."""
         try:
-            matcher = self._pipeline.matcher
-            handler = self.handler = matcher.handler_for(head)
-            tracer = matcher.context.tracer
-            if tracer is None or type(request_id := tracer.sample(self._request_id)) is not TracedId:
-                handler.submit(body, self.on_result)
-            else:
-                self._request_id = request_id
-                route = self._route
-                tracer.submit(
-                    handler, body, self.on_result,
-                    request_id=request_id, route=route.name, status_of=route.error_format.status,
-                )  # fmt: skip
+            handler = self.handler = self._pipeline.matcher.handler_for(head)
+            self._submit(handler, body, self.on_result)
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self.fail(exc)
 
@@ -356,7 +373,7 @@ class InFlightRequest:
             pipeline.on_response(self)
 
 
-class ResponsePipeline:
+class ResponsePipeline(_Submitting):
     """The fast path's requests of one connection, and the attributes that are read for each of them.
 
     They are not attributes of the connection, which has so many that reading one is slow.
@@ -374,12 +391,9 @@ class ResponsePipeline:
         "_handler",
         "_is_closing",
         "_is_done",
-        "_request_id",
         "_request_line",
-        "_route",
         "_slot",
         "_time",
-        "_tracer",
         "_write",
         "idle_since",
         "in_flight",
@@ -429,17 +443,8 @@ class ResponsePipeline:
         if request_line is not self._request_line:
             self._request_line, self._route = request_line, request_line.route
         self._handler = handler
-        tracer = self._tracer
         try:
-            if tracer is None or type(request_id := tracer.sample(self._request_id)) is not TracedId:
-                handler.submit(body, self._is_done)
-            else:
-                self._request_id = request_id
-                route = self._route
-                tracer.submit(
-                    handler, body, self._is_done,
-                    request_id=request_id, route=route.name, status_of=route.error_format.status,
-                )  # fmt: skip
+            self._submit(handler, body, self._is_done)
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self._fail(exc, handler)
         return True

@@ -3,9 +3,8 @@
 Clients differ in the values of their headers and rarely in the names and their order. For each frequent order of names
 there is a `HeaderLayout`: one regular expression that matches all header lines at once and extracts the values that
 matter. A client's address that a proxy adds matches like any other value and is ignored. The request's id is extracted,
-but is no part of what is cached. All other
-requests are parsed line by line. The grammar is strict: a request with an unusual header line is left to httptools
-(ADR 0006).
+but is no part of what is cached. All other requests are parsed line by line. The grammar is strict: a request with an
+unusual header line is left to httptools (ADR 0006).
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class HotRequestMatcher:
             routes: The hot routes, the most frequent first.
         """
         self.context = context
+        self._keys = context.api_keys if context.api_keys.has_file else None  # without a file, they stay the same
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._request_lines: OrderedDict[bytes, CachedRequestLine] = OrderedDict()  # by the request line
@@ -226,7 +227,9 @@ class HotRequestMatcher:
 
     def _drop_outdated_handlers(self) -> None:
         """Drop the cached handlers if models or keys have changed: they hold models, and callers."""
-        generation = self.context.api_keys.generation() + self.context.engine.models.generation
+        generation = self.context.engine.models.generation
+        if self._keys is not None:
+            generation += self._keys.generation()
         if generation != self._generation:
             self._generation = generation
             self._request_lines.clear()

@@ -66,13 +66,19 @@ class OpIdHasher:
         if sources is not None:
             return self._for_rows_with_sources(length, seqs, afters, packed, sources)
         new_hash, op_ids = self._sequenced.copy, list[bytes]()
+        if len(self._inputs) == 1 and None not in seqs and afters.count(None) == len(packed):  # most batches
+            for seq, (inputs_of_one,) in zip(seqs, packed, strict=True):
+                h = new_hash()
+                h.update(_POSITION(length, seq) + inputs_of_one)
+                op_ids.append(h.digest())
+            return op_ids
         for seq, after, inputs in zip(seqs, afters, packed, strict=True):
             if after is None:
                 if seq is None:
                     op_ids.append(self._new_op_id())
                     continue
                 h = new_hash()
-                h.update(_POSITION(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
+                h.update(_POSITION(length, seq) + b"".join(inputs))
             else:
                 given = False, seq is not None, True
                 h = (self._hashers.get(given) or self._start_hash(given)).copy()

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from stepwell.background import cancel
 from stepwell.engine.admission import QueueAdmission
@@ -309,7 +309,9 @@ class Batcher:
         self._on_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
 
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
-        batch = items if isinstance(items, Batch) else RowBatch(items)
+        batch = (
+            RowBatch(items) if type(items) is list else cast("Batch", items)
+        )  # `isinstance` takes long: it is an ABC
         own = self.versions[batch.decoded_by]
         plan = self._placing.plan(self._name)
         if plan is not self._plan:
@@ -328,10 +330,11 @@ class Batcher:
                 if batch.rows:  # else all of them were of this version
                     await self._run(self._placed(self._handed_over([(own, batch)])), plan)
         finally:
-            self._processed += len(batch)
-            own.in_use -= len(batch)
+            rows = len(batch.names)
+            self._processed += rows
+            own.in_use -= rows
             del self._tasks[number]
-            if not self._is_due_now:
+            if not self._is_due_now and (self.queue.rows or self._wake_threshold):
                 self._schedule()
 
     def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:

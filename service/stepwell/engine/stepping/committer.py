@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from stepwell.engine.packing import pack_outputs, select_returned
 from stepwell.engine.placing import Followed
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from stepwell.store.commits import CommitResult, Notification
 
 
-class NextRecords(NamedTuple):
+class NextRecords(Struct, frozen=True, gc=False):
     """The records after a run, as columns, and their commits.
 
     Attributes:
@@ -128,6 +129,8 @@ class Committer:
             deadline: On the loop's clock.
         """
         name, batch = self._served.name, records.batch
+        notifications: Sequence[Notification] = ()
+        # Interest is checked after the run, as late as possible: from there to the store's command there is no `await`.
         if records.one is not None and not self._publisher.has_interest(name):
             found = self._next_of_one(records, records.one, run)
         else:
@@ -139,10 +142,10 @@ class Committer:
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
-        # Checked after the run, as late as possible: from here to the store's command there is no `await`.
-        notifications = self._notifications(found) if self._publisher.has_interest(name) else []
+            if self._publisher.has_interest(name):
+                notifications = self._notifications(found)
         at = records.at
-        if any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
+        if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()

@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from stepwell.engine.packing import all_finite, finite_rows
 from stepwell.errors import ServiceError
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
     from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
 
+_NONE: Final[Mapping[int, ServiceError]] = MappingProxyType({})
 MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRun:
+class BatchRun(Struct, frozen=True, gc=False):
     """The result of a run.
 
     Attributes:
@@ -41,7 +43,7 @@ class BatchRun:
     outputs: dict[str, Array]
     states: Array
     rows: list[int] | None = None
-    rejected: Mapping[int, ServiceError] = field(default_factory=dict)
+    rejected: Mapping[int, ServiceError] = _NONE
     beside: JoinedRun | None = None
 
 

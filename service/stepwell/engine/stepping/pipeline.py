@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stepwell.engine.observer import follows_batches
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.engine.stepping.batch import Batch, RowBatch
 from stepwell.engine.stepping.committer import Committer
@@ -106,6 +107,7 @@ class BatchedVersion:
         self.coalesced: list[CoalescedBatch | None] = [None, None]
         self.in_use = 0
         self._observer = deps.observer
+        self._follows_batches = follows_batches(deps.observer)
         self._timeout = deps.timeout
         self._source_ids = deps.source_ids
         self._time = time.monotonic
@@ -120,7 +122,8 @@ class BatchedVersion:
 
     async def process(self, batch: Batch) -> None:
         """Process a batch until every timestep has its response or is handed over. Raises only `CancelledError`."""
-        self._observer.batch_started(self.served.name, len(batch))
+        if self._follows_batches:
+            self._observer.batch_started(self.served.name, len(batch))
         expiry: _Expiry | None = None
         rest = batch
         try:
@@ -154,7 +157,8 @@ class BatchedVersion:
         finally:
             if expiry is not None:
                 expiry.cancel()
-            self._observer.batch_ended()
+            if self._follows_batches:
+                self._observer.batch_ended()
 
     def _expiry(self, batch: Batch, oldest: float) -> _Expiry:
         """Return a timer that replies to each row whose deadline passes during an attempt."""

@@ -224,7 +224,10 @@ class RecordCache:
             self.limit(self._limit_bytes)
             self._sources = self._enlarged(empty_sources(len(self._names)))
         slot_of = self._slot_of.get
-        slots = np.array([slot_of(name) or self._allocate_slot(name) for name in names], np.intp)
+        found = [*map(slot_of, names)]
+        if None in found:  # an allocation may evict one of the others, so each is looked up after those before it
+            found = [slot_of(name) or self._allocate_slot(name) for name in names]
+        slots = np.array(found, np.intp)
         self._headers[slots] = headers.view(OPAQUE_HEADER)
         self._states[slots] = states
         self._expiry_set_at[slots] = expiry_set_at

@@ -134,7 +134,7 @@ class RecordLoader:
         error or a replay. So a record that another worker has advanced is mostly detected here, and costs a load
         instead of a conflict. The rows in neither result have their response.
         """
-        if len(batch) == 1 and (one := self._cached_one(batch)) is not None:
+        if len(batch.names) == 1 and (one := self._cached_one(batch)) is not None:
             return one, []
         cache = self._cache
         slots = cache.slots_for(batch.names)

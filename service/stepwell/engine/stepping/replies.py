@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from msgspec.structs import replace
@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from stepwell.engine.packing import all_true, select_returned, unpack_outputs
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
-from stepwell.engine.stepping.batch import ColumnBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -22,7 +21,7 @@ from stepwell.types import STARTS, BatchOutput, BulkPrediction, Prediction
 from stepwell_client.wire.outcomes import Applied
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch
+    from stepwell.engine.stepping.batch import Batch, ColumnBatch
     from stepwell.engine.stepping.model_runner import BatchRun
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.record_loader import Records
@@ -135,23 +134,25 @@ class Replies:
             responding: The versions that responded; None: that of the model, as before.
             created: Which of the rows, by their index, created their streams.
         """
-        batch, at, objects = records.batch, records.at, records.batch.rows
+        batch, at, objects, model = records.batch, records.at, records.batch.rows, self._served.name
         usual: Sequence[int] = [j for j, i in enumerate(at) if i not in objects] if objects else range(len(at))
-        answered = [*records.of(at, usual)]
-        versions: Sequence[int] = [self._served.version] * len(at)
-        parts = [(batch.sources is not None, usual)]
-        if responding is not None:
-            versions, changed = responding.versions, responding.changed
-            parts = [(shown, [j for j in usual if changed[j] == shown]) for shown in (False, True)]
-        for shows_version, part in parts:
-            if part and isinstance(batch, ColumnBatch):
-                batch.reply_to(records.of(at, part), BulkPrediction(output, versions, shows_version), part)
+        answered, length = (records.of(at, usual), records.length) if objects else (at, batch.length)
+        if usual:  # only columns have rows without an object; `isinstance` takes long for a subclass of an ABC
+            columns = cast("ColumnBatch", batch)
+            if responding is None:
+                versions = [self._served.version] * len(at)
+                columns.reply_to(answered, BulkPrediction(output, versions, batch.sources is not None), usual)
+            else:
+                for shown in (False, True):
+                    if part := [j for j in usual if responding.changed[j] == shown]:
+                        found = BulkPrediction(output, responding.versions, shown)
+                        columns.reply_to(records.of(at, part), found, part)
         if objects:
-            answered += self._reply_to_objects(records, output, responding, created)
+            answered = [*answered, *self._reply_to_objects(records, output, responding, created)]
         self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
-        self._observer.replied(self._served.name, batch.waited(answered, self._time()))
+        self._observer.replied(model, batch.waited(answered, self._time()))
         for transport, rows in batch.by_transport(at).items():
-            self._observer.steps_applied(self._served.name, transport, rows * records.length)
+            self._observer.steps_applied(model, transport, rows * length)
 
     def _reply_to_objects(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]

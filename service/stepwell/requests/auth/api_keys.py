@@ -167,6 +167,11 @@ class ApiKeys:
         """Whether requests need a key or a token."""
         return self._file is not None or self.caller_of_token is not None
 
+    @property
+    def has_file(self) -> bool:
+        """Whether keys are read from a file, which may change."""
+        return self._file is not None
+
     def call_on_change(self, callback: Callable[[Mapping[bytes, Caller], Mapping[bytes, Caller]], None]) -> None:
         """Set what is called with the callers before and after a change of the file, by the SHA-256 of their keys."""
         if self._file is not None:

@@ -9,9 +9,10 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, cast, overload
 
 import hiredis
+from msgspec import Struct
 
 _LATE_REPLY = "no reply in time"
 _OLD_SCRIPT_REFUSAL = re.compile(r"ERR Error running script .*?: -([A-Z]+) ")
@@ -181,7 +182,7 @@ class PipelinedConnection(asyncio.Protocol):
         self.abort(str(exc or "") or "the connection was lost")
 
 
-class _Exchange(NamedTuple):
+class _Exchange(Struct, frozen=True):
     """The commands of one write, and the replies so far."""
 
     expected_replies: int

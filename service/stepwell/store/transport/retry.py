@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,11 +67,11 @@ async def execute_with_retry(
             unknown.
         confirm: Wait until a replica has confirmed the writes.
     """
-    loop, failures = asyncio.get_running_loop(), 0
+    failures = 0
     replies: list[Any] = []  # one per command; empty until the first exchange leaves commands to retry
     sent: list[_Sent] = []
     while True:
-        left = deadline - loop.time()
+        left = deadline - time.monotonic()  # the loop's clock; `get_running_loop` is a system call before Python 3.12
         try:
             if left <= 0:
                 raise NotSentError("the deadline passed", is_permanent=True)
@@ -85,7 +86,7 @@ async def execute_with_retry(
         again: list[_Sent] = []
         needs_pause = False
         pause = _BACKOFF.after(failures + 1)
-        last = deadline - loop.time() <= pause
+        last = deadline - time.monotonic() <= pause
         for (i, command, maybe_done), reply in zip(sent, received, strict=True):
             if not isinstance(reply, Exception) or (isinstance(reply, CommandError) and reply.code in _SCRIPT_ERRORS):
                 replies[i] = reply
