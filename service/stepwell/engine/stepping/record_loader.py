@@ -93,8 +93,10 @@ class Records(NamedTuple):
     def objects(self) -> list[tuple[int, QueuedStep]]:
         """Return the rows that have an object, each with its index in `at`."""
         rows, at = self.batch.rows, self.at
+        if not rows:
+            return []
         if 4 * len(rows) > len(at):
-            return [(j, rows[i]) for j, i in enumerate(at) if i in rows] if rows else []
+            return [(j, rows[i]) for j, i in enumerate(at) if i in rows]
         places = [(bisect_left(at, i), i) for i in sorted(rows)]  # `at` is in ascending order
         return [(j, rows[i]) for j, i in places if j < len(at) and at[j] == i]
 
