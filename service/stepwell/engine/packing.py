@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -52,16 +54,15 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
 
 def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
     """Invert `pack_outputs` for one row: one array `(T, *row)` per returned output."""
-    size = prediction_bytes(manifest.answered)
-    length = len(packed) // size if size else 0
-    table = np.frombuffer(packed, np.uint8).reshape(length, size)
-    outputs: dict[str, Array] = {}
-    offset = 0
-    for spec in manifest.answered:
-        column = np.ascontiguousarray(table[:, offset : offset + spec.row_bytes])
-        outputs[spec.name] = column.view(spec.dtype).reshape(length, *spec.row_shape)
-        offset += spec.row_bytes
-    return outputs
+    layout = _layout(tuple([(spec.name, spec.dtype, spec.row_shape) for spec in manifest.answered]))
+    table = np.frombuffer(packed, layout) if packed else np.empty(0, layout)
+    return {name: np.ascontiguousarray(table[name]) for name in layout.names or ()}
+
+
+@lru_cache(maxsize=64)
+def _layout(fields: tuple[tuple[str, str, tuple[int, ...]], ...]) -> np.dtype[Any]:
+    """Return the dtype of one timestep's packed prediction; NumPy takes longer to create it than to use it."""
+    return np.dtype([*fields])
 
 
 def last_prediction(manifest: Manifest, packed: bytes) -> dict[str, Array]:

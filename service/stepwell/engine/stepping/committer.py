@@ -251,13 +251,13 @@ class Committer:
         return timestep.idempotency_key is None and timestep.source is None and timestep.lifecycle not in ENDS
 
     @staticmethod
-    def _usual_rows(n: int, own: Sequence[int]) -> tuple[Sequence[int], slice | list[int]]:
+    def _usual_rows(n: int, own: Sequence[int]) -> tuple[Sequence[int], slice | Array]:
         """Return the rows, of `n`, that have no commit of their own, also as an index of arrays."""
         if not own:
             return range(n), slice(None)
         excluded = frozenset(own)
         usual = [j for j in range(n) if j not in excluded]
-        return usual, usual
+        return usual, np.array(usual, np.intp)
 
     def _own_rows(self, records: Records, *, is_uniform: bool) -> tuple[list[int], Array | None, Array | None]:
         """Return the rows with a commit of their own, by their index; their positions of sources are set.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -20,7 +21,14 @@ from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import decode, history_hash_of, step_of
-from stepwell.store.record_arrays import decode_records, empty_sources, read_headers, sources_table
+from stepwell.store.record_arrays import (
+    HEADER_DTYPE,
+    OPAQUE_HEADER,
+    decode_records,
+    empty_sources,
+    read_headers,
+    sources_table,
+)
 from stepwell.store.state_store import checked
 from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
@@ -39,7 +47,7 @@ class Records(NamedTuple):
 
     Attributes:
         batch: The batch.
-        at: The rows in the batch.
+        at: The rows in the batch, in ascending order.
         headers: `(rows,)` of `HEADER_DTYPE`.
         states: Packed states, `(rows, bytes)` uint8.
         expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
@@ -68,23 +76,29 @@ class Records(NamedTuple):
         """Return some of the records."""
         if self.one is not None or len(rows) == len(self.at):
             return self if rows else self._replace(at=())
+        at = np.array(rows, np.intp)
         return self._replace(
             at=self.of(self.at, rows),
-            headers=self.headers[rows],
-            states=self.states[rows],
-            expiry_set_at=self.expiry_set_at[rows],
-            sources=None if self.sources is None else self.sources[rows],
+            headers=self.headers.view(OPAQUE_HEADER).take(at).view(HEADER_DTYPE),
+            states=self.states.take(at, axis=0),
+            expiry_set_at=self.expiry_set_at.take(at),
+            sources=None if self.sources is None else self.sources.take(at, axis=0),
         )
 
     @staticmethod
     def of(items: Sequence[_ItemT], rows: Sequence[int]) -> Sequence[_ItemT]:
         """Return the items of some rows."""
-        return items if len(rows) == len(items) else [items[i] for i in rows]
+        return items if len(rows) == len(items) else [*map(items.__getitem__, rows)]
 
     def objects(self) -> list[tuple[int, QueuedStep]]:
         """Return the rows that have an object, each with its index in `at`."""
-        rows = self.batch.rows
-        return [(j, rows[i]) for j, i in enumerate(self.at) if i in rows] if rows else []
+        rows, at = self.batch.rows, self.at
+        if not rows:
+            return []
+        if 4 * len(rows) > len(at):
+            return [(j, rows[i]) for j, i in enumerate(at) if i in rows]
+        places = [(bisect_left(at, i), i) for i in sorted(rows)]  # `at` is in ascending order
+        return [(j, rows[i]) for j, i in places if j < len(at) and at[j] == i]
 
     @property
     def length(self) -> int:
