@@ -33,7 +33,7 @@ from stepwell.addons.connect.messages import (
 )
 from stepwell_export.runtime.manifest import InputSpec
 from tests.addons.connect.brokers import kafka
-from tests.addons.connect.connectors import connector, ended, run_once, wait_for
+from tests.addons.connect.connectors import connector, ended, lines_of, n_lines, run_once, wait_for
 from tests.addons.connect.registry import Registry
 from tests.addons.connect.skipping import or_skip
 from tests.processes import ServiceProcess, free_port
@@ -129,15 +129,8 @@ def test_avro_by_a_file_is_a_bare_datum(tmp_path: Path) -> None:
 
 def test_the_field_of_an_avro_message_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     inner = {"type": "record", "name": "Inner", "fields": [{"name": "temp", "type": "double"}]}
-    schema = {
-        "type": "record",
-        "name": "Outer",
-        "fields": [
-            {"name": "pump", "type": "string"},
-            {"name": "first", "type": inner},
-            {"name": "b", "type": "Inner"},
-        ],
-    }
+    fields = [{"name": name, "type": kind} for name, kind in (("pump", "string"), ("first", inner), ("b", "Inner"))]
+    schema = {"type": "record", "name": "Outer", "fields": fields}
     body = avro({"pump": "p", "first": {"temp": 1.0}, "b": {"temp": 2.0}}, schema)
     decoder = bodies(tmp_path, "avro", schema)
     for cut, field in ((10, "b.temp"), (5, "first.temp"), (1, "pump")):
@@ -456,9 +449,8 @@ def test_two_versions_of_a_schema_go_through_a_topic_and_a_broken_message_is_alo
         )
         run_once(tmp_path, config, "--url", service.url, code=1)
 
-    predictions_of = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [one["outputs"]["y"] for one in predictions_of] == [[1, 0.5], [3, 1], [6, 1.5]]
-    assert [json.loads(line)["code"] for line in dead.read_text().splitlines()] == ["bad_message"]
+    assert [one["outputs"]["y"] for one in lines_of(out)] == [[1, 0.5], [3, 1], [6, 1.5]]
+    assert [one["code"] for one in lines_of(dead)] == ["bad_message"]
 
 
 def test_predictions_go_to_kafka_with_the_id_of_their_schema(
@@ -523,12 +515,12 @@ def test_a_login_that_a_registry_rejects_later_is_waited_for_and_read_again(
     ):
         client: Any = broker.client()
         client.xadd("in", {"data": framed(numbers[0], avro({"pump": "rotated", "x": 1}, schemas[0]))})
-        wait_for(lambda: out.exists() and len(out.read_text().splitlines()) == 1, what=one.text)
+        wait_for(lambda: n_lines(out) == 1, what=one.text)
         registry.user = ("pumps", "new")
         client.xadd("in", {"data": framed(numbers[1], avro({"pump": "rotated", "x": 1}, schemas[1]))})
         wait_for(lambda: "rejects the login" in one.text(), what=one.text)
         password.write_text("new")
-        wait_for(lambda: len(out.read_text().splitlines()) == 2, what=one.text)
+        wait_for(lambda: n_lines(out) == 2, what=one.text)
 
 
 async def created(address: str) -> None:
@@ -585,7 +577,7 @@ def test_the_timestamps_of_avro_order_the_streams_of_a_template(service: Service
             f'[service]\nmodel = "total"\n[to]\nurl = "file://{short_path}/out.jsonl"\n'
         )
         run_once(short_path, config, "--url", service.url)
-    rows = [json.loads(line) for line in (short_path / "out.jsonl").read_text().splitlines()]
+    rows = lines_of(short_path / "out.jsonl")
 
     assert [(row["stream"], row["outputs"]["y"][0], row["time"][-3:]) for row in rows] == [
         ("avro-p@201", 0, "00Z"), ("avro-p@201", 1, "01Z"), ("avro-p@201", 3, "02Z"), ("avro-p@201", 6, "03Z"),

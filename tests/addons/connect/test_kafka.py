@@ -94,7 +94,8 @@ class TestKafka(BrokerLaws):
     @pytest.fixture
     def url(self, topics: KafkaTopics, monkeypatch: pytest.MonkeyPatch) -> str:
         """The broker waits for a reader that was closed until its session has expired."""
-        monkeypatch.setattr("stepwell.addons.connect.brokers.kafka._SESSION_MS", 3000)
+        for name, ms in (("_SESSION_MS", 1000), ("_HEARTBEAT_MS", 100)):
+            monkeypatch.setattr(f"stepwell.addons.connect.brokers.kafka.{name}", ms)
         return topics.url("in", "?group=laws")
 
 

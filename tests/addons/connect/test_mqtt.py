@@ -123,18 +123,8 @@ def test_the_oldest_go_on_when_the_broker_sends_no_more_and_it_is_said(
     service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
     """The window is the connector's, and not the broker's own of 1,000 messages."""
-    words = [
-        topics.url("in/{stream}", "?client=full"),
-        *flags(service, topics),
-        "--time",
-        "t",
-        "--order",
-        "1h",
-        "--idle",
-        "1s",
-        "--json",
-    ]
-    with connector(tmp_path, *words) as one:
+    words = ["--time", "t", "--order", "1h", "--idle", "1s", "--json"]
+    with connector(tmp_path, topics.url("in/{stream}", "?client=full"), *flags(service, topics), *words) as one:
         start(one)
         for n in range(4200):
             topics.publish("in/full", {"x": 1, "t": n / 1000})

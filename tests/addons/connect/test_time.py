@@ -177,11 +177,7 @@ def test_the_oldest_go_on_when_too_many_wait_and_it_is_said(service: ServiceProc
 
 
 def test_a_time_ahead_of_the_clock_is_a_dead_letter(service: ServiceProcess, tmp_path: Path) -> None:
-    documents = [
-        {"stream": "ahead", "x": 1, "t": 5},
-        {"stream": "ahead", "x": 2, "t": "2999-01-01"},
-        {"stream": "ahead", "x": 3, "t": 20},
-    ]
+    documents = [{"stream": "ahead", "x": 1, "t": t} for t in (5, "2999-01-01", 20)]
     source = write_lines(tmp_path / "in.jsonl", documents)
     run_once(tmp_path, source, *flags(service, tmp_path, "--order", "5s"), code=1)
     [letter] = lines_of(tmp_path / "dead.jsonl")
@@ -215,12 +211,10 @@ def test_there_is_one_timestep_for_each_tick(service: ServiceProcess, tmp_path: 
 
 
 def test_the_grid_of_a_model_is_the_clock(service: ServiceProcess, tmp_path: Path) -> None:
-    source = write_lines(
-        tmp_path / "in.jsonl", [{"stream": "own", "x": x, "t": t} for t, x in [(0.2, 1), (0.9, 2), (3, 3)]]
-    )
-    words = flags(service, tmp_path, "--gap", "1")
+    documents = [{"stream": "own", "x": x, "t": t} for t, x in [(0.2, 1), (0.9, 2), (3, 3)]]
+    source = write_lines(tmp_path / "in.jsonl", documents)
 
-    run_once(tmp_path, source, *words, "--model", "grid")
+    run_once(tmp_path, source, *flags(service, tmp_path, "--gap", "1", "--model", "grid"))
 
     assert [one[:3] for one in outs(tmp_path)] == [
         (n, y, at) for n, (y, at) in enumerate(zip(fold_reference([2, 2, 3]), (1, 2, 3), strict=True), 1)
@@ -242,24 +236,11 @@ def test_a_connector_that_leaves_the_grid_of_its_model_says_so(
 def test_a_tick_that_the_service_refuses_is_one_dead_letter_with_its_messages(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
-    words = [
-        "--model",
-        "lstm",
-        "--stream",
-        "stream",
-        "--url",
-        service.url,
-        "--time",
-        "t",
-        "--every",
-        "1s",
-        "--take",
-        "sum",
-    ]
+    words = flags(service, tmp_path, "--every", "1s", "--take", "sum", "--model", "lstm")
     big = [3e38, 0.0, 0.0, 0.0]
     documents = [{"stream": "huge", "x": big, "t": 0.5}, {"stream": "huge", "x": big, "t": 0.7}]
     source = write_lines(tmp_path / "in.jsonl", documents)
-    run_once(tmp_path, source, *words, "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1)
+    run_once(tmp_path, source, *words, code=1)
     [letter] = lines_of(tmp_path / "dead.jsonl")
     assert letter["code"] == "non_finite"
     assert [json.loads(one) for one in letter["message"]] == documents
