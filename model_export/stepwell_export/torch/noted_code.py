@@ -13,7 +13,7 @@ import linecache
 import sys
 import sysconfig
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import isgenerator
 from pathlib import Path
@@ -50,6 +50,9 @@ _REACHED = 500_000
 
 _OF_FRAMES = {"dir", "eval", "exec", "globals", "locals", "super", "vars"}
 """Functions that look at the frame that calls them."""
+
+_OF_MODULES = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
+"""Names that each module has."""
 
 IN_AXES = 10
 """The first place of an operand that is an index of one of several axes, as only tensors have them."""
@@ -126,7 +129,7 @@ class NotedCode:
         self._made: set[CodeType] = set()
         self._files: dict[str, dict[Any, list[tuple[CodeType, CodeType]]]] = {}
         self._codes = {code: made for code, home in codes.items() if (made := self._of(code, home)) is not None}
-        self._functions = _functions([whole.module, *codes.values()], self._codes)
+        self._functions = _functions(_named_by([{"": whole.module}, *codes.values()]), self._codes)
         for code in self._codes.keys() - {one.__code__ for one in self._functions}:
             self._cannot_read(code)
 
@@ -244,7 +247,8 @@ class NotedCode:
         try:
             tree = ast.parse("".join(lines))
             plain = compile(tree, file, "exec", dont_inherit=True)
-            noted = compile(_Noting(self.sites, file, lines).visit(tree), file, "exec", dont_inherit=True)
+            tree = ast.fix_missing_locations(_Noting(self.sites, file, lines).visit(tree))
+            noted = compile(tree, file, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError):
             return found
         left = [(plain, noted)]
@@ -316,7 +320,13 @@ def _codes(whole: Sequences) -> dict[CodeType, dict[str, Any]]:
     return {code: home for code, home in found.items() if code not in inner}
 
 
-def _functions(roots: Sequence[Any], codes: Mapping[CodeType, Any]) -> list[FunctionType]:
+def _named_by(homes: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
+    """Return what modules name, but not what Python adds: a loader may hold all of the program that imports."""
+    named = (value for home in homes for name, value in home.items() if name not in _OF_MODULES)
+    return {id(value): value for value in named}.values()
+
+
+def _functions(roots: Iterable[Any], codes: Mapping[CodeType, Any]) -> list[FunctionType]:
     """Return the functions of some code, of all that can be reached from a module and its globals."""
     found: list[FunctionType] = []
     left, seen = list(roots), {id(root) for root in roots}
@@ -496,7 +506,7 @@ class _Noting(ast.NodeTransformer):
     def _noted(self, site: int, at: int | str, value: ast.expr) -> ast.expr:
         name = ast.Name(_NOTE, ast.Load())
         call = ast.Call(name, [ast.Constant(site), ast.Constant(at), value], [])
-        return ast.fix_missing_locations(ast.copy_location(call, value))
+        return ast.copy_location(call, value)
 
 
 def _as_list(found: Any) -> list[Any]:
