@@ -226,7 +226,7 @@ def test_an_escaped_slash_opens_no_feed(service: Service) -> None:
 
 
 def test_a_client_that_disconnects_at_once_leaves_each_step_applied_or_not(service: Service, stream: str) -> None:
-    with service.feed("fold", stream) as feed:
+    with service.feed("fold", stream, max_queue=None) as feed:  # else its close waits behind the unread answers
         request(feed, inputs=[1], seq=1)
         for n in range(2, 50):
             send(feed, inputs=[n], seq=n)

@@ -367,7 +367,11 @@ def profiled(look: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setprofile(before)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:  # cProfile before Python 3.12, which `sys.setprofile` does not take back
+            sys.setprofile(None)
+            before.enable()
 
 
 class _Noting(ast.NodeTransformer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import itertools
 import math
 from collections.abc import Callable
@@ -303,6 +304,15 @@ def test_the_functions_of_a_module_are_as_before_afterwards() -> None:
 
     assert run.__code__ is before
     assert "__stepwell_note__" not in globals()
+
+
+def test_a_module_is_followed_under_a_profiler_which_goes_on_afterwards() -> None:
+    profiler = cProfile.Profile()
+    with profiler:
+        numbers_of(lambda m, x: m.rnn(x)[0])
+        math.log2(8)
+
+    assert any("math.log2" in str(entry.code) for entry in profiler.getstats())
 
 
 def test_a_function_of_a_package_whose_name_begins_with_torch_is_none_of_torch() -> None:
