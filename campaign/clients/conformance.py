@@ -23,8 +23,8 @@ from campaign.clients.streams import disturb
 from campaign.faults import inject_faults, is_over
 from campaign.system import running_system
 from campaign.tally import Tally
-from stepwell.addons.embedded_store.in_process import InProcessService
 from stepwell_client import AsyncClient
+from stepwell_client.memory import Engine
 from stepwell_client.protocol.requests import ClientRequest
 from tests.all_clients.kit import FILE, KIT, Case
 from tests.all_clients.model import doubling
@@ -132,9 +132,7 @@ class PatientKit(PythonKit):
             await asyncio.sleep(random.uniform(0.01, 0.1))
 
 
-async def _disturb_store(
-    engine: InProcessService, rng: random.Random, tally: Tally, every_s: float, over: asyncio.Event
-) -> None:
+async def _disturb_store(engine: Engine, rng: random.Random, tally: Tally, every_s: float, over: asyncio.Event) -> None:
     """Inject faults of the store of an engine in this process, until the run is over."""
     pid_file = Path(engine.url.removeprefix("unix://")).parent / "data" / "store.pid"
     kinds = ("store killed", "store paused", "connections killed", "scripts flushed")

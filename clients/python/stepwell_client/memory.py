@@ -23,6 +23,8 @@ class Engine(Protocol):
 
     url: str
     """The address for clients, `unix://PATH`."""
+    store_url: str
+    """The address of its store."""
 
     def close(self) -> None:
         """Stop it; calls after the first have no effect."""
