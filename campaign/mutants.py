@@ -272,8 +272,15 @@ MUTANTS = (
     Mutant(
         "the operation id does not include the position",
         "service/stepwell/engine/protocol/op_ids.py",
-        "_POSITION(length, seq) +",
-        "_POSITION(length, 0) +",
+        'h.update(_POSITION(length, seq) + b"".join(inputs))',
+        'h.update(_POSITION(length, 0) + b"".join(inputs))',
+        ("tests/engine/protocol/test_op_ids.py",),
+    ),
+    Mutant(
+        "the operation id of a row with one input does not include the position",
+        "service/stepwell/engine/protocol/op_ids.py",
+        "h.update(_POSITION(length, seq) + inputs_of_one)",
+        "h.update(_POSITION(length, 0) + inputs_of_one)",
         ("tests/engine/protocol/test_op_ids.py",),
     ),
     Mutant(

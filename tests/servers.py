@@ -62,6 +62,7 @@ class Server:
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            process_group=0,
             restore_signals=False,  # keep SIGXFSZ ignored: exceeding the file size limit is then a write error
         )
         while True:
@@ -82,7 +83,10 @@ class Server:
             self._process.wait(20)
 
     def kill(self) -> None:
-        self.stop(signal.SIGKILL)
+        """Kill it and its child, which may be rewriting the append-only file."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait(20)
 
 
 @contextlib.contextmanager
