@@ -6,11 +6,12 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from stepwell.engine.protocol.op_ids import OpIdHasher
 from stepwell.types import BatchSources, BulkTimesteps, Source, StreamKey, Timestep
 from stepwell_export.runtime.manifest import Manifest
-from tests.graphs import two_inputs
+from tests.graphs import fold, two_inputs
 
 AFTER = b"a" * 16
 
@@ -65,6 +66,24 @@ def test_columns_have_the_operation_ids_of_their_timesteps() -> None:
         for packed, seq, after, source in zip(inputs, seqs, afters, sources, strict=True)
     ]
     assert hasher.for_bulk(columns) == [hasher.for_timestep(row) for row in columns.rows()]
+
+
+@pytest.mark.parametrize("afters", [[None] * 3, [None, AFTER, None]], ids=["by seq", "one by after"])
+@pytest.mark.parametrize("graph", [fold, two_inputs])
+def test_columns_without_sources_have_the_operation_ids_of_their_timesteps(graph: Any, afters: list[Any]) -> None:
+    """Rows of equal inputs, so that their positions alone tell them apart."""
+    manifest = graph()[1]
+    key = StreamKey("default", "m", "s")
+    columns = BulkTimesteps(
+        keys=[key] * 3, names=["s"] * 3, inputs={}, packed=[(b"12345678",) * len(manifest.inputs)] * 3, length=1,
+        seqs=[3, 4, 5], afters=afters,
+    )  # fmt: skip
+    hasher = OpIdHasher(manifest)
+
+    found = hasher.for_bulk(columns)
+
+    assert found == [hasher.for_timestep(row) for row in columns.rows()]
+    assert len(set(found)) == 3
 
 
 def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:
