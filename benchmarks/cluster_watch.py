@@ -16,7 +16,7 @@ from pathlib import Path
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.stream_channels import channel_of
-from stepwell.addons.watch.subscriber import Subscriber
+from stepwell.addons.watch.watcher_queue import Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.types import StreamKey
 from tests.addons.watch.engines import watched_worker

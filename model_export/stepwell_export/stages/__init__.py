@@ -12,8 +12,8 @@ from stepwell_export.runtime.registered import load, registered
 from stepwell_export.stages.arithmetic import Add, Multiply
 from stepwell_export.stages.audio import PCM16, STFT, Context, Frames, InverseSTFT, OverlapAdd
 from stepwell_export.stages.columns import OneHot, Select
-from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
 from stepwell_export.stages.learning import AdaptiveThreshold, Conformal, IntervalCoverage, Readout
+from stepwell_export.stages.missing_and_lags import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
 from stepwell_export.stages.pipeline import Part, Pipeline
 from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
 from stepwell_export.stages.sklearn import from_sklearn

@@ -16,6 +16,7 @@ from stepwell_export.graph.onnx_file import read_model
 from stepwell_export.labels import with_labels
 from stepwell_export.runtime.errors import NothingCarriedError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.stages.binding import NamedValue, NamedValues, Node, bind, is_truth
 from stepwell_export.stages.latency import with_latency
 from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merge import OLDEST_OPSET, merge
@@ -23,7 +24,6 @@ from stepwell_export.stages.pipeline import Part, Pipeline, RowModel
 from stepwell_export.stages.row_model import convert_rows, read_row_model
 from stepwell_export.stages.stage import Row, Stage
 from stepwell_export.stages.stepwise_file import has_manifest, read_stepwise
-from stepwell_export.stages.values import NamedValue, NamedValues, Node, bind, is_truth
 
 Convert = Callable[[Any, bool], ConvertedModel]
 """Makes the step graph of a model; the flag is whether flags such as `--time-axis` are for this one."""

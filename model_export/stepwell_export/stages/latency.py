@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepwell_export.runtime.manifest import Manifest
-from stepwell_export.stages.values import NamedValue, NamedValues, Node
+from stepwell_export.stages.binding import NamedValue, NamedValues, Node
 
 
 def with_latency(manifest: Manifest, values: NamedValues, answers: Mapping[str, NamedValue]) -> Manifest:

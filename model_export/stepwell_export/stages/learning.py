@@ -17,7 +17,7 @@ import numpy as np
 from stepwell_export.runtime.errors import ManifestError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, StateSpec
 from stepwell_export.runtime.specs import StageSpec
-from stepwell_export.stages.history import valid_window
+from stepwell_export.stages.missing_and_lags import valid_window
 from stepwell_export.stages.stage import ManyValued, Row, count, numbers
 
 if TYPE_CHECKING:

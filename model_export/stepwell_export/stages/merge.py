@@ -14,12 +14,12 @@ from stepwell_export.graph.nodes import read_opset, tensor_names
 from stepwell_export.graph.onnx_file import with_opset, without_functions
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.stages.binding import NamedValue, Node
 from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merged_reference import MergedReference
 from stepwell_export.stages.phases import with_turned_phases
 from stepwell_export.stages.renaming import with_names
 from stepwell_export.stages.spectra import POLAR
-from stepwell_export.stages.values import NamedValue, Node
 
 OLDEST_OPSET = 13
 """The first opset in which the operators of stages and joints have their present form."""

@@ -12,9 +12,9 @@ from stepwell_export.converted import Activation, ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
 from stepwell_export.runtime.step_model import StepModel, random_rows, stacked
-from stepwell_export.stages.history import MISSING
+from stepwell_export.stages.binding import NamedValue, Node, is_truth
 from stepwell_export.stages.learning import LearningStage
-from stepwell_export.stages.values import NamedValue, Node, is_truth
+from stepwell_export.stages.missing_and_lags import MISSING
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
 from stepwell_export.verify.runners import TOGETHER, stepped

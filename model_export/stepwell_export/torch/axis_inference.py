@@ -21,8 +21,8 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.cells import in_order, refuse_packed
 from stepwell_export.torch.checks import check_behaviour, hooked, run
+from stepwell_export.torch.examples import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.naming import flatten, numpy_dtype
-from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 
 ROWS = 3
 LENGTHS = (11, 13)

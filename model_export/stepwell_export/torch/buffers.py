@@ -20,9 +20,9 @@ from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, Manifest
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.torch.checks import prepared, run
+from stepwell_export.torch.examples import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.graph import trace_step, tracing
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
-from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.step import AGAINST, step_manifest
 
 _NUMBERS = (bool, int, float)

@@ -15,9 +15,9 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from stepwell_export.torch.capture import Capture
 from stepwell_export.torch.checks import check_behaviour, prepared, run
+from stepwell_export.torch.examples import ExampleInput, ExampleSampler, tensors
 from stepwell_export.torch.graph import PlainOutputs, trace_step
 from stepwell_export.torch.naming import flatten, named, numpy_dtype
-from stepwell_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from stepwell_export.verify.decisions.torch import TorchObserver
 
 ROWS = 3

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.interests import Subscription
-from stepwell.addons.watch.subscriber import Subscriber
+from stepwell.addons.watch.watcher_queue import Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError

@@ -12,7 +12,7 @@ import pytest
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.stream_channels import channel_of
-from stepwell.addons.watch.subscriber import Subscriber
+from stepwell.addons.watch.watcher_queue import Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.types import StreamKey
 from tests.addons.watch.engines import WatchedEngine, watched_worker

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from stepwell.addons.connect.chunks import PollLimits, rounds_of
 from stepwell.addons.connect.config import BodyFormat, FromSection
 from stepwell.addons.connect.mapping.input_columns import InputColumn, make_columns
 from stepwell.addons.connect.mapping.message_mapper import MessageMapper
@@ -22,7 +23,6 @@ from stepwell.addons.connect.messages import (
     MessageColumns,
     OutMessage,
 )
-from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.recorded.csv_header import CsvHeader
 from stepwell_export.runtime.manifest import InputSpec
 

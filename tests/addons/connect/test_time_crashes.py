@@ -14,9 +14,9 @@ import pytest
 
 from stepwell.addons.connect.brokers.interface import ReaderOptions
 from stepwell.addons.connect.brokers.offsets_in_metadata import DoneOffsets
+from stepwell.addons.connect.chunks import PollLimits
 from stepwell.addons.connect.config import config_of_flags
 from stepwell.addons.connect.messages import BrokerMessage, OutMessage, Undeliverable
-from stepwell.addons.connect.polls import PollLimits
 from stepwell.addons.connect.session import ConnectSession
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess

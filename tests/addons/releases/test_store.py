@@ -16,7 +16,7 @@ from stepwell.addons.releases.keys import release_key
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.store import ReleaseStore, StoredRelease
 from stepwell.addons.releases.stream_counts import StreamCounter
-from stepwell.addons.releases.sweeps import SweepProgress, read_sweep, request_sweep
+from stepwell.addons.releases.sweep_progress import SweepProgress, read_sweep, request_sweep
 from stepwell.errors import CorruptRecordError
 from stepwell.store.keys import record_key
 from stepwell.store.record import Kind, Record

@@ -13,8 +13,8 @@ from stepwell.addons.releases.document import ReleaseDocument, ReleaseVersion, T
 from stepwell.addons.releases.document_changes import end
 from stepwell.addons.releases.lookup import Releases
 from stepwell.addons.releases.placing import ReleasePlacing
+from stepwell.addons.releases.sweep_progress import SweepProgress, read_sweep, request_sweep
 from stepwell.addons.releases.sweeper import Sweeper
-from stepwell.addons.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from stepwell.engine.engine import Engine
 from stepwell.engine.streams.transaction import StreamOpDeps
 from stepwell.models.registry import ModelRegistry

@@ -15,7 +15,7 @@ from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.interests import CommitsUnderWay, InterestTable, Subscription
-from stepwell.addons.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key

@@ -12,7 +12,7 @@ import pytest
 
 from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
 from stepwell.addons.watch.interests import Subscription
-from stepwell.addons.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import MAX_QUEUED_BYTES, EventGap, Subscriber
 from stepwell.types import StreamKey
 from tests.addons.watch.engines import WatchedEngine, watched_worker
 from tests.engine.harness import chunk, step

@@ -25,7 +25,7 @@ from stepwell.addons.watch.event_stream import SseResponse
 from stepwell.addons.watch.events import queued_events
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.socket import MAX_GROUP_BYTES, groups_of
-from stepwell.addons.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.requests.auth.socket_auth import SocketAuth
 from stepwell.requests.context import AppContext
 from stepwell_client.wire.formats import MSGPACK, encode, encode_tensor

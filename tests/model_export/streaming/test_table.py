@@ -12,10 +12,10 @@ import pytest
 from stepwell_export.converted import check_model
 from stepwell_export.graph.operators import RUNNING
 from stepwell_export.streaming import convert
-from stepwell_export.streaming.rules.pooling import WEIGHTED
+from stepwell_export.streaming.rules.attention_pooling import WEIGHTED
+from stepwell_export.streaming.rules.convolution_and_pooling import WINDOW_POOLS
 from stepwell_export.streaming.rules.reductions import GLOBAL_POOLS, PLACES, REDUCTIONS
 from stepwell_export.streaming.rules.table import RULES
-from stepwell_export.streaming.rules.window import WINDOW_POOLS
 from tests.model_export.streaming.zoo_parts import X, graph
 
 

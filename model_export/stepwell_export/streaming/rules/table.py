@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from stepwell_export.graph.operators import RUNNING, STATEFUL
 from stepwell_export.streaming.rules.attention import attention
+from stepwell_export.streaming.rules.attention_pooling import WEIGHTED, log_sum_exp, softmax, with_weights
+from stepwell_export.streaming.rules.convolution_and_pooling import WINDOW_POOLS, convolution, transposed
 from stepwell_export.streaming.rules.elementwise import by_timestep, count_up, reshape
 from stepwell_export.streaming.rules.loops import loop, scan
-from stepwell_export.streaming.rules.pooling import WEIGHTED, log_sum_exp, softmax, with_weights
 from stepwell_export.streaming.rules.recurrent import running, stateful_op
 from stepwell_export.streaming.rules.reductions import (
     GLOBAL_POOLS,
@@ -20,7 +21,6 @@ from stepwell_export.streaming.rules.reductions import (
     top_k,
 )
 from stepwell_export.streaming.rules.slicing import concat, gather, pad, slice_, split
-from stepwell_export.streaming.rules.window import WINDOW_POOLS, convolution, transposed
 from stepwell_export.streaming.walk import Rule, StepTensor
 
 RULES: dict[str, Rule] = {

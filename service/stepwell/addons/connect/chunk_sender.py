@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, Final
 
+from stepwell.addons.connect.chunks import PollLimits, StreamChunk, columns_of, frames_of
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll
 from stepwell.addons.connect.messages import ConnectError
-from stepwell.addons.connect.polls import PollLimits, StreamChunk, columns_of, frames_of
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell_client.errors import ClientError
 from stepwell_client.protocol import decoding

@@ -10,6 +10,7 @@ from typing import Final
 
 from stepwell.addons.connect.brokers.interface import MessageReader, MessageWriter
 from stepwell.addons.connect.chunk_sender import AppliedChunks, ChunkSender
+from stepwell.addons.connect.chunks import PollLimits, rounds_of
 from stepwell.addons.connect.counters import ConnectCounters
 from stepwell.addons.connect.dead_letters import dead_letter, undelivered_letter
 from stepwell.addons.connect.late_timesteps import LateTimesteps
@@ -22,7 +23,6 @@ from stepwell.addons.connect.messages import (
     MessageColumns,
     OutMessage,
 )
-from stepwell.addons.connect.polls import PollLimits, rounds_of
 from stepwell.addons.connect.service_feed import ModelFacts
 from stepwell.addons.event_time.times import iso
 from stepwell.addons.waiting import happens

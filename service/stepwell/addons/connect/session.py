@@ -14,6 +14,7 @@ from msgspec import structs
 from stepwell.addons.connect.brokers.interface import MessageReader, MessageWriter, ReaderOptions
 from stepwell.addons.connect.brokers.jsonl_files import csv_header
 from stepwell.addons.connect.chunk_sender import ChunkSender
+from stepwell.addons.connect.chunks import PollLimits
 from stepwell.addons.connect.config import ConnectConfig, DeadLetterSection, FromSection, ToSection
 from stepwell.addons.connect.connector import Connector
 from stepwell.addons.connect.counters import ConnectCounters
@@ -29,7 +30,6 @@ from stepwell.addons.connect.mapping.tick_mapper import TickMapper
 from stepwell.addons.connect.mapping.typed_decoding import typed_decoder
 from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
 from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
-from stepwell.addons.connect.polls import PollLimits
 from stepwell.addons.connect.preview import preview
 from stepwell.addons.connect.service_feed import ModelFacts, ServiceFeed
 from stepwell.addons.connect.time_rules import TimeRules, follows_grid

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from stepwell.addons.connect.brokers.interface import SelectiveReader
 from stepwell.addons.connect.chunk_sender import AppliedChunks, OnRejected
+from stepwell.addons.connect.chunks import StreamChunk, rounds_of
 from stepwell.addons.connect.connector import FIRST_POLL, Connector, next_limit
 from stepwell.addons.connect.dead_letters import dead_letter, letter_of_tick
 from stepwell.addons.connect.mapping.poll_mapper import MappedPoll
 from stepwell.addons.connect.mapping.tick_mapper import TickMapper
 from stepwell.addons.connect.messages import MessageColumns, OutMessage
-from stepwell.addons.connect.polls import StreamChunk, rounds_of
 from stepwell.addons.connect.service_feed import ServiceFeed
 from stepwell.addons.connect.time_rules import TimeRules
 from stepwell.addons.connect.timeline import (

@@ -13,12 +13,12 @@ from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.releases.follower import ReleaseFollower
 from stepwell.addons.releases.gate import Gates
 from stepwell.addons.releases.metrics import ReleaseMetrics
+from stepwell.addons.releases.move_one import StreamMoves
 from stepwell.addons.releases.placing import ReleasePlacing
 from stepwell.addons.releases.routes import add_routes
 from stepwell.addons.releases.service import ReleaseService
 from stepwell.addons.releases.store import ReleaseStore
 from stepwell.addons.releases.stream_counts import StreamCounter
-from stepwell.addons.releases.stream_moves import StreamMoves
 from stepwell.addons.releases.sweeper import Sweeper
 from stepwell.addons.releases.view import ended_by_model, streams_by_version
 from stepwell.background import run_forever

@@ -27,7 +27,7 @@ def trial_key(model: str, revision: int) -> str:
 
 
 def sweep_key(model: str) -> str:
-    """Return the key of the newest sweep of a model's streams, a hash: `sweeps.py`."""
+    """Return the key of the newest sweep of a model's streams, a hash: `sweep_progress.py`."""
     return f"{PREFIX}release:{{{model}}}:sweep"
 
 

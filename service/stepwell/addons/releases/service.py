@@ -15,11 +15,11 @@ from stepwell.addons.releases.compatibility import check_candidate, check_gate, 
 from stepwell.addons.releases.counters import TrialCounts, read_counts
 from stepwell.addons.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from stepwell.addons.releases.follower import ReleaseFollower
+from stepwell.addons.releases.move_one import StreamMoves
 from stepwell.addons.releases.responses import ReleaseResponse
 from stepwell.addons.releases.store import ReleaseStore
 from stepwell.addons.releases.stream_counts import StreamCounter
-from stepwell.addons.releases.stream_moves import StreamMoves
-from stepwell.addons.releases.sweeps import SweepProgress, read_sweep, request_sweep
+from stepwell.addons.releases.sweep_progress import SweepProgress, read_sweep, request_sweep
 from stepwell.addons.releases.view import release_response
 from stepwell.errors import ServiceError
 from stepwell.models.registry import ModelRegistry

@@ -13,7 +13,7 @@ from stepwell.addons.between_workers.lease import Lease
 from stepwell.addons.between_workers.store_lease import StoreLease
 from stepwell.addons.releases import keys
 from stepwell.addons.releases.pair_state import Standing
-from stepwell.addons.releases.sweeps import read_sweep
+from stepwell.addons.releases.sweep_progress import read_sweep
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.errors import ServiceError
 from stepwell.store.commits import Commit, Outcome

@@ -24,7 +24,7 @@ from stepwell.addons.releases.responses import (
     VersionStatus,
 )
 from stepwell.addons.releases.stream_counts import StreamCounts
-from stepwell.addons.releases.sweeps import SweepProgress
+from stepwell.addons.releases.sweep_progress import SweepProgress
 from stepwell.models.registry import ModelRegistry
 from stepwell_export.runtime.truth import Truth, truths_of
 

@@ -15,7 +15,7 @@ from stepwell.addons.event_stream import COMMENT, EventStreamResponse, encode_ev
 from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.messages import HEARTBEAT_S
-from stepwell.addons.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.asgi.query import flag_of, number_of
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth

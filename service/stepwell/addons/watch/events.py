@@ -10,7 +10,7 @@ from typing import Any
 from stepwell.addons.watch.commit_events import CommitEvent, PackedTensor
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.messages import HEARTBEAT_S
-from stepwell.addons.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.errors import ServiceError
 from stepwell.ids import check_stream_id
 from stepwell.requests.auth.api_keys import Caller

@@ -17,7 +17,7 @@ from stepwell.addons.watch.interest_gossip import InterestGossip
 from stepwell.addons.watch.interests import InterestTable, Subscription
 from stepwell.addons.watch.log_reader import LogReader
 from stepwell.addons.watch.stream_channels import StreamChannels
-from stepwell.addons.watch.subscriber import CatchUpBuffer, Subscriber
+from stepwell.addons.watch.watcher_queue import CatchUpBuffer, Subscriber
 from stepwell.background import cancel
 from stepwell.errors import ServiceError
 from stepwell.types import StreamKey

@@ -21,7 +21,7 @@ from stepwell.addons.watch.messages import (
     WatchingReply,
     WatchRequest,
 )
-from stepwell.addons.watch.subscriber import EventGap, Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.asgi.query import flag_of
 from stepwell.asgi.websocket import AcceptedWebSocket
 from stepwell.codec.strict.parse import parse
