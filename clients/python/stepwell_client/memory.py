@@ -19,7 +19,7 @@ StrPath = str | os.PathLike[str]
 
 
 class Engine(Protocol):
-    """What is registered: a class, called with the folders of models and the settings by name; it has started then."""
+    """An engine that has started: an instance of the class that is registered."""
 
     url: str
     """The address for clients, `unix://PATH`."""
@@ -58,14 +58,14 @@ def start(url: str, models: StrPath | Sequence[StrPath] | None, settings: Mappin
 def _registered() -> Callable[[Sequence[Path], Mapping[str, Any] | None], Engine]:
     from importlib.metadata import entry_points  # other clients need not wait for it
 
-    absent = "stepwell"
+    absent, cause = "stepwell", None
     for point in entry_points(group="stepwell_client.engines", name="memory"):
         try:
             return point.load()  # type: ignore[no-any-return]
         except ModuleNotFoundError as exc:
-            absent = str(exc.name)
+            absent, cause = str(exc.name), exc
     raise ClientError(
         "missing_extra",
         f"The address {MEMORY!r} is an engine in this process, and {absent} is not installed.",
         fix="Run `pip install stepwell`, or use the address of a service.",
-    )
+    ) from cause

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from stepwell.errors import ServiceError
 from stepwell.store.keys import end_entry_key, record_key, snapshots_key
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey, Timestep
@@ -181,3 +182,15 @@ async def test_timesteps_of_a_stateless_model_run_in_one_batch(tmp_path: Path, r
     assert [a.outputs["y"].tolist() for a in answers] == [[[2.0 * n, 2.0]] for n in range(50)]
     assert max(counts.batches) > 10
     assert redis_server.client().dbsize() == 0
+
+
+async def test_a_stateless_timestep_that_the_model_rejects_fails_no_other(tmp_path: Path, redis_server: Server) -> None:
+    values = [1.0, 3e38, 2.0, 3.0]  # twice the second one is infinite
+    async with worker(redis_server.url, write_models(tmp_path, double=stateless)) as engine:
+        key = StreamKey("default", "double", "")
+        rows = [Timestep(key, (np.array([[x, 1]], np.float32).tobytes(),), lifecycle="none") for x in values]
+        first, rejected, *others = await asyncio.gather(*map(engine.steps.advance, rows), return_exceptions=True)
+
+    assert isinstance(rejected, ServiceError)
+    assert (rejected.code, rejected.applied) == ("non_finite_state", "no")
+    assert [a.outputs["y"].tolist() for a in [first, *others]] == [[[2.0, 2.0]], [[4.0, 2.0]], [[6.0, 2.0]]]  # type: ignore[union-attr]

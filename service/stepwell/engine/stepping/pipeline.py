@@ -20,6 +20,7 @@ from stepwell.engine.stepping.committer import Committer
 from stepwell.engine.stepping.record_loader import RecordLoader, Records
 from stepwell.engine.stepping.replies import Replies, failed
 from stepwell.errors import OutcomeUnknownError, ServiceError
+from stepwell.store.record_arrays import HEADER_DTYPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -188,9 +189,9 @@ class BatchedVersion:
         """Load, decide, run and commit a batch, and reply to it; return the rows to be attempted again."""
         remaining: list[QueuedStep] = []
         if batch.lifecycle == "none":  # timesteps of no stream
-            none = np.empty(len(batch))
-            states = np.empty((len(batch), self.served.step_model.state_bytes), np.uint8)
-            loaded = Records(batch, range(len(batch)), none, states, none)
+            rows = len(batch)
+            states = np.empty((rows, self.served.step_model.state_bytes), np.uint8)
+            loaded = Records(batch, range(rows), np.zeros(rows, HEADER_DTYPE), states, np.zeros(rows))
         else:
             loaded, remaining = await self._loader.load(batch, deadline)
         for records in loaded.of_equal_lengths() if batch.rows else [loaded]:
