@@ -178,7 +178,7 @@ def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
 
     The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
     server with empty methods, and the service that submits each request as it comes (see
-    `stepwell.addons.grpc_api.arrivals`).
+    `stepwell.addons.grpc_api.request_collector`).
     """
     one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
     targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]
