@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, trial_run, with_weights_outside
+from stepwell_export.runtime.outside_weights import to_array, with_weights_outside
+from stepwell_export.runtime.session import open_session, trial_run
 
 
 class GraphSession:
@@ -57,7 +57,7 @@ class GraphSession:
     def weights(self) -> dict[str, Array]:
         """The initializers of the graph."""
         small = (tensor for tensor in self.model.graph.initializer if tensor.name not in self._shared)
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in small} | self._shared
+        return {tensor.name: to_array(tensor) for tensor in small} | self._shared
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
         """Run the graph and return every output by name, the inputs among them.

@@ -18,8 +18,9 @@ from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.runtime.outside_weights import with_weights_outside
 from stepwell_export.runtime.random_ops import random_outputs
-from stepwell_export.runtime.session import release, with_weights_outside
+from stepwell_export.runtime.session import release
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
 from stepwell_export.streaming.axes.rewrites import with_squeeze_axes

@@ -21,7 +21,8 @@ from onnx.reference import ReferenceEvaluator
 
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
+from stepwell_export.runtime.outside_weights import with_weights_outside
+from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.verify.decisions.onnx import OnnxObserver
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers

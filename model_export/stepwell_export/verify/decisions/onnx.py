@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
+from stepwell_export.runtime.outside_weights import with_weights_outside
+from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.verify.decisions import record
 from stepwell_export.verify.decisions.record import Observed, is_guard
 
