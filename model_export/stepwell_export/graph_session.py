@@ -29,7 +29,6 @@ class GraphSession:
         outputs: Iterable[str] | None = None,
         *,
         as_written: bool = False,
-        weights: Mapping[str, Array] | None = None,
     ) -> None:
         """Load a graph.
 
@@ -37,14 +36,12 @@ class GraphSession:
             model: The graph; it is left alone.
             outputs: The tensors that a run returns; None: its own outputs.
             as_written: Whether every node is run as it is, so that every tensor can be an output.
-            weights: Those that lie outside the graph.
 
         Raises:
             ModelLoadError: onnxruntime refuses it.
         """
         self.model = model
-        lean, inside = with_weights_outside(model)
-        self._shared = {**inside, **(weights or {})}
+        lean, self._shared = with_weights_outside(model)
         own = {value.name: value for value in model.graph.output}
         self.outputs = list(own if outputs is None else outputs)
         del lean.graph.output[:]

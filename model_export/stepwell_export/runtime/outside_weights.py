@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
@@ -35,7 +36,7 @@ _SAMPLE = 64
 """Numbers of a weight that are compared with those of others before all are."""
 
 _PIECE = 2**20
-"""Numbers that are compared at once."""
+"""Bytes that are compared at once."""
 
 _HERE: Final = secrets.token_hex(8)
 """In front of the names of arrays; no file can have it."""
@@ -51,7 +52,7 @@ _numbers = count()
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model without its dense initializers, which are never copied."""
-    lean = _copied(model, "graph")
+    lean: onnx.ModelProto = _copied(model, "graph")
     lean.graph.CopyFrom(_copied(model.graph, "initializer"))
     return lean
 
@@ -127,8 +128,8 @@ def _shared(made: Array) -> tuple[str, Array]:
 
 def _is_same(one: Array, other: Array) -> bool:
     """Whether two arrays of a type and a shape have the same bytes."""
-    pairs = [array.reshape(-1).view(np.uint8) for array in (one, other)]
-    return all(np.array_equal(*(of[at : at + _PIECE] for of in pairs)) for at in range(0, one.nbytes, _PIECE))
+    left, right = (array.reshape(-1).view(np.uint8) for array in (one, other))
+    return all(np.array_equal(left[at : at + _PIECE], right[at : at + _PIECE]) for at in range(0, one.nbytes, _PIECE))
 
 
 # ---------------------------------------------------------------- the file
@@ -150,9 +151,20 @@ def file_parts(model: onnx.ModelProto) -> Iterator[bytes | memoryview]:
     yield from _with_field(data, 0, len(data), _GRAPH, graph) if outside else [data]
 
 
+def file_size(model: onnx.ModelProto) -> int:
+    """Return how many bytes the file of a model has."""
+    return sum(map(len, file_parts(model)))
+
+
 def file_bytes(model: onnx.ModelProto) -> bytes:
     """Return the bytes of the file of a model."""
     return b"".join(file_parts(model))
+
+
+def write_file(model: onnx.ModelProto, path: Path) -> None:
+    """Write the file of a model."""
+    with path.open("wb") as file:
+        file.writelines(file_parts(model))
 
 
 def _with_field(
@@ -178,7 +190,7 @@ def _with_field(
 
 def _tensor_parts(tensor: onnx.TensorProto) -> list[bytes | memoryview]:
     inside = type(tensor)(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
-    numbers = memoryview(np.ascontiguousarray(to_array(tensor)).reshape(-1).view(np.uint8))
+    numbers = np.ascontiguousarray(to_array(tensor)).reshape(-1).view(np.uint8).data
     return [inside.SerializeToString(), _head(_RAW_DATA, len(numbers)), numbers]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
@@ -111,22 +109,3 @@ def trial_run(feeds: Mapping[str, Array]) -> Iterator[ort.RunOptions]:
         ) from exc
     finally:
         limit.cancel()
-
-
-# ---------------------------------------------------------------- memory of an export
-
-_LARGE_MODEL = 2**24
-"""Bytes of weights from which on memory is worth a tenth of a second."""
-
-
-def release(nbytes: int) -> None:
-    """Collect what refers to itself, and give back what the allocator of C has free; nothing for small models.
-
-    Args:
-        nbytes: Of the model's weights.
-    """
-    if nbytes < _LARGE_MODEL:
-        return
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library than glibc gives memory back by itself, or never
-        ctypes.CDLL(None).malloc_trim(0)
