@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LARGE = 2**18
 """Numbers from which on a weight lies outside."""
 
-_FLOAT, _FLOAT16, _DOUBLE, _EXTERNAL = 1, 10, 11, 1
-"""Element types of onnx, and its mark of a tensor that lies elsewhere."""
+_KINDS, _EXTERNAL = {1, 10, 11}, 1
+"""Element types of onnx, float32, float16 and float64, and its mark of a tensor that lies elsewhere."""
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 """Fields of a model, a graph and a tensor, in onnx.proto."""
@@ -80,18 +80,30 @@ def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[
     lean, weights = without_initializers(model), {}
     inputs = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        is_large = math.prod(tensor.dims) >= LARGE and tensor.data_type in {_FLOAT, _FLOAT16, _DOUBLE}
-        made = lean.graph.initializer.add()
+        is_large = math.prod(tensor.dims) >= LARGE and tensor.data_type in _KINDS
+        made = tensor
         if _name_of(tensor):
             weights[tensor.name] = to_array(tensor)
         elif is_large and tensor.name not in inputs and tensor.data_location != _EXTERNAL:
-            name, weights[tensor.name] = _shared(to_array(tensor))
-            made.name, made.data_type, made.data_location = tensor.name, tensor.data_type, _EXTERNAL
-            made.dims.extend(tensor.dims)
-            made.external_data.add(key="location", value=name)
-            continue
-        made.CopyFrom(tensor)
+            made, weights[tensor.name] = outside(to_array(tensor), tensor.name)
+        lean.graph.initializer.add().CopyFrom(made)
     return lean, weights
+
+
+def is_large(array: Array) -> bool:
+    """Return whether an array is one that may lie outside a graph."""
+    return array.size >= LARGE and array.dtype.kind == "f"
+
+
+def outside(array: Array, name: str = "") -> tuple[onnx.TensorProto, Array]:
+    """Return a tensor whose numbers lie outside it, and these: in `array`, or where equal ones are already."""
+    from onnx import TensorProto, helper
+
+    location, held = _shared(array)
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    made = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    made.external_data.add(key="location", value=location)
+    return made, held
 
 
 def to_array(tensor: onnx.TensorProto) -> Array:
