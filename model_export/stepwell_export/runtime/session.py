@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 
@@ -15,6 +16,9 @@ from stepwell_export.runtime.operator_scan import Contents, contents_of
 
 _CRASHES_ON_FLOAT16 = "MatmulTransposeFusion"
 """An optimizer of onnxruntime 1.32 that ends the process at a float16 Transpose of a batch axis before a MatMul."""
+
+_LARGE_FILE = 2**24
+"""Bytes of a file from which on the memory in which it was parsed is given back: once more the weights."""
 
 TRIAL_SECONDS = 600.0
 """Most seconds of a run that tries a graph: far more than a large model takes for a long declared length."""
@@ -67,12 +71,16 @@ def open_session(
     disabled = [_CRASHES_ON_FLOAT16] if (contents or contents_of(source)).has_float16 else []
     try:
         graph = str(source) if isinstance(source, Path) else source
-        return ort.InferenceSession(graph, options, providers=list(providers), disabled_optimizers=disabled)
+        session = ort.InferenceSession(graph, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as exc:
         raise ModelLoadError(
             f"onnxruntime {ort.__version__} cannot load {where}: {str(exc).strip()}.",
             fix="Export the model again, or check that the file is a complete ONNX model.",
         ) from exc
+    if (len(source) if isinstance(source, bytes) else source.stat().st_size) >= _LARGE_FILE:
+        with suppress(OSError, AttributeError):  # another C library than glibc gives memory back by itself, or never
+            ctypes.CDLL(None).malloc_trim(0)
+    return session
 
 
 def run_options() -> ort.RunOptions:
