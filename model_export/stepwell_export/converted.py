@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,7 @@ from stepwell_export.arguments import check_tolerance, check_type
 from stepwell_export.graph.nodes import all_graphs, mentioned
 from stepwell_export.runtime.errors import ParityError, StepwellError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, OutputSpec
-from stepwell_export.runtime.session import release
+from stepwell_export.runtime.outside_weights import file_bytes, to_array
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer
@@ -132,7 +134,7 @@ def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: Diffe
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
     sequence = {name: values[:, : failure.step] for name, values in failure.sequence.items()}
     try:
-        answers, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
+        answers, _ = stepped(StepModel(file_bytes(graph), looked_at), sequence)
     except StepwellError:
         return ""
     sums = {name: answers[probe][0, -1] for name, probe in probes.items()}
@@ -168,7 +170,7 @@ def _run(
         graph.graph.output.append(onnx.helper.make_tensor_value_info(f"probe/{i}", kind, None))
         outputs.append(OutputSpec(name=f"probe/{i}", dtype=dtype, shape=row))
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
-    values, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
+    values, _ = stepped(StepModel(file_bytes(graph), looked_at), sequence)
     return {activation.tensor: values[f"probe/{i}"] for i, activation in enumerate(kept)}
 
 
@@ -222,6 +224,7 @@ class ConvertedModel:
 
     Attributes:
         proto: The step graph, without manifest; recurrences may be LSTM, GRU and RNN operators, for chunks run them so.
+            Large weights may lie outside it; see `stepwell_export.runtime.outside_weights`.
         manifest: What it takes, carries and gives.
         original: The model as it was trained.
         against: The original and its version, for example `keras 3.15.1 jax`.
@@ -238,6 +241,7 @@ class ConvertedModel:
         finish: Takes out of a verified file and its manifest what is there for the verification; None: nothing is.
         learned: How it is compared if it learns; None: it learns nothing.
         constants: Names of constants that belong to stages; they are stored as they are.
+        held: The weights that lie outside `proto`.
     """
 
     proto: onnx.ModelProto
@@ -256,6 +260,7 @@ class ConvertedModel:
     finish: Callable[[bytes, Manifest], tuple[bytes, Manifest]] | None = None
     learned: Learned | None = None
     constants: Collection[str] = ()
+    held: Collection[Array] = ()
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:
@@ -316,13 +321,9 @@ def verify_model(
         lengths = {} if candidate.longest is None else {_NO_LONGER: candidate.longest}
     most = long_steps or (error_growth.STEPS if learned is None else learned.long_steps)
 
-    @cache
-    def made() -> tuple[bytes, StepModel, ChunkChoice]:
-        chosen = _with_chunks(candidate, rows, tolerance, progress)
-        release(len(chosen[0]))
-        return chosen
-
-    with _blaming(candidate, tolerance):
+    with tempfile.TemporaryDirectory(prefix="stepwell-") as folder, _blaming(candidate, tolerance):
+        # what is compared is the file as it will be written, and lies on disk, where it takes no memory
+        made = cache(partial(_with_chunks, candidate, rows, tolerance, Path(folder), progress))
         report = verify_parity(
             original,
             lambda: made()[1],
@@ -342,18 +343,20 @@ def verify_model(
             learns=learned is not None,
             progress=progress,
         )
-    content, model, chunk = made()
-    made.cache_clear()
-    manifest = model.manifest
-    del model  # its weights are in memory until here
-    release(len(content))
-    report = replace(report, chunk=chunk, lowered=lowered, kept=kept)
-    report = report if front is None else report.with_front(front)
-    verified = report.parity.model_copy(update={"weak": report.weak})
-    manifest.verified, manifest.reference = verified, report.reference
-    if candidate.finish is not None:
-        content, manifest = candidate.finish(content, manifest)
-    return with_manifest(content, manifest), replace(report, parity=verified)
+        file, model, chunk = made()
+        manifest = model.manifest
+        made.cache_clear()
+        del model  # its weights are in memory until here
+        report = replace(report, chunk=chunk, lowered=lowered, kept=kept)
+        report = report if front is None else report.with_front(front)
+        verified = report.parity.model_copy(update={"weak": report.weak})
+        manifest.verified, manifest.reference = verified, report.reference
+        if candidate.finish is not None:
+            content, manifest = candidate.finish(file.read_bytes(), manifest)
+            file.write_bytes(content)
+        with file.open("ab") as end:
+            end.write(with_manifest(b"", manifest))
+        return file.read_bytes(), replace(report, parity=verified)
 
 
 def with_manifest(content: bytes, manifest: Manifest) -> bytes:
@@ -382,7 +385,7 @@ def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None
     with _blaming(candidate, tolerance):
         verify_parity(
             candidate.original,
-            StepModel(candidate.proto.SerializeToString(), candidate.manifest),
+            StepModel(file_bytes(candidate.proto), candidate.manifest),
             against=candidate.against,
             tolerance=tolerance,
             samplers=candidate.kinds,
@@ -450,21 +453,19 @@ def _sizes(candidate: ConvertedModel) -> tuple[int, int]:
 
 def _not_finite(proto: onnx.ModelProto) -> str:
     """Return a sentence that names the weights which hold NaN or infinity; empty: none. A mask may hold -infinity."""
-    from onnx import numpy_helper
-
     names = [
         tensor.name
         for graph in all_graphs(proto.graph)
         for tensor in graph.initializer
-        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not (values < np.inf).all()
+        if (values := to_array(tensor)).dtype.kind == "f" and not (values < np.inf).all()
     ]
     return f"Weights that are not finite: {', '.join(names)}." if names else ""
 
 
 def _with_chunks(
-    candidate: ConvertedModel, rows: RowAnalysis, tolerance: Tolerance, progress: Progress | None
-) -> tuple[bytes, StepModel, ChunkChoice]:
-    """Return the file to be written, and what runs it: with a time axis, where that is worth having."""
+    candidate: ConvertedModel, rows: RowAnalysis, tolerance: Tolerance, folder: Path, progress: Progress | None
+) -> tuple[Path, StepModel, ChunkChoice]:
+    """Return the file to be written, in a folder, and what runs it: with a time axis, where that is worth having."""
     from stepwell_export.chunk.selection import choose_chunk
 
     if progress:
@@ -473,4 +474,4 @@ def _with_chunks(
     # beyond the one length of the original, the answers are not numbers
     steps = min(candidate.only_length or STEPS, STEPS)
     samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
-    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance, rows)
+    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance, folder=folder, rows=rows)

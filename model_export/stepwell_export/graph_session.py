@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, trial_run, with_weights_outside
+from stepwell_export.runtime.outside_weights import to_array, with_weights_outside
+from stepwell_export.runtime.session import open_session, trial_run
 
 
 class GraphSession:
@@ -29,7 +29,6 @@ class GraphSession:
         outputs: Iterable[str] | None = None,
         *,
         as_written: bool = False,
-        weights: Mapping[str, Array] | None = None,
     ) -> None:
         """Load a graph.
 
@@ -37,14 +36,12 @@ class GraphSession:
             model: The graph; it is left alone.
             outputs: The tensors that a run returns; None: its own outputs.
             as_written: Whether every node is run as it is, so that every tensor can be an output.
-            weights: Those that lie outside the graph.
 
         Raises:
             ModelLoadError: onnxruntime refuses it.
         """
         self.model = model
-        lean, inside = with_weights_outside(model)
-        self._shared = {**inside, **(weights or {})}
+        lean, self._shared = with_weights_outside(model)
         own = {value.name: value for value in model.graph.output}
         self.outputs = list(own if outputs is None else outputs)
         del lean.graph.output[:]
@@ -57,7 +54,7 @@ class GraphSession:
     def weights(self) -> dict[str, Array]:
         """The initializers of the graph."""
         small = (tensor for tensor in self.model.graph.initializer if tensor.name not in self._shared)
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in small} | self._shared
+        return {tensor.name: to_array(tensor) for tensor in small} | self._shared
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
         """Run the graph and return every output by name, the inputs among them.

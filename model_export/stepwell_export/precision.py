@@ -12,6 +12,7 @@ import numpy as np
 from stepwell_export.converted import ConvertedModel
 from stepwell_export.runtime.errors import ParityError, RefusedModelError
 from stepwell_export.runtime.manifest import Manifest
+from stepwell_export.runtime.outside_weights import file_size
 from stepwell_export.runtime.state_packing import pack_layout
 from stepwell_export.runtime.step_model import StepModel, random_rows
 from stepwell_export.verify.runners import stepped
@@ -72,7 +73,7 @@ class Precision:
         proto, manifest = candidate.proto, candidate.manifest
         if self.weights:
             proto = compress_weights(proto, self.weights, kept=candidate.constants)
-            if proto.ByteSize() >= candidate.proto.ByteSize():
+            if file_size(proto) >= file_size(candidate.proto):
                 raise RefusedModelError(
                     f"Model {manifest.name!r} has no float32 weight large enough to be smaller as {self.weights}; "
                     f"expected one of {SMALLEST} numbers or more.",
@@ -123,9 +124,9 @@ def saved(before: ConvertedModel, after: ConvertedModel, written: int | None = N
         after: The one with fewer bits.
         written: The size of its file, with the manifest and what chunks add; both have that.
     """
-    more = 0 if written is None else written - after.proto.ByteSize()
+    more = 0 if written is None else written - file_size(after.proto)
     sizes = {
-        "file": (before.proto.ByteSize() + more, after.proto.ByteSize() + more),
+        "file": (file_size(before.proto) + more, file_size(after.proto) + more),
         "bytes_per_stream": (stream_bytes(before.manifest), stream_bytes(after.manifest)),
     }
     return {name: (was, now) for name, (was, now) in sizes.items() if now < was}

@@ -10,6 +10,7 @@ import numpy as np
 
 from stepwell_export.graph.nodes import all_graphs, replace_items
 from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.outside_weights import to_array
 
 if TYPE_CHECKING:
     import onnx
@@ -51,13 +52,11 @@ def compress_weights(model: onnx.ModelProto, weights: Weights, *, kept: Collecti
 
 
 def _shrink_graph(graph: Any, weights: Weights, left: Collection[str]) -> None:
-    from onnx import numpy_helper
-
     _constants_to_initializers(graph)
     given = {*left, *(value.name for value in graph.input)}  # a caller may give these another value
     kept, expanding = [], []
     for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
+        values = to_array(tensor)
         parts = None
         if values.dtype == np.float32 and values.size >= SMALLEST and tensor.name not in given:
             parts = _half(tensor.name, values) if weights == "fp16" else _int8(tensor.name, values)

@@ -45,8 +45,10 @@ def write_learning_model(folder: Path) -> Path:
     ]
     whole = convert_source(Pipeline(parts, outputs=["h", "y", "low", "high", "threshold", "exceeds"]), name="machine")
     manifest = with_feedback(whole.manifest, {"x": "h"})
-    content, model, _ = choose_chunk(whole.proto, manifest, [{"x": timesteps(20)[None]}], DEFAULT)
-    sums.unlink()
+    written, model, _ = choose_chunk(whole.proto, manifest, [{"x": timesteps(20)[None]}], DEFAULT, folder=folder)
+    content = written.read_bytes()
+    for file in folder.iterdir():
+        file.unlink()
     (folder / "machine.onnx").write_bytes(with_manifest(content, model.manifest))
     return folder
 

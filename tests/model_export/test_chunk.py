@@ -229,7 +229,7 @@ SELDOM = {
 
 
 @pytest.mark.parametrize("name", SELDOM)
-def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str) -> None:
+def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str, tmp_path: Path) -> None:
     """A chunk runs timesteps as rows, so they would meet as well: at a loud timestep, or in a long chunk."""
     weights: dict[str, Array] = {
         "eight": np.array(80, np.float32), "many": np.array(1e3, np.float32), "zero": np.array(0), "two": np.array([2])
@@ -240,7 +240,7 @@ def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str) -> None
     model.opset_import[0].version = 18 if "CenterCropPad" in text else 17
     sample = {"x": np.random.default_rng(0).standard_normal((3, 64, 2)).astype(np.float32)}
 
-    _, chosen, choice = choose_chunk(model, manifest, [sample], STRICT)
+    _, chosen, choice = choose_chunk(model, manifest, [sample], STRICT, folder=tmp_path)
 
     assert (chosen.manifest.time.chunk, choice.chunk) == ("step", "step")
     assert choice.why.startswith("timesteps cannot be run at once: ")
@@ -368,17 +368,17 @@ def test_a_chunk_of_tiny_and_of_large_values_equals_its_steps(operator: str, act
 # -------------------------------------------------------------------- choosing
 
 
-def test_a_ring_buffer_is_worth_a_time_axis() -> None:
+def test_a_ring_buffer_is_worth_a_time_axis(tmp_path: Path) -> None:
     graph, manifest = ring()
     data = sequence(manifest, 3, 20)
-    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [data], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [data], STRICT, folder=tmp_path)
 
     assert (chosen.manifest.time.chunk, choice.chunk, choice.why) == ("dynamic", "dynamic", AT_ONCE)
     assert choice.gain > 3
     assert [(timing.rows, timing.steps) for timing in choice.timings] == [(1, 1), (1, 100), (32, 1), (32, 100)]
 
 
-def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
+def test_a_chunk_that_differs_from_its_steps_is_not_taken(tmp_path: Path) -> None:
     """Rows that depend on how many there are: onnxruntime runs it, but a chunk is not its steps."""
     built = stateful(
         "counts",
@@ -389,7 +389,9 @@ def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
            y = Mul (x, rows)""",
         [2],
     )
-    _, chosen, choice = choose_chunk(onnx.load_from_string(built[0]), built[1], [sequence(built[1], 2, 5)], STRICT)
+    _, chosen, choice = choose_chunk(
+        onnx.load_from_string(built[0]), built[1], [sequence(built[1], 2, 5)], STRICT, folder=tmp_path
+    )
 
     assert chosen.manifest.time.chunk == choice.chunk
     assert choice.why != AT_ONCE
@@ -412,24 +414,26 @@ def test_chunks_are_taken_by_the_size_of_the_loops(how: str, products: int, why:
 
 
 @pytest.mark.parametrize("weights", [None, "fp16"])
-def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None) -> None:
+def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None, tmp_path: Path) -> None:
     """However its weights are stored."""
     graph, manifest = graphs.lstm(2, 400)
     proto = onnx.load_from_string(graph)
-    _, chosen, choice = choose_chunk(compress_weights(proto, weights) if weights else proto, manifest, [], STRICT)
+    _, chosen, choice = choose_chunk(
+        compress_weights(proto, weights) if weights else proto, manifest, [], STRICT, folder=tmp_path
+    )
 
     assert (chosen.manifest.time.chunk, choice.chunk) == ("step", "step")
     assert "little is gained" in choice.why
 
 
-def test_a_fault_in_the_making_of_a_chunk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_making_of_a_chunk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: object) -> None:
         raise KeyError("s_next")
 
     graph, manifest = ring()
     monkeypatch.setattr("stepwell_export.chunk.selection.dynamic_graph", fail)
 
-    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT, folder=tmp_path)
 
     assert chosen.manifest.time.chunk == "step"
     assert choice.why.startswith(

@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from stepwell_export.graph.nodes import all_nodes, constants, needed_nodes, propagate_labels, read_opset, uses
 from stepwell_export.graph.onnx_file import without_functions
 from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.outside_weights import to_array
 from stepwell_export.runtime.random_ops import RANDOM
 from stepwell_export.structure.facts import RowFact
 from stepwell_export.structure.rows import RowAnalysis, rows_of_step
@@ -87,7 +87,7 @@ class StepGraphAnalysis:
 
     def constant(self, name: str) -> Array | None:
         """Return a constant's value; None where it is computed, or no constant."""
-        return np.asarray(numpy_helper.to_array(self._constants[name])) if name in self._constants else None
+        return np.asarray(to_array(self._constants[name])) if name in self._constants else None
 
     def wanted_outside(self, loop: Loop) -> list[str]:
         """Return the tensors of a loop that something outside it takes, in every timestep."""
@@ -106,7 +106,7 @@ class StepGraphAnalysis:
         if any(node.op_type in GIVES_NAN or self._divides_by_zero(node) for node in self.nodes):
             return True
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
-        constants = (numpy_helper.to_array(t) for t in self.model.graph.initializer if t.data_type in floats)
+        constants = (to_array(t) for t in self.model.graph.initializer if t.data_type in floats)
         return any(bool(np.isnan(constant).any()) for constant in constants)
 
     def _divides_by_zero(self, node: onnx.NodeProto) -> bool:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
+from pathlib import Path
 from timeit import Timer
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ from stepwell_export.graph.nodes import needed_nodes, renamed, uses, without_cop
 from stepwell_export.graph.operators import RNN
 from stepwell_export.runtime.errors import InternalError, ModelLoadError
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec, TensorSpec
-from stepwell_export.runtime.session import release
+from stepwell_export.runtime.outside_weights import write_file
 from stepwell_export.runtime.step_model import StepModel, random_rows
 from stepwell_export.structure.facts import RowFact
 from stepwell_export.structure.rows import RowAnalysis, rows_of_step
@@ -370,9 +371,11 @@ def choose_chunk(
     manifest: Manifest,
     samples: Sequence[Mapping[str, Array]],
     tolerance: Tolerance,
+    *,
+    folder: Path,
     rows: RowAnalysis | None = None,
-) -> tuple[bytes, StepModel, ChunkChoice]:
-    """Return the step graph, or a graph with a time axis that equals it and is worth having: its file and its model.
+) -> tuple[Path, StepModel, ChunkChoice]:
+    """Write the step graph, or a graph with a time axis that equals it and is worth having: its file and its model.
 
     In neither are there recurrent operators over a single timestep: see `stepwell_export.graph.decompose_rnn`.
 
@@ -381,24 +384,21 @@ def choose_chunk(
         manifest: What it takes, carries and gives.
         samples: Sequences `{input: (rows, T, *shape)}` on which a chunk has to equal its steps.
         tolerance: How far it may be from them.
+        folder: Where both are written.
         rows: What the step graph shows of its rows, where that is known.
     """
-    alone = decompose_rnn(proto)
-    content = alone.SerializeToString()
-    del alone
-    step = StepModel(content, manifest)
-    release(len(content))
+    file, timed = folder / "step.onnx", folder / "timed.onnx"
+    write_file(decompose_rnn(proto), file)
+    step = StepModel(file, manifest)
     if (why := too_heavy(AT_ONCE, operator_products(proto))) is not None:
-        return content, step, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
+        return file, step, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
     try:
         how, graph, products = dynamic_graph(proto, manifest, rows)
         described = dynamic_manifest(manifest)
         if why := too_heavy(how, products) or rows_of_step(graph, described).verdict.why:
-            return content, step, ChunkChoice("step", f"{how}: {why}")
-        timed = graph.SerializeToString()
-        del graph
+            return file, step, ChunkChoice("step", f"{how}: {why}")
+        write_file(graph, timed)
         model = StepModel(timed, described)
-        release(len(timed))
         if all(_equal(step, model, sample, tolerance) for sample in samples):
             return timed, model, ChunkChoice("dynamic", how, _measure(step, model))
         why = f"{how}: does not equal the single steps"
@@ -408,7 +408,7 @@ def choose_chunk(
         why = str(exc)
     except Exception as exc:  # noqa: BLE001  # the step graph is right without; the report has the fault
         why = str(InternalError("making a graph with a time axis", exc))
-    return content, step, ChunkChoice("step", why)
+    return file, step, ChunkChoice("step", why)
 
 
 def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], tolerance: Tolerance) -> bool:

@@ -92,16 +92,21 @@ class NodeBuilder:
             at: Where it comes from, as for `op`.
         """
         value = np.ascontiguousarray(np.asarray(array, dtype)).reshape(np.shape(array))
-        made = numpy_helper.from_array(value)
+        made = self._tensor(value)
         some = value.reshape(-1)[:: value.size // _SAMPLE + 1].tobytes()
         alike = self._stored.setdefault((value.dtype.name, value.shape, some), [])
         for known in alike:
-            if known.raw_data == made.raw_data:
+            made.name = known.name
+            if made == known:
                 return known.name
         made.name = self.fresh(what, at)
         alike.append(made)
         self.constants.append(made)
         return made.name
+
+    def _tensor(self, value: Array) -> onnx.TensorProto:
+        """Return a tensor without a name."""
+        return numpy_helper.from_array(value)
 
     def ints(self, values: int | Sequence[int]) -> str:
         """Return a constant of axes, shapes or indices, int64: one axis, or a single number."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell_export.graph.nodes import all_nodes, replace_items
 from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError
-from stepwell_export.runtime.session import without_initializers
+from stepwell_export.runtime.outside_weights import without_initializers
 
 if TYPE_CHECKING:
     import onnx

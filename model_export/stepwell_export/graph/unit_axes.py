@@ -26,7 +26,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import numpy_helper
 
 from stepwell_export.graph.builder import NodeBuilder
 from stepwell_export.graph.nodes import (
@@ -43,6 +42,7 @@ from stepwell_export.graph.nodes import (
 from stepwell_export.graph.onnx_file import infer_types, without_weights
 from stepwell_export.graph.operators import ELEMENTWISE
 from stepwell_export.runtime.manifest import StateSpec
+from stepwell_export.runtime.outside_weights import to_array
 
 Shape = tuple[int, ...]
 
@@ -179,7 +179,7 @@ class _Narrowing:
         if shape not in value.forms:
             have = min(value.forms, key=lambda form: abs(len(form) - len(shape)), default=())
             if name in self._constants:
-                array = numpy_helper.to_array(self._constants[name]).reshape(shape)
+                array = to_array(self._constants[name]).reshape(shape)
                 value.forms[shape] = self._build.constant(array, at=name)
             elif value.forms and (gone := _added(shape, have)) is not None:
                 value.forms[shape] = self._build.op("Squeeze", value.forms[have], self._build.ints(gone), at=name)
@@ -238,7 +238,7 @@ class _Narrowing:
             replace_items(made.attribute, [attribute for attribute in node.attribute if attribute.name != "axis"])
             made.attribute.append(onnx.helper.make_attribute("axis", kept.index(axes[0])))
         elif (place := _AXES_INPUT.get(node.op_type, 0)) > 0:
-            dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
+            dtype = to_array(self._constants[node.input[place]]).dtype.name
             given[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
             if node.op_type != "Slice" and not attributes(node).get("keepdims", 1):
                 left = [axis for axis in range(len(space)) if axis not in axes]
@@ -275,7 +275,7 @@ class _Narrowing:
     def _chosen(self, node: onnx.NodeProto) -> str:
         """Return the operand that a choice always is, as of a mask that hides nothing in one timestep; empty: none."""
         condition, *operands = node.input
-        truths = set(numpy_helper.to_array(self._constants[condition]).flat) if condition in self._constants else {}
+        truths = set(to_array(self._constants[condition]).flat) if condition in self._constants else {}
         chosen = operands[truths == {False}] if len(truths) == 1 else ""
         return chosen if self._shapes.get(chosen) == self._shapes[node.output[0]] else ""
 
@@ -295,7 +295,7 @@ class _Narrowing:
         place = _AXES_INPUT.get(kind, 0)
         if not 0 < place < len(node.input) or node.input[place] not in self._constants:
             return None
-        return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])] or None
+        return [int(axis) % rank for axis in to_array(self._constants[node.input[place]])] or None
 
 
 def _drop_unused_weights(graph: onnx.GraphProto) -> None:

@@ -16,6 +16,8 @@ from stepwell_export.graph.builder import BATCH, NodeBuilder, element_type
 from stepwell_export.graph.nodes import numbered, set_layer
 from stepwell_export.jax.values import Dim, JaxValue, constant, emit_size, folded
 from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.outside_weights import is_large, outside
 
 TIME = "timesteps"
 
@@ -57,6 +59,7 @@ class JaxGraph(NodeBuilder):
 
     Attributes:
         hooks: Rules of functions that a front end has put into the jaxpr, by their names.
+        held: Large constants, which lie outside the graph.
         whole_numbers: The integers that tensors of floats are.
         truths: Tensors of numbers that are truths, 0 and 1.
     """
@@ -73,6 +76,7 @@ class JaxGraph(NodeBuilder):
         """
         super().__init__()
         self.hooks: dict[str, Rule] = {}
+        self.held: list[Array] = []
         self.whole_numbers: dict[str, JaxValue] = {}
         self.truths: set[str] = set()
         self._layer_of = layer_of or (lambda stack: (stack, stack))
@@ -127,6 +131,13 @@ class JaxGraph(NodeBuilder):
         if self.dtype(given) != given:
             array, dtype = np.asarray(array, np.float32), "float32"
         return super().constant(array, dtype, what=what, at=at)
+
+    def _tensor(self, value: Array) -> onnx.TensorProto:
+        if not is_large(value):
+            return super()._tensor(value)
+        tensor, held = outside(np.array(value))  # of its own, as the original may give up its weights
+        self.held.append(held)
+        return tensor
 
     def cast(self, tensor: str, dtype: str, *, at: str = "") -> str:
         """Change the dtype."""

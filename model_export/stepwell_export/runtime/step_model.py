@@ -417,11 +417,11 @@ class StepModel:
 
     def _fingerprint(self, source: Path | bytes) -> bytes:
         """Hash the graph, the weights kept outside it, and what the manifest declares of states."""
-        digest = hashlib.blake2b(digest_size=8)
-        digest.update(source if isinstance(source, bytes) else source.read_bytes())
-        if isinstance(source, Path):
-            for extra in sorted(self.weight_files):
-                digest.update(extra.read_bytes())
+        digest = hashlib.blake2b(source if isinstance(source, bytes) else b"", digest_size=8)
+        for path in (source, *self.weight_files) if isinstance(source, Path) else ():
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
         schema = [
             [f.name, f.dtype.name, f.store_dtype.name, list(f.shape), f.initial.tobytes().hex()] for f in self.fields
         ]

@@ -126,6 +126,7 @@ class _Merged:
                 if node.reads[name] in self.given
             },
             compiles=any(part.compiles for part in parts),
+            held=[weight for part in parts for weight in part.held],
             learned=learned,
             constants={
                 tensor.name

@@ -11,6 +11,7 @@ import numpy as np
 from stepwell_export.converted import Activation, ConvertedModel
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array, InputSpec, Manifest
+from stepwell_export.runtime.outside_weights import file_bytes
 from stepwell_export.runtime.step_model import StepModel, random_rows, stacked
 from stepwell_export.stages.binding import NamedValue, Node, is_truth
 from stepwell_export.stages.learning import LearningStage
@@ -222,7 +223,7 @@ def _opened(content: bytes, manifest: str) -> StepModel:
 
 
 def _loaded(front: ConvertedModel | None) -> StepModel | None:
-    return None if front is None else _opened(front.proto.SerializeToString(), front.manifest.to_json())
+    return None if front is None else _opened(file_bytes(front.proto), front.manifest.to_json())
 
 
 def _own_values(front: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:

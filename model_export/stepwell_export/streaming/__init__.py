@@ -91,7 +91,6 @@ def convert(
         _check_runs(source)  # what onnxruntime refuses need not be as ONNX has it
         raise InternalError("making the step graph", exc) from exc
     ids = vocabularies(step.graph.graph)
-    step = step.with_weights_outside()
     probe, only_length, observer = None, length, None
     if original is None:
         only_length = _only_length(step)
@@ -121,6 +120,7 @@ def convert(
         windows=step.windows,
         observer=observer,
         vocabularies=ids,
+        held=step.held,
     )
 
 

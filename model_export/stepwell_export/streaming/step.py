@@ -18,8 +18,8 @@ from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
+from stepwell_export.runtime.outside_weights import with_weights_outside
 from stepwell_export.runtime.random_ops import random_outputs
-from stepwell_export.runtime.session import release, with_weights_outside
 from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
 from stepwell_export.streaming.axes.rewrites import with_squeeze_axes
@@ -65,8 +65,8 @@ class SequenceStep:
     Attributes:
         proto: The step graph, without manifest.
         manifest: What it takes, carries and gives.
-        graph: The sequence graph, in its plain form; once the step graph is made, without its large weights.
-        weights: The large weights of the sequence graph.
+        graph: The sequence graph, in its plain form.
+        held: The large weights that both graphs name.
         inputs: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
@@ -88,7 +88,7 @@ class SequenceStep:
     only_length: int | None = None
     written_out: Collection[int] = ()
     declared: Declared = field(default_factory=dict)
-    weights: Mapping[str, Array] = field(default_factory=dict)
+    held: Collection[Array] = ()
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the watched nodes of the sequence graph give for one sequence, in order.
@@ -103,16 +103,11 @@ class SequenceStep:
         for layout in self.inputs.inputs:
             fixed = layout.fixed(1, steps)
             feeds[layout.name] = layout.fed(inputs[layout.name], [0], steps) if fixed is None else fixed
-        session = GraphSession(self.graph, [node.output for node in self.watched], weights=self.weights)
+        session = GraphSession(self.graph, [node.output for node in self.watched])
         values = session.run(feeds)
         return [
             Activation(node.layer, node.tensor, node.facts.rows_first(values[node.output], 1)) for node in self.watched
         ]
-
-    def with_weights_outside(self) -> SequenceStep:
-        """Return the same with the large weights of the sequence graph where other graphs have theirs."""
-        graph, weights = with_weights_outside(self.graph)
-        return replace(self, graph=graph, weights=weights)
 
 
 def make_step(
@@ -141,13 +136,16 @@ def make_step(
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
     options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
-    step = _made(source, constants or {}, name, options)
-    release(4 * sum(math.prod(tensor.dims) for tensor in step.proto.graph.initializer))
-    return step
+    given, held = with_weights_outside(source) if isinstance(source, onnx.ModelProto) else (source, {})
+    step = _made(given, constants or {}, name, options)
+    proto, weights = with_weights_outside(step.proto)
+    return replace(step, proto=proto, held=[*held.values(), *step.held, *weights.values()])
 
 
 def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Options) -> SequenceStep:
-    plain, declared, only_length = load_graph(source, constants)
+    whole, declared, only_length = load_graph(source, constants)
+    plain, weights = with_weights_outside(whole)
+    del whole
     graph = with_loops_rolled(plain)
     _check_chance(graph)
     runs = TensorRuns(graph)
@@ -157,7 +155,7 @@ def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Opti
     def read(tried: tuple[int, int]) -> SequenceStep:
         step = _step_of(runs, declared, name, replace(options, tried=tried))
         only = options.length or only_length
-        return replace(step, declared=declared, only_length=only, written_out=written_out)
+        return replace(step, declared=declared, only_length=only, written_out=written_out, held=list(weights.values()))
 
     if options.length is None and _recurrent_weights(graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
@@ -298,8 +296,7 @@ def _check_chance(graph: onnx.ModelProto) -> None:
     Raises:
         RefusedModelError: It names the operator and the output.
     """
-    lean, _ = with_weights_outside(graph)
-    for name, operator in random_outputs(lean.SerializeToString()).items():
+    for name, operator in random_outputs(graph.SerializeToString()).items():
         raise RefusedModelError(
             f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
             "which alone can be compared with the original.",

@@ -21,7 +21,8 @@ from onnx.reference import ReferenceEvaluator
 
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
+from stepwell_export.runtime.outside_weights import with_weights_outside
+from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.verify.decisions.onnx import OnnxObserver
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -140,7 +141,7 @@ class OnnxOriginal:
         """
         self._source, self._constants = source, dict(constants or {})
         self._inputs, self._outputs = inputs, outputs
-        self._lean, self._weights = with_weights_outside(self._whole())
+        self._lean, self._held = with_weights_outside(self._whole())
         graph = self._lean.graph
         declared = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
         self._sizes = {name: [int(dim.dim_value) for dim in dims] for name, dims in declared.items()}  # 0: open
@@ -242,12 +243,11 @@ class OnnxOriginal:
 
     @cached_property
     def _at_any_size(self) -> OnnxFile:
-        lean = self._opened(self._lean)
-        return OnnxFile(lambda: self._opened(self._whole()), lean=(lean, self._weights))
+        return OnnxFile(lambda: self._opened(self._whole()), lean=self._opened(self._lean))
 
     @cached_property
     def _observer(self) -> OnnxObserver:
-        return OnnxObserver(self._opened(self._lean), self._weights)
+        return OnnxObserver(self._opened(self._lean))
 
 
 class OnnxFile:
@@ -261,14 +261,14 @@ class OnnxFile:
         self,
         proto: Callable[[], onnx.ModelProto],
         path: Path | None = None,
-        lean: tuple[onnx.ModelProto, Mapping[str, Array]] | None = None,
+        lean: onnx.ModelProto | None = None,
     ) -> None:
         """Load it.
 
         Args:
             proto: Returns what the file has; not called where onnxruntime runs the file itself.
             path: The file itself; None: it is in memory alone.
-            lean: What the file has without its large weights, and these, where both are in memory.
+            lean: The same with its large weights outside, where these are in memory.
 
         Raises:
             ModelLoadError: Neither loads it.
@@ -280,13 +280,13 @@ class OnnxFile:
             if path is not None:
                 self._session = open_session(path, where="the file", threads=1, keeps_memory=False)
             else:
-                self._load(*(lean or with_weights_outside(proto())))
+                self._load(lean or proto())
         except ModelLoadError as exc:
             nameless = copy.deepcopy(proto())  # onnxruntime refuses two nodes of one name, which means nothing
             for node in (node for graph in _graphs(nameless.graph) for node in graph.node):
                 node.name = ""
             try:
-                self._load(*with_weights_outside(nameless))
+                self._load(nameless)
             except ModelLoadError:
                 self._evaluate(exc)
                 return
@@ -313,9 +313,9 @@ class OnnxFile:
         self._is_checked = True
         return answers
 
-    def _load(self, lean: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
-        self._weights = weights  # the session reads them where they are
-        self._session = open_session(lean.SerializeToString(), where="the file", threads=1, weights=weights)
+    def _load(self, proto: onnx.ModelProto) -> None:
+        lean, self._weights = with_weights_outside(proto)  # the session reads them where they are
+        self._session = open_session(lean.SerializeToString(), where="the file", threads=1, weights=self._weights)
 
     def _evaluate(self, reason: ModelLoadError) -> None:
         """Run it in the evaluator from now on.

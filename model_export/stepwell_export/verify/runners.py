@@ -60,6 +60,7 @@ class Beside:
             if self._is_ended and made.done() and not made.cancelled() and made.exception() is None:
                 self.model().terminate()  # again, as it may come between two steps
             self._thread.join(0.001 if self._is_ended else None)
+        self._started.clear()  # which refer to the step graph
 
     def start(self, run: Callable[..., _T], *given: Any) -> Callable[[], _T]:
         """Return a function that gives what `run` returns for the step graph and these arguments; to be called once."""

@@ -242,10 +242,10 @@ def bits(states: dict[str, Array]) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in states.items()}
 
 
-def test_chunks_of_any_cut_learn_what_single_timesteps_do(sums: Path) -> None:
+def test_chunks_of_any_cut_learn_what_single_timesteps_do(sums: Path, tmp_path: Path) -> None:
     whole = candidate(Part(sums, to="h"), Readout("h", "t", 2, 0.97), Conformal("y", "t"), AdaptiveThreshold("h"))
     model, data = StepModel(whole.proto.SerializeToString(), whole.manifest), drawn()
-    _, timed, choice = choose_chunk(whole.proto, whole.manifest, [data], DEFAULT)
+    _, timed, choice = choose_chunk(whole.proto, whole.manifest, [data], DEFAULT, folder=tmp_path)
     assert choice.chunk == "dynamic", choice
     want, want_states = stepped(model, data)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
 
 from stepwell_export.jax.graph import JaxGraph, rule
 from stepwell_export.jax.rules.shapes import LAST
 from stepwell_export.jax.values import Dim, JaxValue, product
+from stepwell_export.runtime.outside_weights import to_array
 
 
 @rule("dot_general")
@@ -54,7 +54,7 @@ def _in_shape(graph: JaxGraph, value: JaxValue, tensor: str, shape: list[Dim]) -
     if value.known is None or value.is_sizes or value.ones:
         return graph.op("Reshape", tensor, graph.sizes(shape))
     stored = next(one for one in graph.constants if one.name == tensor)
-    return graph.constant(numpy_helper.to_array(stored).reshape([int(n) for n in shape]))
+    return graph.constant(to_array(stored).reshape([int(n) for n in shape]))
 
 
 def transposed(graph: JaxGraph, value: JaxValue, perm: list[int]) -> str:

@@ -16,6 +16,7 @@ import onnx
 from stepwell_export.graph.nodes import attributes, constants, subgraphs
 from stepwell_export.graph.operators import ELEMENTWISE as _ELEMENTWISE
 from stepwell_export.graph.operators import REDUCTIONS, RESHAPING, RUNNING
+from stepwell_export.runtime.outside_weights import to_array
 from stepwell_export.streaming.axes.inputs import LENGTHS, SequenceInputs
 from stepwell_export.structure.row_rules import mixed_axes
 
@@ -182,7 +183,7 @@ class _Pass:
         return self.known.get(name, NOTHING) if name else NOTHING
 
     def _value(self, name: str) -> Any:
-        return onnx.numpy_helper.to_array(self.tables[name]) if name in self.tables else None
+        return to_array(self.tables[name]) if name in self.tables else None
 
     def _of_node(self, node: onnx.NodeProto) -> Dependence:
         kind = kind_of(node)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from stepwell_export.graph.nodes import attributes, captures, constants, subgraphs
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Array
+from stepwell_export.runtime.outside_weights import to_array
 from stepwell_export.streaming.normal_form.plain_form import Declared
 from stepwell_export.verify.onnx_original import InputLayout, Role
 
@@ -335,7 +335,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
 
     An input that is looked up in several tables has the ids of the smallest.
     """
-    weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(graph).items()}
+    weights = {name: to_array(tensor) for name, tensor in constants(graph).items()}
     origin = {value.name: value.name for value in graph.input}
     sizes: dict[str, int] = {}
     for node in graph.node:

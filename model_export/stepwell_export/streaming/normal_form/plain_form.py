@@ -45,6 +45,7 @@ from stepwell_export.graph.operators import RNN, STATEFUL
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array
+from stepwell_export.runtime.outside_weights import to_array
 
 _OLDEST_SCAN = 9
 
@@ -163,7 +164,7 @@ def _drop_idle_inputs(plain: onnx.ModelProto) -> int | None:
     for node in plain.graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
             if node.input[place] in fixed:
-                values = set(onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1).tolist())
+                values = set(to_array(fixed[node.input[place]]).reshape(-1).tolist())
                 if place == 4:
                     types = types or infer_types(without_weights(plain))
                     dims = types[node.input[0]].shape.dim if node.input[0] in types else []

@@ -61,7 +61,7 @@ class JaxObserver:
         """
         self._run = run
         self._walk = _Walk(framework)
-        self._traced: dict[Any, tuple[Any, Sequence[Any]]] = {}
+        self._traced: dict[Any, tuple[Any, Sequence[Any] | None]] = {}
 
     def observe(self, arrays: Sequence[Array]) -> Observed:
         """Return the decisions of one run."""
@@ -69,12 +69,13 @@ class JaxObserver:
         if shapes not in self._traced:
             closed = jax.make_jaxpr(self._run)(*arrays)
             needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-            weights = [np.array(value) for value in closed.consts]  # the original may give up its own
+            # of their own, as the original may give up its weights
+            weights = [np.array(value) for value in closed.consts] if _decides(needed) else None
             self._traced[shapes] = needed, weights
         jaxpr, consts = self._traced[shapes]
         self._walk.seen = Observed()
         self._walk.seen.candidates.update(length for eqn in _equations(jaxpr) for length in _lengths_of(eqn))
-        if _decides(jaxpr):
+        if consts is not None:
             self._walk.run(jaxpr, consts, arrays, [True] * len(arrays), "", "")
         return self._walk.seen
 

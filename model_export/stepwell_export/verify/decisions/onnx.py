@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, run_options, with_weights_outside
+from stepwell_export.runtime.outside_weights import with_weights_outside
+from stepwell_export.runtime.session import open_session, run_options
 from stepwell_export.verify.decisions import record
 from stepwell_export.verify.decisions.record import Observed, is_guard
 
@@ -45,20 +46,14 @@ class _Point:
 class OnnxObserver:
     """Runs a copy of a graph that gives its decisions, too."""
 
-    def __init__(self, model: onnx.ModelProto, weights: Mapping[str, Array] | None = None) -> None:
-        """Make the copy.
-
-        Args:
-            model: The graph; it is left alone.
-            weights: Those that lie outside the graph.
-        """
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Make the copy of a graph, which is left alone."""
         if model.functions:
             from onnx import inliner
 
             model = inliner.inline_local_functions(model)
         self._seen = Observed()
-        copied, inside = with_weights_outside(model)
-        self._weights = {**inside, **(weights or {})}
+        copied, self._weights = with_weights_outside(model)
         opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
         inputs = [value.name for value in model.graph.input]
         _, self._points = _Recorder(opset, self._seen).record(copied.graph, self._weights, inputs, (), "")
