@@ -26,9 +26,10 @@ from stepwell_export.streaming.axes.rewrites import with_squeeze_axes
 from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from stepwell_export.streaming.rules.attention import attention_scores
+from stepwell_export.streaming.rules.attention_pooling import WEIGHTED
 from stepwell_export.streaming.rules.elementwise import by_timestep
 from stepwell_export.streaming.rules.loops import turns_with_time
-from stepwell_export.streaming.rules.table import RULES, takes_refused
+from stepwell_export.streaming.rules.table import RULES
 from stepwell_export.streaming.walk import StepTensor, StreamingWalk
 from stepwell_export.structure.facts import RowsVerdict
 from stepwell_export.structure.rows import mixed_rows, read_rows
@@ -205,7 +206,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(graph, facts, options.length)
     specs = [_take(walk, layout) for layout in inputs.inputs]
-    walk.run(RULES, by_timestep, attention_scores, takes_refused)
+    walk.run(RULES, by_timestep, attention_scores, WEIGHTED)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)

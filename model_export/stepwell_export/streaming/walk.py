@@ -262,7 +262,7 @@ def why(node: onnx.NodeProto) -> str:
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
-TakesRefused = Callable[[str, StepTensor], bool]
+WeightRule = Callable[["StreamingWalk", onnx.NodeProto, str], bool]
 
 
 class StreamingWalk:
@@ -301,23 +301,32 @@ class StreamingWalk:
         self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, takes: TakesRefused) -> None:
+    def run(
+        self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, on_weights: Mapping[str, WeightRule]
+    ) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed.
 
         Args:
             rules: By operator.
             default: The rule of other operators.
             on_square: The rule that comes before them, for what is measured between every two timesteps.
-            takes: Whether the rule of an operator takes a tensor that is refused for others.
+            on_weights: By operator, the rule for a weight over time among its inputs, which is refused for others;
+                False: nothing that a step can have.
         """
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if not on_square(self, node):
-                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, takes)))
-                    rules.get(node.op_type, default)(self, node)
+                if not self._may_be_square(node) or not on_square(self, node):
+                    on_weight = on_weights.get(node.op_type)
+                    used = dict.fromkeys(uses(node))
+                    weights = [name for name in used if on_weight and self.tensors[name].weights is not None]
+                    self.need(*(n for n in used if n not in weights and not self._may_be_refused(node, n)))
+                    if on_weight is None or not weights:
+                        rules.get(node.op_type, default)(self, node)
+                    elif len(weights) > 1 or not on_weight(self, node, weights[0]):
+                        self.need(*weights)
                 check_sizes(self, node)
                 check_outputs(self, node)
             except (RefusedModelError, InternalError) as exc:  # the latter of a node before
@@ -571,19 +580,26 @@ class StreamingWalk:
 
     # ---------------------------------------------------------------- private
 
-    def _may_be_refused(self, node: onnx.NodeProto, name: str, takes: TakesRefused) -> bool:
+    def _may_be_square(self, node: onnx.NodeProto) -> bool:
+        """Whether a node takes, or may give, what is measured between every two timesteps, or the last and every."""
+        kinds = {self.tensors[name].kind for name in uses(node)}
+        if "per_step" not in kinds or len(node.output) != 1:
+            return "pairwise" in kinds
+        times = sum(dim.has_time for dim in self.facts.dims(node.output[0]))
+        return times > 1 or not kinds.isdisjoint({"pairwise", "at_end"})
+
+    def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
-        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention,
-        samples padded by less than a timestep, or what `takes` has.
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, or
+        samples padded by less than a timestep.
         """
         tensor = self.tensors[name]
         if node.op_type == "Attention":
             return name in node.input[3:4]
         if tensor.padded_samples is not None:
             return node.op_type == "Conv" and name == node.input[0]
-        is_beginning = node.op_type == "Concat" and tensor.kind == "refused" and bool(tensor.step)
-        return is_beginning or takes(node.op_type, tensor)
+        return node.op_type == "Concat" and tensor.kind == "refused" and bool(tensor.step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""

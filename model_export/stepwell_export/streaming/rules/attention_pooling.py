@@ -20,7 +20,7 @@ down. All states stay finite, whatever is masked by scores of minus infinity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -29,7 +29,7 @@ from itertools import zip_longest
 import numpy as np
 import onnx
 
-from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.graph.nodes import attributes
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import reshaped, shape_at_one_step
@@ -40,12 +40,12 @@ from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.walk import (
     ANY,
     ONE,
-    Rule,
     StepTensor,
     StreamingWalk,
     TimeWeights,
     Total,
     WeightedPart,
+    WeightRule,
     check_causal,
     joint_dims,
 )
@@ -74,19 +74,6 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     weights = TimeWeights(scores, bounds=ANY if infinite else range_of(walk, name))
     walk.tensors[out] = StepTensor("refused", error=error, weights=weights)
-
-
-def with_weights(operator: str, otherwise: Rule) -> Rule:
-    """Return the rule of an operator that may take a weight over time; `otherwise` is its rule without one."""
-
-    def rule(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-        waiting = list(dict.fromkeys(name for name in uses(node) if walk.tensors[name].weights is not None))
-        if not waiting:
-            otherwise(walk, node)
-        elif len(waiting) > 1 or not WEIGHTED[operator](walk, node, waiting[0]):
-            walk.need(*waiting)
-
-    return rule
 
 
 # ---------------------------------------------------------------- products with values of each timestep
@@ -396,7 +383,7 @@ def _mean(walk: StreamingWalk, label: str, values: WeightedPart, so_far: Total, 
     return WeightedPart(mean, dims)
 
 
-WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
+WEIGHTED: dict[str, WeightRule] = {
     **dict.fromkeys(("Cast", "Dropout", "Expand", "Identity", "Tile"), _repeated),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _refolded),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _sum),

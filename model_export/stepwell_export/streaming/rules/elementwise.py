@@ -29,7 +29,7 @@ from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.streaming.axes.dependence import EACH_BY_ITSELF, ELEMENTWISE, kind_of
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import shape_at_one_step, shape_to_reshape
-from stepwell_export.streaming.walk import StreamingWalk, why
+from stepwell_export.streaming.walk import Rule, StreamingWalk, why
 from stepwell_export.structure.rows import rows_of_node
 
 _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
@@ -47,10 +47,10 @@ _WHOLE_FIX = (
 def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Emit a node as it is."""
     offset = joint_offset(walk, node)
-    _check_tables(walk, node)
-    _check_branches(walk, node)
-    _check_bodies(walk, node)
-    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
+    if (check := _CHECKS.get(node.op_type)) is not None:
+        check(walk, node)
+    so_far = lengths_so_far(walk, node) if node.op_type in _COMPUTING else {}
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **so_far))
 
 
 def by_timestep(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -131,7 +131,6 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
 def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Reshape, Expand: to the shape that the result has at one timestep."""
     offset = joint_offset(walk, node)
-    _check_tables(walk, node)
     dims = walk.facts.dims(node.output[0])
     if any(dim.steps.denominator > 1 or dim.both.denominator > 1 for dim in dims):
         raise walk.refuse(node, "puts several timesteps into one")
@@ -193,13 +192,14 @@ def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
 
 
 def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Refuse a branch that is chosen by sizes, those of the sequence perhaps."""
-    if node.op_type == "If" and walk.tensors[node.input[0]].kind == "constant":
+    """Refuse a branch that is chosen by sizes, those of the sequence perhaps, or may mix timesteps."""
+    if walk.tensors[node.input[0]].kind == "constant":
         raise walk.refuse(
             node,
             "chooses a branch by sizes, which may be the numbers of timesteps and rows",
             "A stream has no length: export the model with one branch alone, as it is traced or as onnxsim leaves it.",
         )
+    _check_bodies(walk, node)
 
 
 def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -240,7 +240,7 @@ def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Refuse a look-up by position in a table that ends."""
-    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensors[node.input[1]].position:
+    if walk.tensors[node.input[1]].position:
         size = walk.facts.value(node.input[0]).shape[attributes(node).get("axis", 0)]
         raise walk.refuse(
             node,
@@ -250,6 +250,14 @@ def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         )
 
 
+_CHECKS: dict[str, Rule] = {
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND"), _check_tables),
+    "If": _check_branches,
+    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), _check_bodies),
+}
+"""What is checked of operators that are not emitted as they are in every case."""
+
+
 # ---------------------------------------------------------------- what is computed from the number of timesteps
 
 _COMPUTING = {"Abs", "Add", "Cast", "Div", "Log", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub"}
@@ -257,13 +265,13 @@ _COMPUTING = {"Abs", "Add", "Cast", "Div", "Log", "Max", "Min", "Mul", "Neg", "P
 
 
 def lengths_so_far(walk: StreamingWalk, node: onnx.NodeProto) -> dict[str, str]:
-    """Emit the inputs of a node that follow from the number of timesteps, beside an answer for the whole sequence.
+    """Emit what a computing node takes of the number of timesteps, beside an answer for the whole sequence.
 
     Returns:
         The emitted tensors by place, `i0`, `i1` and so on; nothing where the node takes each timestep.
     """
     kinds = {walk.tensors[name].kind for name in node.input if name}
-    if node.op_type not in _COMPUTING or "at_end" not in kinds or kinds - {"at_end", "static", "constant"}:
+    if "at_end" not in kinds or kinds - {"at_end", "static", "constant"}:
         return {}
     emitted, dims = {}, walk.facts.dims(node.output[0])
     for place, name in enumerate(node.input):
