@@ -56,7 +56,8 @@ class KerasReference:
         }
         self._length_is_free = not lengths
         self._spreads_timesteps = False
-        self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
+        if find_wrappers(model):
+            self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
         self._any_length = self._length_is_free or self._runs_with(3)
         # An unrolled layer is run operation by operation: it is not run on more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())

@@ -13,6 +13,7 @@ import onnx
 
 from stepwell_export.converted import Activation
 from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_from, read_flow, uses
+from stepwell_export.graph.onnx_file import Declared
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
@@ -20,10 +21,15 @@ from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, 
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
-from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
-from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
-from stepwell_export.streaming.axes.rewrites import with_squeeze_axes
-from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
+from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, SequenceInputs, read_inputs
+from stepwell_export.streaming.axes.measured_shapes import (
+    Dim,
+    MeasuredShapes,
+    TensorRuns,
+    measure_shapes,
+    with_squeeze_axes,
+)
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from stepwell_export.streaming.rules.attention import attention_scores
 from stepwell_export.streaming.rules.attention_pooling import WEIGHTED
@@ -124,7 +130,6 @@ def make_step(
     batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
     length: int | None = None,
-    starts_are_sent: bool = False,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
 
@@ -135,46 +140,62 @@ def make_step(
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for.
-        starts_are_sent: An input that a recurrence starts from is sent by the caller, and is no state.
 
     Raises:
         UnclearModelError: The graph does not run with what is read as time and batch.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
-    step = _made(source, constants or {}, name, options)
-    release(4 * sum(math.prod(tensor.dims) for tensor in step.proto.graph.initializer))
-    return step
-
-
-def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Options) -> SequenceStep:
-    plain, declared, only_length = load_graph(source, constants)
+    plain, declared, only_length = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
     runs = TensorRuns(graph)
-
+    loaded = runs.loaded.model.graph  # onnxruntime refuses what is no graph
+    axes = time_axes or {}
+    inputs = read_inputs(loaded, declared, time_axes=axes, batch_axes=batch_axes, length=length)
+    step = _made(runs, inputs, declared, name, axes)
     written_out = lengths_written_out(plain) if graph is not plain else set()
+    return replace(step, only_length=length or only_length, written_out=written_out)
 
-    def read(tried: tuple[int, int]) -> SequenceStep:
-        step = _step_of(runs, declared, name, replace(options, tried=tried))
-        only = options.length or only_length
-        return replace(step, declared=declared, only_length=only, written_out=written_out)
 
-    if options.length is None and _recurrent_weights(graph) > _MANY:
+def make_traced_step(graph: onnx.ModelProto, inputs: SequenceInputs, declared: Declared, *, name: str) -> SequenceStep:
+    """Make the step graph of a sequence graph in its plain form, whose inputs and their axes a front end has.
+
+    Args:
+        graph: The graph, without shapes; nothing in it is random.
+        inputs: What it takes. All of it is sent by the caller, also what a recurrence starts from.
+        declared: The sizes of its inputs, with which it was traced.
+        name: The model's name in its manifest.
+
+    Raises:
+        UnclearModelError: The graph does not run with other numbers of rows or timesteps.
+        RefusedModelError: A node cannot be stepped; the message names it and has the reason.
+    """
+    return _made(TensorRuns(graph), inputs, declared, name, None)
+
+
+def _made(
+    runs: TensorRuns,
+    inputs: SequenceInputs,
+    declared: Declared,
+    name: str,
+    time_axes: Mapping[str, int | None] | None,
+) -> SequenceStep:
+    """Make the step graph of a graph in its plain form.
+
+    Args:
+        runs: The graph.
+        inputs: Where its inputs have their axes.
+        declared: What sizes it declares.
+        name: The model's name in its manifest.
+        time_axes: The time axes that the caller gave for a file; None: a front end made the graph.
+    """
+    step = None
+    if inputs.length is None and _recurrent_weights(runs.graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
-            return read(FEW)
-    return read(LENGTHS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """The options of `make_step`, and the numbers of timesteps that the graph is run with."""
-
-    time_axes: Mapping[str, int | None]
-    batch_axes: Mapping[str, int | None]
-    length: int | None
-    tried: tuple[int, int]
-    starts_are_sent: bool
+            step = _step_of(runs, replace(inputs, tried=FEW), declared, name, time_axes)
+    step = step or _step_of(runs, inputs, declared, name, time_axes)
+    release(4 * sum(math.prod(tensor.dims) for tensor in step.proto.graph.initializer))
+    return step
 
 
 def _recurrent_weights(graph: onnx.ModelProto) -> int:
@@ -183,18 +204,23 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
     return sum(sizes.get(name, 0) for node in all_nodes(graph.graph) if node.op_type in RNN for name in node.input)
 
 
-def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
-    inputs = _read(runs, declared, options)
-    if options.starts_are_sent:
-        inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
-    opened = with_squeeze_axes(runs, inputs)
+def _step_of(
+    runs: TensorRuns,
+    inputs: SequenceInputs,
+    declared: Declared,
+    name: str,
+    time_axes: Mapping[str, int | None] | None,
+) -> SequenceStep:
+    inputs = _that_run(runs, inputs, declared)
+    is_file = time_axes is not None
+    opened = with_squeeze_axes(runs, inputs) if is_file else runs
     if inputs.only_rows is None:
         verdict = rows_of_sequence(opened, inputs)
         if verdict.outcome != "independent" and is_for_one_row(inputs, declared):
             inputs = replace(inputs, only_rows=1)
-            opened = with_squeeze_axes(runs, inputs)
+            opened = with_squeeze_axes(runs, inputs) if is_file else runs
         elif verdict.outcome == "mixed":
-            raise _mixed_rows(verdict, inputs, options)
+            raise _mixed_rows(verdict, inputs, may_be_time=time_axes == {})
     runs, graph = opened, opened.graph
     if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
@@ -202,15 +228,15 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(runs, inputs)
-    if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if is_file and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
-    walk = StreamingWalk(graph, facts, options.length)
+    walk = StreamingWalk(graph, facts, inputs.length)
     specs = [_take(walk, layout) for layout in inputs.inputs]
     walk.run(RULES, by_timestep, attention_scores, WEIGHTED)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
-    if not walk.graph.states and not options.time_axes and not loops:
+    if not walk.graph.states and time_axes == {} and not loops:
         raise NothingCarriedError(
             f"Nothing is carried from timestep to timestep when {_times(inputs)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
@@ -231,23 +257,22 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
     watched, windows = _watched(walk, left_out), _short_windows(walk)
-    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, rounding, windows)
+    only = inputs.length
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, rounding, windows, only, declared=declared)
 
 
-def _read(runs: TensorRuns, declared: Declared, options: _Options) -> SequenceInputs:
-    """Read the axes of the inputs, and run the graph so; with as many rows as it declares, if it takes no others.
+def _that_run(runs: TensorRuns, inputs: SequenceInputs, declared: Declared) -> SequenceInputs:
+    """Return the inputs with as many rows as the graph declares, if it takes no others.
 
     Raises:
         UnclearModelError: It does not run.
+        RefusedModelError: The declared length is too small.
     """
-    inputs = read_inputs(
-        runs.loaded.model.graph,  # loaded: onnxruntime refuses what is no graph
-        declared,
-        time_axes=options.time_axes,
-        batch_axes=options.batch_axes,
-        length=options.length,
-        tried=options.tried,
-    )
+    if inputs.length is not None and inputs.length < SHORTEST_DECLARED:
+        raise RefusedModelError(
+            f"The declared length is {inputs.length} timesteps; expected at least {SHORTEST_DECLARED}.",
+            fix="Use the number of timesteps that the model was trained with.",
+        )
     written = [declared[layout.name][layout.batch] for layout in inputs.timed if layout.batch is not None]
     only = replace(inputs, only_rows=min((rows for rows in written if isinstance(rows, int)), default=1))
     problem = ""
@@ -271,11 +296,11 @@ def _times(inputs: SequenceInputs) -> str:
     return " and ".join(f"axis {layout.time} of {layout.name!r}" for layout in inputs.timed)
 
 
-def _mixed_rows(verdict: RowsVerdict, inputs: SequenceInputs, options: _Options) -> RefusedModelError:
+def _mixed_rows(verdict: RowsVerdict, inputs: SequenceInputs, *, may_be_time: bool) -> RefusedModelError:
     """Return the error for rows that depend on each other: what was read as the batch may be time."""
     exc = mixed_rows(verdict)
     flags = [f"--time-axis {layout.name}={layout.batch}" for layout in inputs.timed if layout.batch is not None]
-    if flags and not options.time_axes:
+    if flags and may_be_time:
         exc.fix += f" If that axis is time: `{' '.join(flags)}`."
     return exc
 
@@ -424,7 +449,7 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
                 fix="Export the model with each tensor as an output of its own, or without this output.",
             )
     bound = [state_layout for state_layout in inputs.inputs if state_layout.role == "state"]
-    flow = read_flow(walk.model.graph)
+    flow = read_flow(walk.model.graph) if bound else Flow()
     given, carried, of_sizes = list[str](), list[str](), list[str]()
     for name in names:
         kind = walk.tensors[name].kind

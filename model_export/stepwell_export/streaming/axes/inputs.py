@@ -17,10 +17,10 @@ import onnx
 from onnx import numpy_helper
 
 from stepwell_export.graph.nodes import attributes, captures, constants, subgraphs
+from stepwell_export.graph.onnx_file import Declared
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Array
-from stepwell_export.streaming.normal_form.plain_form import Declared
 from stepwell_export.verify.onnx_original import InputLayout, Role
 
 ROWS = (3, 5)
@@ -122,7 +122,6 @@ def read_inputs(
     time_axes: Axes,
     batch_axes: Axes | None = None,
     length: int | None = None,
-    tried: tuple[int, int] = LENGTHS,
 ) -> SequenceInputs:
     """Read the time and batch axis of every input from what is given and declared.
 
@@ -132,22 +131,16 @@ def read_inputs(
         time_axes: The time axes that the caller gave.
         batch_axes: The batch axes that the caller gave.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
-        tried: Two numbers of timesteps to run it with, if it was not declared for fewer.
 
     Raises:
         UnclearModelError: No input has a time axis, an axis was given that is not there, or inputs declare different
             numbers of timesteps.
-        RefusedModelError: The declared length is too small, or an input is no tensor that can be sent.
+        RefusedModelError: An input is no tensor that can be sent.
     """
     batch_axes = batch_axes or {}
     if unknown := (time_axes.keys() | batch_axes.keys()) - declared.keys():
         raise UnclearModelError(
             f"The graph has no input {sorted(unknown)}; its inputs are {sorted(declared)}.", fix="Check the name."
-        )
-    if length is not None and length < SHORTEST_DECLARED:
-        raise RefusedModelError(
-            f"The declared length is {length} timesteps; expected at least {SHORTEST_DECLARED}.",
-            fix="Use the number of timesteps that the model was trained with.",
         )
     slots = {name: find_slot(graph, name) for name in declared}
     sent = {name: dims for name, dims in declared.items() if not slots[name]}
@@ -163,7 +156,7 @@ def read_inputs(
         layout = InputLayout(value.name, _dtype(value), sizes, batches[value.name], times.get(value.name))
         role: Role = "length" if slots[value.name] == "length" else "state" if slots[value.name] else "external"
         layouts.append(replace(layout, role=role))
-    inputs = SequenceInputs(tuple(layouts), None, length, tried)
+    inputs = SequenceInputs(tuple(layouts), length=length)
     if not inputs.timed:
         raise UnclearModelError(
             f"No axis of {sorted(declared)} can be read as time: declared are {declared}.",
@@ -341,8 +334,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
     for node in graph.node:
         if node.op_type in _SAME_NUMBERS and node.input and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
-        size = _size_of_table(node, origin, weights)
-        if size:
+        if node.op_type in _LOOKUPS and (size := _size_of_table(node, origin, weights)):
             name = origin[node.input[_LOOKUPS[node.op_type][0]]]
             sizes[name] = min(size, sizes.get(name, size))
     return sizes
@@ -350,9 +342,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _size_of_table(node: onnx.NodeProto, origin: Mapping[str, str], weights: Mapping[str, Array]) -> int:
     """Return how many ids a node looks up among; 0 where it looks up nothing that an input gives."""
-    ids, table = _LOOKUPS.get(node.op_type, (0, 0))
-    if ids == table or len(node.input) <= max(ids, table):
-        return 0
+    ids, table = _LOOKUPS[node.op_type]
     table_weights = weights.get(node.input[table])
     if node.input[ids] not in origin or table_weights is None:
         return 0

@@ -96,6 +96,7 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
     """Set the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
     kinds = {walk.tensors[name].kind for name in uses(node)}
     position = any(walk.tensors[name].position for name in uses(node))
+    repeats_first = any(walk.tensors[name].repeats_first for name in uses(node)) and _is_edge(walk, node)
     for name, step in zip(node.output, made.output, strict=True):
         if not name:
             continue
@@ -123,7 +124,7 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
                     node, "compares every timestep with every other, as attention without a fixed window does"
                 )
             _check_length(walk, node, name)
-            walk.set_output(node, name, step, "per_step", offset, repeats_first=_is_edge(walk, node))
+            walk.set_output(node, name, step, "per_step", offset, repeats_first=repeats_first)
         if position:
             walk.mark_position(name)
 
