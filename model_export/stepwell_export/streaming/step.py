@@ -21,7 +21,7 @@ from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, 
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
-from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, SequenceInputs, read_inputs
+from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, Axes, SequenceInputs, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import (
     Dim,
     MeasuredShapes,
@@ -36,7 +36,7 @@ from stepwell_export.streaming.rules.attention_pooling import WEIGHTED
 from stepwell_export.streaming.rules.elementwise import by_timestep
 from stepwell_export.streaming.rules.loops import turns_with_time
 from stepwell_export.streaming.rules.table import RULES
-from stepwell_export.streaming.walk import StepTensor, StreamingWalk
+from stepwell_export.streaming.walk import AtEnd, Known, PerStep, Static, StreamingWalk
 from stepwell_export.structure.facts import RowsVerdict
 from stepwell_export.structure.rows import mixed_rows, read_rows
 from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
@@ -174,11 +174,7 @@ def make_traced_step(graph: onnx.ModelProto, inputs: SequenceInputs, declared: D
 
 
 def _made(
-    runs: TensorRuns,
-    inputs: SequenceInputs,
-    declared: Declared,
-    name: str,
-    time_axes: Mapping[str, int | None] | None,
+    runs: TensorRuns, inputs: SequenceInputs, declared: Declared, name: str, time_axes: Axes | None
 ) -> SequenceStep:
     """Make the step graph of a graph in its plain form.
 
@@ -205,11 +201,7 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
 
 
 def _step_of(
-    runs: TensorRuns,
-    inputs: SequenceInputs,
-    declared: Declared,
-    name: str,
-    time_axes: Mapping[str, int | None] | None,
+    runs: TensorRuns, inputs: SequenceInputs, declared: Declared, name: str, time_axes: Axes | None
 ) -> SequenceStep:
     inputs = _that_run(runs, inputs, declared)
     is_file = time_axes is not None
@@ -344,7 +336,7 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
     for node in walk.model.graph.node:
         for name in filter(None, node.output):
             tensor = walk.tensors.get(name)
-            if tensor is None or tensor.kind != "per_step" or tensor.offset != 0 or not walk.facts.dims(name):
+            if not isinstance(tensor, PerStep) or tensor.offset != 0 or not walk.facts.dims(name):
                 continue
             time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
             if (
@@ -362,8 +354,8 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
 
 def _short_windows(walk: StreamingWalk) -> set[int]:
     """Return the lengths of windows that begin before the first timestep of a stream."""
-    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "at_end")
-    return {end.window for end in ends if (end.offset or 0) < end.window - 1}
+    ends = (tensor for tensor in walk.tensors.values() if isinstance(tensor, AtEnd))
+    return {end.window for end in ends if end.offset < end.window - 1}
 
 
 def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:
@@ -394,14 +386,14 @@ def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: Measured
 def _take(walk: StreamingWalk, layout: InputLayout) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where the caller sends it."""
     if layout.role != "external":
-        walk.tensors[layout.name] = StepTensor("constant")
+        walk.tensors[layout.name] = Known()
         return None
     spec: InputSpec = row_spec(
         InputSpec, layout.name, layout.dtype, layout.shape(1, 1), batch=layout.batch, time=layout.time
     )
     walk.graph.add_input(spec)
     step = in_layout(walk, layout.name, rank=len(layout.sizes), batch=layout.batch, time=layout.time)
-    walk.tensors[layout.name] = StepTensor("static", step) if layout.time is None else StepTensor("per_step", step, 0)
+    walk.tensors[layout.name] = Static(step) if layout.time is None else PerStep(step, offset=0)
     return spec
 
 
@@ -452,13 +444,15 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
     flow = read_flow(walk.model.graph) if bound else Flow()
     given, carried, of_sizes = list[str](), list[str](), list[str]()
     for name in names:
-        kind = walk.tensors[name].kind
+        tensor = walk.tensors[name]
         if not walk.facts.value(name).size and walk.facts.depends(name).has_even_sizes:
             continue  # there is nothing in it
-        if kind not in {"per_step", "at_end", "static"}:
+        if not isinstance(tensor, PerStep | AtEnd | Static):
             of_sizes.append(name)
             continue
-        is_carried = kind == "at_end" and any(_carries_on(walk, flow, name, state_layout) for state_layout in bound)
+        is_carried = isinstance(tensor, AtEnd) and any(
+            _carries_on(walk, flow, name, state_layout) for state_layout in bound
+        )
         (carried if is_carried else given).append(name)
     if (given or carried) and of_sizes:
         raise RefusedModelError(
@@ -496,7 +490,7 @@ def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[Out
         batch = _axis_of_one(dims, inputs)
     if walk.resampled is not None and time is not None and time != batch and walk.facts.samples(name) > 1:
         raise walk.resampled
-    step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
+    step = walk.aligned(name)[0] if isinstance(tensor, PerStep) else tensor.step
     folded = time is not None and batch == time
     if batch is not None and dims[batch].at_one_step()[1] > 1:
         spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=_unfolded(dims, batch, time))
