@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 
 from stepwell_export.converted import Activation
-from stepwell_export.keras.replacements import find_wrappers, may_spread_timesteps, stateless, timesteps_as_rows
+from stepwell_export.keras.replacements import find_wrappers, may_spread_timesteps, quiet, stateless, timesteps_as_rows
 from stepwell_export.keras.sequence import ExportedStep
 from stepwell_export.keras.subclassed import functional
 from stepwell_export.runtime.errors import TensorError
@@ -106,14 +105,11 @@ class KerasReference:
 
     def _runs_with(self, length: int) -> bool:
         specs = self._exported.manifest.inputs
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # a refusal is an answer here; JAX would also log it
         try:
-            self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
+            with quiet():  # a refusal is an answer here; JAX would also log it
+                self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
         except Exception:  # noqa: BLE001  # whatever the reason, the model does not run with this length
             return False
-        finally:
-            logging.disable(before)
         return True
 
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
