@@ -13,7 +13,7 @@ import onnx
 
 from stepwell_export.converted import Activation
 from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_from, read_flow, uses
-from stepwell_export.graph.onnx_file import Declared
+from stepwell_export.graph.onnx_file import Declared, declared_sizes, forget_shapes
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
@@ -21,7 +21,7 @@ from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, 
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from stepwell_export.runtime.random_ops import random_outputs
 from stepwell_export.runtime.session import release, with_weights_outside
-from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, Axes, SequenceInputs, read_inputs
+from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, Axes, SequenceInputs, layout_of, read_inputs
 from stepwell_export.streaming.axes.measured_shapes import (
     Dim,
     MeasuredShapes,
@@ -130,6 +130,7 @@ def make_step(
     batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
     length: int | None = None,
+    starts_are_sent: bool = False,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
 
@@ -140,6 +141,7 @@ def make_step(
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
 
     Raises:
         UnclearModelError: The graph does not run with what is read as time and batch.
@@ -151,26 +153,60 @@ def make_step(
     runs = TensorRuns(graph)
     loaded = runs.loaded.model.graph  # onnxruntime refuses what is no graph
     axes = time_axes or {}
-    inputs = read_inputs(loaded, declared, time_axes=axes, batch_axes=batch_axes, length=length)
+    inputs = read_inputs(
+        loaded, declared, time_axes=axes, batch_axes=batch_axes, length=length, starts_are_sent=starts_are_sent
+    )
     step = _made(runs, inputs, declared, name, axes)
     written_out = lengths_written_out(plain) if graph is not plain else set()
     return replace(step, only_length=length or only_length, written_out=written_out)
 
 
-def make_traced_step(graph: onnx.ModelProto, inputs: SequenceInputs, declared: Declared, *, name: str) -> SequenceStep:
-    """Make the step graph of a sequence graph in its plain form, whose inputs and their axes a front end has.
+@dataclass(frozen=True, slots=True)
+class TracedGraph:
+    """A sequence graph that a front end has made of a trace, in its plain form.
 
-    Args:
-        graph: The graph, without shapes; nothing in it is random.
+    Attributes:
+        graph: The graph, without shapes.
         inputs: What it takes. All of it is sent by the caller, also what a recurrence starts from.
         declared: The sizes of its inputs, with which it was traced.
+    """
+
+    graph: onnx.ModelProto
+    inputs: SequenceInputs
+    declared: Declared
+
+
+def traced(graph: onnx.ModelProto, axes: Mapping[str, tuple[int, int | None]]) -> TracedGraph:
+    """Return a graph of a trace in its plain form; its shapes are taken away.
+
+    Args:
+        graph: The graph; nothing in it is random.
+        axes: The axis of the rows and that of the timesteps by input; None: it has no timesteps.
+
+    Raises:
+        RefusedModelError: An input is no tensor that can be sent.
+    """
+    declared = declared_sizes(graph.graph)
+    layouts = [layout_of(value, declared[value.name], *axes[value.name]) for value in graph.graph.input]
+    forget_shapes(graph.graph)
+    for index, node in enumerate(graph.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"  # those of no layer
+    return TracedGraph(graph, SequenceInputs(tuple(layouts), starts_are_sent=True), declared)
+
+
+def make_traced_step(given: TracedGraph, *, name: str, length: int | None = None) -> SequenceStep:
+    """Make the step graph of a graph of a trace.
+
+    Args:
+        given: The graph.
         name: The model's name in its manifest.
+        length: The number of timesteps that the model was built for.
 
     Raises:
         UnclearModelError: The graph does not run with other numbers of rows or timesteps.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    return _made(TensorRuns(graph), inputs, declared, name, None)
+    return _made(TensorRuns(given.graph), replace(given.inputs, length=length), given.declared, name, None)
 
 
 def _made(
@@ -220,7 +256,7 @@ def _step_of(
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(runs, inputs)
-    if is_file and (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if not inputs.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(graph, facts, inputs.length)
     specs = [_take(walk, layout) for layout in inputs.inputs]

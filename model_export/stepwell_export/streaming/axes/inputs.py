@@ -71,12 +71,14 @@ class SequenceInputs:
         only_rows: The one number of rows that the graph takes; None: any.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
         tried: Two numbers of timesteps that it is run with, if it was not declared for fewer.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
     """
 
     inputs: tuple[InputLayout, ...]
     only_rows: int | None = None
     length: int | None = None
     tried: tuple[int, int] = LENGTHS
+    starts_are_sent: bool = False
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -122,6 +124,7 @@ def read_inputs(
     time_axes: Axes,
     batch_axes: Axes | None = None,
     length: int | None = None,
+    starts_are_sent: bool = False,
 ) -> SequenceInputs:
     """Read the time and batch axis of every input from what is given and declared.
 
@@ -131,6 +134,7 @@ def read_inputs(
         time_axes: The time axes that the caller gave.
         batch_axes: The batch axes that the caller gave.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
 
     Raises:
         UnclearModelError: No input has a time axis, an axis was given that is not there, or inputs declare different
@@ -142,7 +146,7 @@ def read_inputs(
         raise UnclearModelError(
             f"The graph has no input {sorted(unknown)}; its inputs are {sorted(declared)}.", fix="Check the name."
         )
-    slots = {name: find_slot(graph, name) for name in declared}
+    slots = {name: "" if starts_are_sent else find_slot(graph, name) for name in declared}
     sent = {name: dims for name, dims in declared.items() if not slots[name]}
     times = _times(sent, time_axes)
     batches = {name: _batch_of(dims, times[name]) for name, dims in sent.items() if times[name] is not None}
@@ -152,11 +156,10 @@ def read_inputs(
     batches |= {name: _checked("--batch-axis", name, axis, declared[name]) for name, axis in batch_axes.items()}
     layouts = []
     for value in graph.input:
-        sizes = tuple(dim if isinstance(dim, int) else 2 for dim in declared[value.name])
-        layout = InputLayout(value.name, _dtype(value), sizes, batches[value.name], times.get(value.name))
         role: Role = "length" if slots[value.name] == "length" else "state" if slots[value.name] else "external"
+        layout = layout_of(value, declared[value.name], batches[value.name], times.get(value.name))
         layouts.append(replace(layout, role=role))
-    inputs = SequenceInputs(tuple(layouts), length=length)
+    inputs = SequenceInputs(tuple(layouts), length=length, starts_are_sent=starts_are_sent)
     if not inputs.timed:
         raise UnclearModelError(
             f"No axis of {sorted(declared)} can be read as time: declared are {declared}.",
@@ -251,7 +254,12 @@ def _check_rates(inputs: SequenceInputs, declared: Declared, given: Axes) -> Non
         )
 
 
-def _dtype(value: Any) -> str:
+def layout_of(value: Any, declared: Sizes, batch: int | None, time: int | None) -> InputLayout:
+    """Return the layout of an input that the caller sends.
+
+    Raises:
+        RefusedModelError: It is no tensor that can be sent.
+    """
     kind = value.type.tensor_type.elem_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else value.type.WhichOneof("value")
     if dtype not in DTYPES:
@@ -259,7 +267,8 @@ def _dtype(value: Any) -> str:
             f"Input {value.name!r} is {dtype}; expected a tensor of {', '.join(DTYPES)}.",
             fix="Move what needs it out of the graph.",
         )
-    return str(dtype)
+    sizes = tuple(dim if isinstance(dim, int) else 2 for dim in declared)
+    return InputLayout(value.name, str(dtype), sizes, batch, time)
 
 
 # ---------------------------------------------------------------- what goes nowhere but into recurrences
