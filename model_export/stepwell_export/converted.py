@@ -21,7 +21,7 @@ from stepwell_export.arguments import check_tolerance, check_type
 from stepwell_export.graph.nodes import all_graphs, mentioned
 from stepwell_export.runtime.errors import ParityError, StepwellError
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, OutputSpec
-from stepwell_export.runtime.outside_weights import file_bytes, to_array
+from stepwell_export.runtime.outside_weights import file_bytes, to_array, weights_of
 from stepwell_export.runtime.step_model import StepModel
 from stepwell_export.verify import error_growth
 from stepwell_export.verify.decisions.record import Observer
@@ -241,7 +241,7 @@ class ConvertedModel:
         finish: Takes out of a verified file and its manifest what is there for the verification; None: nothing is.
         learned: How it is compared if it learns; None: it learns nothing.
         constants: Names of constants that belong to stages; they are stored as they are.
-        held: The weights that lie outside `proto`.
+        held: The weights that lie outside `proto`, which end with what holds them.
     """
 
     proto: onnx.ModelProto
@@ -260,7 +260,10 @@ class ConvertedModel:
     finish: Callable[[bytes, Manifest], tuple[bytes, Manifest]] | None = None
     learned: Learned | None = None
     constants: Collection[str] = ()
-    held: Collection[Array] = ()
+    held: Collection[Array] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held", weights_of(self.proto))
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:

@@ -150,7 +150,8 @@ def export_source(
     )
     known = {**_own_labels(model, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
-    manifest = with_labels(manifest, labels_fed_back(manifest))
+    if manifest.feedback:
+        manifest = with_labels(manifest, labels_fed_back(manifest))
     full = replace(full, manifest=manifest.model_copy(update={"every": every or manifest.every}))
     if (candidate := precision.lower(full)) is not full:
         check_model(full, atol=tolerance)

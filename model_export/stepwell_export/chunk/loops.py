@@ -132,7 +132,7 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    if not any(emit(builder, loop) for emit in (emit_window, emit_sum, emit_operators)):
+    if not any(emit(builder, loop) for emit in (emit_operators, emit_window, emit_sum)):
         _emit_scan(builder, loop)
 
 

@@ -228,14 +228,12 @@ def dynamic_graph(
 
 def dynamic_manifest(manifest: Manifest) -> Manifest:
     """Return the manifest of such a graph: a time axis behind the batch axis, then the row as it is on the wire."""
-
-    def plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-        return [spec.model_copy(update={"graph_shape": None}) for spec in specs]
-
-    time = manifest.time.model_copy(update={"chunk": "dynamic"})
-    return manifest.model_copy(
-        update={"time": time, "inputs": plain(manifest.inputs), "outputs": plain(manifest.outputs)}
+    inputs, outputs = (
+        [spec.model_copy(update={"graph_shape": None}) for spec in specs]
+        for specs in (manifest.inputs, manifest.outputs)
     )
+    time = manifest.time.model_copy(update={"chunk": "dynamic"})
+    return manifest.model_copy(update={"time": time, "inputs": inputs, "outputs": outputs})
 
 
 def operator_products(proto: onnx.ModelProto) -> int:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell_export.graph.nodes import all_nodes, replace_items
+from stepwell_export.graph.nodes import all_graphs, all_nodes, replace_items
 from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError
 from stepwell_export.runtime.outside_weights import without_initializers
 
@@ -61,6 +61,33 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+Declared = dict[str, list[int | str | None]]
+"""The declared size of every axis of every input: a number, a name or nothing."""
+
+
+def declared_sizes(graph: onnx.GraphProto) -> Declared:
+    """Return what a graph declares of its inputs."""
+    return {
+        value.name: [
+            int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else str(dim.dim_param) or None
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for value in graph.input
+    }
+
+
+def forget_shapes(graph: onnx.GraphProto) -> None:
+    """Keep types and ranks: onnxruntime has to see that a Loop's counter is a scalar. Ranks of outputs are measured."""
+    for value in graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for inner in all_graphs(graph):
+        del inner.value_info[:]
+        for value in (*inner.input, *inner.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

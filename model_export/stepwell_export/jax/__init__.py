@@ -7,7 +7,6 @@ graph, which the streaming pass makes a step graph of. So Flax, Equinox and plai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +40,18 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     require(("jax", "onnx"), "JAX functions", extra="keras")
     import jax
 
-    from stepwell_export import streaming
+    from stepwell_export.arguments import check_length, check_name
+    from stepwell_export.converted import ConvertedModel
     from stepwell_export.jax import rules
     from stepwell_export.jax.capture import capture
     from stepwell_export.jax.graph import JaxGraph
+    from stepwell_export.streaming.axes.inputs import vocabularies
+    from stepwell_export.streaming.step import make_traced_step, traced
+    from stepwell_export.verify.samplers import random_sampler
 
     assert rules
+    check_name(name)
+    check_length(spec.length)
     if progress:
         progress("tracing the function", 0, 1)
     sequences = _Sequences(spec)
@@ -64,17 +69,23 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     for one, value in zip(names, outputs, strict=True):
         graph.give(one, value)
     time, batch = sequences.time_axis, sequences.batch_axis
-    made = streaming.convert(
-        graph.proto(name),
-        name=name,
-        time_axes={one: time if has else None for one, has in sequences.has_time.items()},
-        batch_axes={one: batch if has else 0 for one, has in sequences.has_time.items()},
-        length=spec.length,
-        original=sequences,
+    axes = {one: (batch, time) if has else (0, None) for one, has in sequences.has_time.items()}
+    step = make_traced_step(traced(graph.proto(name), axes), name=name, length=spec.length)
+    ids = vocabularies(step.graph.graph)
+    constant = [one for one, has in sequences.has_time.items() if not has]
+    return ConvertedModel(
+        step.proto,
+        step.manifest,
+        sequences,
         against=f"jax {jax.__version__}",
-        progress=progress,
+        samplers={"random": random_sampler(step.manifest, ids, constant=constant)},
+        only_length=spec.length,
+        rounding=step.rounding,
+        windows=step.windows,
+        observer=sequences.observer,
+        vocabularies=ids,
+        compiles=True,
     )
-    return replace(made, observer=sequences.observer, only_length=spec.length, compiles=True)
 
 
 def _has_time(shape: tuple[Any, ...], spec: StepSpec) -> bool:

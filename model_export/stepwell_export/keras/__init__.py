@@ -81,7 +81,6 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         observer=original.observer,
         vocabularies={name: fact.vocabulary for name, fact in exported.facts.items() if fact.vocabulary is not None},
         compiles=True,
-        held=exported.step.held,
     )
 
 

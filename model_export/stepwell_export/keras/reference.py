@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 
 from stepwell_export.converted import Activation
-from stepwell_export.keras.replacements import find_wrappers, may_spread_timesteps, stateless, timesteps_as_rows
+from stepwell_export.keras.replacements import find_wrappers, may_spread_timesteps, quiet, stateless, timesteps_as_rows
 from stepwell_export.keras.sequence import ExportedStep
 from stepwell_export.keras.subclassed import functional
 from stepwell_export.runtime.errors import TensorError
@@ -56,7 +55,8 @@ class KerasReference:
         }
         self._length_is_free = not lengths
         self._spreads_timesteps = False
-        self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
+        if find_wrappers(model):
+            self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
         self._any_length = self._length_is_free or self._runs_with(3)
         # An unrolled layer is run operation by operation: it is not run on more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
@@ -105,14 +105,11 @@ class KerasReference:
 
     def _runs_with(self, length: int) -> bool:
         specs = self._exported.manifest.inputs
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # a refusal is an answer here; JAX would also log it
         try:
-            self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
+            with quiet():  # a refusal is an answer here; JAX would also log it
+                self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
         except Exception:  # noqa: BLE001  # whatever the reason, the model does not run with this length
             return False
-        finally:
-            logging.disable(before)
         return True
 
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:

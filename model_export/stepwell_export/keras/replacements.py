@@ -48,11 +48,9 @@ def may_spread_timesteps(model: Any, inputs: Any) -> bool:
     """Return whether such layers give the same on all timesteps at once, compared with Keras' own way once.
 
     Args:
-        model: The model.
+        model: A model that has some.
         inputs: A short sequence of several rows, as the model takes it.
     """
-    if not find_wrappers(model):
-        return False
     try:
         want = keras.tree.flatten(model.call(inputs, training=False))
         with timesteps_as_rows(model):

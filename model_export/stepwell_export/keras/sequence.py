@@ -27,9 +27,10 @@ from stepwell_export.keras.trace import UntracedError, trace
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Manifest
 from stepwell_export.streaming.axes.inputs import vocabularies
+from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from stepwell_export.streaming.rules.attention import CAUSAL_FIX, LENGTH_FIX
 from stepwell_export.streaming.rules.slicing import EARLY_FIX
-from stepwell_export.streaming.step import SequenceStep, make_step
+from stepwell_export.streaming.step import SequenceStep, TracedGraph, make_traced_step, traced
 from stepwell_export.streaming.walk import SORTED_FIX
 
 assert rules
@@ -242,8 +243,8 @@ class KerasSequences:
         self.trace = trace(model, self._function, self._specs, self._graph, steps=steps, length=length)
 
     @cached_property
-    def proto(self) -> onnx.ModelProto:
-        """The sequence graph.
+    def traced(self) -> TracedGraph:
+        """The sequence graph: time is open, and a loop over so many timesteps a Scan.
 
         Raises:
             RefusedModelError: The model cannot be traced, or something in it has no place in a graph.
@@ -254,18 +255,21 @@ class KerasSequences:
         graph, closed, function = self._graph, self.trace.jaxpr, self._function
         names = [plain(tensor._keras_history.operation.name) for tensor in function.inputs]
         takes = [graph.take(one, spec.shape, str(spec.dtype)) for one, spec in zip(names, self._specs, strict=True)]
-        traced = [str(variable.aval.dtype) for variable in closed.jaxpr.invars]
+        dtypes = [str(variable.aval.dtype) for variable in closed.jaxpr.invars]
         given = [
             value
             if value.dtype == dtype == graph.dtype(dtype)
             else replace(value, dtype=dtype, tensor=graph.cast(value.tensor, dtype))
-            for value, dtype in zip(takes, traced, strict=True)
+            for value, dtype in zip(takes, dtypes, strict=True)
         ]
         results = graph.run(closed.jaxpr, closed.consts, given)
         for one, value, tensor in zip(_output_names(function), results, function.outputs, strict=True):
             self._check_time(tensor, value)
             graph.give(one, _as_declared(graph, value, tensor))
-        return graph.proto(self._model.name)
+        proto = graph.proto(self._model.name)
+        axes = [(0, 1 if time else None) for time in self._timed]
+        made = traced(proto, dict(zip((value.name for value in proto.graph.input), axes, strict=True)))
+        return replace(made, graph=with_loops_rolled(made.graph)) if isinstance(self._steps, int) else made
 
     def _check_time(self, tensor: Any, value: JaxValue) -> None:
         """Refuse an output that has not one timestep more for each timestep of the inputs.
@@ -295,18 +299,11 @@ class KerasSequences:
         Raises:
             RefusedModelError: A layer cannot be stepped.
         """
-        proto = self.proto
-        timed = {value.name: time for value, time in zip(proto.graph.input, self._timed, strict=True)}
-        step = make_step(
-            proto,
-            name=name,
-            time_axes={one: 1 if time else None for one, time in timed.items()},
-            batch_axes=dict.fromkeys(timed, 0),
-            length=length,
-            starts_are_sent=True,
-        )
-        facts = facts_of_inputs(self._model, timed, vocabularies(proto.graph))
-        return ExportedStep(step, facts, _timed(step, [one.name for one in proto.graph.output]), length is not None)
+        graph = self.traced.graph.graph
+        step = make_traced_step(self.traced, name=name, length=length)
+        timed = {layout.name: layout.time is not None for layout in self.traced.inputs.inputs}
+        facts = facts_of_inputs(self._model, timed, vocabularies(graph))
+        return ExportedStep(step, facts, _timed(step, [one.name for one in graph.output]), length is not None)
 
 
 def _timed(step: SequenceStep, outputs: list[str]) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from threading import RLock
@@ -16,7 +16,7 @@ from jax._src import config
 from stepwell_export.jax.graph import JaxGraph
 from stepwell_export.keras.code_decisions import CodeDecision, check_pure, has_own_code, noted
 from stepwell_export.keras.layer_names import named_operations
-from stepwell_export.keras.own_layers import rules_in_place
+from stepwell_export.keras.own_layers import STEP_RULES, rules_in_place
 from stepwell_export.keras.recurrent import recurrent_layers
 from stepwell_export.keras.replacements import quiet, spectra_as_products, stateless, timesteps_as_rows
 from stepwell_export.keras.subclassed import describe_cause
@@ -102,7 +102,8 @@ def _traceable(model: Any, graph: JaxGraph) -> Iterator[None]:
     layers = list(dict.fromkeys(model._flatten_layers()))
     with ExitStack() as stack:
         for context in (
-            TRACING, timesteps_as_rows(model), stateless(model), rules_in_place(layers),
+            TRACING, timesteps_as_rows(model), stateless(model),
+            rules_in_place(layers) if STEP_RULES else nullcontext(),
             recurrent_layers(layers, graph), named_operations(), spectra_as_products(), quiet(), _whole_tracebacks(),
             config.softmax_custom_jvp(True),
         ):  # fmt: skip

@@ -90,6 +90,11 @@ def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[
     return lean, weights
 
 
+def weights_of(model: onnx.ModelProto) -> list[Array]:
+    """Return the arrays that a graph names; they end with what holds them."""
+    return [to_array(tensor) for tensor in model.graph.initializer if _name_of(tensor)]
+
+
 def is_large(array: Array) -> bool:
     """Return whether an array is one that may lie outside a graph."""
     return array.size >= LARGE and array.dtype.kind == "f"
@@ -113,7 +118,8 @@ def to_array(tensor: onnx.TensorProto) -> Array:
         KeyError: They lay outside, and nobody held them.
     """
     if name := _name_of(tensor):
-        return _arrays[name].reshape(tuple(tensor.dims))
+        array, shape = _arrays[name], tuple(tensor.dims)
+        return array if array.shape == shape else array.reshape(shape)  # a view would not hold the array
     from onnx import numpy_helper
 
     made: Array = numpy_helper.to_array(tensor)

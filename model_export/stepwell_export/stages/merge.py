@@ -18,7 +18,7 @@ from stepwell_export.stages.binding import NamedValue, Node
 from stepwell_export.stages.learning import LEARN, LearningStage
 from stepwell_export.stages.merged_reference import MergedReference
 from stepwell_export.stages.phases import with_turned_phases
-from stepwell_export.stages.renaming import with_names
+from stepwell_export.stages.renaming import Placed, placed
 from stepwell_export.stages.spectra import POLAR
 
 OLDEST_OPSET = 13
@@ -55,7 +55,7 @@ class _Merged:
     """Parts with names of tensors that no other has.
 
     Attributes:
-        nodes: The parts, their tensors renamed.
+        parts: The parts, their tensors renamed.
         tensors: The tensor of each value.
         inputs: The specs of the inputs, by the name in the graph.
     """
@@ -69,11 +69,11 @@ class _Merged:
         self._answers = answers
         learns = any(node.step.manifest.learn for node in nodes)
         self._learn = self._glue.unique(LEARN) if learns else None
-        self.nodes = [self._renamed(node) for node in nodes]
+        self.parts = [self._placed(node) for node in nodes]
 
-    def _renamed(self, node: Node) -> tuple[Node, ConvertedModel, dict[str, str]]:
-        """Return a part, its step graph with other names of tensors, and its new names by the old ones."""
-        part, names = node.step, {}
+    def _placed(self, node: Node) -> Placed:
+        """Return a part with names that no other part has."""
+        part, names = node.step, dict[str, str]()
         for into, value in node.reads.items():
             names[into] = self._glue.unique(f"{value.name}/in")
         for output, value in node.gives.items():
@@ -84,12 +84,12 @@ class _Merged:
             names[part.manifest.learn] = self._learn
         for name in sorted(tensor_names(part.proto.graph) - names.keys()):
             names[name] = self._glue.unique(name)
-        changed = {old: new for old, new in names.items() if old != new}
-        return node, with_names(part, changed), names
+        return placed(node, names)
 
     def converted(self) -> ConvertedModel:
         """Return the whole."""
-        parts = [part for _, part, _ in self.nodes]
+        nodes = [part.node for part in self.parts]
+        parts = [node.step for node in nodes]
         lengths = {part.only_length for part in parts} - {None}
         if len(lengths) > 1:
             raise RefusedModelError(
@@ -101,8 +101,8 @@ class _Merged:
         front, plain, taps = self._front()
         inputs = {name: value for value, name in self.given.items()}
         magnitudes = {self.tensors[magnitude]: magnitude for magnitude in self._phases().values()}
-        reference = MergedReference(self.nodes, inputs, {**self._answers, **magnitudes}, plain, taps)
-        learning = [node.stage for node, _, _ in self.nodes if isinstance(node.stage, LearningStage)]
+        reference = MergedReference(self.parts, inputs, {**self._answers, **magnitudes}, plain, taps)
+        learning = [node.stage for node in nodes if isinstance(node.stage, LearningStage)]
         learned = None
         if learning:
             steps = max(stage.long_steps for stage in learning)
@@ -121,17 +121,16 @@ class _Merged:
             observer=reference.observe if not learning and any(part.observer for part in parts) else None,
             vocabularies={
                 self.given[node.reads[name]]: count
-                for node, part, _ in self.nodes
-                for name, count in part.vocabularies.items()
+                for node in nodes
+                for name, count in node.step.vocabularies.items()
                 if node.reads[name] in self.given
             },
             compiles=any(part.compiles for part in parts),
-            held=[weight for part in parts for weight in part.held],
             learned=learned,
             constants={
                 tensor.name
-                for node, part, _ in self.nodes
-                if node.stage is not None
+                for part in self.parts
+                if part.node.stage is not None
                 for tensor in part.proto.graph.initializer
             },
         )
@@ -165,7 +164,7 @@ class _Merged:
         Returns:
             The graph as it is verified, as it is run, and the values by name.
         """
-        nodes = [node for node, _, _ in self.nodes]
+        nodes = [part.node for part in self.parts]
         taps: dict[str, NamedValue] = {}
         for node in nodes:
             for value in node.reads.values() if isinstance(node.stage, LearningStage) else ():
@@ -194,13 +193,13 @@ class _Merged:
         return value.spec.model_copy(update={"name": self.given[value], "graph_shape": None, "batch_axis": 0})
 
     def _manifest(self) -> Manifest:
-        parts = [part.manifest for _, part, _ in self.nodes]
+        parts = [part.manifest for part in self.parts]
         outputs: dict[str, OutputSpec] = {}
-        for node, part, names in self.nodes:
+        for part in self.parts:
             own = {spec.name: spec for spec in part.manifest.outputs}
-            for output, value in node.gives.items():
+            for output, value in part.node.gives.items():
                 if value in self._answers.values():
-                    outputs[self.tensors[value]] = _as_output(own[names[output]], value)
+                    outputs[self.tensors[value]] = _as_output(own[part.names[output]], value)
         joined = parts[-1].model_copy(update={
             "inputs": [self._spec(value) for value in self.given],
             "outputs": [outputs[name] for name in self._answers],
@@ -217,23 +216,23 @@ class _Merged:
     def _proto(self) -> onnx.ModelProto:
         inputs = {self.given[value]: self._spec(value) for value in self.given}
         nodes, weights = [], []
-        for node, part, names in self.nodes:
+        for part in self.parts:
             specs = {spec.name: spec for spec in part.manifest.inputs}
             start = len(self._glue.nodes)
-            for into, value in node.reads.items():
-                self._join(self._made(value, inputs), specs[names[into]])
+            for into, value in part.node.reads.items():
+                self._join(self._made(value, inputs), specs[part.names[into]])
             nodes += [*self._glue.nodes[start:], *part.proto.graph.node]
             weights += part.proto.graph.initializer
-        protos = [part.proto for _, part, _ in self.nodes]
+        protos = [part.proto for part in self.parts]
         kept = {spec.name: spec for spec in inputs.values()}
         takes = [declared(spec.name, spec.dtype, spec.graph_row_shape, spec.batch_axis) for spec in kept.values()]
         takes += [] if self._learn is None else [declared(self._learn, "bool", (), 0)]
         shared = {*kept, self._learn}
         takes += [
             value
-            for node, part, names in self.nodes
+            for part in self.parts
             for value in part.proto.graph.input
-            if value.name not in shared and value.name not in {names[into] for into in node.reads}
+            if value.name not in shared and value.name not in {part.names[into] for into in part.node.reads}
         ]
         gone = {tensor for value, tensor in self.tensors.items() if tensor not in self._answers}
         own = {value.name: value for proto in protos for value in proto.graph.output if value.name not in gone}
@@ -250,8 +249,8 @@ class _Merged:
         """Return a value's tensor as the graph has it."""
         if value.maker is None:
             return inputs[self.given[value]]
-        part, names = next((part, names) for node, part, names in self.nodes if node is value.maker)
-        return next(spec for spec in part.manifest.outputs if spec.name == names[value.output])
+        part = next(part for part in self.parts if part.node is value.maker)
+        return next(spec for spec in part.manifest.outputs if spec.name == part.names[value.output])
 
     def _join(self, out: TensorSpec, into: InputSpec) -> None:
         """Emit what brings a value to the form of an input."""

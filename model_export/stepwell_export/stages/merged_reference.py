@@ -16,6 +16,7 @@ from stepwell_export.runtime.step_model import StepModel, random_rows, stacked
 from stepwell_export.stages.binding import NamedValue, Node, is_truth
 from stepwell_export.stages.learning import LearningStage
 from stepwell_export.stages.missing_and_lags import MISSING
+from stepwell_export.stages.renaming import Placed
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
 from stepwell_export.verify.runners import TOGETHER, stepped
@@ -24,9 +25,6 @@ from stepwell_export.verify.samplers import Sampler
 Answers = dict[str, Array | PrefixAnswers]
 
 Known = dict[NamedValue, Array | PrefixAnswers]
-
-Placed = tuple[Node, ConvertedModel, dict[str, str]]
-"""A part, its step graph as it is in the whole, and the names there by the part's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +68,35 @@ class MergedReference:
 
     def _answered(self, inputs: Mapping[str, Array], own: Known) -> Answers:
         known, needed = self._known(inputs), self._needed(own)
-        for placed in self.parts:
-            if placed[0] in needed:
-                self._run(placed, known, own if isinstance(placed[0].stage, LearningStage) else {})
+        for node in (part.node for part in self.parts):
+            if node in needed:
+                self._run(node, known, own if isinstance(node.stage, LearningStage) else {})
         return {name: known[value] for name, value in self.answers.items()}
 
     def probe(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the layers of the originals give, as far as these give anything."""
         known, found = self._known(inputs), list[Activation]()
-        for placed in self.parts:
-            given = _arrays(self._given(placed, known))
-            if placed[1].probe and len(given) == len(placed[0].reads):
-                found += placed[1].probe(given)
-            self._run(placed, known)
+        for part in self.parts:
+            given, names = _arrays(self._given(part.node, known)), part.names
+            if part.node.step.probe and len(given) == len(part.node.reads):
+                for one in part.node.step.probe(given):
+                    found.append(replace(one, tensor=names.get(one.tensor, one.tensor)))
+            self._run(part.node, known)
         return found
 
     def observe(self, inputs: Mapping[str, Array]) -> Observed:
         """Record the decisions of the originals, as far as these can be looked into."""
         known, seen = self._known(inputs), Observed()
-        for number, placed in enumerate(self.parts):
-            given = _arrays(self._given(placed, known))
-            if placed[1].observer and len(given) == len(placed[0].reads):
-                seen.add(placed[1].observer(given), str(number))
-            self._run(placed, known)
+        for number, node in enumerate(part.node for part in self.parts):
+            given = _arrays(self._given(node, known))
+            if node.step.observer and len(given) == len(node.reads):
+                seen.add(node.step.observer(given), str(number))
+            self._run(node, known)
         return seen
 
     def samplers(self) -> dict[str, Sampler]:
         """Return what draws data: what the models draw, mapped back through stages; the kinds are the first model's."""
-        kinds = next((part.kinds for node, part, _ in self.parts if node.stage is None), {"random": None})
+        kinds = next((part.node.step.kinds for part in self.parts if part.node.stage is None), {"random": None})
         return {kind: self._sampler(kind) for kind in kinds}
 
     # ---------------------------------------------------------------- running
@@ -117,27 +116,25 @@ class MergedReference:
         return {value: inputs[name] for name, value in self.inputs.items()}
 
     @staticmethod
-    def _given(placed: Placed, known: Known) -> Answers:
+    def _given(node: Node, known: Known) -> Answers:
         """Return what a part reads, in the form that its own input has."""
-        node, part, names = placed
-        specs = {spec.name: spec for spec in part.manifest.inputs}
+        specs = {spec.name: spec for spec in node.step.manifest.inputs}
         given: Answers = {}
         for into, value in node.reads.items():
-            answer, spec = known[value], specs[names[into]]
+            answer, spec = known[value], specs[into]
             values = answer.values if isinstance(answer, PrefixAnswers) else answer
             values = values.reshape(*values.shape[:2], *spec.row_shape).astype(spec.dtype)
-            given[names[into]] = replace(answer, values=values) if isinstance(answer, PrefixAnswers) else values
+            given[into] = replace(answer, values=values) if isinstance(answer, PrefixAnswers) else values
         return given
 
-    def _run(self, placed: Placed, known: Known, own: Known | None = None) -> None:
+    def _run(self, node: Node, known: Known, own: Known | None = None) -> None:
         """Run a part's reference; learning stages are given the graph's own values of what they read."""
-        node, part, names = placed
-        given = self._given(placed, {**known, **(own or {})})
+        part, given = node.step, self._given(node, {**known, **(own or {})})
         prefixes = [answer for answer in given.values() if isinstance(answer, PrefixAnswers)]
         if not prefixes:
             found = dict(part.original(_arrays(given)))
         elif part.manifest.states:
-            value = next(v.name for into, v in node.reads.items() if isinstance(given[names[into]], PrefixAnswers))
+            value = next(v.name for into, v in node.reads.items() if isinstance(given[into], PrefixAnswers))
             raise RefusedModelError(
                 f"What stands behind value {value!r} uses earlier timesteps, and the model in front has one output "
                 "for a whole sequence.",
@@ -151,14 +148,14 @@ class MergedReference:
             }
             after = _arrays(part.original(at_ends))
             found = {name: replace(prefixes[0], values=value) for name, value in after.items()}
-        known.update({value: found[names[output]] for output, value in node.gives.items()})
+        known.update({value: found[output] for output, value in node.gives.items()})
 
     # ---------------------------------------------------------------- drawing
 
     def _sampler(self, kind: str) -> Sampler:
         kinds = {
-            id(node): (part.kinds.get(kind) or next(iter(part.kinds.values())), names)
-            for node, part, names in self.parts
+            id(node): node.step.kinds.get(kind) or next(iter(node.step.kinds.values()))
+            for node in (part.node for part in self.parts)
             if node.stage is None
         }
 
@@ -170,10 +167,9 @@ class MergedReference:
                     if node.stage is None:
                         if id(node) not in kinds:
                             continue
-                        sampler, names = kinds[id(node)]
                         if id(node) not in drawn:
-                            drawn[id(node)] = sampler(rng, rows, steps)
-                        return drawn[id(node)][names[into]]
+                            drawn[id(node)] = kinds[id(node)](rng, rows, steps)
+                        return drawn[id(node)][into]
                     if len(node.reads) == len(node.gives) == 1:
                         behind = draw(next(iter(node.gives.values())))
                         if behind is not None:
@@ -201,7 +197,7 @@ class MergedReference:
 
     def _drawn_truth(self, rng: np.random.Generator, truth: NamedValue, drawn: Mapping[str, Array]) -> Array:
         """Draw truths that fit what the first stage that reads them is given, with noise; some are missing."""
-        node = next(node for node, _, _ in self.parts if truth in node.reads.values())
+        node = next(part.node for part in self.parts if truth in part.node.reads.values())
         assert isinstance(node.stage, LearningStage)
         assert truth.spec is not None
         given = node.reads["in0"]

@@ -1,44 +1,44 @@
-"""Gives a step graph other names of tensors, so that it can be joined with another one."""
+"""A part of a pipeline under other names of tensors, so that it can be joined with others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
-from stepwell_export.converted import Activation, ConvertedModel
 from stepwell_export.graph.nodes import renamed, replace_items
 from stepwell_export.runtime.manifest import Manifest
-from stepwell_export.verify.samplers import Sampler
-
-_V = TypeVar("_V")
+from stepwell_export.stages.binding import Node
 
 
-def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel:
-    """Return a step graph with other names of tensors: in its manifest, its reference and its samplers too."""
-    if not names:
-        return part
-    probe, original, old = part.probe, part.original, {new: old for old, new in names.items()}
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A part as it is in the whole.
+
+    Attributes:
+        node: The part.
+        names: The name that each of its tensors has in the whole.
+        proto: Its step graph, with these names.
+        manifest: What that takes, carries and gives.
+    """
+
+    node: Node
+    names: Mapping[str, str]
+    proto: onnx.ModelProto
+    manifest: Manifest
+
+
+def placed(node: Node, names: Mapping[str, str]) -> Placed:
+    """Return a part with other names of tensors."""
     proto = onnx.ModelProto()
-    proto.CopyFrom(part.proto)
-    replace_items(proto.graph.node, [renamed(node, names) for node in proto.graph.node])
+    proto.CopyFrom(node.step.proto)
+    replace_items(proto.graph.node, [renamed(each, names) for each in proto.graph.node])
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
         value.name = names.get(value.name, value.name)
-    return replace(
-        part,
-        proto=proto,
-        manifest=_renamed_manifest(part.manifest, names),
-        original=lambda inputs: _keys(original(_keys(inputs, old)), names),
-        learned=None,
-        samplers={kind: _renamed_sampler(draw, names) for kind, draw in (part.samplers or {}).items()} or None,
-        probe=probe and (lambda inputs: [
-            Activation(found.layer, names.get(found.tensor, found.tensor), found.values)
-            for found in probe(_keys(inputs, old))
-        ]),
-    )  # fmt: skip
+    return Placed(node, names, proto, _renamed_manifest(node.step.manifest, names))
 
 
 def _renamed_manifest(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
@@ -53,11 +53,3 @@ def _renamed_manifest(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
         "states": new(manifest.states, "input", "output"),
         "learn": None if manifest.learn is None else names.get(manifest.learn, manifest.learn),
     })  # fmt: skip
-
-
-def _renamed_sampler(draw: Sampler, names: Mapping[str, str]) -> Sampler:
-    return lambda rng, rows, steps: _keys(draw(rng, rows, steps), names)
-
-
-def _keys(values: Mapping[str, _V], names: Mapping[str, str]) -> dict[str, _V]:
-    return {names.get(key, key): value for key, value in values.items()}

@@ -58,6 +58,27 @@ def convert(
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
         InternalError: Something failed that should not, on a graph that onnxruntime loads.
     """
+    return convert_graph(
+        source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length,
+        original=original, against=against, samplers=samplers, progress=progress,
+    )  # fmt: skip
+
+
+def convert_graph(
+    source: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    constants: Mapping[str, Array] | None = None,
+    length: int | None = None,
+    original: ReferenceModel | None = None,
+    against: str | None = None,
+    samplers: Mapping[str, Sampler] | None = None,
+    progress: Progress | None = None,
+    starts_are_sent: bool = False,
+) -> ConvertedModel:
+    """Do as `convert`; where `starts_are_sent`, what a recurrence starts from is an input, as `original` takes it."""
     from stepwell_export.graph.onnx_file import require_onnx
 
     check_name(name)
@@ -79,8 +100,9 @@ def convert(
         progress("running the graph", 0, 1)
     try:
         step = make_step(
-            source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length
-        )
+            source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length,
+            starts_are_sent=starts_are_sent,
+        )  # fmt: skip
     except (RefusedModelError, UnclearModelError) as exc:
         if original is None:
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
@@ -120,7 +142,6 @@ def convert(
         windows=step.windows,
         observer=observer,
         vocabularies=ids,
-        held=step.held,
     )
 
 

@@ -102,14 +102,12 @@ def shape_at_one_step(graph: StreamingGraph, dims: Sequence[Dim]) -> str:
     return graph.op("Add", fixed, grown)
 
 
-def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array | None:
-    """Return the initial row of a recurrence's state; None: zeros.
+def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array:
+    """Return the initial row of a recurrence's state.
 
     Raises:
         RefusedModelError: It is not the same for all rows and lengths.
     """
-    if not name:
-        return None
     parts = [walk.facts.one_row(part, name) for part in walk.facts.values(name)]
     start, depends = parts[0], walk.facts.depends(name)
     differs = depends.value & SIZES or BATCH in depends.varies

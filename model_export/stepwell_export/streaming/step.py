@@ -13,23 +13,30 @@ import onnx
 
 from stepwell_export.converted import Activation
 from stepwell_export.graph.nodes import Flow, all_nodes, described, laid_out_from, read_flow, uses
+from stepwell_export.graph.onnx_file import Declared, declared_sizes, forget_shapes
 from stepwell_export.graph.operators import RNN
 from stepwell_export.graph.unit_axes import without_equal_tensors, without_unit_axes
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import ModelLoadError, NothingCarriedError, RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
-from stepwell_export.runtime.outside_weights import with_weights_outside
+from stepwell_export.runtime.outside_weights import weights_of, with_weights_outside
 from stepwell_export.runtime.random_ops import random_outputs
-from stepwell_export.streaming.axes.inputs import FEW, LENGTHS, SequenceInputs, read_inputs
-from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes, TensorRuns, measure_shapes
-from stepwell_export.streaming.axes.rewrites import with_squeeze_axes
-from stepwell_export.streaming.normal_form.plain_form import Declared, load_graph
+from stepwell_export.streaming.axes.inputs import FEW, SHORTEST_DECLARED, Axes, SequenceInputs, layout_of, read_inputs
+from stepwell_export.streaming.axes.measured_shapes import (
+    Dim,
+    MeasuredShapes,
+    TensorRuns,
+    measure_shapes,
+    with_squeeze_axes,
+)
+from stepwell_export.streaming.normal_form.plain_form import load_graph
 from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from stepwell_export.streaming.rules.attention import attention_scores
+from stepwell_export.streaming.rules.attention_pooling import WEIGHTED
 from stepwell_export.streaming.rules.elementwise import by_timestep
 from stepwell_export.streaming.rules.loops import turns_with_time
-from stepwell_export.streaming.rules.table import RULES, takes_refused
-from stepwell_export.streaming.walk import StepTensor, StreamingWalk
+from stepwell_export.streaming.rules.table import RULES
+from stepwell_export.streaming.walk import AtEnd, Known, PerStep, Static, StreamingWalk
 from stepwell_export.structure.facts import RowsVerdict
 from stepwell_export.structure.rows import mixed_rows, read_rows
 from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
@@ -88,7 +95,10 @@ class SequenceStep:
     only_length: int | None = None
     written_out: Collection[int] = ()
     declared: Declared = field(default_factory=dict)
-    held: Collection[Array] = ()
+    held: Collection[Array] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held", weights_of(self.proto) + weights_of(self.graph))
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the watched nodes of the sequence graph give for one sequence, in order.
@@ -129,49 +139,102 @@ def make_step(
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for.
-        starts_are_sent: An input that a recurrence starts from is sent by the caller, and is no state.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
 
     Raises:
         UnclearModelError: The graph does not run with what is read as time and batch.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
-    given, held = with_weights_outside(source) if isinstance(source, onnx.ModelProto) else (source, {})
-    step = _made(given, constants or {}, name, options)
-    proto, weights = with_weights_outside(step.proto)
-    return replace(step, proto=proto, held=[*held.values(), *step.held, *weights.values()])
-
-
-def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Options) -> SequenceStep:
-    whole, declared, only_length = load_graph(source, constants)
-    plain, weights = with_weights_outside(whole)
+    given, _held = with_weights_outside(source) if isinstance(source, onnx.ModelProto) else (source, {})
+    whole, declared, only_length = load_graph(given, constants or {})
+    plain, _held = with_weights_outside(whole)
     del whole
     graph = with_loops_rolled(plain)
     _check_chance(graph)
     runs = TensorRuns(graph)
-
+    loaded = runs.loaded.model.graph  # onnxruntime refuses what is no graph
+    axes = time_axes or {}
+    inputs = read_inputs(
+        loaded, declared, time_axes=axes, batch_axes=batch_axes, length=length, starts_are_sent=starts_are_sent
+    )
+    step = _made(runs, inputs, declared, name, axes)
     written_out = lengths_written_out(plain) if graph is not plain else set()
-
-    def read(tried: tuple[int, int]) -> SequenceStep:
-        step = _step_of(runs, declared, name, replace(options, tried=tried))
-        only = options.length or only_length
-        return replace(step, declared=declared, only_length=only, written_out=written_out, held=list(weights.values()))
-
-    if options.length is None and _recurrent_weights(graph) > _MANY:
-        with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
-            return read(FEW)
-    return read(LENGTHS)
+    return replace(step, only_length=length or only_length, written_out=written_out)
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    """The options of `make_step`, and the numbers of timesteps that the graph is run with."""
+class TracedGraph:
+    """A sequence graph that a front end has made of a trace, in its plain form.
 
-    time_axes: Mapping[str, int | None]
-    batch_axes: Mapping[str, int | None]
-    length: int | None
-    tried: tuple[int, int]
-    starts_are_sent: bool
+    Attributes:
+        graph: The graph, without shapes.
+        inputs: What it takes. All of it is sent by the caller, also what a recurrence starts from.
+        declared: The sizes of its inputs, with which it was traced.
+        held: Its large weights.
+    """
+
+    graph: onnx.ModelProto
+    inputs: SequenceInputs
+    declared: Declared
+    held: Collection[Array] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held", weights_of(self.graph))
+
+
+def traced(whole: onnx.ModelProto, axes: Mapping[str, tuple[int, int | None]]) -> TracedGraph:
+    """Return a graph of a trace in its plain form.
+
+    Args:
+        whole: The graph, with shapes; nothing in it is random.
+        axes: The axis of the rows and that of the timesteps by input; None: it has no timesteps.
+
+    Raises:
+        RefusedModelError: An input is no tensor that can be sent.
+    """
+    graph, _held = with_weights_outside(whole)
+    declared = declared_sizes(graph.graph)
+    layouts = [layout_of(value, declared[value.name], *axes[value.name]) for value in graph.graph.input]
+    forget_shapes(graph.graph)
+    for index, node in enumerate(graph.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"  # those of no layer
+    return TracedGraph(graph, SequenceInputs(tuple(layouts), starts_are_sent=True), declared)
+
+
+def make_traced_step(given: TracedGraph, *, name: str, length: int | None = None) -> SequenceStep:
+    """Make the step graph of a graph of a trace.
+
+    Args:
+        given: The graph.
+        name: The model's name in its manifest.
+        length: The number of timesteps that the model was built for.
+
+    Raises:
+        UnclearModelError: The graph does not run with other numbers of rows or timesteps.
+        RefusedModelError: A node cannot be stepped; the message names it and has the reason.
+    """
+    return _made(TensorRuns(given.graph), replace(given.inputs, length=length), given.declared, name, None)
+
+
+def _made(
+    runs: TensorRuns, inputs: SequenceInputs, declared: Declared, name: str, time_axes: Axes | None
+) -> SequenceStep:
+    """Make the step graph of a graph in its plain form.
+
+    Args:
+        runs: The graph.
+        inputs: Where its inputs have their axes.
+        declared: What sizes it declares.
+        name: The model's name in its manifest.
+        time_axes: The time axes that the caller gave for a file; None: a front end made the graph.
+    """
+    step = None
+    if inputs.length is None and _recurrent_weights(runs.graph) > _MANY:
+        with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
+            step = _step_of(runs, replace(inputs, tried=FEW), declared, name, time_axes)
+    step = step or _step_of(runs, inputs, declared, name, time_axes)
+    proto, _held = with_weights_outside(step.proto)
+    return replace(step, proto=proto)
 
 
 def _recurrent_weights(graph: onnx.ModelProto) -> int:
@@ -180,18 +243,19 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
     return sum(sizes.get(name, 0) for node in all_nodes(graph.graph) if node.op_type in RNN for name in node.input)
 
 
-def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
-    inputs = _read(runs, declared, options)
-    if options.starts_are_sent:
-        inputs = replace(inputs, inputs=tuple(replace(layout, role="external") for layout in inputs.inputs))
-    opened = with_squeeze_axes(runs, inputs)
+def _step_of(
+    runs: TensorRuns, inputs: SequenceInputs, declared: Declared, name: str, time_axes: Axes | None
+) -> SequenceStep:
+    inputs = _that_run(runs, inputs, declared)
+    is_file = time_axes is not None
+    opened = with_squeeze_axes(runs, inputs) if is_file else runs
     if inputs.only_rows is None:
         verdict = rows_of_sequence(opened, inputs)
         if verdict.outcome != "independent" and is_for_one_row(inputs, declared):
             inputs = replace(inputs, only_rows=1)
-            opened = with_squeeze_axes(runs, inputs)
+            opened = with_squeeze_axes(runs, inputs) if is_file else runs
         elif verdict.outcome == "mixed":
-            raise _mixed_rows(verdict, inputs, options)
+            raise _mixed_rows(verdict, inputs, may_be_time=time_axes == {})
     runs, graph = opened, opened.graph
     if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
@@ -199,15 +263,15 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(runs, inputs)
-    if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if not inputs.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
-    walk = StreamingWalk(graph, facts, options.length)
+    walk = StreamingWalk(graph, facts, inputs.length)
     specs = [_take(walk, layout) for layout in inputs.inputs]
-    walk.run(RULES, by_timestep, attention_scores, takes_refused)
+    walk.run(RULES, by_timestep, attention_scores, WEIGHTED)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
-    if not walk.graph.states and not options.time_axes and not loops:
+    if not walk.graph.states and time_axes == {} and not loops:
         raise NothingCarriedError(
             f"Nothing is carried from timestep to timestep when {_times(inputs)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
@@ -228,23 +292,22 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
     watched, windows = _watched(walk, left_out), _short_windows(walk)
-    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, rounding, windows)
+    only = inputs.length
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, rounding, windows, only, declared=declared)
 
 
-def _read(runs: TensorRuns, declared: Declared, options: _Options) -> SequenceInputs:
-    """Read the axes of the inputs, and run the graph so; with as many rows as it declares, if it takes no others.
+def _that_run(runs: TensorRuns, inputs: SequenceInputs, declared: Declared) -> SequenceInputs:
+    """Return the inputs with as many rows as the graph declares, if it takes no others.
 
     Raises:
         UnclearModelError: It does not run.
+        RefusedModelError: The declared length is too small.
     """
-    inputs = read_inputs(
-        runs.loaded.model.graph,  # loaded: onnxruntime refuses what is no graph
-        declared,
-        time_axes=options.time_axes,
-        batch_axes=options.batch_axes,
-        length=options.length,
-        tried=options.tried,
-    )
+    if inputs.length is not None and inputs.length < SHORTEST_DECLARED:
+        raise RefusedModelError(
+            f"The declared length is {inputs.length} timesteps; expected at least {SHORTEST_DECLARED}.",
+            fix="Use the number of timesteps that the model was trained with.",
+        )
     written = [declared[layout.name][layout.batch] for layout in inputs.timed if layout.batch is not None]
     only = replace(inputs, only_rows=min((rows for rows in written if isinstance(rows, int)), default=1))
     problem = ""
@@ -268,11 +331,11 @@ def _times(inputs: SequenceInputs) -> str:
     return " and ".join(f"axis {layout.time} of {layout.name!r}" for layout in inputs.timed)
 
 
-def _mixed_rows(verdict: RowsVerdict, inputs: SequenceInputs, options: _Options) -> RefusedModelError:
+def _mixed_rows(verdict: RowsVerdict, inputs: SequenceInputs, *, may_be_time: bool) -> RefusedModelError:
     """Return the error for rows that depend on each other: what was read as the batch may be time."""
     exc = mixed_rows(verdict)
     flags = [f"--time-axis {layout.name}={layout.batch}" for layout in inputs.timed if layout.batch is not None]
-    if flags and not options.time_axes:
+    if flags and may_be_time:
         exc.fix += f" If that axis is time: `{' '.join(flags)}`."
     return exc
 
@@ -315,7 +378,7 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
     for node in walk.model.graph.node:
         for name in filter(None, node.output):
             tensor = walk.tensors.get(name)
-            if tensor is None or tensor.kind != "per_step" or tensor.offset != 0 or not walk.facts.dims(name):
+            if not isinstance(tensor, PerStep) or tensor.offset != 0 or not walk.facts.dims(name):
                 continue
             time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
             if (
@@ -333,8 +396,8 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
 
 def _short_windows(walk: StreamingWalk) -> set[int]:
     """Return the lengths of windows that begin before the first timestep of a stream."""
-    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "at_end")
-    return {end.window for end in ends if (end.offset or 0) < end.window - 1}
+    ends = (tensor for tensor in walk.tensors.values() if isinstance(tensor, AtEnd))
+    return {end.window for end in ends if end.offset < end.window - 1}
 
 
 def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:
@@ -365,14 +428,14 @@ def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: Measured
 def _take(walk: StreamingWalk, layout: InputLayout) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where the caller sends it."""
     if layout.role != "external":
-        walk.tensors[layout.name] = StepTensor("constant")
+        walk.tensors[layout.name] = Known()
         return None
     spec: InputSpec = row_spec(
         InputSpec, layout.name, layout.dtype, layout.shape(1, 1), batch=layout.batch, time=layout.time
     )
     walk.graph.add_input(spec)
     step = in_layout(walk, layout.name, rank=len(layout.sizes), batch=layout.batch, time=layout.time)
-    walk.tensors[layout.name] = StepTensor("static", step) if layout.time is None else StepTensor("per_step", step, 0)
+    walk.tensors[layout.name] = Static(step) if layout.time is None else PerStep(step, offset=0)
     return spec
 
 
@@ -420,16 +483,18 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
                 fix="Export the model with each tensor as an output of its own, or without this output.",
             )
     bound = [state_layout for state_layout in inputs.inputs if state_layout.role == "state"]
-    flow = read_flow(walk.model.graph)
+    flow = read_flow(walk.model.graph) if bound else Flow()
     given, carried, of_sizes = list[str](), list[str](), list[str]()
     for name in names:
-        kind = walk.tensors[name].kind
+        tensor = walk.tensors[name]
         if not walk.facts.value(name).size and walk.facts.depends(name).has_even_sizes:
             continue  # there is nothing in it
-        if kind not in {"per_step", "at_end", "static"}:
+        if not isinstance(tensor, PerStep | AtEnd | Static):
             of_sizes.append(name)
             continue
-        is_carried = kind == "at_end" and any(_carries_on(walk, flow, name, state_layout) for state_layout in bound)
+        is_carried = isinstance(tensor, AtEnd) and any(
+            _carries_on(walk, flow, name, state_layout) for state_layout in bound
+        )
         (carried if is_carried else given).append(name)
     if (given or carried) and of_sizes:
         raise RefusedModelError(
@@ -467,7 +532,7 @@ def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[Out
         batch = _axis_of_one(dims, inputs)
     if walk.resampled is not None and time is not None and time != batch and walk.facts.samples(name) > 1:
         raise walk.resampled
-    step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
+    step = walk.aligned(name)[0] if isinstance(tensor, PerStep) else tensor.step
     folded = time is not None and batch == time
     if batch is not None and dims[batch].at_one_step()[1] > 1:
         spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=_unfolded(dims, batch, time))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,56 +39,9 @@ from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_o
 
 # ---------------------------------------------------------------- tensors
 
-Kind = Literal["constant", "static", "per_step", "by_position", "at_end", "pairwise", "refused"]
-
 Range = tuple[float, float]
 ANY: Range = (-math.inf, math.inf)
 ONE = Dim(Fraction(1))
-
-
-@dataclass(frozen=True, slots=True)
-class StepTensor:
-    """What is known of a tensor of the sequence graph.
-
-    Attributes:
-        kind: `constant`: from the weights and the sizes alone; `static`: from inputs without time axis;
-            `by_position`: one value for each timestep of the declared length, from the sizes alone; `per_step`: one
-            value per timestep; `at_end`: one value, known after the last timestep; `pairwise`: a number for every
-            timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
-            matters only if something needs it.
-        step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
-        offset: At step t the step graph holds element t + offset; None: all elements are equal.
-        position: Whether it counts the timesteps, so that it grows without end.
-        looks_ahead_by: The node that made it look ahead, and how, for messages.
-        repeats_first: Whether its elements before the first timestep equal that of the first timestep.
-        begins_with_data: Whether its elements before the first timestep may differ from input to input otherwise.
-        window: How many timesteps, the present one included, scores are kept for, or the end of a sequence has; at the
-            beginning of a stream some of them are before its first timestep.
-        keys: The axis of these timesteps.
-        padded_samples: What it pads with zeros in front, and by how many samples, where that is no whole number of
-            timesteps; a convolution can have it.
-        first: Whether it is the first timestep of a sequence.
-        weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
-            does; it is refused for all other uses.
-        refused_as_answer: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they
-            are masked on the way.
-        error: Why it is refused.
-    """
-
-    kind: Kind
-    step: str = ""
-    offset: int | None = None
-    position: bool = False
-    looks_ahead_by: str = ""
-    repeats_first: bool = False
-    begins_with_data: bool = False
-    window: int = 0
-    keys: int | None = None
-    padded_samples: tuple[str, int] | None = None
-    first: bool = False
-    weights: TimeWeights | None = None
-    refused_as_answer: RefusedModelError | None = None
-    error: StepwellError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +105,128 @@ def joint_dims(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """Return the axes of a product of tensors, which broadcast."""
     turned = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=ONE)
     return tuple(next((dim for dim in dims if dim.at_one_step() != (1, 0)), dims[0]) for dims in turned)[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensor:
+    """What is known of a tensor of the sequence graph; each kind is a class.
+
+    Attributes:
+        step: The tensor in the step graph; empty for one that is emitted when it is used, or that there is none of.
+        position: Whether it counts the timesteps, so that it grows without end.
+        refused_as_answer: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they
+            are masked on the way.
+    """
+
+    step: str = ""
+    position: bool = False
+    refused_as_answer: RefusedModelError | None = None
+
+
+class Known(StepTensor):
+    """One value, from the weights and the sizes alone."""
+
+
+class ByPosition(StepTensor):
+    """One value for each timestep of the declared length, from the sizes alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Static(StepTensor):
+    """One value, from inputs without time axis.
+
+    Attributes:
+        is_first: Whether it is the first timestep of a sequence.
+    """
+
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerStep(StepTensor):
+    """One value for each timestep.
+
+    Attributes:
+        offset: At step t the step graph holds element t + offset; None: all elements are equal.
+        looks_ahead_by: The node that made it look ahead, and how, for messages.
+        repeats_first: Whether its elements before the first timestep equal that of the first timestep.
+        begins_with_data: Whether its elements before the first timestep may differ from input to input otherwise.
+    """
+
+    offset: int | None
+    looks_ahead_by: str = ""
+    repeats_first: bool = False
+    begins_with_data: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtEnd(StepTensor):
+    """One value, known after the last timestep; in a step, it is that of the timesteps so far.
+
+    Attributes:
+        window: How many of the last timesteps it has, the present one included; at the beginning of a stream some of
+            them are before its first timestep. 0: it has none.
+        offset: How many of them may be before the first timestep of the sequence, where it is padded.
+        keys: Their axis.
+    """
+
+    window: int = 0
+    offset: int = 0
+    keys: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores(StepTensor):
+    """A number for every timestep against every other, of which a step has its window.
+
+    Attributes:
+        window: How many timesteps are looked at, the present one included.
+        front: How many of them stand before the first timestep of the sequence.
+        keys: Their axis.
+    """
+
+    window: int
+    front: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(StepTensor):
+    """A step cannot have it, which matters only if something needs it.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: StepwellError
+
+
+class Beginning(Refused):
+    """The first timesteps of a sequence, which may be joined to the rest of it again; `step` is this timestep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedSamples(Refused):
+    """Padded with zeros in front by no whole number of timesteps; a convolution can have it.
+
+    Attributes:
+        padded: The tensor that is padded.
+        count: By how many samples.
+    """
+
+    padded: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted(Refused):
+    """What changes with every later timestep, as a softmax over time does, until it is summed over time.
+
+    Attributes:
+        weights: What the sum is made of.
+    """
+
+    weights: TimeWeights
 
 
 # ---------------------------------------------------------------- what mixes timesteps
@@ -230,7 +305,7 @@ def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
         RefusedModelError: They do; the message has from which timestep to which.
     """
     tensor = walk.tensors[name]
-    if tensor.kind != "per_step" or tensor.offset is None:
+    if not isinstance(tensor, PerStep) or tensor.offset is None:
         return
     first = walk.facts.earliest_change(name)
     if first is not None and first < walk.facts.perturbed + tensor.offset:
@@ -262,7 +337,7 @@ def why(node: onnx.NodeProto) -> str:
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
-TakesRefused = Callable[[str, StepTensor], bool]
+WeightRule = Callable[["StreamingWalk", onnx.NodeProto, str], bool]
 
 
 class StreamingWalk:
@@ -291,7 +366,8 @@ class StreamingWalk:
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.graph = StreamingGraph([*self.makers, *self.weights, *(value.name for value in model.graph.input)])
-        self.tensors = dict.fromkeys(constants(model.graph), StepTensor("constant"))  # rules look ahead of the walk
+        known = constants(model.graph)  # rules look ahead of the walk
+        self.tensors: dict[str, StepTensor] = dict.fromkeys(known, Known())
         self.from_sizes = set(self.tensors)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
@@ -301,23 +377,32 @@ class StreamingWalk:
         self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, takes: TakesRefused) -> None:
+    def run(
+        self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, on_weights: Mapping[str, WeightRule]
+    ) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed.
 
         Args:
             rules: By operator.
             default: The rule of other operators.
             on_square: The rule that comes before them, for what is measured between every two timesteps.
-            takes: Whether the rule of an operator takes a tensor that is refused for others.
+            on_weights: By operator, the rule for a weight over time among its inputs, which is refused for others;
+                False: nothing that a step can have.
         """
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if not on_square(self, node):
-                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, takes)))
-                    rules.get(node.op_type, default)(self, node)
+                if not self._may_be_square(node) or not on_square(self, node):
+                    on_weight = on_weights.get(node.op_type)
+                    used = dict.fromkeys(uses(node))
+                    weights = [name for name in used if on_weight and isinstance(self.tensors[name], Weighted)]
+                    self.need(*(n for n in used if n not in weights and not self._may_be_refused(node, n)))
+                    if on_weight is None or not weights:
+                        rules.get(node.op_type, default)(self, node)
+                    elif len(weights) > 1 or not on_weight(self, node, weights[0]):
+                        self.need(*weights)
                 check_sizes(self, node)
                 check_outputs(self, node)
             except (RefusedModelError, InternalError) as exc:  # the latter of a node before
@@ -327,7 +412,7 @@ class StreamingWalk:
                 error.__cause__ = exc
             else:
                 continue
-            self.tensors.update(dict.fromkeys(outputs, StepTensor("refused", error=error)))
+            self.tensors.update(dict.fromkeys(outputs, Refused(error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.
@@ -337,19 +422,30 @@ class StreamingWalk:
             InternalError: The rule of a node failed.
         """
         for name in sorted(names, key=self.from_sizes.__contains__):  # a mask is refused for what it masks
-            if (error := self.tensors[name].error) is not None:
-                raise error
+            if isinstance(tensor := self.tensors[name], Refused):
+                raise tensor.error
 
     # ---------------------------------------------------------------- tensors of the sequence graph
 
     def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
         """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
         given = uses(node) if names is None else [name for name in names if name]
-        return [n for n in given if self.tensors[n].kind == "per_step" and self.tensors[n].offset is not None]
+        return [name for name in given if self.offset(name) is not None]
+
+    def offset(self, name: str) -> int | None:
+        """Return the offset of a timed tensor; None: it is none, or the same at all timesteps."""
+        tensor = self.tensors[name]
+        return tensor.offset if isinstance(tensor, PerStep) else None
+
+    def timed_offset(self, name: str) -> int:
+        """Return the offset of a tensor that is timed."""
+        offset = self.offset(name)
+        assert offset is not None
+        return offset
 
     def known(self, name: str) -> Any:
         """Return the value of a known tensor in every run; None for another."""
-        return self.facts.values(name) if name and self.tensors[name].kind == "constant" else None
+        return self.facts.values(name) if name and isinstance(self.tensors[name], Known) else None
 
     def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
         """Return the error for a node that cannot be stepped."""
@@ -372,15 +468,15 @@ class StreamingWalk:
         if not name:
             return ""
         tensor = self.tensors[name]
-        if tensor.kind == "constant":
+        if isinstance(tensor, Known):
             if name not in self._emitted:
                 user = f"{described(node)} uses" if node is not None else "An answer is"
                 kept = self.graph.keep(self.weights[name]) if name in self.weights else ""
                 self._emitted[name] = kept or emit_known(self.graph, self.facts, name, user)
             return self._emitted[name]
-        if tensor.kind == "by_position":
+        if isinstance(tensor, ByPosition):
             return emit_by_position(self, name, offset or 0, node)
-        if tensor.kind != "per_step" or offset is None or tensor.offset is None:
+        if not isinstance(tensor, PerStep) or offset is None or tensor.offset is None:
             return tensor.step
         return self.delayed(name, tensor.offset - offset)
 
@@ -416,6 +512,7 @@ class StreamingWalk:
         """
         axis, tensor = self.facts.time_axis(name), self.tensors[name]
         assert axis is not None
+        assert isinstance(tensor, PerStep)
         assert tensor.offset is not None
         dims = list(self.facts.dims(name))
         each = self.facts.samples(name)
@@ -485,31 +582,26 @@ class StreamingWalk:
         """Return the name of a tensor of the step graph: its own, unless an output will have that."""
         return self.graph.unique(f"step/{name}") if name in self._outputs else name
 
-    def set_output(
-        self,
-        node: onnx.NodeProto,
-        name: str,
-        step: str,
-        kind: Kind,
-        offset: int | None = None,
-        *,
-        repeats_first: bool = False,
+    def set_per_step(
+        self, node: onnx.NodeProto, name: str, step: str, offset: int | None, *, repeats_first: bool = False
     ) -> None:
-        """Set what an output of a node is in the step graph."""
-        tensor = StepTensor(kind, step, offset, repeats_first=repeats_first)
-        if kind == "at_end" and node.op_type not in {"Reshape", "Transpose"}:
-            ends = (self.tensors[given] for given in uses(node) if self._has_end_of(given, name))
-            tensor = next((replace(end, step=step) for end in ends), tensor)
-        if kind == "per_step" and offset is not None and self.facts.dims(name):
-            looks_ahead_by = next(
-                (self.tensors[n].looks_ahead_by for n in uses(node) if self.tensors[n].looks_ahead_by), ""
-            )
+        """Set what an output of a node is in the step graph, with one value for each timestep."""
+        tensor = PerStep(step, offset=offset, repeats_first=repeats_first)
+        if offset is not None and self.facts.dims(name):
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, looks_ahead_by=looks_ahead_by or f"{mentioned(node)} {how_ahead(node)}")
-            if offset > 0:
-                begins = any(map(self._begins_with_data, _values_of(node)))
-                tensor = replace(tensor, begins_with_data=begins and not repeats_first)
+                before = (one.looks_ahead_by for n in uses(node) if isinstance(one := self.tensors[n], PerStep))
+                looks_ahead_by = next(filter(None, before), "") or f"{mentioned(node)} {how_ahead(node)}"
+                tensor = replace(tensor, looks_ahead_by=looks_ahead_by)
+            if offset > 0 and not repeats_first:
+                begins_with_data = any(map(self._begins_with_data, _values_of(node)))
+                tensor = replace(tensor, begins_with_data=begins_with_data)
         self.tensors[name] = tensor
+
+    def set_at_end(self, node: onnx.NodeProto, name: str, step: str) -> None:
+        """Set what an output of a node is in the step graph, with one value that is known after the last timestep."""
+        is_moved = node.op_type in {"Reshape", "Transpose"}
+        ends = (self.tensors[given] for given in uses(node) if not is_moved and self._has_end_of(given, name))
+        self.tensors[name] = next((replace(end, step=step) for end in ends), AtEnd(step))
 
     def before_start(self, name: str, first: int, count: int, *, made_of: Sequence[str]) -> Array | None:
         """Return elements of a tensor on its time axis that stand before the first timestep, as the runs have them.
@@ -534,14 +626,14 @@ class StreamingWalk:
     def _begins_with_data(self, name: str) -> bool:
         """Whether what a tensor gives to elements before the first timestep may differ from input to input."""
         tensor, depends = self.tensors[name], self.facts.depends(name)
-        if tensor.kind == "per_step" and tensor.offset is not None:
+        if isinstance(tensor, PerStep) and tensor.offset is not None:
             return tensor.begins_with_data or tensor.repeats_first
         return not depends.is_fixed or BATCH in depends.varies
 
     def _has_end_of(self, given: str, name: str) -> bool:
         """Whether a tensor has the last timesteps of a sequence where one that is made of it may still have them."""
         tensor, dims, before = self.tensors[given], self.facts.dims(name), self.facts.dims(given)
-        if tensor.kind != "at_end" or tensor.keys is None:
+        if not isinstance(tensor, AtEnd) or tensor.keys is None:
             return False
         return len(dims) == len(before) and dims[tensor.keys] == before[tensor.keys]
 
@@ -558,7 +650,7 @@ class StreamingWalk:
         tensor = self.tensors[name]
         if tensor.refused_as_answer is not None:
             raise tensor.refused_as_answer
-        if tensor.offset is None:
+        if not isinstance(tensor, PerStep) or tensor.offset is None:
             return tensor.step, 0
         ahead = self.facts.length_delta(name) - back - tensor.offset
         if ahead > 0:
@@ -571,19 +663,26 @@ class StreamingWalk:
 
     # ---------------------------------------------------------------- private
 
-    def _may_be_refused(self, node: onnx.NodeProto, name: str, takes: TakesRefused) -> bool:
+    def _may_be_square(self, node: onnx.NodeProto) -> bool:
+        """Whether a node takes, or may give, what is measured between every two timesteps, or the last and every."""
+        kinds = {type(self.tensors[name]) for name in uses(node)}
+        if PerStep not in kinds or len(node.output) != 1:
+            return Scores in kinds
+        times = sum(dim.has_time for dim in self.facts.dims(node.output[0]))
+        return times > 1 or not kinds.isdisjoint({Scores, AtEnd})
+
+    def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
-        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention,
-        samples padded by less than a timestep, or what `takes` has.
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, or
+        samples padded by less than a timestep.
         """
         tensor = self.tensors[name]
         if node.op_type == "Attention":
             return name in node.input[3:4]
-        if tensor.padded_samples is not None:
+        if isinstance(tensor, PaddedSamples):
             return node.op_type == "Conv" and name == node.input[0]
-        is_beginning = node.op_type == "Concat" and tensor.kind == "refused" and bool(tensor.step)
-        return is_beginning or takes(node.op_type, tensor)
+        return node.op_type == "Concat" and isinstance(tensor, Beginning)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
@@ -592,10 +691,10 @@ class StreamingWalk:
         if sizes or self.from_sizes.issuperset(used):
             self.from_sizes |= set(node.output)
         outputs = [name for name in node.output if name]
-        is_known = sizes or all(self.tensors[name].kind == "constant" for name in used)
+        is_known = sizes or all(isinstance(self.tensors[name], Known) for name in used)
         if not is_known or not all(self.facts.same_over_time(name) for name in outputs):
             return False
-        self.tensors.update(dict.fromkeys(outputs, StepTensor("constant")))
+        self.tensors.update(dict.fromkeys(outputs, Known()))
         return True
 
     def _is_by_position(self, node: onnx.NodeProto) -> bool:
@@ -604,11 +703,11 @@ class StreamingWalk:
         Nothing is emitted for it before it is used.
         """
         outputs = [name for name in node.output if name]
-        kinds = {self.tensors[name].kind for name in uses(node)}
-        if self.length is None or not kinds <= {"constant", "by_position"} or not self.from_sizes.issuperset(outputs):
+        kinds = {type(self.tensors[name]) for name in uses(node)}
+        if self.length is None or not kinds <= {Known, ByPosition} or not self.from_sizes.issuperset(outputs):
             return False
         constant = {name for name in outputs if self.facts.same_over_time(name)}
         if not all(name in constant or is_by_position(self.facts, name) for name in outputs):
             return False
-        self.tensors |= {name: StepTensor("constant" if name in constant else "by_position") for name in outputs}
+        self.tensors |= {name: Known() if name in constant else ByPosition() for name in outputs}
         return True

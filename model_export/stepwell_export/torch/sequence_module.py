@@ -175,7 +175,7 @@ def _by_its_graph(
     in_logs = _sums_in_log_space(whole)
     original = SequenceModuleReference(whole, gives, is_exact=in_logs)
     try:
-        made = streaming.convert(
+        made = streaming.convert_graph(
             proto,
             name=name,
             time_axes=dict.fromkeys(timed, 1),
@@ -183,6 +183,7 @@ def _by_its_graph(
             original=original,
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
+            starts_are_sent=True,
         )
     except StepwellError as exc:
         if whole.loops and isinstance(exc, UnclearModelError):  # what is left of a loop runs for one length alone

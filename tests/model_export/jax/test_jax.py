@@ -43,6 +43,40 @@ def test_a_callable_of_the_command_is_exported(tmp_path: Path) -> None:
     assert [spec.name for spec in StepModel(done.path).manifest.inputs] == ["x"]
 
 
+def test_a_function_with_large_weights_is_written_whole(tmp_path: Path) -> None:
+    weights = (np.random.default_rng(0).standard_normal((520, 520)) / 40).astype("f4")
+
+    def mixed(x: Any) -> Any:
+        def turn(level: Any, now: Any) -> tuple[Any, Any]:
+            level = jnp.tanh(level @ weights + now)
+            return level, level[:, :2]
+
+        ys = lax.scan(turn, jnp.zeros((x.shape[0], 520)), jnp.moveaxis(x, 1, 0))[1]
+        return jnp.moveaxis(ys, 0, 1)
+
+    spec = StepSpec(mixed, inputs={"x": example(520)}, time_axis=1)
+    done = export_source(spec, tmp_path / "m.onnx")
+
+    assert done.path.stat().st_size > weights.nbytes
+    assert [spec.shape for spec in StepModel(done.path).manifest.states] == [[520]]
+
+
+def test_what_a_recurrence_starts_from_is_sent_where_the_function_takes_it() -> None:
+    def decaying(x: Any, first: Any) -> Any:
+        def turn(level: Any, now: Any) -> tuple[Any, Any]:
+            level = jnp.tanh(0.5 * level + now)
+            return level, level
+
+        return jnp.swapaxes(lax.scan(turn, first, jnp.swapaxes(x, 0, 1))[1], 0, 1)
+
+    spec = StepSpec(decaying, inputs={"x": example(), "first": np.ones((2, 3), np.float32)}, time_axis=1)
+    made = convert(spec, name="m")
+    _, report = verify_model(made, long_steps=100)
+
+    assert [given.name for given in made.manifest.inputs] == ["x", "first"]
+    assert not report.weak
+
+
 def refused(function: Callable[..., Any], **more: Any) -> RefusedModelError:
     with pytest.raises(RefusedModelError) as caught:
         convert(StepSpec(function, **{"inputs": {"x": example()}, "time_axis": 1, **more}), name="m")

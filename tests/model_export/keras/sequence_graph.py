@@ -38,7 +38,7 @@ def ours_and_keras(function: Callable[..., Any], *arrays: Array) -> tuple[Array,
 def all_ours_and_keras(functions: Mapping[str, Callable[..., Any]], *arrays: Array) -> dict[str, tuple[Array, Array]]:
     """Return the same for each of several functions, which are one layer."""
     model = own_model(lambda *tensors: [function(*tensors) for function in functions.values()], *arrays)
-    proto = KerasSequences(model, [True] * len(arrays), ANY[0], ANY[1], None).proto
+    proto = KerasSequences(model, [True] * len(arrays), ANY[0], ANY[1], None).traced.graph
     session = open_session(proto.SerializeToString(), where="the sequence graph")
     found = session.run(None, dict(zip([one.name for one in proto.graph.input], arrays, strict=True)))
     with np.errstate(all="ignore"):

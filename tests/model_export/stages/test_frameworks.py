@@ -48,6 +48,15 @@ def test_two_keras_models_with_the_same_names_are_joined() -> None:
     assert len(StepModel(content).manifest.states) == 4
 
 
+def test_a_branch_that_the_model_of_a_pipeline_never_took_makes_the_proof_weak(tmp_path: Path) -> None:
+    body = "c = CumSum (x, a) s = Sin (c) b = Greater (s, two) y = Where (b, s, c)"
+    path = tmp_path / "rare.onnx"
+    onnx.save(graph(f"(float[b, t, 2] x) => (float[b, t, 2] y) {{ {body} }}", a=np.int64(1), two=np.float32(2)), path)
+    _, report = verify_model(convert_source(Pipeline([Standardize(5.0, 2.0), path]), name="m"), long_steps=128)
+
+    assert any("Greater" in reason and "never true" in reason for reason in report.reasons)
+
+
 def test_a_stage_names_the_input_of_several_that_it_applies_to(tmp_path: Path) -> None:
     text = "(float[b, t, 2] x, float[b, t, 2] u) => (float[b, t, 2] y) { c = CumSum (x, a) y = Sub (c, u) }"
     path = tmp_path / "two.onnx"

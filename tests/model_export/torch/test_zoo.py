@@ -9,6 +9,7 @@ import pytest
 
 from stepwell_export.converted import verify_model
 from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.spec import StepSpec
 from stepwell_export.torch import convert
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.torch import zoo
@@ -32,6 +33,24 @@ def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
     assert_rows_apart(model)
     assert_rows_alone(model, graph)
+
+
+def test_what_a_recurrence_starts_from_is_sent_where_the_module_takes_it() -> None:
+    class Begun(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x, first.unsqueeze(0))[0]
+
+    torch.manual_seed(0)
+    spec = StepSpec(Begun(), inputs={"x": torch.randn(2, 9, 3), "first": torch.randn(2, 4)}, time_axis=1)
+    made = convert(spec, name="m")
+    _, report = verify_model(made, long_steps=100)
+
+    assert [given.name for given in made.manifest.inputs] == ["x", "first"]
+    assert not report.weak
 
 
 @pytest.mark.parametrize("name", ["in_training", "chomped", "cell"])

@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 
 from stepwell_export.graph.nodes import attributes, captures, constants, subgraphs
+from stepwell_export.graph.onnx_file import Declared
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
 from stepwell_export.runtime.manifest import DTYPES, Array
 from stepwell_export.runtime.outside_weights import to_array
-from stepwell_export.streaming.normal_form.plain_form import Declared
 from stepwell_export.verify.onnx_original import InputLayout, Role
 
 ROWS = (3, 5)
@@ -71,12 +71,14 @@ class SequenceInputs:
         only_rows: The one number of rows that the graph takes; None: any.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
         tried: Two numbers of timesteps that it is run with, if it was not declared for fewer.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
     """
 
     inputs: tuple[InputLayout, ...]
     only_rows: int | None = None
     length: int | None = None
     tried: tuple[int, int] = LENGTHS
+    starts_are_sent: bool = False
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def read_inputs(
     time_axes: Axes,
     batch_axes: Axes | None = None,
     length: int | None = None,
-    tried: tuple[int, int] = LENGTHS,
+    starts_are_sent: bool = False,
 ) -> SequenceInputs:
     """Read the time and batch axis of every input from what is given and declared.
 
@@ -132,24 +134,19 @@ def read_inputs(
         time_axes: The time axes that the caller gave.
         batch_axes: The batch axes that the caller gave.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
-        tried: Two numbers of timesteps to run it with, if it was not declared for fewer.
+        starts_are_sent: Whether the caller sends what a recurrence starts from; else it is a state.
 
     Raises:
         UnclearModelError: No input has a time axis, an axis was given that is not there, or inputs declare different
             numbers of timesteps.
-        RefusedModelError: The declared length is too small, or an input is no tensor that can be sent.
+        RefusedModelError: An input is no tensor that can be sent.
     """
     batch_axes = batch_axes or {}
     if unknown := (time_axes.keys() | batch_axes.keys()) - declared.keys():
         raise UnclearModelError(
             f"The graph has no input {sorted(unknown)}; its inputs are {sorted(declared)}.", fix="Check the name."
         )
-    if length is not None and length < SHORTEST_DECLARED:
-        raise RefusedModelError(
-            f"The declared length is {length} timesteps; expected at least {SHORTEST_DECLARED}.",
-            fix="Use the number of timesteps that the model was trained with.",
-        )
-    slots = {name: find_slot(graph, name) for name in declared}
+    slots = {name: "" if starts_are_sent else find_slot(graph, name) for name in declared}
     sent = {name: dims for name, dims in declared.items() if not slots[name]}
     times = _times(sent, time_axes)
     batches = {name: _batch_of(dims, times[name]) for name, dims in sent.items() if times[name] is not None}
@@ -159,11 +156,10 @@ def read_inputs(
     batches |= {name: _checked("--batch-axis", name, axis, declared[name]) for name, axis in batch_axes.items()}
     layouts = []
     for value in graph.input:
-        sizes = tuple(dim if isinstance(dim, int) else 2 for dim in declared[value.name])
-        layout = InputLayout(value.name, _dtype(value), sizes, batches[value.name], times.get(value.name))
         role: Role = "length" if slots[value.name] == "length" else "state" if slots[value.name] else "external"
+        layout = layout_of(value, declared[value.name], batches[value.name], times.get(value.name))
         layouts.append(replace(layout, role=role))
-    inputs = SequenceInputs(tuple(layouts), None, length, tried)
+    inputs = SequenceInputs(tuple(layouts), length=length, starts_are_sent=starts_are_sent)
     if not inputs.timed:
         raise UnclearModelError(
             f"No axis of {sorted(declared)} can be read as time: declared are {declared}.",
@@ -258,7 +254,12 @@ def _check_rates(inputs: SequenceInputs, declared: Declared, given: Axes) -> Non
         )
 
 
-def _dtype(value: Any) -> str:
+def layout_of(value: Any, declared: Sizes, batch: int | None, time: int | None) -> InputLayout:
+    """Return the layout of an input that the caller sends.
+
+    Raises:
+        RefusedModelError: It is no tensor that can be sent.
+    """
     kind = value.type.tensor_type.elem_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else value.type.WhichOneof("value")
     if dtype not in DTYPES:
@@ -266,7 +267,8 @@ def _dtype(value: Any) -> str:
             f"Input {value.name!r} is {dtype}; expected a tensor of {', '.join(DTYPES)}.",
             fix="Move what needs it out of the graph.",
         )
-    return str(dtype)
+    sizes = tuple(dim if isinstance(dim, int) else 2 for dim in declared)
+    return InputLayout(value.name, str(dtype), sizes, batch, time)
 
 
 # ---------------------------------------------------------------- what goes nowhere but into recurrences
@@ -341,8 +343,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
     for node in graph.node:
         if node.op_type in _SAME_NUMBERS and node.input and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
-        size = _size_of_table(node, origin, weights)
-        if size:
+        if node.op_type in _LOOKUPS and (size := _size_of_table(node, origin, weights)):
             name = origin[node.input[_LOOKUPS[node.op_type][0]]]
             sizes[name] = min(size, sizes.get(name, size))
     return sizes
@@ -350,9 +351,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _size_of_table(node: onnx.NodeProto, origin: Mapping[str, str], weights: Mapping[str, Array]) -> int:
     """Return how many ids a node looks up among; 0 where it looks up nothing that an input gives."""
-    ids, table = _LOOKUPS.get(node.op_type, (0, 0))
-    if ids == table or len(node.input) <= max(ids, table):
-        return 0
+    ids, table = _LOOKUPS[node.op_type]
     table_weights = weights.get(node.input[table])
     if node.input[ids] not in origin or table_weights is None:
         return 0

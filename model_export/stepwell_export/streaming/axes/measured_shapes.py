@@ -7,8 +7,9 @@ changes shows what an axis carries: no table of operators does, and a clash of s
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stepwell_export.graph.nodes import only_needed
+from stepwell_export.graph.nodes import constants, only_needed
 from stepwell_export.graph_session import GraphSession
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.runtime.manifest import Array
@@ -80,6 +81,33 @@ class TensorRuns:
     def forget(self) -> None:
         """Drop the runs: who needs them has them."""
         self._made.clear()
+
+
+def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with axes for each Squeeze without: it would drop the batch of one row, or one timestep.
+
+        Squeeze (z)   ->   Squeeze (z, axes of length 1 that are no rows and no timesteps)
+
+    onnxruntime takes an empty list of axes for none.
+    """
+    model = runs.graph
+    empty = {name for name, tensor in constants(model.graph).items() if list(tensor.dims) == [0]}
+    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _has_axes(node, empty)]
+    if not bare:
+        return runs
+    made, values = copy.deepcopy(model), runs.at(inputs)
+    for node in made.graph.node:
+        if node.op_type != "Squeeze" or _has_axes(node, empty):
+            continue
+        axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
+        del node.input[1:]
+        node.input.append(f"{node.name}/axes")
+        made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
+    return TensorRuns(made)
+
+
+def _has_axes(node: onnx.NodeProto, empty: Collection[str]) -> bool:
+    return any(node.input[1:2]) and node.input[1] not in empty
 
 
 def spooled(values: Values) -> Values:

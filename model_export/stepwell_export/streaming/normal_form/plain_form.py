@@ -40,7 +40,16 @@ from stepwell_export.graph.nodes import (
     set_layer,
     tensor_names,
 )
-from stepwell_export.graph.onnx_file import infer_types, read_model, with_opset, without_functions, without_weights
+from stepwell_export.graph.onnx_file import (
+    Declared,
+    declared_sizes,
+    forget_shapes,
+    infer_types,
+    read_model,
+    with_opset,
+    without_functions,
+    without_weights,
+)
 from stepwell_export.graph.operators import RNN, STATEFUL
 from stepwell_export.graph.unit_axes import OLDEST_OPSET
 from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
@@ -48,9 +57,6 @@ from stepwell_export.runtime.manifest import METADATA_KEY, Array
 from stepwell_export.runtime.outside_weights import to_array
 
 _OLDEST_SCAN = 9
-
-Declared = dict[str, list[int | str | None]]
-"""The declared size of every axis of every input: a number, a name or nothing."""
 
 
 class PlainForm(NamedTuple):
@@ -100,16 +106,12 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
     replace_items(plain.graph.node, _time_first(plain.graph.node))
     only_length = _drop_idle_inputs(plain)
     _skip_copies(plain.graph)
-    declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
-    _forget_shapes(plain.graph)
+    declared = declared_sizes(plain.graph)
+    forget_shapes(plain.graph)
     if read_opset(plain) < OLDEST_OPSET:
         _check_scans(plain)
         plain = with_opset(plain, OLDEST_OPSET)
     return PlainForm(plain, declared, only_length)
-
-
-def _size(dim: Any) -> int | str | None:
-    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else str(dim.dim_param) or None
 
 
 def _give(graph: onnx.GraphProto, given: Mapping[str, Array]) -> None:
@@ -244,18 +246,6 @@ def _name_states(graph: onnx.GraphProto) -> None:
         for place in operator.states.values() if operator is not None and operator.time_axis is not None else ():
             node.output.extend([""] * (place + 1 - len(node.output)))
             node.output[place] = node.output[place] or f"{node.name}/state_{place}"
-
-
-def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Keep types and ranks: onnxruntime has to see that a Loop's counter is a scalar. Ranks of outputs are measured."""
-    for value in graph.output:
-        if value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
-    for inner in all_graphs(graph):
-        del inner.value_info[:]
-        for value in (*inner.input, *inner.output):
-            for dim in value.type.tensor_type.shape.dim:
-                dim.Clear()
 
 
 # ---------------------------------------------------------------- the operator Attention, written out

@@ -32,7 +32,7 @@ from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.masks import hidden
 from stepwell_export.streaming.rules.ranges import range_of
 from stepwell_export.streaming.rules.reductions import read_axes
-from stepwell_export.streaming.walk import StepTensor, StreamingWalk
+from stepwell_export.streaming.walk import AtEnd, ByPosition, Known, PerStep, Scores, StreamingWalk
 
 # ---------------------------------------------------------------- a number for every timestep against every other
 
@@ -114,27 +114,27 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
     if is_table(walk, name):
         return _row_of_table(walk, node, place, square)
     walk.need(name)
-    if not times and (tensor.kind != "at_end" or square.queries is None):
+    if not times and (not isinstance(tensor, AtEnd) or square.queries is None):
         return walk.operand(name, 0, node)
     become = {axis: axis_in_output(walk, node, place, axis) for axis in times}
-    if tensor.kind == "pairwise":
-        same = (tensor.window, tensor.offset) == (square.window, square.front)
-        if same and tensor.keys is not None and become[tensor.keys] == square.keys:
+    if isinstance(tensor, Scores):
+        same = (tensor.window, tensor.front) == (square.window, square.front)
+        if same and become[tensor.keys] == square.keys:
             return tensor.step
     elif len(times) == 1 and become[times[0]] == square.keys:
-        if tensor.kind == "constant" and square.keys is not None:
+        if isinstance(tensor, Known) and square.keys is not None:
             return walk.operand(name, 0, node)
-        if tensor.kind == "by_position":
+        if isinstance(tensor, ByPosition):
             return emit_by_position(walk, name, 0, node, past=square.window - 1)
-        if tensor.kind == "per_step" and tensor.offset == square.front:
+        if isinstance(tensor, PerStep) and tensor.offset == square.front:
             return walk.window(name, square.window - 1)
-        if tensor.kind == "per_step" and tensor.offset is None and square.keys is not None:
+        if isinstance(tensor, PerStep) and tensor.offset is None and square.keys is not None:
             return tensor.step
         raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
     elif len(times) == 1 and become[times[0]] == square.queries is not None:
-        if tensor.offset:
+        if walk.offset(name):
             raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
-        if tensor.kind != "at_end":
+        if not isinstance(tensor, AtEnd):
             return walk.operand(name, 0, node)
     raise without_rule(walk, node)
 
@@ -243,14 +243,14 @@ def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     else:
         raise without_rule(walk, node)
     if square.keys is not None:
-        made = StepTensor("pairwise", step, square.front, window=square.window, keys=square.keys)
+        made = Scores(step, window=square.window, front=square.front, keys=square.keys)
         walk.tensors[out] = replace(made, refused_as_answer=square.refused_as_answer)
     elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
         raise without_rule(walk, node)
     elif square.queries is None:
-        walk.set_output(node, out, step, "at_end")
+        walk.set_at_end(node, out, step)
     else:
-        walk.set_output(node, out, step, "per_step", 0)
+        walk.set_per_step(node, out, step, 0)
     return True
 
 
@@ -272,20 +272,20 @@ def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 def _continued(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     """Return what a node makes of a square that it takes; None: it takes none."""
-    place = next((i for i, name in enumerate(node.input) if name and walk.tensors[name].kind == "pairwise"), None)
+    place = next((i for i, name in enumerate(node.input) if name and isinstance(walk.tensors[name], Scores)), None)
     if place is None:
-        if any(walk.tensors[name].kind == "pairwise" for name in uses(node)):
+        if any(isinstance(walk.tensors[name], Scores) for name in uses(node)):
             raise without_rule(walk, node)
         return None
     name = node.input[place]
     tensor, times = walk.tensors[name], time_axes(walk, name)
-    assert tensor.keys is not None
+    assert isinstance(tensor, Scores)
     looking = [axis for axis in times if axis != tensor.keys]
     keys = axis_in_output(walk, node, place, tensor.keys)
     queries = axis_in_output(walk, node, place, looking[0]) if looking else None
     if looking and queries is None:
         raise without_rule(walk, node)
-    return Square(tensor.window, tensor.offset or 0, keys, queries, tensor.refused_as_answer)
+    return Square(tensor.window, tensor.front, keys, queries, tensor.refused_as_answer)
 
 
 def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
@@ -293,9 +293,9 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     if len(node.output) != 1 or node.output[0] in walk.from_sizes or not walk.facts.dims(node.output[0]):
         return None
     out = node.output[0]
-    times, kinds = time_axes(walk, out), {walk.tensors[name].kind for name in uses(node)}
-    from_the_end = len(times) == 1 and {"at_end", "per_step"} <= kinds
-    if not from_the_end and (len(times) != 2 or "per_step" not in kinds):
+    times, kinds = time_axes(walk, out), {type(walk.tensors[name]) for name in uses(node)}
+    from_the_end = len(times) == 1 and {AtEnd, PerStep} <= kinds
+    if not from_the_end and (len(times) != 2 or PerStep not in kinds):
         return None
     walk.need(*(name for name in uses(node) if name not in walk.from_sizes))
     softmax = _softmax_behind(walk, out, times)
@@ -305,7 +305,7 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
         return None
     keys = times[softmax.place]
     queries = next((axis for axis in times if axis != keys), None)
-    offsets = {walk.tensors[name].offset or 0 for name in _looked_at(walk, node, keys)}
+    offsets = {walk.offset(name) or 0 for name in _looked_at(walk, node, keys)}
     front = max(offsets, default=0)
     if len(offsets) > 1 or front < 0:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)

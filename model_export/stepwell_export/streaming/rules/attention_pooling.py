@@ -20,7 +20,7 @@ down. All states stay finite, whatever is masked by scores of minus infinity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -29,7 +29,7 @@ from itertools import zip_longest
 import numpy as np
 import onnx
 
-from stepwell_export.graph.nodes import attributes, uses
+from stepwell_export.graph.nodes import attributes
 from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import reshaped, shape_at_one_step
@@ -40,12 +40,16 @@ from stepwell_export.streaming.step_graph import plain
 from stepwell_export.streaming.walk import (
     ANY,
     ONE,
-    Rule,
-    StepTensor,
+    ByPosition,
+    Known,
+    PerStep,
+    Static,
     StreamingWalk,
     TimeWeights,
     Total,
+    Weighted,
     WeightedPart,
+    WeightRule,
     check_causal,
     joint_dims,
 )
@@ -73,20 +77,7 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     infinite = any(np.isneginf(value).any() for value in walk.facts.values(name))
     scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     weights = TimeWeights(scores, bounds=ANY if infinite else range_of(walk, name))
-    walk.tensors[out] = StepTensor("refused", error=error, weights=weights)
-
-
-def with_weights(operator: str, otherwise: Rule) -> Rule:
-    """Return the rule of an operator that may take a weight over time; `otherwise` is its rule without one."""
-
-    def rule(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-        waiting = list(dict.fromkeys(name for name in uses(node) if walk.tensors[name].weights is not None))
-        if not waiting:
-            otherwise(walk, node)
-        elif len(waiting) > 1 or not WEIGHTED[operator](walk, node, waiting[0]):
-            walk.need(*waiting)
-
-    return rule
+    walk.tensors[out] = Weighted(error=error, weights=weights)
 
 
 # ---------------------------------------------------------------- products with values of each timestep
@@ -94,9 +85,9 @@ def with_weights(operator: str, otherwise: Rule) -> Rule:
 
 def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Mul with a value of each timestep."""
-    weights, out = walk.tensors[name].weights, node.output[0]
+    weights, out = _weighted(walk, name).weights, node.output[0]
     other = node.input[1] if node.input[0] == name else node.input[0]
-    if weights is None or not _is_beside(walk, other) or not _keeps_time(walk, out):
+    if not _is_beside(walk, other) or not _keeps_time(walk, out):
         return False
     rank = len(walk.facts.dims(out))
     weights = weights.mapped(lambda part: _ranked(walk, part, rank))
@@ -105,10 +96,10 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 
 def _masked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Where that has zeros in the place of some weights, as Keras' Softmax with a mask: zeros for their values."""
-    weights, (kept, left, right), out = walk.tensors[name].weights, node.input, node.output[0]
+    weights, (kept, left, right), out = _weighted(walk, name).weights, node.input, node.output[0]
     place, other = (0, right) if left == name else (1, left)
     zero = walk.known(other)
-    if weights is None or zero is None or any(np.any(value) for value in zero):
+    if zero is None or any(np.any(value) for value in zero):
         return False
     if weights.bounds[0] == -math.inf:  # where no score counts, the softmax is NaN, and zeros are none
         return False
@@ -158,10 +149,9 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
         terms: The letters of each operand's axes.
         result: The letters of the result's axes.
     """
-    weights, out, graph = walk.tensors[name].weights, node.output[0], walk.graph
+    weights, out, graph = _weighted(walk, name).weights, node.output[0], walk.graph
     others = {place: given for place, given in enumerate(node.input) if given != name}
     axis = walk.facts.time_axis(name)
-    assert weights is not None
     assert axis is not None
     own = terms[list(node.input).index(name)]
     time = own[axis]
@@ -199,7 +189,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     weights = replace(weights, values=values)
     total = _summed_so_far(walk, plain(node.name), weights, walk.dtype(out)).step
     total = graph.op("ReduceSum", total, graph.ints(gone), keepdims=0) if gone else total
-    walk.set_output(node, out, total, "at_end")
+    walk.set_at_end(node, out, total)
     return True
 
 
@@ -208,19 +198,19 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
 
 def _repeated(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Identity and what is none: Cast to the same type, Dropout; Expand and Tile along axes of length 1."""
-    out, weights = node.output[0], walk.tensors[name].weights
+    out, weights = node.output[0], _weighted(walk, name).weights
     if walk.dtype(out) != walk.dtype(name) or any(node.output[1:]):
         return False
     rank = len(walk.facts.dims(out))
     pairs = zip_longest(walk.facts.dims(name)[::-1], walk.facts.dims(out)[::-1], fillvalue=ONE)
-    if weights is None or not _keeps_time(walk, out) or any(a != b and a.at_one_step() != (1, 0) for a, b in pairs):
+    if not _keeps_time(walk, out) or any(a != b and a.at_one_step() != (1, 0) for a, b in pairs):
         return False
     return _set(walk, out, name, weights.mapped(lambda part: _ranked(walk, part, rank)))
 
 
 def _permuted(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Transpose of both parts."""
-    weights, rank = walk.tensors[name].weights, len(walk.facts.dims(name))
+    weights, rank = _weighted(walk, name).weights, len(walk.facts.dims(name))
     perm = attributes(node).get("perm") or list(range(rank))[::-1]
 
     def moved(part: WeightedPart) -> WeightedPart:
@@ -234,8 +224,8 @@ def _permuted(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 
 def _refolded(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Squeeze, Unsqueeze, Reshape, Flatten that leave the order of the numbers in front of time, and behind it."""
-    weights, out = walk.tensors[name].weights, node.output[0]
-    if weights is None or not _keeps_time(walk, out):
+    weights, out = _weighted(walk, name).weights, node.output[0]
+    if not _keeps_time(walk, out):
         return False
     axes = [walk.facts.time_axis(given) or 0 for given in (name, out)]
     for before, after in zip(walk.facts.values(name), walk.facts.values(out), strict=True):
@@ -254,15 +244,21 @@ def _refolded(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 
 def _set(walk: StreamingWalk, out: str, name: str, weights: TimeWeights) -> bool:
     """Set the weights of an output, which is refused for other uses as `name` is."""
-    walk.tensors[out] = replace(walk.tensors[name], weights=weights)
+    walk.tensors[out] = replace(_weighted(walk, name), weights=weights)
     return True
+
+
+def _weighted(walk: StreamingWalk, name: str) -> Weighted:
+    tensor = walk.tensors[name]
+    assert isinstance(tensor, Weighted)
+    return tensor
 
 
 def _is_beside(walk: StreamingWalk, name: str) -> bool:
     """Whether a tensor has its value for each timestep of the sequence as that comes, or one for all."""
     tensor = walk.tensors[name]
-    equal = tensor.kind == "per_step" and tensor.offset is None
-    return equal or tensor.kind in {"constant", "static", "by_position"} or is_whole(walk, name)
+    equal = isinstance(tensor, PerStep) and tensor.offset is None
+    return equal or isinstance(tensor, Known | Static | ByPosition) or is_whole(walk, name)
 
 
 def _keeps_time(walk: StreamingWalk, name: str) -> bool:
@@ -308,14 +304,14 @@ def _times(walk: StreamingWalk, part: WeightedPart | None, other: WeightedPart) 
 
 def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """ReduceSum or ReduceMean over time."""
-    weights, dims, out = walk.tensors[name].weights, walk.facts.dims(name), node.output[0]
-    if weights is None or walk.facts.time_axis(name) not in read_axes(walk, node):
+    weights, dims, out = _weighted(walk, name).weights, walk.facts.dims(name), node.output[0]
+    if walk.facts.time_axis(name) not in read_axes(walk, node):
         return False
     total = _expanded(walk, _summed_so_far(walk, plain(node.name), weights, walk.dtype(name)), dims)
     made = walk.emit_like(node, 0, i0=total.step).output[0]
     if node.op_type == "ReduceMean":
         made = walk.graph.op("Div", made, count_so_far(walk, walk.facts.dims(out), walk.dtype(out)))
-    walk.set_output(node, out, made, "at_end")
+    walk.set_at_end(node, out, made)
     return True
 
 
@@ -348,7 +344,7 @@ def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     scores = WeightedPart(walk.operand(name, 0), walk.facts.dims(name))
     so_far = _total(walk, plain(node.name), TimeWeights(scores), walk.dtype(name))
     result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
-    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "at_end")
+    walk.set_at_end(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0])
 
 
 def _total(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) -> Total:
@@ -396,7 +392,7 @@ def _mean(walk: StreamingWalk, label: str, values: WeightedPart, so_far: Total, 
     return WeightedPart(mean, dims)
 
 
-WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
+WEIGHTED: dict[str, WeightRule] = {
     **dict.fromkeys(("Cast", "Dropout", "Expand", "Identity", "Tile"), _repeated),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _refolded),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _sum),

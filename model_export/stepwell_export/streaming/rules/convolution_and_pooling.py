@@ -18,7 +18,7 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.streaming.rules.elementwise import joint_offset, pointwise
-from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.streaming.walk import PaddedSamples, StreamingWalk
 
 _HOP = (
     "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in "
@@ -36,7 +36,8 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         RefusedModelError: They stride over time, or average over less at the beginning.
     """
     name, out = node.input[0], node.output[0]
-    name, padded_samples = walk.tensors[name].padded_samples or (name, 0)
+    given = walk.tensors[name]
+    name, padded_samples = (given.padded, given.count) if isinstance(given, PaddedSamples) else (name, 0)
     axis = walk.facts.time_axis(name)
     if axis is None or axis < 2 or not walk.timed(node, [name]):
         pointwise(walk, node)
@@ -64,13 +65,12 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             "averages over fewer timesteps at the beginning",
             "Set count_include_pad, or pad with zeros before it.",
         )
-    offset = walk.tensors[name].offset
-    assert offset is not None
+    offset = walk.timed_offset(name)
     # a state holds finite numbers only, so the padding of a maximum is the lowest of them
     fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
     source = _source(walk, name, past=past, left=left, offset=offset, fill=fill)
     if each == 1 and (step := _product(walk, node, shape, source, past)):
-        walk.set_output(node, out, step, "per_step", offset + left - past)
+        walk.set_per_step(node, out, step, offset + left - past)
         return
     window = _joined(walk, node, source, name, past=past, fill=fill)
     if each > 1:  # the last samples of the window are for the next timestep
@@ -78,7 +78,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         window = walk.graph.op("Slice", window, *cut)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
-    walk.set_output(node, out, made.output[0], "per_step", offset + left - past)
+    walk.set_per_step(node, out, made.output[0], offset + left - past)
 
 
 def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, source: str, past: int) -> str | None:
@@ -95,8 +95,9 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, source:
     filters, graph, (size, dilation, *_) = len(kernel), walk.graph, shape.along(0)
     window, order = source, [0, 1, 2]
     if past:
-        name = walk.tensors[node.input[0]].padded_samples
-        window, order = walk.ordered_window(source, name[0] if name else node.input[0], past, 0.0, node.name)
+        given = walk.tensors[node.input[0]]
+        name = given.padded if isinstance(given, PaddedSamples) else node.input[0]
+        window, order = walk.ordered_window(source, name, past, 0.0, node.name)
     if order[0] != 0:
         return None
     if size > 1 and dilation > 1:
@@ -119,9 +120,8 @@ def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, na
         name: What it slides over, without padding.
         left: Samples that are padded in front.
     """
-    axis, offset = walk.facts.time_axis(name), walk.tensors[name].offset
+    axis, offset = walk.facts.time_axis(name), walk.timed_offset(name)
     assert axis is not None
-    assert offset is not None
     size, dilation, stride, _, _ = shape.along(axis - 2)
     each, span = walk.facts.samples(name), (size - 1) * dilation + 1 - stride
     ahead = max(0, -(-(span - left) // each))  # timesteps that the answer is late
@@ -132,7 +132,7 @@ def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, na
     cut = [walk.graph.ints(values) for values in ([first], [first + span + each], [axis])]
     made = walk.emit_like(node, offset, i0=walk.graph.op("Slice", window, *cut))
     shape.without_time(made, axis - 2)
-    walk.set_output(node, node.output[0], made.output[0], "per_step", offset - ahead)
+    walk.set_per_step(node, node.output[0], made.output[0], offset - ahead)
 
 
 def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -154,14 +154,13 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     past = -(-(-(-((size - 1) * dilation + 1) // stride) - 1) // each)
     if left % (each * stride):
         raise walk.refuse(node, f"cuts {left} sample(s) in front; a timestep has {each * stride}", "Cut at the end.")
-    offset = walk.tensors[name].offset
-    assert offset is not None
+    offset = walk.timed_offset(name)
     window = _window(walk, node, name, past=past, left=past, offset=offset, fill=0.0)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
     first = past * each * stride
     step = walk.graph.op("Gather", made.output[0], walk.graph.ints(range(first, first + each * stride)), axis=axis)
-    walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
+    walk.set_per_step(node, out, step, offset - left // (each * stride))
 
 
 def _window(

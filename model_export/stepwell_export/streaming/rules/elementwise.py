@@ -29,7 +29,7 @@ from stepwell_export.graph.operators import RESHAPING
 from stepwell_export.streaming.axes.dependence import EACH_BY_ITSELF, ELEMENTWISE, kind_of
 from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import shape_at_one_step, shape_to_reshape
-from stepwell_export.streaming.walk import StreamingWalk, why
+from stepwell_export.streaming.walk import AtEnd, ByPosition, Known, PerStep, Rule, Static, StreamingWalk, why
 from stepwell_export.structure.rows import rows_of_node
 
 _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
@@ -47,10 +47,10 @@ _WHOLE_FIX = (
 def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Emit a node as it is."""
     offset = joint_offset(walk, node)
-    _check_tables(walk, node)
-    _check_branches(walk, node)
-    _check_bodies(walk, node)
-    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
+    if (check := _CHECKS.get(node.op_type)) is not None:
+        check(walk, node)
+    so_far = lengths_so_far(walk, node) if node.op_type in _COMPUTING else {}
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **so_far))
 
 
 def by_timestep(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -70,12 +70,12 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
         RefusedModelError: It also takes what is known after the last timestep only.
     """
     timed = walk.timed(node)
-    last = [name for name in uses(node) if walk.tensors[name].kind == "at_end"]
+    last = [name for name in uses(node) if isinstance(walk.tensors[name], AtEnd)]
     if timed and last:
         reason = f"needs {last[0]!r}, which is known after the last timestep only, at every timestep"
         raise walk.refuse(node, reason, _WHOLE_FIX)
-    offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
-    if any(walk.tensors[name].repeats_first for name in timed) and not _is_edge(walk, node):
+    offsets = [offset for name in timed if (offset := walk.offset(name)) is not None]
+    if any(_repeats_first(walk, name) for name in timed) and not _is_edge(walk, node):
         # what stands in front is the first timestep in a part of it alone: each part is delayed by itself
         offsets += [
             max(walk.facts.length_delta(name), 0) for name in node.output[:1] if walk.facts.time_axis(name) is not None
@@ -85,35 +85,39 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
 
 def _is_edge(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node takes only what has the first timestep in front, as often, so that its output has as well."""
-    timed = [walk.tensors[name] for name in walk.timed(node)]
-    others = {walk.tensors[name].kind for name in uses(node)} - {"constant", "static", "per_step"}
-    return (
-        all(tensor.repeats_first for tensor in timed) and len({tensor.offset for tensor in timed}) == 1 and not others
-    )
+    timed = walk.timed(node)
+    others = {type(walk.tensors[name]) for name in uses(node)} - {Known, Static, PerStep}
+    return all(_repeats_first(walk, name) for name in timed) and len(set(map(walk.offset, timed))) == 1 and not others
+
+
+def _repeats_first(walk: StreamingWalk, name: str) -> bool:
+    tensor = walk.tensors[name]
+    return isinstance(tensor, PerStep) and tensor.repeats_first
 
 
 def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
     """Set the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
-    kinds = {walk.tensors[name].kind for name in uses(node)}
+    kinds = {type(walk.tensors[name]) for name in uses(node)}
     position = any(walk.tensors[name].position for name in uses(node))
+    repeats_first = any(_repeats_first(walk, name) for name in uses(node)) and _is_edge(walk, node)
     for name, step in zip(node.output, made.output, strict=True):
         if not name:
             continue
         if isinstance(walk.facts.value(name), list):
-            walk.set_output(node, name, step, "per_step", offset)
+            walk.set_per_step(node, name, step, offset)
             continue
         times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
-        if "at_end" in kinds:
+        if AtEnd in kinds:
             if times:
                 reason = "spreads what is known after the last timestep only over all timesteps"
                 raise walk.refuse(node, reason, _WHOLE_FIX)
-            walk.set_output(node, name, step, "at_end")
-        elif offset is None and "by_position" in kinds and len(times) == 1:
+            walk.set_at_end(node, name, step)
+        elif offset is None and ByPosition in kinds and len(times) == 1:
             dim = walk.facts.dims(name)[times[0]]
             if dim.extra or (name in walk.from_sizes and dim.steps == 1):  # else it would be by position itself
                 raise walk.refuse(node, "makes of positions what depends on the number of timesteps")
-            walk.set_output(node, name, step, "per_step", 0)
-        elif offset is None and "per_step" not in kinds:
+            walk.set_per_step(node, name, step, 0)
+        elif offset is None and PerStep not in kinds:
             _settle_untimed(walk, node, name, step, times)
         else:
             if not times:
@@ -123,7 +127,7 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
                     node, "compares every timestep with every other, as attention without a fixed window does"
                 )
             _check_length(walk, node, name)
-            walk.set_output(node, name, step, "per_step", offset, repeats_first=_is_edge(walk, node))
+            walk.set_per_step(node, name, step, offset, repeats_first=repeats_first)
         if position:
             walk.mark_position(name)
 
@@ -131,7 +135,6 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
 def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Reshape, Expand: to the shape that the result has at one timestep."""
     offset = joint_offset(walk, node)
-    _check_tables(walk, node)
     dims = walk.facts.dims(node.output[0])
     if any(dim.steps.denominator > 1 or dim.both.denominator > 1 for dim in dims):
         raise walk.refuse(node, "puts several timesteps into one")
@@ -154,15 +157,15 @@ def count_up(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     place = graph.op("Add", graph.position(), graph.ints([offset]))
     count = graph.op("Cast", place, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
     scaled = graph.op("Mul", count, graph.constant(delta.reshape(1)))
-    walk.set_output(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "per_step", offset)
+    walk.set_per_step(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), offset)
     walk.mark_position(name)
 
 
 def _settle_untimed(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
     if not times:
-        walk.set_output(node, name, step, "static")
+        walk.tensors[name] = Static(step)
     elif walk.facts.same_over_time(name):
-        walk.set_output(node, name, step, "per_step", None)
+        walk.set_per_step(node, name, step, None)
     elif len(times) > 1:
         raise walk.refuse(node, "makes a table of every timestep against every other")
     else:
@@ -193,13 +196,14 @@ def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
 
 
 def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Refuse a branch that is chosen by sizes, those of the sequence perhaps."""
-    if node.op_type == "If" and walk.tensors[node.input[0]].kind == "constant":
+    """Refuse a branch that is chosen by sizes, those of the sequence perhaps, or may mix timesteps."""
+    if isinstance(walk.tensors[node.input[0]], Known):
         raise walk.refuse(
             node,
             "chooses a branch by sizes, which may be the numbers of timesteps and rows",
             "A stream has no length: export the model with one branch alone, as it is traced or as onnxsim leaves it.",
         )
+    _check_bodies(walk, node)
 
 
 def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -209,7 +213,7 @@ def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """
     if not walk.timed(node):
         return
-    fixed = {name for name, tensor in walk.tensors.items() if tensor.kind == "constant"}
+    fixed = {name for name, tensor in walk.tensors.items() if isinstance(tensor, Known)}
     for body in subgraphs(node):
         for inner in (inner for part in all_graphs(body) for inner in part.node):
             is_product = inner.op_type in {"MatMul", "Gemm"} and all(name in fixed for name in inner.input[1:])
@@ -240,7 +244,7 @@ def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Refuse a look-up by position in a table that ends."""
-    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensors[node.input[1]].position:
+    if walk.tensors[node.input[1]].position:
         size = walk.facts.value(node.input[0]).shape[attributes(node).get("axis", 0)]
         raise walk.refuse(
             node,
@@ -250,6 +254,14 @@ def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         )
 
 
+_CHECKS: dict[str, Rule] = {
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND"), _check_tables),
+    "If": _check_branches,
+    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), _check_bodies),
+}
+"""What is checked of operators that are not emitted as they are in every case."""
+
+
 # ---------------------------------------------------------------- what is computed from the number of timesteps
 
 _COMPUTING = {"Abs", "Add", "Cast", "Div", "Log", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub"}
@@ -257,17 +269,17 @@ _COMPUTING = {"Abs", "Add", "Cast", "Div", "Log", "Max", "Min", "Mul", "Neg", "P
 
 
 def lengths_so_far(walk: StreamingWalk, node: onnx.NodeProto) -> dict[str, str]:
-    """Emit the inputs of a node that follow from the number of timesteps, beside an answer for the whole sequence.
+    """Emit what a computing node takes of the number of timesteps, beside an answer for the whole sequence.
 
     Returns:
         The emitted tensors by place, `i0`, `i1` and so on; nothing where the node takes each timestep.
     """
-    kinds = {walk.tensors[name].kind for name in node.input if name}
-    if node.op_type not in _COMPUTING or "at_end" not in kinds or kinds - {"at_end", "static", "constant"}:
+    kinds = {type(walk.tensors[name]) for name in node.input if name}
+    if AtEnd not in kinds or kinds - {AtEnd, Static, Known}:
         return {}
     emitted, dims = {}, walk.facts.dims(node.output[0])
     for place, name in enumerate(node.input):
-        if walk.tensors[name].kind == "constant" and _grows(walk, name):
+        if isinstance(walk.tensors[name], Known) and _grows(walk, name):
             emitted[f"i{place}"] = _so_far(walk, name, dims)
     return {place: tensor for place, tensor in emitted.items() if tensor}
 

@@ -22,7 +22,7 @@ from stepwell_export.graph.nodes import attributes, captures, constants, renamed
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.recurrent import Carried, carried, first_offset, give_final, hand_on
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import LIMIT_FIX, StreamingWalk
+from stepwell_export.streaming.walk import LIMIT_FIX, AtEnd, ByPosition, Known, PerStep, StreamingWalk
 
 _SIZES = {"Shape", "Size"}
 _COPIES = {"Identity", "Cast"}
@@ -81,7 +81,7 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     collected = [_with_axis(walk, *each) for each in zip(collected, axes, names, strict=True)]
     for name, step in zip(names, collected, strict=True):
         if name:
-            walk.set_output(node, name, step, "per_step", offset)
+            walk.set_per_step(node, name, step, offset)
 
 
 def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -116,7 +116,10 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         if name and (place in anew or place >= len(first)):
             collected = step if place < len(first) else _with_axis(walk, step, 0, name)
             all_of_them = isinstance(walk.facts.value(name), list) or walk.facts.time_axis(name) is not None
-            walk.set_output(node, name, collected, *(("per_step", offset) if all_of_them else ("at_end", None)))
+            if all_of_them:
+                walk.set_per_step(node, name, collected, offset)
+            else:
+                walk.set_at_end(node, name, collected)
 
 
 def _check_goes_on(walk: StreamingWalk, loop: _Loop) -> None:
@@ -254,7 +257,7 @@ def _give_carried(
         elif name and source:
             give_final(walk, loop.node, name, made[place], source=source, offset=loop.offset)
         elif name:
-            walk.set_output(loop.node, name, made[place], "at_end")
+            walk.set_at_end(loop.node, name, made[place])
 
 
 def _unchanged(loop: _Loop) -> set[int]:
@@ -283,7 +286,7 @@ def _check_outside(walk: StreamingWalk, loop: _Loop, unchanged: Collection[int],
     """
     outside = {name: name for name in captures(loop.node)} | {loop.first[at]: loop.called(at) for at in unchanged}
     for name, called in outside.items():
-        if walk.tensors[name].kind == "at_end":
+        if isinstance(walk.tensors[name], AtEnd):
             raise walk.refuse(
                 loop.node, f"needs {name!r}, which is known after the last timestep only, at every timestep"
             )
@@ -299,7 +302,7 @@ def _axes(walk: StreamingWalk, names: Sequence[str], axes: Sequence[int]) -> lis
 
 
 def _over_time(walk: StreamingWalk, name: str, axis: int) -> bool:
-    return walk.tensors[name].kind in {"per_step", "by_position", "constant"} and walk.facts.time_axis(name) == axis
+    return isinstance(walk.tensors[name], PerStep | ByPosition | Known) and walk.facts.time_axis(name) == axis
 
 
 def _stays(walk: StreamingWalk, given: str, out: str) -> bool:

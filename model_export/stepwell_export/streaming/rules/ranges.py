@@ -10,7 +10,7 @@ import onnx
 
 from stepwell_export.graph.nodes import attributes
 from stepwell_export.graph.operators import PICKING, RESHAPING, RNN
-from stepwell_export.streaming.walk import ANY, Range, StreamingWalk
+from stepwell_export.streaming.walk import ANY, ByPosition, Known, PerStep, Range, Scores, StreamingWalk
 
 _COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
 """Operators that give the same numbers in another layout or type."""
@@ -55,7 +55,7 @@ def range_of(walk: StreamingWalk, name: str) -> Range:
     Numbers beyond 1e30 count as infinite. What sums and products make of others is taken to be nearer to zero, as in a
     model that computes in float32.
     """
-    if name not in walk.ranges and (name not in walk.makers or walk.tensors[name].kind == "constant"):
+    if name not in walk.ranges and (name not in walk.makers or isinstance(walk.tensors[name], Known)):
         walk.ranges[name] = _of_values(walk, name)
     if name not in walk.ranges:
         for node in walk.model.graph.node:
@@ -71,14 +71,14 @@ def _of_values(walk: StreamingWalk, name: str) -> Range:
     value = walk.facts.value(name)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         return ANY
-    if walk.tensors[name].kind != "constant":
+    if not isinstance(walk.tensors[name], Known):
         return _BY_KIND.get(value.dtype.kind, _FINITE)
     return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
 
 
 def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     kind, value = node.op_type, walk.facts.value(out)
-    if walk.tensors[out].kind == "constant":
+    if isinstance(walk.tensors[out], Known):
         return _of_values(walk, out)
     if not isinstance(value, np.ndarray):
         return ANY
@@ -105,7 +105,7 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
 def _of_operand(walk: StreamingWalk, name: str, out: str) -> Range:
     """Return the range of what a node takes: scores are made of windows too, which begin with zeros."""
     bounds = range_of(walk, name)
-    may_be_window = walk.tensors[out].kind == "pairwise" and walk.tensors[name].kind in {"per_step", "by_position"}
+    may_be_window = isinstance(walk.tensors[out], Scores) and isinstance(walk.tensors[name], PerStep | ByPosition)
     return _hull((*bounds, 0)) if may_be_window else bounds
 
 
@@ -121,7 +121,7 @@ def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range
 def _of_product(walk: StreamingWalk, node: onnx.NodeProto) -> Range:
     """Return the range of a product with weights, or of normalised features, whose variance is 1."""
     left, right, *bias = node.input
-    is_weight = [walk.tensors[name].kind == "constant" for name in (left, right)]
+    is_weight = [isinstance(walk.tensors[name], Known) for name in (left, right)]
     most = _FAR
     if node.op_type == "LayerNormalization":
         most = math.sqrt(np.size(walk.facts.value(right))) * _most(walk, right) + _most(walk, *bias)

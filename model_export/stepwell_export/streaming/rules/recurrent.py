@@ -25,7 +25,7 @@ from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import initial_row
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import BACKWARDS_FIX, StreamingWalk
+from stepwell_export.streaming.walk import BACKWARDS_FIX, AtEnd, Known, PerStep, Static, StreamingWalk
 
 _ONE = Dim(Fraction(1))
 
@@ -77,7 +77,7 @@ def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             made.input[past] = state.tensor
         give_final(walk, node, node.output[after], out, source=timed[0], offset=offset)
     if node.output[0]:
-        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
+        walk.set_per_step(node, node.output[0], made.output[0], offset)
 
 
 def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -96,7 +96,7 @@ def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     attrs = attributes(node)
     if attrs.get("reverse"):
         raise walk.refuse(node, "runs from the end of the sequence (reverse)", BACKWARDS_FIX)
-    offset = walk.tensors[name].offset or 0
+    offset = walk.offset(name) or 0
     dims = list(walk.facts.dims(name))
     dims[axis] = _ONE
     init: Array | None = np.full(_row(dims), operator.start, walk.dtype(name)) if operator.start else None
@@ -108,7 +108,7 @@ def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     value = walk.started(walk.operand(name, offset, node), name, offset, operator.start)
     total = walk.graph.op(operator.combine, state, value)
     walk.graph.next_state_like(spec, total, dims)
-    walk.set_output(node, out, state if attrs.get("exclusive") else total, "per_step", offset)
+    walk.set_per_step(node, out, state if attrs.get("exclusive") else total, offset)
 
 
 def carried(
@@ -134,10 +134,10 @@ def carried(
     """
     graph = walk.graph
     dtype = dtype or walk.dtype(given or node.input[0])
-    kind = walk.tensors[given].kind if given else "constant"
-    if kind in {"per_step", "at_end"}:
+    start = walk.tensors[given] if given else Known()
+    if isinstance(start, PerStep | AtEnd):
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
-    init = initial_row(walk, given, node) if kind == "constant" else None
+    init = initial_row(walk, given, node) if given and isinstance(start, Known) else None
     if init is not None and init.shape != (row := _row(dims)):
         raise walk.refuse(
             node,
@@ -145,7 +145,7 @@ def carried(
             "Export the model for one row, or with an initial state that is expanded to the batch.",
         )
     tensor, spec = graph.state_like(f"{plain(node.name)}.{label}", dims, dtype, init)
-    if kind == "static":  # computed from another input: it counts at the first timestep alone
+    if isinstance(start, Static):  # computed from another input: it counts at the first timestep alone
         tensor = graph.op("Where", walk.has_seen(1 - min(offset, 0), dims), tensor, walk.operand(given))
     return Carried(tensor, spec, dims)
 
@@ -164,20 +164,19 @@ def _row(dims: Sequence[Dim]) -> tuple[int, ...]:
 
 def first_offset(walk: StreamingWalk, names: Sequence[str]) -> int:
     """Return the offset at which a recurrence takes its inputs: it begins with their first element."""
-    return min([0, *(offset for name in names if (offset := walk.tensors[name].offset) is not None)])
+    return min([0, *(offset for name in names if (offset := walk.offset(name)) is not None)])
 
 
 def give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, *, source: str, offset: int) -> None:
     """Give what a recurrence carries at its end."""
-    tensor = walk.tensors[source]
-    extra = offset if tensor.offset is None else walk.facts.length_delta(source)
+    extra = offset if walk.offset(source) is None else walk.facts.length_delta(source)
     if extra != offset and name in walk.used:
         raise walk.refuse(
             node,
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
             "and its final state is used",
         )
-    walk.set_output(node, name, step, "at_end")
+    walk.set_at_end(node, name, step)
 
 
 def check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: str) -> None:

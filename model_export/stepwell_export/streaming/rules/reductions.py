@@ -22,7 +22,7 @@ from stepwell_export.streaming.axes.measured_shapes import Dim
 from stepwell_export.streaming.known_values import reshaped
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import SORTED_FIX, Rule, StreamingWalk
+from stepwell_export.streaming.walk import SORTED_FIX, AtEnd, PerStep, Rule, StreamingWalk
 
 _JOINS = {
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
@@ -45,7 +45,8 @@ def over_time(rule: Rule) -> Rule:
 
     def over_any_axes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         name, is_over_time = node.input[0], _is_over_time(walk, node)
-        if is_over_time and walk.tensors[name].looks_ahead_by:
+        tensor = walk.tensors[name]
+        if is_over_time and isinstance(tensor, PerStep) and tensor.looks_ahead_by:
             walk.aligned(name)  # raises the refusal of what looks ahead
         if _is_of_the_last(walk, node):
             _of_the_last(walk, node)
@@ -68,7 +69,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         RefusedModelError: It multiplies integers.
     """
     name, out = node.input[0], node.output[0]
-    offset = walk.tensors[name].offset or 0
+    offset = walk.timed_offset(name)
     kind, dtype = GLOBAL_POOLS.get(node.op_type, node.op_type), walk.dtype(name)
     if kind in {"ReduceL2", "ReduceProd", "ReduceSumSquare"} and np.dtype(dtype).kind in "iu":
         raise walk.refuse(
@@ -99,14 +100,14 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         ends = (walk.graph.constant(end, "int64") for end in (np.iinfo(given).min, np.iinfo(given).max))
         limited = walk.graph.op("Clip", result, *ends)
         result = walk.graph.op("Cast", limited, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(given)))
-    walk.set_output(node, out, result, "at_end")
+    walk.set_at_end(node, out, result)
 
 
 @over_time
 def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """ArgMax, ArgMin: the place of the extreme so far, which is a state beside it."""
     graph, attrs, name, out = walk.graph, attributes(node), node.input[0], node.output[0]
-    offset, dims, dtype = walk.tensors[name].offset or 0, walk.facts.dims(out), walk.dtype(name)
+    offset, dims, dtype = walk.timed_offset(name), walk.facts.dims(out), walk.dtype(name)
     kind, label = node.op_type.replace("Arg", "Reduce"), plain(node.name)
     now = reshaped(graph, walk.operand(name, offset), dims)
     before, spec = graph.state_like(f"{label}.{_JOINS[kind].lower()}", dims, dtype, _before(kind, dims, dtype))
@@ -121,7 +122,7 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     graph.next_state_like(spec, extreme, dims)
     place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
     graph.next_state_like(place_spec, place, dims)
-    walk.set_output(node, out, place, "at_end")
+    walk.set_at_end(node, out, place)
 
 
 def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -140,14 +141,15 @@ def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 def _is_of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node reduces the last timesteps of a sequence, a fixed number of them."""
     tensor = walk.tensors[node.input[0]]
-    return tensor.kind == "at_end" and tensor.keys in read_axes(walk, node)
+    return isinstance(tensor, AtEnd) and tensor.keys in read_axes(walk, node)
 
 
 def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are."""
     name, out = node.input[0], node.output[0]
     tensor, dims, dtype = walk.tensors[name], walk.facts.dims(name), walk.dtype(name)
-    kind, graph, offset = GLOBAL_POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
+    assert isinstance(tensor, AtEnd)
+    kind, graph, offset = GLOBAL_POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset
     step, neutral, is_padded = tensor.step, _neutral(kind, dtype), offset >= tensor.window - 1
     # a slice has zeros before the first timestep
     if not is_padded and (neutral or walk.makers[name].op_type != "Slice"):
@@ -163,13 +165,13 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             result = graph.op("Mul", result, graph.op("Div", most, count))
         else:  # the first of equal ones may be a neutral number in front of the sequence
             result = graph.op("Max", graph.op("Sub", result, graph.op("Sub", most, count)), graph.constant(0, "int64"))
-    walk.set_output(node, out, result, "at_end")
+    walk.set_at_end(node, out, result)
 
 
 def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node reduces the timesteps of a sequence."""
     name = node.input[0]
-    return walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) in read_axes(walk, node)
+    return isinstance(walk.tensors[name], PerStep) and walk.facts.time_axis(name) in read_axes(walk, node)
 
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
@@ -191,16 +193,12 @@ def _neutral(kind: str, dtype: str) -> Array:
 
 def is_whole(walk: StreamingWalk, name: str) -> bool:
     """Whether a tensor has one element for each timestep of the sequence, from the first one on."""
-    return (
-        walk.tensors[name].kind == "per_step"
-        and walk.tensors[name].offset == 0
-        and begins_with_the_sequence(walk, name)
-    )
+    return walk.offset(name) == 0 and begins_with_the_sequence(walk, name)
 
 
 def begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
     """Whether a timed tensor has one element for each timestep, but for some of the first."""
-    axis, offset = walk.facts.time_axis(name), walk.tensors[name].offset
+    axis, offset = walk.facts.time_axis(name), walk.offset(name)
     dim = walk.facts.dims(name)[axis or 0]
     one_each = dim.elements_per_step == 1 and not dim.both
     return one_each and offset is not None and offset <= 0 and walk.facts.length_delta(name) == offset

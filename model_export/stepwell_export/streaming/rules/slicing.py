@@ -11,7 +11,6 @@ Before and after:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,18 @@ from stepwell_export.runtime.errors import RefusedModelError
 from stepwell_export.streaming.rules.elementwise import pointwise
 from stepwell_export.streaming.rules.reductions import is_whole
 from stepwell_export.streaming.step_graph import plain
-from stepwell_export.streaming.walk import BACKWARDS_FIX, LIMIT_FIX, StepTensor, StreamingWalk
+from stepwell_export.streaming.walk import (
+    BACKWARDS_FIX,
+    LIMIT_FIX,
+    AtEnd,
+    Beginning,
+    Known,
+    PaddedSamples,
+    PerStep,
+    Refused,
+    Static,
+    StreamingWalk,
+)
 
 _END = 2**31 - 1
 _WHOLE = "Pad and cut whole timesteps."
@@ -46,8 +56,7 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if not left and not right:
         pointwise(walk, node)
         return
-    offset = walk.tensors[name].offset
-    assert offset is not None
+    offset = walk.timed_offset(name)
     mode, each = attrs.get("mode", "constant"), walk.facts.samples(name)
     repeats_first = mode == "edge" and left > 0 and offset == 0 and each == 1
     if mode != "constant" and left > 0 and not repeats_first:
@@ -60,8 +69,8 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     fill = _fill(walk, node)
     if left % each:
         error = walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
-        padded_samples = (name, left) if left > 0 and not any(others) and not fill else None
-        walk.tensors[out] = StepTensor("refused", error=error, padded_samples=padded_samples)
+        is_padded = left > 0 and not any(others) and not fill
+        walk.tensors[out] = PaddedSamples(error=error, padded=name, count=left) if is_padded else Refused(error=error)
         return
     left //= each
     step = walk.operand(name, offset)
@@ -69,7 +78,7 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         step = walk.started(step, name, offset, fill)
     if any(others):
         step = _padded(walk, node, step, others, fill)
-    walk.set_output(node, out, step, "per_step", offset + left, repeats_first=repeats_first)
+    walk.set_per_step(node, out, step, offset + left, repeats_first=repeats_first)
 
 
 def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -94,13 +103,13 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "reads the sequence backwards, from its last timestep to its first", BACKWARDS_FIX)
     if step > 1:
         raise walk.refuse(node, f"takes every {step}th timestep only: a stride over time")
-    offset = walk.tensors[name].offset
-    assert offset is not None
+    offset = walk.timed_offset(name)
     rest = {other: cut for other, cut in cuts.items() if other != axis}
     if len({part[0] for part in parts}) == 1 and walk.facts.time_axis(node.output[0]) is not None:
         step_tensor = _sliced(walk, node, walk.operand(name, offset), rest)
-        repeats_first = walk.tensors[name].repeats_first and offset > start
-        walk.set_output(node, node.output[0], step_tensor, "per_step", offset - start, repeats_first=repeats_first)
+        tensor = walk.tensors[name]
+        repeats_first = isinstance(tensor, PerStep) and tensor.repeats_first and offset > start
+        walk.set_per_step(node, node.output[0], step_tensor, offset - start, repeats_first=repeats_first)
         return
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
@@ -110,11 +119,12 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             return
         stands_before = len(length) == 1 and start + max(length) <= offset and not rest
         if stands_before and walk.before_start(name, start, max(length), made_of=[name]) is not None:
-            walk.tensors[node.output[0]] = StepTensor("constant")  # the same in front of every sequence
+            walk.tensors[node.output[0]] = Known()  # the same in front of every sequence
             walk.facts.settle(node.output[0])
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
-        walk.tensors[node.output[0]] = StepTensor("refused", front, error=_early(walk, node))
+        error = _early(walk, node)
+        walk.tensors[node.output[0]] = Beginning(front, error=error) if front else Refused(error=error)
         return
     set_last_output(walk, node, back.pop(), length.pop(), rest)
 
@@ -127,10 +137,12 @@ def set_last_output(walk: StreamingWalk, node: onnx.NodeProto, back: int, length
         window = walk.window(name, length - 1 + delay)
         places = walk.graph.ints(list(range(length)))
         step = walk.graph.op("Gather", window, places, axis=walk.facts.time_axis(name))
-    out = node.output[0]
-    walk.set_output(node, out, _sliced(walk, node, step, rest), "at_end", walk.facts.length_delta(name) - back)
+    step = _sliced(walk, node, step, rest)
     if length > 1:
-        walk.tensors[out] = replace(walk.tensors[out], window=length, keys=walk.facts.time_axis(name))
+        offset, axis = walk.facts.length_delta(name) - back, walk.facts.time_axis(name)
+        walk.tensors[node.output[0]] = AtEnd(step, window=length, offset=offset, keys=axis)
+    else:
+        walk.set_at_end(node, node.output[0], step)
 
 
 def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -158,7 +170,7 @@ def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise _early(walk, node)
     step, _ = walk.aligned(name, backs.pop() - 1)
     first = walk.graph.constant(np.zeros_like(known[0]))
-    walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "at_end")
+    walk.set_at_end(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis))
 
 
 def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -175,17 +187,17 @@ def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"puts {len(long)} sequences one behind the other in time")
     place = list(node.input).index(long[0])
     front = sum(walk.facts.value(name).shape[axis] for name in node.input[:place])
-    offset = walk.tensors[long[0]].offset
-    assert offset is not None
+    offset = walk.timed_offset(long[0])
     each = walk.facts.samples(long[0])
     if front % each:
         raise walk.refuse(node, f"puts {front} sample(s) in front; a timestep has {each}", _WHOLE)
     front //= each
     step = walk.operand(long[0], offset)
-    if walk.tensors[node.input[0]].kind == "refused" or walk.tensors[node.input[0]].first:
+    first = walk.tensors[node.input[0]]
+    if isinstance(first, Beginning) or (isinstance(first, Static) and first.is_first):
         _rejoin(walk, node, step, offset, front)
         return
-    if front and any(walk.tensors[name].kind in {"per_step", "at_end"} for name in node.input[:place]):
+    if front and any(isinstance(walk.tensors[name], PerStep | AtEnd) for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
         before = walk.before_start(out, 0, front, made_of=node.input[:place])
@@ -197,7 +209,7 @@ def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             step,
             walk.graph.constant(before.take([0], axis)),
         )
-    walk.set_output(node, out, step, "per_step", offset + front)
+    walk.set_per_step(node, out, step, offset + front)
 
 
 def _rejoin(walk: StreamingWalk, node: onnx.NodeProto, step: str, offset: int, front: int) -> None:
@@ -210,13 +222,13 @@ def _rejoin(walk: StreamingWalk, node: onnx.NodeProto, step: str, offset: int, f
     assert axis is not None
     if offset == -front:
         begun = walk.has_seen(front, walk.facts.dims(out))
-        walk.set_output(node, out, walk.graph.op("Where", begun, step, walk.tensors[node.input[0]].step), "per_step", 0)
+        walk.set_per_step(node, out, walk.graph.op("Where", begun, step, walk.tensors[node.input[0]].step), 0)
         return
     values = walk.facts.values(out)
     repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
     if offset or not repeats:
         raise _early(walk, node)
-    walk.set_output(node, out, step, "per_step", front, repeats_first=True)
+    walk.set_per_step(node, out, step, front, repeats_first=True)
 
 
 def split(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -234,7 +246,7 @@ def _set_first(walk: StreamingWalk, node: onnx.NodeProto, now: str) -> None:
     state, spec = walk.graph.state_like(f"{plain(node.name)}.first", dims, walk.dtype(name), None)
     first = walk.graph.op("Where", walk.has_seen(1, dims), state, now)
     walk.graph.next_state_like(spec, first, dims)
-    walk.tensors[name] = StepTensor("static", first, first=True)
+    walk.tensors[name] = Static(first, is_first=True)
 
 
 def _early(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:

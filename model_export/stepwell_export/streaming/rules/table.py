@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from stepwell_export.graph.operators import RUNNING, STATEFUL
 from stepwell_export.streaming.rules.attention import attention
-from stepwell_export.streaming.rules.attention_pooling import WEIGHTED, log_sum_exp, softmax, with_weights
+from stepwell_export.streaming.rules.attention_pooling import log_sum_exp, softmax
 from stepwell_export.streaming.rules.convolution_and_pooling import WINDOW_POOLS, convolution, transposed
-from stepwell_export.streaming.rules.elementwise import by_timestep, count_up, reshape
+from stepwell_export.streaming.rules.elementwise import count_up, reshape
 from stepwell_export.streaming.rules.loops import loop, scan
 from stepwell_export.streaming.rules.recurrent import running, stateful_op
 from stepwell_export.streaming.rules.reductions import (
@@ -21,7 +21,7 @@ from stepwell_export.streaming.rules.reductions import (
     top_k,
 )
 from stepwell_export.streaming.rules.slicing import concat, gather, pad, slice_, split
-from stepwell_export.streaming.walk import Rule, StepTensor
+from stepwell_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
     **{name: stateful_op for name, operator in STATEFUL.items() if operator.time_axis is not None},
@@ -44,10 +44,4 @@ RULES: dict[str, Rule] = {
     "Scan": scan,
     "Loop": loop,
 }
-RULES |= {name: with_weights(name, RULES.get(name, by_timestep)) for name in WEIGHTED}
 """The rule of each operator that needs more than to be emitted as it is."""
-
-
-def takes_refused(operator: str, tensor: StepTensor) -> bool:
-    """Whether an operator's rule takes what is refused for others: a weight over time."""
-    return tensor.weights is not None and operator in WEIGHTED
