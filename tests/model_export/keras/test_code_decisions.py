@@ -250,7 +250,7 @@ class StackedTwice(L.StackedRNNCells):  # type: ignore[misc]  # Keras has no typ
 SUBCLASSES = {
     "a_loop": LimitedLSTM(3, name="odd"),
     "an_attention": lambda x: LoudAttention(2, 4, name="odd")(x, x, use_causal_mask=True),
-    "a_stack_of_cells": L.RNN(StackedTwice([L.LSTMCell(3), L.GRUCell(2)]), name="odd"),
+    "a_stack_of_cells": L.RNN(StackedTwice([L.LSTMCell(3), L.GRUCell(2)]), return_sequences=True, name="odd"),
 }
 
 
