@@ -38,13 +38,13 @@ def test(context: typer.Context) -> None:
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "pytest", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
-    command += context.args
-    if not any(_is_path(argument) for argument in context.args):
-        command.append(str(root / "tests"))
     if all(argument.startswith("-") for argument in context.args) and "--pdb" not in context.args:
         command += _PARALLEL  # no test is selected: all tests run
         if not context.args:
             typer.echo(_EXPECTED, err=True)
+    command += context.args
+    if not any(_is_path(argument) for argument in context.args):
+        command.append(str(root / "tests"))
     pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which prints a summary
     code = pytest.wait()
