@@ -41,7 +41,7 @@ def test_all_tests_run_from_any_folder_in_parallel_after_a_line_with_the_expecte
     assert everything.returncode == 1
     assert "workers" in everything.stdout
     assert "1 failed, 1 passed" in everything.stdout
-    assert "about eight minutes" in everything.stderr
+    assert "about six minutes" in everything.stderr
     assert "workers" not in selected.stdout
     assert "hour" not in selected.stderr
 

@@ -16,12 +16,12 @@ from stepwell_export.runtime.errors import StepwellError
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
 _PARALLEL = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
 _EXPECTED = (
-    "stepwell: the tests take about eight minutes on two idle cores, and longer beside other work. "
+    "stepwell: the tests take about six minutes on two idle cores, and longer beside other work. "
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
 )
 _OWN_HELP = """
 These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in six
-processes, in about eight minutes, but for those that take more than ten seconds each, and with one in four cases of
+processes, in about six minutes, but for those that take more than ten seconds each, and with one in four cases of
 tests that have many; with --all every one, with --quick a part of them, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
