@@ -41,9 +41,13 @@ def test_all_tests_run_from_any_folder_in_parallel_after_a_line_with_the_expecte
     assert everything.returncode == 1
     assert "workers" in everything.stdout
     assert "1 failed, 1 passed" in everything.stdout
-    assert "about eight minutes" in everything.stderr
+    assert "about six minutes" in everything.stderr
     assert "workers" not in selected.stdout
     assert "hour" not in selected.stderr
+
+
+def test_the_callers_number_of_processes_is_used(clone: Path) -> None:
+    assert "2/2 workers" in run(clone, "-n2", cwd=clone).stdout
 
 
 def test_the_help_is_that_of_pytest_and_ends_with_what_the_command_itself_does(clone: Path) -> None:

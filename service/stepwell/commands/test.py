@@ -16,12 +16,12 @@ from stepwell_export.runtime.errors import StepwellError
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
 _PARALLEL = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
 _EXPECTED = (
-    "stepwell: the tests take about eight minutes on two idle cores, and longer beside other work. "
+    "stepwell: the tests take about six minutes on two idle cores, and longer beside other work. "
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
 )
 _OWN_HELP = """
 These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in six
-processes, in about eight minutes, but for those that take more than ten seconds each, and with one in four cases of
+processes, in about six minutes, but for those that take more than ten seconds each, and with one in four cases of
 tests that have many; with --all every one, with --quick a part of them, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
@@ -38,13 +38,13 @@ def test(context: typer.Context) -> None:
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "pytest", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
-    command += context.args
-    if not any(_is_path(argument) for argument in context.args):
-        command.append(str(root / "tests"))
     if all(argument.startswith("-") for argument in context.args) and "--pdb" not in context.args:
         command += _PARALLEL  # no test is selected: all tests run
         if not context.args:
             typer.echo(_EXPECTED, err=True)
+    command += context.args
+    if not any(_is_path(argument) for argument in context.args):
+        command.append(str(root / "tests"))
     pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which prints a summary
     code = pytest.wait()
