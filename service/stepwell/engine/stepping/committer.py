@@ -130,8 +130,7 @@ class Committer:
         """
         name, batch = self._served.name, records.batch
         notifications: Sequence[Notification] = ()
-        # Interest is checked after the run, as late as possible: from there to the store's command there is no `await`.
-        if records.one is not None and not self._publisher.has_interest(name):
+        if records.one is not None and name not in self._publisher.watched:
             found = self._next_of_one(records, records.one, run)
         else:
             found = self._next_records(records.in_columns(), inputs, run)
@@ -142,7 +141,7 @@ class Committer:
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
-            if self._publisher.has_interest(name):
+            if name in self._publisher.watched:  # now: to the store's command there is no `await`
                 notifications = self._notifications(found)
         at = records.at
         if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
@@ -153,10 +152,9 @@ class Committer:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
         expiry_set_at = records.expiry_set_at.min() if records.one is None else records.one.expiry_set_at
-        with self._publisher.commit_under_way():
-            results = await self._store.commit(
-                found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
-            )
+        results = await self._store.commit(
+            found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
+        )
         self._observer.store_latency("commit", time.perf_counter() - started)
         remaining: list[QueuedStep] = []
         applied: list[int] | None = None
