@@ -27,7 +27,7 @@ class RequestAdmission:
 
     Attributes:
         draining: Whether new requests are rejected, because this worker is about to end.
-        rows: Timesteps and rollouts that were accepted and have no response yet.
+        rows: Timesteps and rollouts that were accepted and have not ended: their batches, of timesteps.
         nbytes: Bytes of their inputs.
         queue_limit: Timesteps and rollouts that may wait.
         max_bytes: Bytes from which on no more requests are accepted.
@@ -100,9 +100,13 @@ class RequestAdmission:
         return asyncio.get_running_loop().time() + self._timeout_s
 
     def count_answered(self, rows: int, nbytes: int) -> None:
-        """Count requests that got their response, and the bytes of their inputs."""
+        """Count requests that have ended, and the bytes of their inputs."""
         self.rows -= rows
         self.nbytes -= nbytes
+        self.end_drain()
+
+    def end_drain(self) -> None:
+        """End `drain` if no request is open."""
         if not self.rows:
             self._idle.set()
 

@@ -67,6 +67,7 @@ class ReleasePlacing(Placing):
         super().__init__(models)
         self.pairs = models.joined = LoadedPairs(models)
         self.documents = Releases() if documents is None else documents
+        self.planned = self.documents.by_model
         self.translations = Translations(models.artifacts)
         self.takeover = TakeOver(models, self.translations)
         metrics = ReleaseMetrics(CollectorRegistry()) if metrics is None else metrics

@@ -25,6 +25,7 @@ from stepwell.store import keys
 from stepwell.types import STARTS, BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
 if TYPE_CHECKING:
+    from stepwell.engine.admission import RequestAdmission
     from stepwell.engine.placing import Placing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
@@ -58,9 +59,9 @@ class Batcher:
         version_of: Callable[[ServedModel], BatchedVersion],
         *,
         placing: Placing,
+        requests: RequestAdmission,
         timeout: float,
         max_wait: float,
-        on_answered: Callable[[int, int], None],
     ) -> None:
         """Create an empty queue; needs a running event loop.
 
@@ -69,16 +70,16 @@ class Batcher:
             models: The loaded models.
             version_of: Returns what runs a version; one that is new is added to `versions`.
             placing: Places the streams.
+            requests: The open requests of this worker, which have counted each timestep that is submitted.
             timeout: Seconds from receipt to response.
             max_wait: Seconds that a timestep may wait for others; 0: none.
-            on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         """
         self.versions: dict[ServedModel, BatchedVersion] = {}
         self._name = name
         self._models = models
         self._version_of = version_of
         self._timeout = timeout
-        self._on_answered = on_answered
+        self._requests = requests
         self._max_batch = 1
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
@@ -306,14 +307,14 @@ class Batcher:
         batch.reject(error)
         self.queue.release(batch.names)
         version.in_use -= len(batch)
-        self._on_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
+        self._requests.count_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
 
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = (
             RowBatch(items) if type(items) is list else cast("Batch", items)
         )  # `isinstance` takes long: it is an ABC
         own = self.versions[batch.decoded_by]
-        plan = self._placing.plan(self._name)
+        plan = self._placing.plan(self._name) if self._name in self._placing.planned else None
         if plan is not self._plan:
             self._plan = plan
             for version in self.versions.values():
@@ -330,9 +331,13 @@ class Batcher:
                 if batch.rows:  # else all of them were of this version
                     await self._run(self._placed(self._handed_over([(own, batch)])), plan)
         finally:
-            rows = len(batch.names)
+            rows, requests = len(batch.names), self._requests
             self._processed += rows
             own.in_use -= rows
+            requests.rows -= rows
+            requests.nbytes -= rows * batch.length * own.timestep_bytes
+            if requests.draining:
+                requests.end_drain()
             del self._tasks[number]
             if not self._is_due_now and (self.queue.rows or self._wake_threshold):
                 self._schedule()
@@ -417,9 +422,8 @@ class Batcher:
         try:
             await version.process(part)
         finally:
-            is_outdated = self._placing.plan(self._name) is not plan
-            if is_outdated or plan is not None:
-                self._drop_stale(part, is_outdated=is_outdated)
+            if plan is not None or self._name in self._placing.planned:
+                self._drop_stale(part, is_outdated=self._placing.plan(self._name) is not plan)
             names = part.names
             if part.rows:
                 moved = frozenset([i for i, row in part.rows.items() if row.handed_over is not None])
@@ -431,19 +435,21 @@ class Batcher:
         return [row.handed_over for _, part in parts for row in part.rows.values() if row.handed_over is not None]
 
     def wait_for_version(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
-        """Run rows, whose streams are reserved, by a version that has to be loaded first."""
+        """Run rows, whose streams are reserved, by a version that has to be loaded first; their batch ends before."""
+        self._requests.rows += len(rows)
+        self._requests.nbytes += _input_bytes(rows)
         task = self._loop.create_task(self._run_later(fingerprint, rows))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
     async def _run_later(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
         """Load a version, and run the rows that wait for it; those whose deadline passes meanwhile are rejected."""
-        finding = asyncio.ensure_future(self._models.find(self._name, fingerprint))
+        finding, open_rows = asyncio.ensure_future(self._models.find(self._name, fingerprint)), rows
         try:
             while not finding.done():
                 deadline = min([row.received for row in rows]) + self._timeout if rows else math.inf
                 await asyncio.wait({finding}, timeout=max(deadline - time.monotonic(), 0.0) if rows else None)
-                rows = self._without_expired(rows, fingerprint)
+                rows = open_rows = self._without_expired(rows, fingerprint)
             served = finding.result()
             for row in rows:
                 row.invalidate()
@@ -459,6 +465,7 @@ class Batcher:
             _log.exception("A version could not be loaded (model=%s, rows=%d)", self._name, len(rows))
             self._reject_rows(rows, failed("no"))
         finally:
+            self._requests.count_answered(len(open_rows), _input_bytes(open_rows))
             if not self._is_due_now:
                 self._schedule()
 
@@ -478,7 +485,9 @@ class Batcher:
             "nothing was applied.",
             fix="Send the same request again after a pause.",
         )
-        self._reject_rows([row for row in rows if row.received <= latest], error)
+        expired = [row for row in rows if row.received <= latest]
+        self._reject_rows(expired, error)
+        self._requests.count_answered(len(expired), _input_bytes(expired))
         return [row for row in rows if row.received > latest]
 
     def _reject_rows(self, rows: Iterable[QueuedStep], error: ServiceError) -> None:
@@ -486,4 +495,7 @@ class Batcher:
         for row in rows:
             row.reject(error)
             self.queue.release([row.name])
-            self._on_answered(1, row.timestep.length * row.decoded_by.timestep_bytes)
+
+
+def _input_bytes(rows: Iterable[QueuedStep]) -> int:
+    return sum([row.timestep.length * row.decoded_by.timestep_bytes for row in rows])

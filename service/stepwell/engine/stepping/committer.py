@@ -163,7 +163,7 @@ class Committer:
         if found.records.at:
             self._cache_committed(found, results)
             self._replies.reply_committed(found.records, found.output, found.responding, found.created)
-            if self._sampler is not None and not self._sampler.skips():
+            if self._sampler is not None:
                 names = found.records.of(batch.names, found.records.at)
                 committed = inputs if applied is None else {n: array[applied] for n, array in inputs.items()}
                 self._sampler.add(names, committed, found.output.arrays)

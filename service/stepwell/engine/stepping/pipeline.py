@@ -57,7 +57,6 @@ class PipelineDeps:
         runner: Runs the model.
         timeout: Seconds from receipt to response.
         hand_over: Gives a row to the version that its stream's record belongs to; False: that version is not there.
-        on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
         placement: Which version steps a stream.
         committed: Called with the committed rows of joined versions; see `Placing.committed`.
@@ -73,7 +72,6 @@ class PipelineDeps:
     runner: ModelRunner
     timeout: float
     hand_over: Callable[[QueuedStep, bytes], bool]
-    on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
     placement: Placement
     committed: Callable[[ServedModel, JoinedRun, Array, Followed | None], Sequence[int]]

@@ -96,21 +96,15 @@ def _has_changed(row: QueuedStep | None, after: bytes, before: bytes) -> bool:
 
 
 class Replies:
-    """Calls the callbacks of a model version's rows, each once.
-
-    Attributes:
-        on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
-    """
+    """Calls the callbacks of a model version's rows, each once."""
 
     def __init__(self, deps: PipelineDeps) -> None:
         self._served = deps.served
         self._cache = deps.cache
         self._observer = deps.observer
-        self._timestep_bytes = deps.served.timestep_bytes
         self._placement = deps.placement
         self._time = time.monotonic
         self._hand_over = deps.hand_over
-        self.on_answered = deps.on_answered
 
     def fail_unanswered(self, batch: Batch, error: ServiceError) -> None:
         """Reply with an error to every row that has no response yet."""
@@ -149,7 +143,6 @@ class Replies:
                         columns.reply_to(records.of(at, part), found, part)
         if objects:
             answered = [*answered, *self._reply_to_objects(records, output, responding, created)]
-        self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
         self._observer.replied(model, batch.waited(answered, self._time()))
         for transport, rows in batch.by_transport(at).items():
             self._observer.steps_applied(model, transport, rows * length)
@@ -256,7 +249,6 @@ class Replies:
         if row.answered:
             return
         self._end(row, result, begun=isinstance(result, ServiceError) and result.applied != "no")
-        self.on_answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
         self._observer.replied(self._served.name, [seconds])
         if isinstance(result, ServiceError):

@@ -85,7 +85,6 @@ class StepService:
             observer=observer,
             publisher=publisher,
             timeout=options.request_timeout_s,
-            on_answered=admission.count_answered,
             quota=quota,
             committed=placing.committed,
             source_ids=source_ids,
@@ -306,7 +305,7 @@ class StepService:
             placing=self._placing,
             timeout=self._options.request_timeout_s,
             max_wait=self._options.max_wait_s,
-            on_answered=self._admission.count_answered,
+            requests=self._admission,
         )
         return batcher
 
