@@ -484,8 +484,8 @@ MUTANTS = (
     Mutant(
         "a record of one timestep does not show which version has answered",
         "service/stepwell/store/record.py",
-        "position = epoch, step + 1, 1, Kind.STEP | version_flags(version), op_id, history_hash, fingerprint",
-        "position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint",
+        "flags = Kind.STEP | version_flags(version) if version else Kind.STEP",
+        "flags = Kind.STEP",
         (f"{_VERSIONS}test_a_retry_after_a_sweep_has_the_version_of_its_first_response",),
     ),
     Mutant(

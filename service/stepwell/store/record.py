@@ -250,7 +250,8 @@ def encode_next(  # noqa: PLR0917 - the parts of a record
     """
     _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, moved, _, _, created_ms = _HEADER.unpack(header)
     [history_hash] = extend_history((history_hash,), Kind.STEP, (op_id,), fingerprint)
-    position = epoch, step + 1, 1, Kind.STEP | version_flags(version), op_id, history_hash, fingerprint
+    flags = Kind.STEP | version_flags(version) if version else Kind.STEP
+    position = epoch, step + 1, 1, flags, op_id, history_hash, fingerprint
     section = _encode_sources(sources, answered_at) if sources else b""
     magic, times = MAGIC_2 if section else MAGIC, (updated_ms, created_ms)
     return _encode(magic, position, times, outputs, state, section, moved), step + 1, history_hash

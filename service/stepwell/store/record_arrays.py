@@ -308,7 +308,7 @@ def _checked_table(values: Sequence[object]) -> tuple[Array, Array] | None:
     """
     records = [value for value in values if isinstance(value, bytes)]
     size = len(records[0]) if records else 0
-    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - see all_finite
+    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - generators are slow
         return None
     table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from stepwell.engine.packing import InputLayout, join_rows
 from stepwell.engine.protocol.decide import applies_without_store
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.errors import ServiceError
-from stepwell.store.record import SourcePosition
+from stepwell.store.record import SourcePosition, history_hash_of, step_of
 from stepwell.store.record_arrays import have_passed, sources_in
 from stepwell.types import (
     BatchSources,
@@ -39,12 +38,31 @@ from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
+    from stepwell.engine.stepping.record_cache import CachedRecord
     from stepwell.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
+InputLayout = Sequence[tuple[str, str, tuple[int, ...]]]
+"""Name, dtype and shape of each input of a model, sorted by name."""
+
 _Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
+
+
+def join_rows(layout: InputLayout, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
+    """Return the inputs of a batch, `(rows, T, *row)` by name.
+
+    Args:
+        layout: The inputs.
+        data: Each row's bytes of each input, sorted by input name.
+        length: T, the timesteps of each row.
+    """
+    rows = len(data)
+    return {
+        name: np.frombuffer(b"".join(column), dtype).reshape(rows, length, *row)
+        for (name, dtype, row), column in zip(layout, zip(*data, strict=True), strict=True)
+    }
 
 
 class Batch(Sequence[QueuedStep]):
@@ -155,11 +173,14 @@ class Batch(Sequence[QueuedStep]):
             return np.zeros(len(self), bool)
         return have_passed(sources, self.sources.digests, self.sources.at[:, 0])
 
-    def continues(self, step: int, history_hash: bytes) -> bool:
+    def continues(self, record: CachedRecord) -> bool:
         """Whether it is a single timestep that certainly applies to a record: see `certainly_apply`."""
         if self.rows or len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
             return False
-        return applies_without_store(step, history_hash, self._seqs[0], self._afters[0])
+        header = record.header
+        if not applies_without_store(step_of(header), history_hash_of(header), self._seqs[0], self._afters[0]):
+            return False
+        return not record.sources if self.sources is None else self.sources_after(record.sources) is not None
 
     def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
         """Return the positions of sources after a batch of one row; None: it has to be decided by its record.
@@ -167,8 +188,7 @@ class Batch(Sequence[QueuedStep]):
         Args:
             sources: The positions in the stream's record before it.
         """
-        if self.sources is None:
-            return None if sources else ()
+        assert self.sources is not None
         source = self.sources.row(0)
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after

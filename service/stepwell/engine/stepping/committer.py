@@ -26,6 +26,7 @@ from stepwell.store.record import (
     HAD_KEY,
     HEADER_BYTES,
     Kind,
+    SourcePosition,
     decode,
     encode_next,
     extend_history,
@@ -62,6 +63,7 @@ class NextRecords(Struct, frozen=True, gc=False):
 
     Attributes:
         records: The rows, with their new headers, states and sources.
+        names: The keys of their records.
         commits: One for each.
         order: Of which row each commit is.
         output: Their predictions.
@@ -73,6 +75,7 @@ class NextRecords(Struct, frozen=True, gc=False):
     """
 
     records: Records
+    names: Sequence[str]
     commits: Sequence[Commit]
     order: Sequence[int]
     output: BatchOutput
@@ -87,6 +90,7 @@ class NextRecords(Struct, frozen=True, gc=False):
         output = self.output
         return NextRecords(
             self.records.select(rows),
+            [self.names[j] for j in rows],
             (),
             (),
             BatchOutput(
@@ -137,14 +141,14 @@ class Committer:
             if (
                 found.created
                 or batch.lifecycle in STARTS
-                or any([row.placed is not None for row in batch.rows.values()])  # noqa: C419 - see all_finite
+                or any([row.placed is not None for row in batch.rows.values()])  # noqa: C419 - generators are slow
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
             if name in self._publisher.watched:  # now: to the store's command there is no `await`
                 notifications = self._notifications(found)
         at = records.at
-        if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
+        if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - generators are slow
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()
@@ -164,9 +168,8 @@ class Committer:
             self._cache_committed(found, results)
             self._replies.reply_committed(found.records, found.output, found.responding, found.created)
             if self._sampler is not None:
-                names = found.records.of(batch.names, found.records.at)
                 committed = inputs if applied is None else {n: array[applied] for n, array in inputs.items()}
-                self._sampler.add(names, committed, found.output.arrays)
+                self._sampler.add(found.names, committed, found.output.arrays)
         return remaining
 
     # ---------------------------------------------------------------- the next records
@@ -174,9 +177,10 @@ class Committer:
     def _next_of_one(self, records: Records, cached: CachedRecord, run: BatchRun) -> NextRecords:
         """Return the next record of a single timestep, without arrays: for one row, they take longer than the work."""
         batch, header = records.batch, cached.header
-        sources = batch.sources_after(cached.sources) or ()
+        sources: tuple[SourcePosition, ...] = ()
         answered_at, version = list[int](), 0
         if batch.sources is not None:
+            sources = batch.sources_after(cached.sources) or ()
             answered_at, version = batch.sources.at[0].tolist(), self._served.version
         outputs = b"".join([run.outputs[spec.name].tobytes() for spec in self._specs])
         updated_ms, state = int(time.time() * 1000), run.states.tobytes()
@@ -185,7 +189,9 @@ class Committer:
         )
         one = CachedRecord(header_of(record), run.states, cached.expiry_set_at, sources)
         commits = [Commit(batch.names[0], header[GUARD_AT], record)]
-        return NextRecords(records, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one)
+        return NextRecords(
+            records, batch.names, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one
+        )
 
     def _next_records(self, records: Records, inputs: Mapping[str, Array], run: BatchRun) -> NextRecords:
         """Return the next records.
@@ -233,14 +239,14 @@ class Committer:
                     self._own_commit(row, headers[j], expected[j], answers, states[j].tobytes(), responding, j)
                 )
             commits = JoinedCommits(parts, own_commits)
-            if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - see all_finite
+            if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - generators are slow
                 commits = [*commits]
             if sources is not None:
                 sources[own] = sources_table([batch.rows[records.at[j]].sources for j in own])
         output = BatchOutput(outputs, headers["step"].tolist(), history_hashes)
         records = records._replace(states=states, sources=sources)
         order = [*usual, *alike, *others] if own else usual
-        return NextRecords(records, commits, order, output, run.beside, followed, responding, frozenset(created))
+        return NextRecords(records, names, commits, order, output, run.beside, followed, responding, frozenset(created))
 
     @staticmethod
     def _is_alike(row: QueuedStep) -> bool:
@@ -297,7 +303,7 @@ class Committer:
             if not row.is_loaded and before is not None:
                 row.cached_sources = sources_in(before[j])
             row.advance_sources()
-        if own and after is None and any([batch.rows[at[j]].sources for j in own]):  # noqa: C419 - see all_finite
+        if own and after is None and any([batch.rows[at[j]].sources for j in own]):  # noqa: C419 - generators are slow
             after = empty_sources(n)
         return own, after, section
 
@@ -410,11 +416,11 @@ class Committer:
         batch = records.batch
         if found.one is not None:
             one = found.one if at is None else found.one._replace(expiry_set_at=at)
-            self._cache.put_one(batch.names[0], one)
+            self._cache.put_one(found.names[0], one)
             if one.sources and at is not None:
                 self._source_ids.renew_soon([source.digest for source in one.sources])
             return
-        names = records.of(batch.names, records.at)
+        names = found.names
         moving: Sequence[int] = ()
         if beside is not None:
             moving = self._committed(self._served, beside, records.states, found.followed)

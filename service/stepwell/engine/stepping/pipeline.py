@@ -193,11 +193,12 @@ class BatchedVersion:
         else:
             loaded, remaining = await self._loader.load(batch, deadline)
         for records in loaded.of_equal_lengths() if batch.rows else [loaded]:
-            part, inputs = records, records.inputs(self.inputs)
+            part, at = records, records.at
+            inputs = records.inputs(self.inputs) if batch.rows else batch.inputs(at, self.inputs)
             run = await self.runner.run(inputs, records.states)
             if run.rows is not None:  # the model rejects some rows
                 for j, error in run.rejected.items():
-                    self._replies.reply(batch.row(records.at[j]), error)
+                    self._replies.reply(batch.row(at[j]), error)
                 if not run.rows:
                     continue
                 part = records.in_columns().select(run.rows)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from stepwell.engine.packing import InputLayout, all_true, join_rows, prediction_bytes
+from stepwell.engine.packing import all_true, prediction_bytes
 from stepwell.engine.protocol.decide import Decision, decide
+from stepwell.engine.stepping.batch import Batch, InputLayout, join_rows
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
 from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import decode, history_hash_of, step_of
+from stepwell.store.record import decode
 from stepwell.store.record_arrays import (
     HEADER_DTYPE,
     OPAQUE_HEADER,
@@ -34,7 +35,6 @@ from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
@@ -177,11 +177,7 @@ class RecordLoader:
         """Return the cached record of a single timestep that certainly applies to it."""
         if self._served.parts or (cached := self._cache.get_one(batch.names[0])) is None:
             return None
-        header = cached.header
-        if not batch.continues(step_of(header), history_hash_of(header)):
-            return None
-        sources = batch.sources_after(cached.sources)
-        if sources is None:
+        if not batch.continues(cached):
             return None
         self._observer.cache_lookup(1, 0)
         # For one row, a call of NumPy takes longer than its work.
