@@ -31,6 +31,7 @@ class RequestAdmission:
         nbytes: Bytes of their inputs.
         queue_limit: Timesteps and rollouts that may wait.
         max_bytes: Bytes from which on no more requests are accepted.
+        quick_limit: With fewer open timesteps, one more is accepted without a closer check; 0: each is checked.
         rates: Limits the timesteps per second of each tenant; None: no limit.
     """
 
@@ -46,6 +47,7 @@ class RequestAdmission:
         self.nbytes = 0
         self.queue_limit = options.queue_limit
         self.max_bytes = options.queue_bytes
+        self.quick_limit = self.queue_limit
         self.rates = None if options.tenant_rate is None else TenantRates(options.tenant_rate)
         self._timeout_s = options.request_timeout_s
         self._n_waiting = n_waiting

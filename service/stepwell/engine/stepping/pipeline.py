@@ -1,4 +1,4 @@
-"""`BatchedVersion`: a model version, and a batch of it from the queue to its replies: load, decide, run, commit, reply.
+"""`BatchedVersion`: a model version, and its timesteps from the request to the reply: queue, load, run, commit, reply.
 
 Rows whose record another writer has changed are attempted again; all others get their response in one attempt.
 """
@@ -7,31 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import secrets
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from stepwell.engine.observer import follows_batches
 from stepwell.engine.protocol.op_ids import OpIdHasher
-from stepwell.engine.stepping.batch import Batch, RowBatch
+from stepwell.engine.stepping.batch import Batch, BulkBatch, CoalescedBatch, RowBatch
 from stepwell.engine.stepping.committer import Committer
+from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
+from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.record_loader import RecordLoader, Records
 from stepwell.engine.stepping.replies import Replies, failed
 from stepwell.errors import OutcomeUnknownError, ServiceError
+from stepwell.store import keys
 from stepwell.store.record_arrays import HEADER_DTYPE
+from stepwell.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from stepwell.engine.observer import EngineObserver, Sampler
     from stepwell.engine.placing import Followed, Placement
     from stepwell.engine.publisher import Publisher
-    from stepwell.engine.stepping.batch import CoalescedBatch
     from stepwell.engine.stepping.batcher import Batcher
     from stepwell.engine.stepping.model_runner import ModelRunner
-    from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.record_cache import RecordCache
     from stepwell.engine.tenant_limits import StreamQuota
     from stepwell.models.joined import JoinedRun
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     from stepwell_export.runtime.manifest import Array
 
 _log = logging.getLogger(__name__)
+_MIN_COLUMNAR_ROWS: Final = 16  # a bulk request of fewer rows is cheaper in a batch with other timesteps
+_MAX_COALESCED_ROWS: Final = 160  # so that the model runs the next batch while the store commits this one
 _SAME_DEADLINE_S: Final = 0.05  # rows that were received within this time have the deadline of the last of them
 
 
@@ -96,7 +104,7 @@ class BatchedVersion:
     """
 
     def __init__(self, batcher: Batcher, deps: PipelineDeps, max_batch: int) -> None:
-        self.batcher = batcher
+        self.batcher, self._queue, self._requests = batcher, batcher.queue, batcher.requests
         served = self.served = deps.served
         self.inputs = [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]
         self.timestep_bytes = served.timestep_bytes
@@ -113,6 +121,186 @@ class BatchedVersion:
         self._replies = Replies(deps)
         self._loader = RecordLoader(deps, self._replies)
         self._committer = Committer(deps, self._replies)
+
+    # ---------------------------------------------------------------- requests
+
+    def submit(self, timestep: Timestep, done: ReplyCallback, *, peek: bool = False) -> None:
+        """Queue a timestep that it has decoded; `done` is called with the result, once.
+
+        If the timestep is rejected, `done` is called before this returns.
+
+        Args:
+            timestep: The timestep, or chunk.
+            done: Called with the prediction or the error.
+            peek: Only the prediction is wanted; the timestep runs after those of its stream that wait here.
+        """
+        key, received = timestep.key, time.monotonic()
+        if timestep.can_coalesce and not peek:
+            stream = StreamHandle(
+                key, timestep.name or keys.record_key(*key), timestep.version, timestep.transport, timestep.create
+            )
+            self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, timestep.source, done)
+        elif (error := self._refusal(key.tenant, timestep.length, received, closely=peek)) is not None:
+            done(error)
+        elif peek:
+            shape, op_id = (self.served, timestep.length, timestep.keep, "peek"), secrets.token_bytes(16)
+            self._enqueue(
+                QueuedStep(timestep, done, received, keys.record_key(*key), self.served, shape, op_id, dry_run=True)
+            )
+        else:
+            self._enqueue(self._row(timestep, done, received))
+
+    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        source: Source | None,
+        done: ReplyCallback,
+    ) -> None:
+        """Queue a single timestep without an idempotency key; otherwise as `submit`.
+
+        It joins the open coalesced batch, unless another one of its stream waits or runs.
+        """
+        received, queue, requests = time.monotonic(), self._queue, self._requests
+        if (
+            requests.draining
+            or requests.rows >= requests.quick_limit
+            or requests.nbytes >= requests.max_bytes
+            or requests.rates is not None
+        ) and (error := self._refusal(stream.key.tenant, 1, received)) is not None:
+            done(error)
+            return
+        name, has_source = stream.name, source is not None
+        if not queue.reserve(name):
+            self._enqueue(self._row(stream.timestep(inputs, seq, after, source), done, received))
+            return
+        batch = self.coalesced[has_source]
+        if batch is None:
+            room = min(self.max_batch, _MAX_COALESCED_ROWS)
+            batch = self.coalesced[has_source] = CoalescedBatch(self.served, room, has_source=has_source)
+            queue.enqueue_batch(batch)
+        batch.add((stream, name, seq, after, source, inputs, done, received))
+        batch.room -= 1
+        if not batch.room:
+            self.coalesced[has_source] = None  # full: the next timestep opens another
+        self.in_use += 1
+        requests.rows += 1
+        requests.nbytes += self.timestep_bytes
+        if queue.rows >= self.batcher.wake_threshold:
+            self.batcher.schedule()
+
+    def submit_bulk(
+        self,
+        bulk: BulkTimesteps,
+        done: Callable[[BulkOutcomes], None],
+        faults: Mapping[int, ServiceError] = MappingProxyType({}),
+    ) -> None:
+        """Queue timesteps of many streams: as columns in as few batches as possible, the rest one by one.
+
+        These are all rows if there is no room for all of them, as some may then be accepted, or if they have an
+        idempotency key or `create: must`; a few rows that share a batch with other timesteps; and the rows of streams
+        of which another timestep waits.
+
+        Args:
+            bulk: The request.
+            done: Called once with the results of all rows.
+            faults: Errors of single rows, which are their results, by index.
+        """
+        names, received = bulk.names, time.monotonic()
+        rows: Sequence[int] = range(len(names))
+        if faults:
+            rows = [i for i in rows if i not in faults]
+        parts = self._parts(bulk, rows, received)
+        if len(parts) == 1 and len(parts[0]) == len(names):
+            self._enqueue_columns(bulk, done, received)
+            return
+        results = BulkResults(len(names), done, faults)
+        for part in parts:
+            self._enqueue_columns(bulk.select(part), partial(results.receive_part, part), received)
+        together = frozenset(chain.from_iterable(parts))
+        for i in rows:
+            if i not in together:
+                self.submit(bulk.row(i), partial(results.receive, i))
+
+    def _parts(self, bulk: BulkTimesteps, rows: Sequence[int], now: float) -> list[Sequence[int]]:
+        """Return which rows of a bulk request become which batches."""
+        requests, queue = self._requests, self._queue
+        if (
+            requests.draining
+            or requests.rows + len(rows) > requests.quick_limit
+            or requests.nbytes + len(rows) * bulk.length * self.timestep_bytes > requests.max_bytes
+            or not rows
+            or (len(rows) < _MIN_COLUMNAR_ROWS and not self.batcher.is_idle)  # a few share a batch with others
+            or bulk.idempotency_key is not None
+            or bulk.create == "must"
+        ):
+            return []
+        names = bulk.names if len(rows) == len(bulk.names) else [bulk.names[i] for i in rows]
+        if not queue.can_reserve(names):
+            rows = [i for i, name in zip(rows, names, strict=True) if not queue.holds(name)]
+        tenant, timesteps = bulk.keys[0].tenant, bulk.length * len(rows)
+        if requests.rates is not None and not requests.rates.try_acquire(tenant, timesteps, now):
+            return []
+        return [rows[at : at + self.max_batch] for at in range(0, len(rows), self.max_batch)]
+
+    def _refusal(self, tenant: str, timesteps: int, now: float, *, closely: bool = False) -> ServiceError | None:
+        """Return why a request is not accepted; None: it is, and its timesteps count towards the tenant's rate.
+
+        Args:
+            tenant: The tenant.
+            timesteps: T.
+            now: On the monotonic clock.
+            closely: The limits are checked even if few requests are open.
+        """
+        requests, batcher = self._requests, self.batcher
+        try:
+            if (
+                closely
+                or requests.draining
+                or requests.rows >= requests.quick_limit
+                or requests.nbytes >= requests.max_bytes
+            ):
+                requests.check()
+                if (excess := batcher.admission.excess(batcher.rows)) is not None:
+                    limit, seconds = excess
+                    raise ServiceError(
+                        "overloaded",
+                        f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
+                        fix="Send the same request again after a pause.",
+                        retry_after_s=seconds,
+                    )
+            requests.check_rate(tenant, timesteps)
+        except ServiceError as exc:
+            return exc
+        return None
+
+    def _row(self, timestep: Timestep, done: ReplyCallback, received: float) -> QueuedStep:
+        """Return a timestep as an object of its own."""
+        op_id = self.op_ids.for_timestep(timestep)
+        name = timestep.name or (keys.record_key(*timestep.key) if timestep.lifecycle != "none" else op_id.hex())
+        shape = (self.served, timestep.length, timestep.keep, timestep.lifecycle)
+        return QueuedStep(timestep, done, received, name, self.served, shape, op_id)
+
+    def _enqueue(self, row: QueuedStep) -> None:
+        self._queue.enqueue(row)
+        self._count_open(1, row.timestep.length)
+
+    def _enqueue_columns(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
+        self._queue.reserve_all(bulk.names)
+        self._queue.enqueue_batch(BulkBatch(self.served, bulk, self.op_ids.for_bulk(bulk), received, done))
+        self._count_open(len(bulk.names), bulk.length)
+
+    def _count_open(self, rows: int, length: int) -> None:
+        """Count rows of T timesteps that were queued, and have them run."""
+        self.in_use += rows
+        self._requests.rows += rows
+        self._requests.nbytes += rows * length * self.timestep_bytes
+        if self.batcher.wake_threshold < math.inf:
+            self.batcher.schedule()
+
+    # ---------------------------------------------------------------- batches
 
     def with_part(self, batch: Batch) -> tuple[BatchedVersion, Batch]:
         """Return a part of a batch with what runs it, which stays in use until its batch has been run."""
