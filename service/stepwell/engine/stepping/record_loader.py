@@ -123,10 +123,6 @@ class Records(NamedTuple):
         return [self.select(part) for part in ([together] if together else []) + [[j] for j in alone]]
 
 
-_FIRST = range(1)
-_NOTHING = np.empty(0)
-
-
 class RecordLoader:
     """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
@@ -148,8 +144,6 @@ class RecordLoader:
         error or a replay. So a record that another worker has advanced is mostly detected here, and costs a load
         instead of a conflict. The rows in neither result have their response.
         """
-        if len(batch.names) == 1 and (one := self._cached_one(batch)) is not None:
-            return one, []
         cache = self._cache
         slots = cache.slots_for(batch.names)
         records = Records(
@@ -172,16 +166,6 @@ class RecordLoader:
                 self._start(records)
             return records, []
         return await self._load_missed(records, np.flatnonzero(~applies).tolist(), deadline)
-
-    def _cached_one(self, batch: Batch) -> Records | None:
-        """Return the cached record of a single timestep that certainly applies to it."""
-        if self._served.parts or (cached := self._cache.get_one(batch.names[0])) is None:
-            return None
-        if not batch.continues(cached):
-            return None
-        self._observer.cache_lookup(1, 0)
-        # For one row, a call of NumPy takes longer than its work.
-        return Records(batch, _FIRST, _NOTHING, cached.state, _NOTHING, None, cached)
 
     async def _load_missed(
         self, records: Records, missed: Sequence[int], deadline: float
