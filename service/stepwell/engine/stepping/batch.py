@@ -38,6 +38,8 @@ from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
+    import asyncio
+
     from stepwell.engine.stepping.record_cache import CachedRecord
     from stepwell.models.served import ServedModel
 
@@ -83,6 +85,7 @@ class Batch(Sequence[QueuedStep]):
             `rows` has its own.
         rows: The rows that have an object, by index.
         sent: The rows whose commit was sent, and the result is not known yet.
+        expiry: Due at the next deadline of a row; None: all rows have about the same deadline.
     """
 
     decoded_by: ServedModel
@@ -98,6 +101,7 @@ class Batch(Sequence[QueuedStep]):
     sources: BatchSources | None = None
     rows: dict[int, QueuedStep]
     sent: Sequence[int] = ()
+    expiry: asyncio.TimerHandle | None = None
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
 

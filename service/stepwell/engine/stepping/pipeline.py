@@ -313,7 +313,6 @@ class BatchedVersion:
         """Process a batch until every timestep has its response or is handed over. Raises only `CancelledError`."""
         if self._follows_batches:
             self._observer.batch_started(self.served.name, len(batch))
-        expiry: _Expiry | None = None
         rest = batch
         try:
             while True:
@@ -323,13 +322,13 @@ class BatchedVersion:
                 else:
                     # Store and model have until the last row's deadline; a row whose own is earlier is answered then.
                     if youngest - oldest > _SAME_DEADLINE_S:
-                        expiry = self._expiry(rest, oldest)
+                        self._expire_at(rest, oldest + self._timeout)
                     deadline = youngest + self._timeout
                     if (source_ids := rest.source_ids) and (unwritten := self._source_ids.unwritten(source_ids)):
                         await self._source_ids.write(unwritten, deadline=deadline)
                     remaining = await self._attempt(rest, deadline)
-                    if expiry is not None:
-                        expiry.cancel()
+                    if rest.expiry is not None:
+                        rest.expiry.cancel()
                         remaining = [row for row in remaining if not row.answered]
                 if not remaining:
                     return
@@ -344,17 +343,17 @@ class BatchedVersion:
             _log.exception("A batch failed (model=%s, rows=%d)", self.served.name, len(batch))
             self._replies.fail_unanswered(batch, failed("unknown"))
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            if rest.expiry is not None:
+                rest.expiry.cancel()
             if self._follows_batches:
                 self._observer.batch_ended()
 
-    def _expiry(self, batch: Batch, oldest: float) -> _Expiry:
-        """Return a timer that replies to each row whose deadline passes during an attempt."""
-        return _Expiry(lambda: self._expire(batch), oldest + self._timeout)
+    def _expire_at(self, batch: Batch, deadline: float) -> None:
+        """Call `_expire` at a deadline, unless the attempt has ended before."""
+        batch.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, batch)
 
-    def _expire(self, batch: Batch) -> float | None:
-        """Reply with errors to the rows whose deadline has passed; return the next deadline, None if there is none."""
+    def _expire(self, batch: Batch) -> None:
+        """Reply with errors to the rows whose deadline has passed during an attempt, and again at the next deadline."""
         latest_expired = self._time() - self._timeout
         for i, row in enumerate(batch):
             if row.received <= latest_expired and not row.answered:
@@ -363,8 +362,8 @@ class BatchedVersion:
                     self._replies.reply(row, OutcomeUnknownError("The store did not confirm the commit in time."))
                 else:
                     self._replies.reply(row, _expired())
-        waiting = [row.received for row in batch.unanswered()]
-        return min(waiting) + self._timeout if waiting else None
+        if waiting := [row.received for row in batch.unanswered()]:
+            self._expire_at(batch, min(waiting) + self._timeout)
 
     def _drop_expired(self, batch: Batch) -> list[QueuedStep]:
         latest_expired = self._time() - self._timeout
@@ -407,29 +406,6 @@ class BatchedVersion:
             else:
                 remaining += await self._committer.commit(part, inputs, run, deadline)
         return remaining
-
-
-class _Expiry:
-    """Calls a function at the first deadline, and again at each deadline that it returns."""
-
-    def __init__(self, expire: Callable[[], float | None], deadline: float) -> None:
-        """Start the timer; needs a running event loop.
-
-        Args:
-            expire: Called at the deadline; returns the next one, None if there is none.
-            deadline: The first one, on the monotonic clock.
-        """
-        self._expire = expire
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_at(deadline, self._call)
-
-    def cancel(self) -> None:
-        """End the timer."""
-        self._timer.cancel()
-
-    def _call(self) -> None:
-        if (deadline := self._expire()) is not None:
-            self._timer = self._loop.call_at(deadline, self._call)
 
 
 def _expired() -> ServiceError:
