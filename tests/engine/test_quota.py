@@ -224,6 +224,7 @@ async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_
         batcher.queue.reserve("a")
         batcher.wait_for_version(b"version2", [row])
         await batcher.stop()
+        assert engine.admission.rows == 0
 
     assert [answer.code for answer in answers if isinstance(answer, ServiceError)] == ["draining"]
     quota.check("default")  # there is room
