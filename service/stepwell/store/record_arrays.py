@@ -67,6 +67,16 @@ def read_headers(records: Sequence[bytes]) -> Array:
     return headers
 
 
+def take_headers(headers: Array, rows: Array | Sequence[int]) -> Array:
+    """Return copies of some headers, `(rows,)` of `HEADER_DTYPE`."""
+    return headers.view(OPAQUE_HEADER).take(rows).view(HEADER_DTYPE)
+
+
+def put_headers(headers: Array, rows: Sequence[int], new: Array) -> None:
+    """Overwrite some headers; `new` is `(rows,)` of `HEADER_DTYPE`."""
+    headers.view(OPAQUE_HEADER)[rows] = new.view(OPAQUE_HEADER)
+
+
 def empty_sources(rows: int) -> Array:
     """Return the table of records without any source."""
     sources = np.zeros((rows, MAX_SOURCES, 2), "<u8")
@@ -232,11 +242,13 @@ class DecodedRecords(NamedTuple):
 
     Attributes:
         headers: `(records,)` of `HEADER_DTYPE`, as those of format 1.
-        states: Packed states, `(records, bytes)` uint8.
+        outputs: Packed predictions, `(records, bytes)` uint8.
+        states: Packed states, likewise.
         sources: The table of positions of sources; None: the records have none.
     """
 
     headers: Array
+    outputs: Array
     states: Array
     sources: Array | None
 
@@ -266,7 +278,8 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         if sources is None:
             return None
         headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
-    return DecodedRecords(headers, np.ascontiguousarray(table[:, table.shape[1] - state_bytes :]), sources)
+    state_at = table.shape[1] - state_bytes
+    return DecodedRecords(headers, table[:, header_bytes:state_at], table[:, state_at:], sources)
 
 
 def are_records(values: Sequence[object]) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from stepwell.engine.packing import InputLayout, join_rows
-from stepwell.engine.protocol.decide import applies_without_store
+from stepwell.engine.protocol.decide import applies_without_store, begins_stream
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
 from stepwell.engine.stepping.queued import QueuedStep
@@ -28,6 +28,7 @@ from stepwell.types import (
     BulkParts,
     BulkPrediction,
     BulkTimesteps,
+    Create,
     Lifecycle,
     Prediction,
     ReplyCallback,
@@ -144,6 +145,20 @@ class Batch(Sequence[QueuedStep]):
         """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
         row = self.rows.get(i)
         return row is None or row.is_decided_by_position
+
+    def begins_stream(self, i: int) -> bool:
+        """Whether a row is certainly applied if its stream is missing; one with an object is decided by itself."""
+        return False
+
+    def are_newest(self, rows: Sequence[int], headers: Array) -> Array:
+        """Return whether each of some rows is the newest operation of its record, and has no object, `(rows,)` bool.
+
+        Args:
+            rows: The rows.
+            headers: The headers of their records, `(rows,)` of `HEADER_DTYPE`.
+        """
+        newest: Array = headers["op_id"] == np.frombuffer(b"".join([self.op_ids[i] for i in rows]), "V16")
+        return newest & [i not in self.rows for i in rows] if self.rows else newest
 
     def have_passed(self, sources: Array) -> Array:
         """Return for each row whether its first timestep was applied before, by its record's positions, `(rows,)` bool.
@@ -265,10 +280,13 @@ class ColumnBatch(Batch):
     def _new_row(self, i: int) -> QueuedStep: ...
 
     @abstractmethod
+    def _create(self, i: int) -> Create: ...
+
+    @abstractmethod
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None: ...
 
     def reply_to(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
-        """Reply to rows without an object: they were applied now, to streams that existed. Raises nothing.
+        """Reply to rows without an object. Raises nothing.
 
         Args:
             rows: The rows.
@@ -280,6 +298,10 @@ class ColumnBatch(Batch):
         else:
             self._answered.update(rows)
         self._reply(rows, found, at)
+
+    def begins_stream(self, i: int) -> bool:
+        """Whether a row without an object is applied if its stream is missing; see `decide.begins_stream`."""
+        return i not in self.rows and begins_stream(self._seqs[i], self._afters[i], self._create(i))
 
     def row(self, i: int) -> QueuedStep:
         """Return the object of a row."""
@@ -368,6 +390,9 @@ class BulkBatch(ColumnBatch):
         op_ids = [self.op_ids[i] for i in rows]
         return BulkBatch(self.decoded_by, self._bulk.select(rows), op_ids, self.oldest_received, done)
 
+    def _create(self, i: int) -> Create:
+        return self._bulk.create
+
     def _gather(self) -> BulkResults:
         if self._results is None:
             self._results = BulkResults(len(self), self._done)
@@ -449,12 +474,17 @@ class CoalescedBatch(ColumnBatch):
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply to each row."""
         dones, output, versions, shows_version = self._dones, found.batch, found.versions, found.shows_version
+        replayed, created = found.replayed, found.created
         for i, j in zip(rows, at, strict=True):
             try:
-                dones[i](Prediction(output, j, False, False, versions[j], shows_version=shows_version))
+                dones[i](Prediction(output, j, replayed, j in created, versions[j], shows_version=shows_version))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
+
+    def _create(self, i: int) -> Create:
+        stream: StreamHandle = self._streams[i]
+        return stream.create
 
     def _new_row(self, i: int) -> QueuedStep:
         stream, name, seq, after, source, inputs, done, received = self._added[i]

@@ -194,7 +194,7 @@ class BatchedVersion:
             loaded = Records(batch, range(rows), np.zeros(rows, HEADER_DTYPE), states, np.zeros(rows))
         else:
             loaded, remaining = await self._loader.load(batch, deadline)
-        for records in loaded.of_equal_lengths() if batch.rows else [loaded]:
+        for records in loaded.of_equal_lengths() if batch.rows or not loaded.at else [loaded]:
             part, inputs = records, records.inputs(self.inputs)
             run = await self.runner.run(inputs, records.states)
             if run.rows is not None:  # the model rejects some rows

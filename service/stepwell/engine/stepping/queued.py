@@ -114,10 +114,9 @@ class QueuedStep(Struct, eq=False, gc=False):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its next record is one like those of most rows: of a stream that exists, without key and source."""
+        """Whether its next record is one like those of most rows, without key and source."""
         return not (
-            self.creates
-            or self.timestep.idempotency_key is not None
+            self.timestep.idempotency_key is not None
             or self.timestep.source is not None
             or (self.cached_sources if self.record is None else self.record.sources)
         )

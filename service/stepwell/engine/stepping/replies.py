@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from msgspec.structs import replace
 
-from stepwell.engine.packing import all_true, select_returned, unpack_outputs
+from stepwell.engine.packing import all_true, select_returned, unpack_outputs, unpack_rows
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from stepwell.engine.stepping.queued import QueuedStep
@@ -19,6 +19,7 @@ from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
 from stepwell.types import STARTS, BatchOutput, BulkPrediction, Prediction
 from stepwell_client.wire.outcomes import Applied
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.batch import Batch, ColumnBatch
@@ -141,18 +142,38 @@ class Replies:
             columns = cast("ColumnBatch", batch)
             if responding is None:
                 versions = [self._served.version] * len(at)
-                columns.reply_to(answered, BulkPrediction(output, versions, batch.sources is not None), usual)
+                has_source = batch.sources is not None
+                columns.reply_to(answered, BulkPrediction(output, versions, has_source, created=created), usual)
             else:
                 for shown in (False, True):
                     if part := [j for j in usual if responding.changed[j] == shown]:
-                        found = BulkPrediction(output, responding.versions, shown)
+                        found = BulkPrediction(output, responding.versions, shown, created=created)
                         columns.reply_to(records.of(at, part), found, part)
         if objects:
             answered = [*answered, *self._reply_to_objects(records, output, responding, created)]
-        self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
-        self._observer.replied(model, batch.waited(answered, self._time()))
+        self._count_answered(batch, answered)
         for transport, rows in batch.by_transport(at).items():
             self._observer.steps_applied(model, transport, rows * length)
+
+    def replay_together(self, batch: Batch, rows: Sequence[int], headers: Array, outputs: Array) -> None:
+        """Reply to rows without an object with the stored predictions of plain steps; nothing is computed again.
+
+        Args:
+            batch: The batch, with columns.
+            rows: The rows.
+            headers: The headers of their records, `(rows,)` of `HEADER_DTYPE`.
+            outputs: The packed predictions, `(rows, bytes)` uint8.
+        """
+        arrays = {} if batch.keep == "none" else unpack_rows(self._served.manifest, outputs)
+        output = BatchOutput(arrays, headers["step"].tolist(), headers["history_hash"].tolist())
+        found = BulkPrediction(output, [self._served.version] * len(rows), replayed=True)
+        cast("ColumnBatch", batch).reply_to(rows, found, range(len(rows)))
+        self._observer.replays(len(rows))
+        self._count_answered(batch, rows)
+
+    def _count_answered(self, batch: Batch, rows: Sequence[int]) -> None:
+        self.on_answered(len(rows), len(rows) * batch.length * self._timestep_bytes)
+        self._observer.replied(self._served.name, batch.waited(rows, self._time()))
 
     def _reply_to_objects(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
