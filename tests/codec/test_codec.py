@@ -1236,7 +1236,7 @@ def bulk_response(form: Format, results: BulkParts | None = None, **more: Any) -
 def test_rows_in_columns_have_the_response_that_each_row_has_by_itself(form: Format) -> None:
     output = BatchOutput({"y": np.array([[[1, 2]], [[3, 4]], [[5, 6]]], np.float32)}, [7, 8, 9], [STATE_ID] * 3)
     others = {1: prediction([[0, 1]], replayed=True), 4: prediction([[8, 9]], created=True)}
-    columns = [
+    columns: list[Any] = [
         ([3, 0], BulkPrediction(output, [2, 2, 2], True), [2, 0]),
         ([6, 5], BulkPrediction(output, [1, 1, 1], replayed=True), [1, 0]),
     ]
