@@ -5,9 +5,10 @@ The exactly-once protocol consists of these rules and the compare-and-set in `st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from stepwell.engine.protocol.positions import passed_timesteps
 from stepwell.errors import ServiceError, state_changed, stream_exists
@@ -24,8 +25,7 @@ class Decision(Enum):
     SKIP = "skip"  # all of its timesteps were applied before, by the positions in their source
 
 
-@dataclass(frozen=True, slots=True)
-class StepIntent:
+class StepIntent(Struct, frozen=True, gc=False):
     """The parts of a request that the decision depends on.
 
     Attributes:
