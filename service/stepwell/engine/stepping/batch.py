@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from stepwell.engine.packing import InputLayout, join_rows
-from stepwell.engine.protocol.decide import applies_without_store, begins_stream
+from stepwell.engine.protocol.decide import StepIntent, applies_without_store, begins_stream
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
-from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.queued import QueuedStep, call_back
 from stepwell.errors import ServiceError
 from stepwell.store.record import SourcePosition
 from stepwell.store.record_arrays import have_passed, sources_in
 from stepwell.types import (
     BatchSources,
-    BulkParts,
     BulkPrediction,
     BulkTimesteps,
     Create,
@@ -34,6 +33,7 @@ from stepwell.types import (
     ReplyCallback,
     Source,
     StreamHandle,
+    StreamKey,
     Transport,
 )
 from stepwell_client.wire.outcomes import ReturnMode
@@ -149,16 +149,6 @@ class Batch(Sequence[QueuedStep]):
     def begins_stream(self, i: int) -> bool:
         """Whether a row is certainly applied if its stream is missing; one with an object is decided by itself."""
         return False
-
-    def are_newest(self, rows: Sequence[int], headers: Array) -> Array:
-        """Return whether each of some rows is the newest operation of its record, and has no object, `(rows,)` bool.
-
-        Args:
-            rows: The rows.
-            headers: The headers of their records, `(rows,)` of `HEADER_DTYPE`.
-        """
-        newest: Array = headers["op_id"] == np.frombuffer(b"".join([self.op_ids[i] for i in rows]), "V16")
-        return newest & [i not in self.rows for i in rows] if self.rows else newest
 
     def have_passed(self, sources: Array) -> Array:
         """Return for each row whether its first timestep was applied before, by its record's positions, `(rows,)` bool.
@@ -280,7 +270,14 @@ class ColumnBatch(Batch):
     def _new_row(self, i: int) -> QueuedStep: ...
 
     @abstractmethod
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+
+    @abstractmethod
     def _create(self, i: int) -> Create: ...
+
+    @abstractmethod
+    def _done(self, i: int) -> ReplyCallback: ...
 
     @abstractmethod
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None: ...
@@ -302,6 +299,20 @@ class ColumnBatch(Batch):
     def begins_stream(self, i: int) -> bool:
         """Whether a row without an object is applied if its stream is missing; see `decide.begins_stream`."""
         return i not in self.rows and begins_stream(self._seqs[i], self._afters[i], self._create(i))
+
+    def intent(self, i: int) -> StepIntent:
+        """Return a row without a source as `decide` needs it, whatever the model that would run."""
+        return StepIntent(self.op_ids[i], self.length, self._seqs[i], self._afters[i], self._create(i), None)
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows with the error."""
+        self.reject_rows(dict.fromkeys(range(len(self)), error))
+
+    def reject_rows(self, errors: Mapping[int, ServiceError]) -> None:
+        """Reply to rows without an object with errors. Raises nothing."""
+        self._answered.update(errors)
+        for i, error in errors.items():
+            call_back(self._done(i), error, self.key(i))
 
     def row(self, i: int) -> QueuedStep:
         """Return the object of a row."""
@@ -346,7 +357,7 @@ class BulkBatch(ColumnBatch):
         if bulk.sources is not None:
             self.sources, self.source_ids = bulk.sources, bulk.sources.ids
         self._bulk = bulk
-        self._done = done
+        self._done_all = done
         self._results: BulkResults | None = None
 
     def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
@@ -368,16 +379,11 @@ class BulkBatch(ColumnBatch):
         """Return the number of rows: all have one transport."""
         return {self._bulk.transport: len(rows)}
 
-    def reject(self, error: ServiceError) -> None:
-        """Reply to all rows in one call."""
-        self.is_answered = True
-        self._done(BulkParts(len(self), [], dict.fromkeys(range(len(self)), error)))
-
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply with columns, once all rows have their results."""
         try:
             if len(rows) == len(self.names):
-                self._done(found)
+                self._done_all(found)
             else:
                 self._gather().receive_columns(rows, found, at)
         except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
@@ -390,19 +396,27 @@ class BulkBatch(ColumnBatch):
         op_ids = [self.op_ids[i] for i in rows]
         return BulkBatch(self.decoded_by, self._bulk.select(rows), op_ids, self.oldest_received, done)
 
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+        return self._bulk.keys[i]
+
     def _create(self, i: int) -> Create:
         return self._bulk.create
 
+    def _done(self, i: int) -> ReplyCallback:
+        return partial(self._gather().receive, i)
+
     def _gather(self) -> BulkResults:
         if self._results is None:
-            self._results = BulkResults(len(self), self._done)
+            self._results = BulkResults(len(self), self._done_all)
         return self._results
 
     def _new_row(self, i: int) -> QueuedStep:
         timestep = self._bulk.row(i)
         shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
-        done = partial(self._gather().receive, i)
-        return QueuedStep(timestep, done, self.oldest_received, timestep.name, self.decoded_by, shape, self.op_ids[i])
+        return QueuedStep(
+            timestep, self._done(i), self.oldest_received, timestep.name, self.decoded_by, shape, self.op_ids[i]
+        )
 
 
 class CoalescedBatch(ColumnBatch):
@@ -465,12 +479,6 @@ class CoalescedBatch(ColumnBatch):
             return {self._streams[rows[0]].transport: 1}
         return Counter([self._streams[i].transport for i in rows])
 
-    def reject(self, error: ServiceError) -> None:
-        """Reply to each row with the error."""
-        self.is_answered = True
-        for done in self._dones:
-            done(error)
-
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply to each row."""
         dones, output, versions, shows_version = self._dones, found.batch, found.versions, found.shows_version
@@ -482,9 +490,15 @@ class CoalescedBatch(ColumnBatch):
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
 
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+        return self._added[i][0].key
+
     def _create(self, i: int) -> Create:
-        stream: StreamHandle = self._streams[i]
-        return stream.create
+        return self._added[i][0].create
+
+    def _done(self, i: int) -> ReplyCallback:
+        return self._added[i][6]
 
     def _new_row(self, i: int) -> QueuedStep:
         stream, name, seq, after, source, inputs, done, received = self._added[i]

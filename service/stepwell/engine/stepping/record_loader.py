@@ -9,7 +9,7 @@ import secrets
 import time
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch
+    from stepwell.engine.stepping.batch import Batch, ColumnBatch
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
@@ -201,17 +201,17 @@ class RecordLoader:
         to_load = [i for i in missed if i not in rows or not (rows[i].is_loaded or rows[i].answered)]
         if not batch.dry_run:
             self._observer.cache_lookup(len(batch) - len(to_load), len(to_load))
-        unusual, replayed = list(missed), frozenset[int]()
+        unusual, answered = list(missed), frozenset[int]()
         if to_load:
             keyed = [rows[i] for i in to_load if i in rows and rows[i].may_have_entry]
             values = await self._values([batch.names[i] for i in to_load], keyed, deadline, exact=batch.dry_run)
-            records, applied, replayed = self._decide_together(records, to_load, values)
-            unusual = [i for i in missed if i not in applied and i not in replayed]
+            records, applied, answered = self._decide_together(records, to_load, values)
+            unusual = [i for i in missed if i not in applied and i not in answered]
             for i, value in zip(to_load, values, strict=False):
-                if i not in applied and i not in replayed:
+                if i not in applied and i not in answered:
                     self._set_stored(batch.row(i), value, exact=batch.dry_run)
             self._set_entries(keyed, values[len(to_load) :])
-        if not unusual and not replayed:
+        if not unusual and not answered:
             return records, []
         decided = [batch.row(i) for i in unusual]
         if self._store.waits_for_replica and not batch.dry_run:
@@ -221,7 +221,7 @@ class RecordLoader:
             records = self._scatter(records, to_run)
         to_confirm = [rows[i] for i in frozenset(unusual).difference(to_run) if not rows[i].answered]
         remaining = await self._confirm_missing(to_confirm, deadline)
-        excluded = replayed.union(unusual).difference(to_run)
+        excluded = answered.union(unusual).difference(to_run)
         return records.select([i for i in range(len(batch)) if i not in excluded]), remaining
 
     def _decide_together(
@@ -231,7 +231,7 @@ class RecordLoader:
 
         Returns:
             The records, and the rows that are certainly applied: they continue the record that was loaded, or begin a
-            missing stream; and the rows that were replied to with the stored predictions of their record.
+            missing stream; and the rows that have their response.
         """
         batch, is_by_position, placement = records.batch, records.batch.is_decided_by_position, self._placement
         loaded = [*zip(to_load, values, strict=False)]
@@ -260,34 +260,45 @@ class RecordLoader:
         applies = batch.certainly_apply(records.headers)
         if records.sources is not None:
             applies &= ~batch.have_passed(records.sources)
-        replayed = self._replay_together(records, at, decoded)
-        return records, frozenset([*created, *[i for i in at if applies[i]]]), replayed
+        applied = frozenset([*created, *[i for i in at if applies[i]]])
+        if len(applied) == len(to_load) or records.sources is not None or batch.sources is not None:
+            return records, applied, frozenset()
+        left = [(j, i) for j, i in enumerate(at) if i not in applied and i not in batch.rows]
+        return records, applied, self._answer_together(batch, left, [value for _, value in found], decoded)
 
-    def _replay_together(self, records: Records, at: Sequence[int], decoded: DecodedRecords) -> frozenset[int]:
-        """Reply to the rows that are the newest operation of their record, a plain step, and return them.
+    def _answer_together(
+        self, batch: Batch, rows: Sequence[tuple[int, int]], stored: Sequence[bytes], decoded: DecodedRecords
+    ) -> frozenset[int]:
+        """Reply to rows without an object that repeat the newest operation of their record, or that it rejects.
 
         Args:
-            records: The records.
-            at: The rows whose records were loaded.
-            decoded: These records.
+            batch: The batch, whose rows have no sources.
+            rows: The rows, each behind the index of its record.
+            stored: The records, which have no positions of sources.
+            decoded: The same records.
+
+        Returns:
+            The rows that have their response.
         """
-        batch = records.batch
-        n_kept = {"all": batch.length, "last": 1, "none": 0}[batch.keep]
-        if (
-            records.sources is not None
-            or batch.sources is not None
-            or self._store.waits_for_replica
-            or self._served.parts
-            or decoded.outputs.shape[1] != n_kept * self._answer_bytes
-        ):
+        if not rows or self._store.waits_for_replica or self._served.parts:
             return frozenset()
-        is_replay = batch.are_newest(at, decoded.headers) & (decoded.headers["flags"] == Kind.STEP)
-        places = np.flatnonzero(is_replay)
-        rows = [at[j] for j in places.tolist()]
-        if rows:
-            headers = take_headers(decoded.headers, places)
-            self._replies.replay_together(batch, rows, headers, decoded.outputs.take(places, axis=0))
-        return frozenset(rows)
+        columns = cast("ColumnBatch", batch)
+        n_kept = {"all": batch.length, "last": 1, "none": 0}[batch.keep]
+        is_step = (decoded.headers["flags"] == Kind.STEP) & (decoded.outputs.shape[1] == n_kept * self._answer_bytes)
+        repeated, errors = list[tuple[int, int]](), dict[int, ServiceError]()
+        for j, i in rows:
+            try:
+                if decide(decode(stored[j]), columns.intent(i)) is Decision.REPLAY and is_step[j]:
+                    repeated.append((j, i))
+            except ServiceError as exc:
+                errors[i] = exc
+        if repeated:
+            places, repeating = zip(*repeated, strict=True)
+            headers, outputs = take_headers(decoded.headers, places), decoded.outputs.take(places, axis=0)
+            self._replies.replay_together(batch, repeating, headers, outputs)
+        if errors:
+            self._replies.reject_together(batch, errors)
+        return frozenset([*errors, *[i for _, i in repeated]])
 
     def _begin(self, records: Records, rows: Sequence[int]) -> Records:
         """Write the records of new streams for rows whose streams are missing."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from stepwell.engine.packing import all_true, select_returned, unpack_outputs, unpack_rows
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
-from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.queued import QueuedStep, call_back
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.record_loader import Records
     from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
-
-_log = logging.getLogger(__name__)
 
 
 class Responding(NamedTuple):
@@ -171,6 +168,20 @@ class Replies:
         self._observer.replays(len(rows))
         self._count_answered(batch, rows)
 
+    def reject_together(self, batch: Batch, errors: Mapping[int, ServiceError]) -> None:
+        """Reply to rows without an object with errors; nothing was applied by them.
+
+        Args:
+            batch: The batch, with columns.
+            errors: The error of each row.
+        """
+        columns, rows = cast("ColumnBatch", batch), [*errors]
+        columns.reject_rows(errors)
+        self._count_answered(batch, rows)
+        for i, seconds in zip(rows, batch.waited(rows, self._time()), strict=True):
+            self._observer.rejected(self._served.name, seconds)
+            self._observer.refused(*columns.key(i), errors[i])
+
     def _count_answered(self, batch: Batch, rows: Sequence[int]) -> None:
         self.on_answered(len(rows), len(rows) * batch.length * self._timestep_bytes)
         self._observer.replied(self._served.name, batch.waited(rows, self._time()))
@@ -289,11 +300,7 @@ class Replies:
         if row.reservation is not None:
             row.reservation.end(begun=begun)
         row.answered = True
-        try:
-            row.done(result)
-        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
-            model, stream = self._served.name, row.timestep.key.stream
-            _log.exception("The callback of a step failed (model=%s, stream=%s)", model, stream)
+        call_back(row.done, result, row.timestep.key)
 
 
 def failed(applied: Applied) -> ServiceError:
