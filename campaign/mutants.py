@@ -237,8 +237,8 @@ MUTANTS = (
     Mutant(
         "a loaded record that is at another position is continued",
         "service/stepwell/engine/stepping/record_loader.py",
-        "*[i for i in at if applies[i]]",
-        "*at",
+        "[*compress(found, applies)]",
+        "found",
         (f"{_TOGETHER}test_new_replayed_and_refused_rows_are_processed_in_columns",),
     ),
     Mutant(

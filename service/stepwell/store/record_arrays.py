@@ -73,7 +73,7 @@ def take_headers(headers: Array, rows: Array | Sequence[int]) -> Array:
 
 
 def put_headers(headers: Array, rows: Sequence[int], new: Array) -> None:
-    """Overwrite some headers; `new` is `(rows,)` of `HEADER_DTYPE`."""
+    """Overwrite some headers; `new` is `(rows,)` of `HEADER_DTYPE`, or `(1,)`, the same for all."""
     headers.view(OPAQUE_HEADER)[rows] = new.view(OPAQUE_HEADER)
 
 
@@ -242,13 +242,11 @@ class DecodedRecords(NamedTuple):
 
     Attributes:
         headers: `(records,)` of `HEADER_DTYPE`, as those of format 1.
-        outputs: Packed predictions, `(records, bytes)` uint8.
-        states: Packed states, likewise.
+        states: Packed states, `(records, bytes)` uint8.
         sources: The table of positions of sources; None: the records have none.
     """
 
     headers: Array
-    outputs: Array
     states: Array
     sources: Array | None
 
@@ -278,8 +276,7 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         if sources is None:
             return None
         headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
-    state_at = table.shape[1] - state_bytes
-    return DecodedRecords(headers, table[:, header_bytes:state_at], table[:, state_at:], sources)
+    return DecodedRecords(headers, table[:, table.shape[1] - state_bytes :], sources)
 
 
 def are_records(values: Sequence[object]) -> bool:

@@ -127,19 +127,14 @@ class Batch(Sequence[QueuedStep]):
         Returns:
             `(rows,)` bool.
         """
-        seqs, afters = self._seqs, self._afters
-        if None in seqs:
-            steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
-            applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
-        else:
-            applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
-        if (n_without := afters.count(None)) < len(afters):
-            state_ids = b"".join([after or _NO_AFTER for after in afters])
-            same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
-            applies &= same if not n_without else same | np.array([after is None for after in afters])
+        applies = _at_position(headers, self._seqs, self._afters)
         if decided := [i for i, row in self.rows.items() if not row.is_decided_by_position]:
             applies[decided] = False
         return applies
+
+    def apply_to(self, rows: Sequence[int], headers: Array) -> Array:
+        """Return the same for some rows that are decided by their position, and their records' headers."""
+        return _at_position(headers, [self._seqs[i] for i in rows], [self._afters[i] for i in rows])
 
     def is_decided_by_position(self, i: int) -> bool:
         """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
@@ -189,6 +184,19 @@ class Batch(Sequence[QueuedStep]):
 
     def __getitem__(self, i: int | slice) -> QueuedStep | Sequence[QueuedStep]:
         return [self.row(j) for j in range(len(self))[i]] if isinstance(i, slice) else self.row(range(len(self))[i])
+
+
+def _at_position(headers: Array, seqs: Sequence[int | None], afters: Sequence[bytes | None]) -> Array:
+    if None in seqs:
+        steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
+        applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
+    else:
+        applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
+    if (n_without := afters.count(None)) < len(afters):
+        state_ids = b"".join([after or _NO_AFTER for after in afters])
+        same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
+        applies &= same if not n_without else same | np.array([after is None for after in afters])
+    return applies
 
 
 class RowBatch(Batch):

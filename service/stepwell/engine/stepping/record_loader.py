@@ -9,6 +9,7 @@ import secrets
 import time
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -20,9 +21,8 @@ from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import Kind, decode, history_hash_of, step_of
+from stepwell.store.record import HEADER_BYTES, Kind, Record, decode, history_hash_of, step_of
 from stepwell.store.record_arrays import (
-    DecodedRecords,
     decode_records,
     empty_sources,
     put_headers,
@@ -243,71 +243,78 @@ class RecordLoader:
         found = [
             (i, value)
             for i, value in loaded
-            if type(value) is bytes and is_by_position(i) and not placement.may_move(batch.names[i])
+            if type(value) is bytes
+            and len(value) >= HEADER_BYTES
+            and is_by_position(i)
+            and not placement.may_move(batch.names[i])
         ]
+        if not found or batch.lifecycle in STARTS:
+            return records, frozenset(created), frozenset()
+        applies = batch.apply_to([i for i, _ in found], read_headers([value for _, value in found])).tolist()
+        records, continued = self._continue(records, [*compress(found, applies)])
+        others = [one for one, does in zip(found, applies, strict=True) if not does and one[0] not in batch.rows]
+        return records, frozenset([*created, *continued]), self._answer_together(batch, others)
+
+    def _continue(self, records: Records, found: Sequence[tuple[int, bytes]]) -> tuple[Records, list[int]]:
+        """Take over the records of rows that are at their positions, and return the rows that certainly apply to them.
+
+        Args:
+            records: The records.
+            found: Rows, and the records that were loaded; they are not checked yet.
+        """
+        batch, at = records.batch, [i for i, _ in found]
         decoded = None
-        if found and batch.lifecycle not in STARTS:
+        if found:
             decoded = decode_records([value for _, value in found], self._served.fingerprint, self._model.state_bytes)
         if decoded is None:
-            return records, frozenset(created), frozenset()
-        at = [i for i, _ in found]
+            return records, []
         put_headers(records.headers, at, decoded.headers)
         records.states[at], records.expiry_set_at[at] = decoded.states, -np.inf
         if records.sources is None and decoded.sources is not None:
             records = records._replace(sources=empty_sources(len(batch)))
-        if records.sources is not None:
-            records.sources[at] = empty_sources(1) if decoded.sources is None else decoded.sources
-        applies = batch.certainly_apply(records.headers)
-        if records.sources is not None:
-            applies &= ~batch.have_passed(records.sources)
-        applied = frozenset([*created, *[i for i in at if applies[i]]])
-        if len(applied) == len(to_load) or records.sources is not None or batch.sources is not None:
-            return records, applied, frozenset()
-        left = [(j, i) for j, i in enumerate(at) if i not in applied and i not in batch.rows]
-        return records, applied, self._answer_together(batch, left, [value for _, value in found], decoded)
+        if records.sources is None:
+            return records, at
+        records.sources[at] = empty_sources(1) if decoded.sources is None else decoded.sources
+        passed = batch.have_passed(records.sources)
+        return records, [i for i in at if not passed[i]]
 
-    def _answer_together(
-        self, batch: Batch, rows: Sequence[tuple[int, int]], stored: Sequence[bytes], decoded: DecodedRecords
-    ) -> frozenset[int]:
-        """Reply to rows without an object that repeat the newest operation of their record, or that it rejects.
+    def _answer_together(self, batch: Batch, found: Sequence[tuple[int, bytes]]) -> frozenset[int]:
+        """Reply to rows that their record rejects, or that repeat its newest operation, a step without key and source.
 
         Args:
-            batch: The batch, whose rows have no sources.
-            rows: The rows, each behind the index of its record.
-            stored: The records, which have no positions of sources.
-            decoded: The same records.
+            batch: The batch.
+            found: Rows without an object, and the records that were loaded; they are not checked yet.
 
         Returns:
             The rows that have their response.
         """
-        if not rows or self._store.waits_for_replica or self._served.parts:
+        if not found or batch.sources is not None or self._store.waits_for_replica or self._served.parts:
             return frozenset()
-        columns = cast("ColumnBatch", batch)
-        n_kept = {"all": batch.length, "last": 1, "none": 0}[batch.keep]
-        is_step = (decoded.headers["flags"] == Kind.STEP) & (decoded.outputs.shape[1] == n_kept * self._answer_bytes)
-        repeated, errors = list[tuple[int, int]](), dict[int, ServiceError]()
-        for j, i in rows:
+        columns, fingerprint = cast("ColumnBatch", batch), self._served.fingerprint
+        nbytes = {"all": batch.length, "last": 1, "none": 0}[batch.keep] * self._answer_bytes
+        replayed, errors = dict[int, Record](), dict[int, ServiceError]()
+        for i, value in found:
             try:
-                if decide(decode(stored[j]), columns.intent(i)) is Decision.REPLAY and is_step[j]:
-                    repeated.append((j, i))
+                record = decode(value)
+                if decide(record, columns.intent(i)) is not Decision.REPLAY:
+                    continue
+                if (record.flags, record.fingerprint, len(record.outputs)) == (Kind.STEP, fingerprint, nbytes):
+                    replayed[i] = record
             except ServiceError as exc:
                 errors[i] = exc
-        if repeated:
-            places, repeating = zip(*repeated, strict=True)
-            headers, outputs = take_headers(decoded.headers, places), decoded.outputs.take(places, axis=0)
-            self._replies.replay_together(batch, repeating, headers, outputs)
+        if replayed:
+            self._replies.replay_together(columns, replayed)
         if errors:
-            self._replies.reject_together(batch, errors)
-        return frozenset([*errors, *[i for _, i in repeated]])
+            self._replies.reject_together(columns, errors)
+        return frozenset([*replayed, *errors])
 
     def _begin(self, records: Records, rows: Sequence[int]) -> Records:
         """Write the records of new streams for rows whose streams are missing."""
-        empty = np.full(len(rows), EMPTY_SLOT)
-        headers = self._cache.headers(empty)
-        headers["epoch"] = np.frombuffer(secrets.token_bytes(8 * len(rows)), np.uint64)
-        headers["created_ms"] = int(time.time() * 1000)
-        put_headers(records.headers, rows, headers)
-        records.states[rows], records.expiry_set_at[rows] = self._cache.states(empty), -np.inf
+        headers, states, new = records.headers, records.states, np.array([EMPTY_SLOT])
+        put_headers(headers, rows, self._cache.headers(new))
+        headers["epoch"][rows] = np.frombuffer(secrets.token_bytes(8 * len(rows)), np.uint64)
+        headers["created_ms"][rows] = int(time.time() * 1000)
+        states[rows], records.expiry_set_at[rows] = self._cache.states(new), -np.inf
         if records.sources is not None:
             records.sources[rows] = empty_sources(1)
         return records._replace(created=records.created.union(rows))

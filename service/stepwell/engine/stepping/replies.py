@@ -152,39 +152,44 @@ class Replies:
         for transport, rows in batch.by_transport(at).items():
             self._observer.steps_applied(model, transport, rows * length)
 
-    def replay_together(self, batch: Batch, rows: Sequence[int], headers: Array, outputs: Array) -> None:
-        """Reply to rows without an object with the stored predictions of plain steps; nothing is computed again.
+    def replay_together(self, batch: ColumnBatch, stored: Mapping[int, Record]) -> None:
+        """Reply to rows without an object with the stored predictions of a step; nothing is computed again.
 
         Args:
-            batch: The batch, with columns.
-            rows: The rows.
-            headers: The headers of their records, `(rows,)` of `HEADER_DTYPE`.
-            outputs: The packed predictions, `(rows, bytes)` uint8.
+            batch: The batch.
+            stored: The record of each row, with as many predictions as are returned.
         """
-        arrays = {} if batch.keep == "none" else unpack_rows(self._served.manifest, outputs)
-        output = BatchOutput(arrays, headers["step"].tolist(), headers["history_hash"].tolist())
+        records, rows = [*stored.values()], [*stored]
+        arrays: Mapping[str, Array] = {}
+        if batch.keep != "none":
+            packed = np.frombuffer(b"".join([record.outputs for record in records]), np.uint8)
+            arrays = unpack_rows(self._served.manifest, packed.reshape(len(rows), len(records[0].outputs)))
+        output = BatchOutput(arrays, [one.step for one in records], [one.history_hash for one in records])
         found = BulkPrediction(output, [self._served.version] * len(rows), replayed=True)
-        cast("ColumnBatch", batch).reply_to(rows, found, range(len(rows)))
+        batch.reply_to(rows, found, range(len(rows)))
         self._observer.replays(len(rows))
         self._count_answered(batch, rows)
 
-    def reject_together(self, batch: Batch, errors: Mapping[int, ServiceError]) -> None:
-        """Reply to rows without an object with errors; nothing was applied by them.
+    def reject_together(self, batch: ColumnBatch, errors: Mapping[int, ServiceError]) -> None:
+        """Reply to rows without an object with errors.
 
         Args:
-            batch: The batch, with columns.
+            batch: The batch.
             errors: The error of each row.
         """
-        columns, rows = cast("ColumnBatch", batch), [*errors]
-        columns.reject_rows(errors)
-        self._count_answered(batch, rows)
-        for i, seconds in zip(rows, batch.waited(rows, self._time()), strict=True):
+        batch.reject_rows(errors)
+        rows = [*errors]
+        waited = self._count_answered(batch, rows)
+        for i, seconds in zip(rows, waited, strict=True):
             self._observer.rejected(self._served.name, seconds)
-            self._observer.refused(*columns.key(i), errors[i])
+            self._observer.refused(*batch.key(i), errors[i])
 
-    def _count_answered(self, batch: Batch, rows: Sequence[int]) -> None:
+    def _count_answered(self, batch: Batch, rows: Sequence[int]) -> Sequence[float]:
+        """Count rows that have their response, and return for how many seconds each has waited."""
         self.on_answered(len(rows), len(rows) * batch.length * self._timestep_bytes)
-        self._observer.replied(self._served.name, batch.waited(rows, self._time()))
+        waited = batch.waited(rows, self._time())
+        self._observer.replied(self._served.name, waited)
+        return waited
 
     def _reply_to_objects(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
