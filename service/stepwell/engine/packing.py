@@ -36,8 +36,18 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
 
 def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
     """Invert `pack_outputs` for one row: one array `(T, *row)` per returned output."""
+    return {name: array[0] for name, array in unpack_rows(manifest, np.frombuffer(packed, np.uint8)[None]).items()}
+
+
+def unpack_rows(manifest: Manifest, packed: Array) -> dict[str, Array]:
+    """Invert `pack_outputs`: one array `(rows, T, *row)` per returned output.
+
+    Args:
+        manifest: The manifest of the model that computed them.
+        packed: `(rows, T times the bytes of one prediction)` uint8.
+    """
     layout = _layout(tuple([(spec.name, spec.dtype, spec.row_shape) for spec in manifest.answered]))
-    table = np.frombuffer(packed, layout) if packed else np.empty(0, layout)
+    table = np.ascontiguousarray(packed).view(layout) if packed.size else np.empty((len(packed), 0), layout)
     return {name: np.ascontiguousarray(table[name]) for name in layout.names or ()}
 
 

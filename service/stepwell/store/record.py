@@ -43,10 +43,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from msgspec import Struct
 from zlib_ng.zlib_ng import crc32
 
 from stepwell.errors import CorruptRecordError, RecordVersionError
@@ -123,8 +123,7 @@ class SourcePosition(NamedTuple):
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True, gc=False):
     """A stream's state, with everything that is needed to replay the response to its newest operation.
 
     Attributes:

@@ -45,6 +45,7 @@ from stepwell.store.record_arrays import (
     record_with_sources,
     sources_in,
     sources_table,
+    take_headers,
 )
 from stepwell.types import ENDS, STARTS, BatchOutput
 from stepwell_export.runtime.manifest import Array
@@ -196,21 +197,20 @@ class Committer:
     def _next_records(self, records: Records, inputs: Mapping[str, Array], run: BatchRun) -> NextRecords:
         """Return the next records.
 
-        Most are encoded together. Those of another length or kind become a list of commits: with positions of sources
-        that differ from those of others, with a key, of streams that are created or end.
+        Most are encoded together, those of new streams likewise. Those of another length or kind become a list of
+        commits: with positions of sources that differ from those of others, with a key, of streams that end.
         """
         batch, headers, states, n = records.batch, records.headers, run.states, len(records.at)
         outputs = select_returned(batch.keep, run.outputs)
         packed = pack_outputs(self._specs, outputs, n)
         responding = responding_versions(self._served, records, run.beside)
-        own, sources, section = self._own_rows(records, is_uniform=responding is None)
-        created = [j for j in own if batch.rows[records.at[j]].creates]
-        alike = [j for j in created if self._is_alike(batch.rows[records.at[j]])] if section is None else []
-        others = own if not alike else [j for j in own if j not in frozenset(alike)]
-        usual, part = self._usual_rows(n, own)
+        created = frozenset(records.places(records.created))
+        own, sources, section = self._own_rows(records, created, is_uniform=responding is None)
+        alike = sorted(created.difference(own))
+        usual, part = self._usual_rows(n, [*alike, *own])
         names, op_ids = records.of(batch.names, records.at), records.of(batch.op_ids, records.at)
         guard = guards(headers)  # of the old headers, which are overwritten below
-        expected = {j: guard[j].tobytes() for j in others}
+        expected = {j: b"" if j in created else guard[j].tobytes() for j in own}
         answer_bytes = packed.shape[1] + states.shape[1]
         parts = [
             ColumnarCommits(
@@ -225,15 +225,15 @@ class Committer:
         if section is not None:
             headers["flags"][part] |= np.uint32(version_flags(self._served.version))
         if usual:
-            new = headers[part] if own else headers
+            new = headers if len(usual) == n else take_headers(headers, usual)
             encode_records(parts[0].records, new, packed[part], states[part], section)
         commits: Sequence[Commit] = parts[0]
-        if own:
+        if alike or own:
             if alike:
                 parts.append(ColumnarCommits([names[j] for j in alike], HEADER_BYTES + answer_bytes, missing=True))
-                encode_records(parts[1].records, headers[alike], packed[alike], states[alike])
+                encode_records(parts[1].records, take_headers(headers, alike), packed[alike], states[alike])
             own_commits = []
-            for j in others:
+            for j in own:
                 row, answers = batch.rows[records.at[j]], packed[j].tobytes()
                 own_commits.append(
                     self._own_commit(row, headers[j], expected[j], answers, states[j].tobytes(), responding, j)
@@ -241,33 +241,30 @@ class Committer:
             commits = JoinedCommits(parts, own_commits)
             if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - generators are slow
                 commits = [*commits]
-            if sources is not None:
+            if own and sources is not None:
                 sources[own] = sources_table([batch.rows[records.at[j]].sources for j in own])
         output = BatchOutput(outputs, headers["step"].tolist(), history_hashes)
         records = records._replace(states=states, sources=sources)
-        order = [*usual, *alike, *others] if own else usual
-        return NextRecords(records, names, commits, order, output, run.beside, followed, responding, frozenset(created))
+        order = [*usual, *alike, *own] if len(usual) < n else usual
+        return NextRecords(records, names, commits, order, output, run.beside, followed, responding, created)
 
     @staticmethod
-    def _is_alike(row: QueuedStep) -> bool:
-        """Whether the record of a new stream is one like all others."""
-        timestep = row.timestep
-        return timestep.idempotency_key is None and timestep.source is None and timestep.lifecycle not in ENDS
-
-    @staticmethod
-    def _usual_rows(n: int, own: Sequence[int]) -> tuple[Sequence[int], slice | Array]:
-        """Return the rows, of `n`, that have no commit of their own, also as an index of arrays."""
-        if not own:
+    def _usual_rows(n: int, others: Sequence[int]) -> tuple[Sequence[int], slice | Array]:
+        """Return the rows, of `n`, without some others, also as an index of arrays."""
+        if not others:
             return range(n), slice(None)
-        excluded = frozenset(own)
+        excluded = frozenset(others)
         usual = [j for j in range(n) if j not in excluded]
         return usual, np.array(usual, np.intp)
 
-    def _own_rows(self, records: Records, *, is_uniform: bool) -> tuple[list[int], Array | None, Array | None]:
+    def _own_rows(
+        self, records: Records, created: frozenset[int], *, is_uniform: bool
+    ) -> tuple[list[int], Array | None, Array | None]:
         """Return the rows with a commit of their own, by their index; their positions of sources are set.
 
         Args:
             records: The records before the run.
+            created: Which of the rows create their streams.
             is_uniform: The model's version has responded to all rows, as before.
 
         Returns:
@@ -282,6 +279,7 @@ class Committer:
             own = [j for j, row in records.objects() if not row.is_plain]
         after, section = before, None
         if batch.sources is not None:
+            own = sorted(created.union(own))
             usual, part = self._usual_rows(n, own)
             advanced = None
             if is_uniform and usual:
@@ -335,7 +333,7 @@ class Committer:
             shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
             parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
             entry_key, entry = row.entry_key, IdempotencyEntry(*parts, shows_version, several(versions)).encode()
-        return Commit(row.name, b"" if row.creates else expect, record, entry_key, entry)
+        return Commit(row.name, expect, record, entry_key, entry)
 
     def _advance_headers(
         self, records: Records, op_ids: Sequence[bytes], own: Sequence[int], responding: Responding | None

@@ -390,7 +390,7 @@ class BatchedVersion:
             loaded = Records(batch, _FIRST, _NOTHING, one.state, _NOTHING, None, one)
         else:
             loaded, remaining = await self._loader.load(batch, deadline)
-        for records in loaded.of_equal_lengths() if batch.rows else [loaded]:
+        for records in loaded.of_equal_lengths() if batch.rows or not loaded.at else [loaded]:
             part, at = records, records.at
             inputs = records.inputs(self.inputs) if batch.rows else batch.inputs(at, self.inputs)
             run = await self.runner.run(inputs, records.states)
