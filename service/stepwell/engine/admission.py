@@ -167,9 +167,17 @@ class QueueAdmission:
         rate = (answered - oldest_answered) / (now - oldest_time)
         self.max_rows = max(_MIN_ROWS, rate * self._max_wait) if rate else math.inf
 
-    def excess(self, waiting: int) -> tuple[float, float] | None:
-        """Return the limit and the seconds until one more may wait; None: one more may wait now."""
+    def check(self, waiting: int) -> None:
+        """Check that one more timestep may wait.
+
+        Raises:
+            ServiceError: `overloaded`, with the seconds until one more may wait.
+        """
         limit = self.max_rows  # read once: another thread writes it
-        if waiting < limit:
-            return None
-        return limit, (waiting - limit) / (limit / self._max_wait)
+        if waiting >= limit:
+            raise ServiceError(
+                "overloaded",
+                f"{waiting} timesteps are waiting for this model; it can process {limit:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=(waiting - limit) / (limit / self._max_wait),
+            )

@@ -107,11 +107,6 @@ class Batcher:
         self.admission.sample(now, self.queue.rows, self._processed)
 
     @property
-    def rows(self) -> int:
-        """Timesteps that wait."""
-        return self.queue.rows
-
-    @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
         return not (self._tasks or self._waiting or self.queue.rows)

@@ -256,7 +256,7 @@ class BatchedVersion:
             now: On the monotonic clock.
             closely: The limits are checked even if few requests are open.
         """
-        requests, batcher = self._requests, self.batcher
+        requests = self._requests
         try:
             if (
                 closely
@@ -265,14 +265,7 @@ class BatchedVersion:
                 or requests.nbytes >= requests.max_bytes
             ):
                 requests.check()
-                if (excess := batcher.admission.excess(batcher.rows)) is not None:
-                    limit, seconds = excess
-                    raise ServiceError(
-                        "overloaded",
-                        f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
-                        fix="Send the same request again after a pause.",
-                        retry_after_s=seconds,
-                    )
+                self.batcher.admission.check(self._queue.rows)
             requests.check_rate(tenant, timesteps)
         except ServiceError as exc:
             return exc
@@ -318,7 +311,7 @@ class BatchedVersion:
             while True:
                 oldest, youngest = rest.oldest_received, rest.youngest_received
                 if oldest <= self._time() - self._timeout:
-                    remaining = self._drop_expired(rest)
+                    remaining = self._reject_expired(rest)
                 else:
                     # Store and model have until the last row's deadline; a row whose own is earlier is answered then.
                     if youngest - oldest > _SAME_DEADLINE_S:
@@ -353,23 +346,25 @@ class BatchedVersion:
         batch.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, batch)
 
     def _expire(self, batch: Batch) -> None:
-        """Reply with errors to the rows whose deadline has passed during an attempt, and again at the next deadline."""
+        """Reject the rows whose deadline has passed during an attempt, and again at the next deadline."""
+        if waiting := [row.received for row in self._reject_expired(batch)]:
+            self._expire_at(batch, min(waiting) + self._timeout)
+
+    def _reject_expired(self, batch: Batch) -> list[QueuedStep]:
+        """Reply with errors to the rows whose deadline has passed, and return those that have no response."""
         latest_expired = self._time() - self._timeout
         for i, row in enumerate(batch):
             if row.received <= latest_expired and not row.answered:
                 if i in batch.sent:
                     self.cache.drop(row.name)
-                    self._replies.reply(row, OutcomeUnknownError("The store did not confirm the commit in time."))
+                    error: ServiceError = OutcomeUnknownError("The store did not confirm the commit in time.")
                 else:
-                    self._replies.reply(row, _expired())
-        if waiting := [row.received for row in batch.unanswered()]:
-            self._expire_at(batch, min(waiting) + self._timeout)
-
-    def _drop_expired(self, batch: Batch) -> list[QueuedStep]:
-        latest_expired = self._time() - self._timeout
-        for row in batch:
-            if row.received <= latest_expired:
-                self._replies.reply(row, _expired())
+                    error = ServiceError(
+                        "overloaded",
+                        "The request waited until its deadline; nothing was applied.",
+                        fix="Send the same request again after a pause.",
+                    )
+                self._replies.reply(row, error)
         return batch.unanswered()
 
     async def _attempt(self, batch: Batch, deadline: float) -> list[QueuedStep]:
@@ -406,11 +401,3 @@ class BatchedVersion:
             else:
                 remaining += await self._committer.commit(part, inputs, run, deadline)
         return remaining
-
-
-def _expired() -> ServiceError:
-    return ServiceError(
-        "overloaded",
-        "The request waited until its deadline; nothing was applied.",
-        fix="Send the same request again after a pause.",
-    )

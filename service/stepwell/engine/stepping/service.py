@@ -164,11 +164,11 @@ class StepService:
     @property
     def waiting(self) -> int:
         """The number of timesteps that wait."""
-        return sum(batcher.rows for batcher in self._batchers.values())
+        return sum(batcher.queue.rows for batcher in self._batchers.values())
 
     def waiting_by_model(self) -> dict[str, int]:
         """Return the number of timesteps that wait, by model."""
-        return {name: batcher.rows for name, batcher in self._batchers.items()}
+        return {name: batcher.queue.rows for name, batcher in self._batchers.items()}
 
     def cached_by_model(self) -> dict[str, int]:
         """Return the number of streams whose records are cached, by model."""
@@ -192,7 +192,7 @@ class StepService:
         is_long = False
         for batcher in list(self._batchers.values()):
             batcher.sample_load(now)
-            is_long = is_long or 2 * batcher.rows >= batcher.admission.max_rows
+            is_long = is_long or 2 * batcher.queue.rows >= batcher.admission.max_rows
         self._admission.quick_limit = 0 if is_long else self._admission.queue_limit
 
     async def close(self) -> None:
