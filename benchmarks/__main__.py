@@ -22,6 +22,7 @@ from benchmarks.servers import (
     STEP,
     Target,
     client_targets,
+    compared_targets,
     full_grpc_targets,
     grpc_targets,
     http_targets,
@@ -249,6 +250,27 @@ def backfill(
     recorded.show(lines, f"{streams * steps:,} timesteps of {streams:,} streams, medians of {rounds} rounds")
     if save:
         report.save(save, "backfill", [], {"rounds": rounds, "backfill": recorded.rows_of(lines)})
+
+
+@app.command()
+def before(
+    folder: Annotated[Path, typer.Argument(help="A checkout: git worktree add --detach FOLDER COMMIT.")],
+    *,
+    rounds: Rounds = 5,
+    seconds: Seconds = 3.0,
+    only: Only = "",
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """Every kind of request to the service of another checkout and to this one, in turn."""
+    work = workload.make(keep.resolve(), steps=60_000)
+    lines: list[report.Line] = []
+    for pair in compared_targets(work, folder):
+        if only.lower() in pair[0].name.lower():
+            lines += _measure(pair, work, rounds=rounds, seconds=seconds)
+    report.show("Each kind of request to the other checkout and to this one, every answer checked", lines)
+    if save:
+        report.save(save, "before", lines, {"rounds": rounds, "seconds": seconds})
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Load by clients as people use them: the Python client, and the Open Inference Protocol with raw bytes.
+"""Load by clients as people use them: the Python client, bulk requests, and the Open Inference Protocol.
 
 Each is a process of its own, so that its CPU time is not the service's: `python -m benchmarks.client_load KIND ...`. It
 prints "measuring", and after some seconds its counts as JSON, as `load.c` does. Every answer is checked.
@@ -21,7 +21,9 @@ from benchmarks.workload import CLASSES, FEATURES, ROWS
 from stepwell_client import AsyncClient, Client
 from stepwell_export.runtime.manifest import Array
 
-KINDS = ("sync", "async", "feed", "oip-json", "oip-binary", "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire")
+KINDS = (
+    "sync", "async", "feed", "bulk", "oip-json", "oip-binary", "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire",
+)  # fmt: skip
 _MODEL = "bench"
 
 
@@ -89,6 +91,30 @@ async def feed(counter: Counter, url: str, streams: int) -> None:
         await _all(counter, streams, step)
 
 
+async def bulk(counter: Counter, port: int, streams: int) -> None:
+    """Step all streams by one request in JSON after another, each with one timestep of every stream."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    step, names = 0, [f"bulk-{stream}" for stream in range(streams)]
+    while not counter.stopped:
+        rows = [counter.row(stream, step).tolist() for stream in range(streams)]
+        body = json.dumps({"streams": names, "inputs": {"x": rows}, "seq": [step + 1] * streams}).encode()
+        head = f"POST /v1/models/{_MODEL}/step HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        started = time.perf_counter()
+        writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        answer = json.loads((await _response(reader))[1])
+        seconds = time.perf_counter() - started
+        for stream, y in enumerate(answer["outputs"]["y"]):
+            counter.add(stream, step, float(y[0]), seconds)
+        step += 1
+
+
+async def _response(reader: asyncio.StreamReader) -> tuple[dict[bytes, bytes], bytes]:
+    """Return the header fields of a response, by names in lower case, and its body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+    return fields, await reader.readexactly(int(fields[b"content-length"]))
+
+
 async def oip(counter: Counter, port: int, streams: int, *, binary: bool) -> None:
     """Send infer requests of Triton's clients, one connection a stream."""
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(streams)]
@@ -98,9 +124,7 @@ async def oip(counter: Counter, port: int, streams: int, *, binary: bool) -> Non
         reader, writer = connections[stream]
         first, sent[stream] = sent[stream] == 0, 1
         writer.write(_infer_request(stream, row, start=first, binary=binary))
-        head = await reader.readuntil(b"\r\n\r\n")
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
-        body = await reader.readexactly(int(fields[b"content-length"]))
+        fields, body = await _response(reader)
         if binary:
             return float(np.frombuffer(body, "<f4", offset=int(fields[b"inference-header-content-length"]))[0])
         return float(json.loads(body)["outputs"][0]["data"][0])
@@ -174,6 +198,8 @@ def main() -> None:
         module = grpc_wire if options.kind.endswith("wire") else grpc_load
         run = module.streaming if "stream" in options.kind else module.unary
         asyncio.run(run(options.port, options.streams, lambda step: _all(counter, options.streams, step)))
+    elif options.kind == "bulk":
+        asyncio.run(bulk(counter, options.port, options.streams))
     else:
         asyncio.run(oip(counter, options.port, options.streams, binary=options.kind == "oip-binary"))
     timing.join()

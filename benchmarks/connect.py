@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import random
 import resource
 import statistics
@@ -30,6 +29,7 @@ import redis
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from benchmarks.trees import service_of
 from tests.addons.connect.brokers import BrokerMissingError, kafka
 from tests.graphs import lstm, write_model
 from tests.processes import free_port, service_process
@@ -143,11 +143,7 @@ def schema_of(body_format: str) -> bytes:
 
 def cpu_s(command: list[str], *, tree: Path | None = None) -> float:
     """Run a command, of another source tree if there is one, and return its CPU seconds, user and system."""
-    env = dict(os.environ)
-    if tree is not None:
-        parts = [tree / part for part in ("service", "model_export", "clients/python")]
-        is_older = not (tree / "service" / "stepwell").is_dir()  # then `service` itself is a package
-        env["PYTHONPATH"] = ":".join(map(str, [tree] if is_older else parts))
+    env = None if tree is None else service_of(tree)[1]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import trees
 from benchmarks.load import Load
 from benchmarks.peers import Peers
 from benchmarks.processes import Processes, processes_of
@@ -177,7 +178,7 @@ def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
 
     The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
     server with empty methods, and the service that submits each request as it comes (see
-    `stepwell.addons.grpc_api.arrivals`).
+    `stepwell.addons.grpc_api.request_collector`).
     """
     one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
     targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]
@@ -191,13 +192,35 @@ def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
     return targets
 
 
-def _on_grpc(workload: Workload, *, env: Mapping[str, str] | None = None) -> Start:
+def compared_targets(workload: Workload, before: Path) -> list[tuple[Target, Target]]:
+    """Return pairs: each kind of request to the service of another checkout, and to that of this one."""
+    y, feed = '"y":[', "/v1/models/bench/feed"
+    columns = Load(connections=4, streams=4, websocket=feed)
+    kinds: list[tuple[str, Callable[..., Start], Load]] = [
+        ("HTTP, 64 connections", stepwell, Load(STEP, y, 64, 64)),
+        ("HTTP, 1,000 steps/s", stepwell, Load(STEP, y, 64, 1000, rate=1000.0)),
+        ("feed, 64 messages on their way", stepwell, Load(MESSAGE, y, 64, 64, feed)),
+        ("columns, 256 streams", stepwell, replace(columns, frame=(256, 1))),
+        ("columns, 8 steps a stream", stepwell, replace(columns, frame=(256, 8))),
+        ("bulk, 64 streams in JSON", stepwell, Load(streams=64, client="bulk")),
+        ("OIP, JSON", stepwell, Load(streams=64, client="oip-json")),
+        ("OIP, raw bytes", stepwell, Load(streams=64, client="oip-binary")),
+        ("gRPC, ModelInfer", _on_grpc, Load(streams=64, client="grpc-wire")),
+        ("Python client, feed", stepwell, Load(streams=64, client="feed")),
+    ]
+    return [
+        (Target(f"{name}: before", make(workload, tree=before), load), Target(name, make(workload), load))
+        for name, make, load in kinds
+    ]
+
+
+def _on_grpc(workload: Workload, *, env: Mapping[str, str] | None = None, tree: Path = trees.HERE) -> Start:
     """Return a start of `stepwell serve` whose port is that of gRPC."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
-        with stepwell(workload, "--grpc-port", str(port), env=env)(folder) as running:
+        with stepwell(workload, "--grpc-port", str(port), env=env, tree=tree)(folder) as running:
             yield replace(running, port=port)
 
     return start
@@ -248,16 +271,16 @@ def _guarded(workload: Workload) -> Start:
     return stepwell_outside(workload, env={"STEPWELL_API_KEYS_FILE": str(file), **limits})
 
 
-def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
-    """Return a start of `stepwell serve` with these flags."""
+def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = None, tree: Path = trees.HERE) -> Start:
+    """Return a start of `stepwell serve` with these flags, from this checkout or from another one."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
-        command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(workload.models)]
-        command += ["--port", str(port), "--data-dir", str(folder / "data"), *flags]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | dict(env or {})
-        with _process(command, folder, port, env=clean) as running:
+        command, clean = trees.service_of(tree)
+        command += ["serve", "--models", str(workload.models), "--port", str(port)]
+        command += ["--data-dir", str(folder / "data"), *flags]
+        with _process(command, folder, port, env=clean | dict(env or {})) as running:
             yield running
 
     return start

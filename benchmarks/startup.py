@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.processes import processes_of
 from benchmarks.servers import free_port, terminated
+from benchmarks.trees import service_of
 
 _TIMEOUT_S = 120.0
 _POLL_S = 0.01
@@ -68,11 +67,10 @@ def measure(trees: Sequence[Path], models: Path, *, rounds: int) -> list[Started
 
 def _start(tree: Path, models: Path, folder: Path, compiled: str) -> Start:
     port = free_port()
-    command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(models)]
-    command += ["--port", str(port), "--data-dir", str(folder / "data")]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")}
+    command, env = service_of(tree)
+    command += ["serve", "--models", str(models), "--port", str(port), "--data-dir", str(folder / "data")]
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    env |= {"PYTHONPATH": str(tree.resolve()), "PYTHONPYCACHEPREFIX": compiled}
+    env["PYTHONPYCACHEPREFIX"] = compiled
     with (folder / "log").open("wb") as log:
         started_at = time.monotonic()
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True)

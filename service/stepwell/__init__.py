@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepwell import extend, testing
     from stepwell.addons import mlflow
-    from stepwell.addons.event_time.frames import resample
+    from stepwell.addons.event_time.resample import resample
     from stepwell.addons.local import LocalModel, LocalStream
     from stepwell.addons.notebook import LiveModel, run
     from stepwell_client import (
@@ -103,7 +103,7 @@ _HOMES = {
     **dict.fromkeys(("register_step_rule", "stages", "torch", "verify_model"), "stepwell_export"),
     "LiveModel": "stepwell.addons.notebook",
     **dict.fromkeys(("LocalModel", "LocalStream"), "stepwell.addons.local"),
-    "resample": "stepwell.addons.event_time.frames",
+    "resample": "stepwell.addons.event_time.resample",
     "run": "stepwell.addons.notebook",
 }
 """The package that gives each name."""

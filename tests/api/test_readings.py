@@ -114,7 +114,7 @@ def test_a_valid_step_is_read_once(service: Service, stream: str) -> None:
 
 
 def test_the_names_of_streams_are_computed_once_for_all_bulk_requests(service: Service, stream: str) -> None:
-    lists = service.app.state.context.decoder(service.app.state.context.engine.models.get("fold")).stream_lists
+    lists = service.app.state.context.decoder(service.app.state.context.engine.models.get("fold")).checked_ids
     streams = [f"{stream}-{n}" for n in range(20)]
     answers = [
         service.http.post("/v1/models/fold/step", json={"streams": streams, "inputs": [[1]] * 20}) for _ in range(3)

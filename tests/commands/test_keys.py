@@ -13,7 +13,8 @@ from typer.testing import Result
 from stepwell.commands.keys import keys_app
 from stepwell.commands.keys_file import add_key, list_keys
 from stepwell.errors import ServiceError
-from stepwell.requests.auth.api_keys import ApiKeys, KeysFileError
+from stepwell.requests.auth.api_keys import ApiKeys
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError
 from tests.commands.program import invoke
 
 

@@ -17,7 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stepwell.errors import ServiceError
-from stepwell.requests.auth.api_keys import ANYONE, ApiKeys, KeysFileError
+from stepwell.requests.auth.api_keys import ANYONE, ApiKeys
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, write_models

@@ -17,7 +17,7 @@ _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
 _JSON_NUMBER = re.compile(r"[ \t\r\n]*(-?(?:0|[1-9][0-9]*))((?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)[ \t\r\n]*")
 _LONGEST_INTEGER = 4300  # digits that Python converts
 _LONGEST_ID_BITS = 512  # more than 128 digits have; `str` refuses very long ones
-_PREVIEW = 60
+_PREVIEW_CHARACTERS = 60
 
 
 def number_of(text: str) -> int | float | None:
@@ -66,7 +66,7 @@ def id_text_of(value: object) -> str:
         except UnicodeDecodeError as exc:
             raise ServiceError(
                 "bad_request",
-                f"The stream id is {value[:_PREVIEW]!r}, which is not UTF-8.",
+                f"The stream id is {preview(value)}, which is not UTF-8.",
                 fix="Use a text of A-Z a-z 0-9 . _ : @ -.",
             ) from exc
     if type(value) is int:
@@ -74,7 +74,12 @@ def id_text_of(value: object) -> str:
     if not isinstance(value, str):
         raise ServiceError(
             "bad_request",
-            f"The stream id is {repr(value)[:_PREVIEW]}; expected a text or an integer.",
+            f"The stream id is {preview(value)}; expected a text or an integer.",
             fix="Write it as a text.",
         )
     return str(value)  # not a subclass, which encoders refuse
+
+
+def preview(value: object) -> str:
+    """Return a value as Python writes it, for a message, without what goes beyond a line."""
+    return repr(value[:_PREVIEW_CHARACTERS]) if isinstance(value, (str, bytes)) else repr(value)[:_PREVIEW_CHARACTERS]

@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 from msgspec import UNSET
 
+from stepwell.codec.checked_stream_ids import CheckedStreamIds
 from stepwell.codec.sources import check_source, sources_of
 from stepwell.codec.step_bodies import (
     BulkBody,
@@ -35,7 +36,6 @@ from stepwell.codec.step_bodies import (
     StreamMessage,
     correlation_of,
 )
-from stepwell.codec.stream_lists import StreamListCache
 from stepwell.codec.strict.faults import FaultFinder
 from stepwell.codec.strict.parse import bad_request, preview
 from stepwell.codec.typed_decoder import (
@@ -67,7 +67,7 @@ class RequestDecoder:
 
     Attributes:
         manifest: The model's manifest.
-        stream_lists: The lists of streams of earlier bulk bodies.
+        checked_ids: The lists of streams of earlier bulk bodies.
         on_loop: The same for the event loop: instead of parsing more than `STRICT_BYTES` for the words of an error, or
             decoding as much row by row, it raises `SlowBodyError`.
         read_step: Decodes most JSON bodies of a step to packed bytes, without arrays; None if the model has no such
@@ -85,7 +85,7 @@ class RequestDecoder:
             max_streams: Most streams in a body.
         """
         self.manifest = manifest
-        self.stream_lists = StreamListCache()
+        self.checked_ids = CheckedStreamIds()
         self.read_step: ReadStep | None = None
         self.read_message: ReadStep | None = None
         self.read_stream_message: ReadStep | None = None
@@ -292,7 +292,7 @@ class RequestDecoder:
                     "expected one for each."
                 )
         bulk.sources = sources_of(body.source, count, body_format, bulk.length, chunk=bulk.chunk)
-        unchecked = self.stream_lists.unchecked(streams)
+        unchecked = self.checked_ids.unchecked(streams)
         if not unchecked:
             return bulk
         if len(set(streams)) != count:
@@ -302,7 +302,7 @@ class RequestDecoder:
         for i in invalid:
             bulk.faults.setdefault(i, bad_stream_id(streams[i]))
         if not invalid:
-            self.stream_lists.add(streams)
+            self.checked_ids.add(streams)
         return bulk
 
     def _check_rows(self, count: int, what: str) -> None:

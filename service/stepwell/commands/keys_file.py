@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from stepwell.requests.auth.api_keys import SCOPES, Caller, KeysFileError, Scope, read_keys
+from stepwell.requests.auth.api_keys import SCOPES, Caller, Scope, read_keys
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError
 from stepwell_export.runtime.manifest import NAME
 
 PREFIX: Final = "swk_"

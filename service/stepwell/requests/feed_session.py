@@ -205,7 +205,7 @@ class FeedSession:
                 decoded,
                 self._version,
                 bulk.on_result,
-                stream_lists=self._decoder.stream_lists,
+                checked_ids=self._decoder.checked_ids,
                 tenant=tenant,
                 served=served,
                 transport="websocket",

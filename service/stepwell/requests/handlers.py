@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from msgspec import UNSET
 
+from stepwell.codec.checked_stream_ids import CheckedStreamIds, StreamNames
 from stepwell.codec.request_decoder import ReadStep, RequestDecoder
 from stepwell.codec.responses import (
     bulk_response,
@@ -24,7 +25,6 @@ from stepwell.codec.responses import (
 )
 from stepwell.codec.sources import source_of
 from stepwell.codec.step_bodies import DecodedBulk, DecodedStep
-from stepwell.codec.stream_lists import StreamListCache, StreamNames
 from stepwell.codec.strict.tensors import pack_inputs, pack_rows
 from stepwell.codec.typed_decoder import DECODE_ERRORS, LARGE_BYTES, TypedStep
 from stepwell.engine.stepping.outcomes import BulkOutcomes, StepOutcome
@@ -227,7 +227,7 @@ class BulkHandler:
             bulk,
             self.version,
             done,
-            stream_lists=decoder.stream_lists,
+            checked_ids=decoder.checked_ids,
             tenant=self.tenant,
             served=self.served,
             transport="http",
@@ -313,7 +313,7 @@ def submit_columns(
     version: int | None,
     done: Callable[[BulkOutcomes], None],
     *,
-    stream_lists: StreamListCache,
+    checked_ids: CheckedStreamIds,
     tenant: str,
     served: ServedModel,
     transport: Transport,
@@ -326,7 +326,7 @@ def submit_columns(
         keys = [StreamKey(tenant, served.name, stream) for stream in streams]
         return keys, [record_key(*key) for key in keys]
 
-    keys, names = stream_lists.names(body.streams, tenant, make_names)
+    keys, names = checked_ids.names(body.streams, tenant, make_names)
     afters = bulk.column(body.after)
     if afters.count(None) < len(afters):
         afters = [after and decode_state_id(after) for after in afters]

@@ -12,7 +12,7 @@ import pytest
 from stepwell.addons.watch.commit_events import CommitEvent
 from stepwell.addons.watch.interests import Subscription
 from stepwell.addons.watch.stream_channels import channel_of
-from stepwell.addons.watch.watcher_queue import Subscriber
+from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.types import StreamKey
 from tests.addons.watch.engines import WatchedEngine, watched_worker
@@ -55,9 +55,16 @@ async def engines(
 
 
 async def watch(engine: WatchedEngine, streams: Sequence[str]) -> Subscriber:
-    watcher = Subscriber([Subscription("default", FOLD, stream) for stream in streams], inputs=False)
-    await engine.watch.add(watcher)
-    return watcher
+    """Return a watcher that every worker has acknowledged: on a busy machine one may not in time, which is a gap."""
+    while True:
+        watcher = Subscriber([Subscription("default", FOLD, stream) for stream in streams], inputs=False)
+        await engine.watch.add(watcher)
+        try:
+            async with asyncio.timeout(0):  # an event that is there is returned without waiting
+                assert [type(event) for event in await watcher.drain()] == [EventGap]
+        except TimeoutError:
+            return watcher
+        engine.watch.remove(watcher)
 
 
 async def wait_subscribed(three: Cluster, streams: Sequence[str], workers: int) -> None:

@@ -23,7 +23,7 @@ import stepwell.addons.jwt.verifier
 from stepwell.addons.jwt.settings import JwtSettings
 from stepwell.addons.jwt.verifier import LEEWAY_S, JwtVerifier
 from stepwell.errors import ServiceError
-from stepwell.requests.auth.api_keys import KeysFileError
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError
 from stepwell.settings import Settings
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_models

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stepwell.addons.backfill.history import Past, past_of
-from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
+from stepwell.addons.backfill.partial_predictions import BackfillError, PartialPredictionsFile
 from stepwell.addons.backfill.writers import writer_of
 from stepwell.addons.recorded import RecordedData, Rows, gathered, open_data
 from stepwell.addons.recorded.flags import (
@@ -95,7 +95,7 @@ def backfill(
                 "again": hashlib.sha256("".join(past.sources).encode()).hexdigest(),
                 "columns": [choice.stream, sorted(choice.inputs.items())],
             }
-            slots = PredictionSlots(predictions, n_rows, outputs, identity)
+            slots = PartialPredictionsFile(predictions, n_rows, outputs, identity)
         progress.start("sending", n_rows)
         with Client(url, key, CALL_S, keep_bytes=0) as client:
             sender = RowSender(
@@ -135,7 +135,11 @@ def backfill(
 
 
 def _send(
-    sender: RowSender, data: RecordedData, past: Past, slots: PredictionSlots | None, advance: Callable[[int], None]
+    sender: RowSender,
+    data: RecordedData,
+    past: Past,
+    slots: PartialPredictionsFile | None,
+    advance: Callable[[int], None],
 ) -> int:
     """Send what was not applied by an earlier run, and return how many timesteps were."""
     n_before = 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwell.addons.backfill.predictions import BackfillError
+from stepwell.addons.backfill.partial_predictions import BackfillError
 from stepwell.addons.recorded import RecordedData
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array

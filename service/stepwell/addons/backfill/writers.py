@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
+from stepwell.addons.backfill.partial_predictions import BackfillError, PartialPredictionsFile
 from stepwell.addons.recorded.tables import pyarrow_parquet
 from stepwell_export.runtime.manifest import Array
 
 _FORMATS = {2: "%.5g", 4: "%.9g", 8: "%.17g"}  # exact for floats of so many bytes
 
 
-def write_csv(path: Path, predictions: PredictionSlots, streams: Array) -> None:
+def write_csv(path: Path, predictions: PartialPredictionsFile, streams: Array) -> None:
     """Write a line per row; what is not known is empty."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -29,7 +29,7 @@ def write_csv(path: Path, predictions: PredictionSlots, streams: Array) -> None:
             writer.writerows(zip(streams[predictions.streams_of(part)].tolist(), steps, *columns, strict=True))
 
 
-def write_parquet(path: Path, predictions: PredictionSlots, streams: Array) -> None:
+def write_parquet(path: Path, predictions: PartialPredictionsFile, streams: Array) -> None:
     """Write a table with a dictionary of stream ids; what is not known is null."""
     parquet = pyarrow_parquet(path)
     import pyarrow as pa
@@ -50,7 +50,7 @@ def write_parquet(path: Path, predictions: PredictionSlots, streams: Array) -> N
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
-def write_npz(path: Path, predictions: PredictionSlots, streams: Array) -> None:
+def write_npz(path: Path, predictions: PartialPredictionsFile, streams: Array) -> None:
     """Write an array per column; a float that is not known is NaN, an integer 0."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
@@ -70,14 +70,14 @@ def write_npz(path: Path, predictions: PredictionSlots, streams: Array) -> None:
             write(name, dtype, (_filled(predictions.numbers_of(part)[i]) for part in parts))
 
 
-_WRITERS: dict[str, Callable[[Path, PredictionSlots, Array], None]] = {
+_WRITERS: dict[str, Callable[[Path, PartialPredictionsFile, Array], None]] = {
     ".csv": write_csv,
     ".parquet": write_parquet,
     ".npz": write_npz,
 }
 
 
-def writer_of(path: Path) -> Callable[[Path, PredictionSlots, Array], None]:
+def writer_of(path: Path) -> Callable[[Path, PartialPredictionsFile, Array], None]:
     """Return the function that writes the format of a file's ending.
 
     Raises:
@@ -92,7 +92,7 @@ def writer_of(path: Path) -> Callable[[Path, PredictionSlots, Array], None]:
     return _WRITERS[ending]
 
 
-def _masked(predictions: PredictionSlots, part: Array) -> Iterator[Any]:
+def _masked(predictions: PartialPredictionsFile, part: Array) -> Iterator[Any]:
     for column in predictions.numbers_of(part):
         yield np.ma.masked_array(np.ascontiguousarray(column.data), np.ma.getmaskarray(column))
 

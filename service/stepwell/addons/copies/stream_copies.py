@@ -15,7 +15,7 @@ from stepwell.engine.packing import finite_rows
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.streams.new_states import NewState, last_prediction_of, no_stream, responding_part
 from stepwell.engine.streams.resets import ReplacedPosition, replace_state, replay_position
-from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from stepwell.engine.streams.transaction import Loaded, Reply, Write, run_transaction
 from stepwell.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
@@ -108,9 +108,7 @@ class StreamCopies:
             return Write(new_record, b"", entry, position, lambda _stored: position)
 
         source_key = keys.record_key(*key)
-        return await commit_when_decided(
-            self._deps, target, fork, idempotency_key=idempotency_key, other_keys=[source_key]
-        )
+        return await run_transaction(self._deps, target, fork, idempotency_key=idempotency_key, other_keys=[source_key])
 
     # ---------------------------------------------------------------- snapshots
 
@@ -161,7 +159,7 @@ class StreamCopies:
             )
             return Reply(position, is_replay=False)
 
-        return await commit_when_decided(self._deps, key, snapshot_stream, idempotency_key=idempotency_key)
+        return await run_transaction(self._deps, key, snapshot_stream, idempotency_key=idempotency_key)
 
     async def state_of_snapshot(self, key: StreamKey, name: str, version: int | None, deadline: float) -> NewState:
         """Return the state of a stream that is reset to one of its snapshots.

@@ -9,13 +9,23 @@ from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from stepwell.addons.dashboard.error_page import PAGE_HEADERS, error_page
+from stepwell.addons.dashboard.error_page import error_page
 from stepwell.asgi.http import RawResponse
 from stepwell.service_addon import ServiceAddon
 
 _PAGE: Final = Path(__file__).with_name("page")
 _REFERENCE: Final = Path(__file__).with_name("reference")
-_HEADERS: Final = {**PAGE_HEADERS, "x-content-type-options": "nosniff"}
+_PAGE_HEADERS: Final = {
+    # The page loads everything from this service; 'self' covers the WebSocket too.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+"""The headers of every page."""
+_HEADERS: Final = {**_PAGE_HEADERS, "x-content-type-options": "nosniff"}
 _HIDDEN_WARNING: Final = b'<p id="open-warning" class="notice" role="alert" hidden'
 
 
@@ -37,11 +47,11 @@ class Dashboard(ServiceAddon):
         if self.context.settings.open_address is None:
             return FileResponse(page, headers=_HEADERS)
         with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
-        return RawResponse(with_warning, "text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     async def errors(self, _request: Request) -> Response:
         """Return the page with the meaning of each error code, which the `type` of problems links to."""
-        return RawResponse(error_page(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return RawResponse(error_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     async def docs(self, _request: Request) -> Response:
         """Return the page of the API."""

@@ -7,17 +7,6 @@ from html import escape
 
 from stepwell.error_codes import CODES, ErrorCode
 
-PAGE_HEADERS = {
-    # The page loads everything from this service; 'self' covers the WebSocket too.
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-"""The headers of every page."""
-
 _RETRIES = {"same": "the same request", "resend_from": "from expected on", "never": "no"}
 
 

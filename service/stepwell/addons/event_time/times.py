@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from stepwell.addons.text_values import number_of
+from stepwell.addons.text_values import number_of, preview
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 """The unit of times that are numbers."""
@@ -22,7 +22,6 @@ LIMIT: Final = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // time
 _US_PER_UNIT: Final = {"s": SECOND, "ms": 1000, "us": 1}
 _NS_PER_US: Final = 1000
 _FRACTION: Final = re.compile(r"([.,])([0-9]{7,})")
-_PREVIEW: Final = 60
 
 
 class BadTimeError(Exception):
@@ -51,9 +50,9 @@ def time_of(value: Any, unit: TimeUnit) -> int:
     elif type(value) is float and math.isfinite(value):
         found = round(value / _NS_PER_US if unit == "ns" else value * _US_PER_UNIT[unit])
     else:
-        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}; expected ISO 8601, or a number with --time-unit")
+        raise BadTimeError(f"the time is {preview(value)}; expected ISO 8601, or a number with --time-unit")
     if found < 0:
-        raise BadTimeError(f"the time is {repr(value)[:_PREVIEW]}, which is before 1970")
+        raise BadTimeError(f"the time is {preview(value)}, which is before 1970")
     return min(found, LIMIT)
 
 
@@ -77,7 +76,7 @@ def datetime_of(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text) + timedelta(microseconds=int(nanoseconds >= 0.5))
     except (ValueError, OverflowError) as exc:
-        raise BadTimeError(f"the time is {text[:_PREVIEW]!r}; expected ISO 8601 such as 2026-03-01T12:00:00Z") from exc
+        raise BadTimeError(f"the time is {preview(text)}; expected ISO 8601 such as 2026-03-01T12:00:00Z") from exc
 
 
 def iso(time: int) -> str:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final
 from google.protobuf.message import DecodeError
 
 from stepwell.addons.grpc_api import infer_codec
-from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferResponse
+from stepwell.addons.grpc_api.request_collector import RequestCollector
 from stepwell.addons.oip.errors import bad_request, oip_status
 from stepwell.addons.oip.infer_handler import InferHandler, codec_of, model_for_oip
 from stepwell.errors import ServiceError
@@ -139,7 +139,7 @@ class InferCall:
         return encoded
 
 
-async def respond(call: InferCall, head: CallHead, arrivals: Arrivals) -> bytes:
+async def respond(call: InferCall, head: CallHead, collector: RequestCollector) -> bytes:
     """Submit a request together with others that arrive, and return its encoded response.
 
     The engine completes a request that was submitted even if the caller is cancelled.
@@ -160,11 +160,11 @@ async def respond(call: InferCall, head: CallHead, arrivals: Arrivals) -> bytes:
             except Exception as exc:  # noqa: BLE001 - raised below
                 done(exc)
 
-    arrivals.add(submit)
+    collector.add(submit)
     try:
         result = await future
     finally:
-        arrivals.finished()
+        collector.finished()
     if isinstance(result, Exception):
         raise result
     return call.encode_response(result)

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from grpc.aio import EOF
 
-from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error, parse
 from stepwell.addons.grpc_api.infer_codec import FINAL_RESPONSE, set_parameter
 from stepwell.addons.grpc_api.messages import Message, ModelInferRequest, ModelStreamInferResponse
+from stepwell.addons.grpc_api.request_collector import RequestCollector
 from stepwell.addons.oip.errors import oip_message
 from stepwell.errors import ServiceError
 from stepwell.requests.auth.socket_auth import SocketAuth
@@ -30,13 +30,15 @@ class InferStream:
     requests. If the client does not read its responses, the reader stops, so memory is bounded.
     """
 
-    def __init__(self, context: AppContext, head: CallHead, rpc: Any, auth: SocketAuth, arrivals: Arrivals) -> None:
+    def __init__(
+        self, context: AppContext, head: CallHead, rpc: Any, auth: SocketAuth, collector: RequestCollector
+    ) -> None:
         """Create a call without pending requests."""
         self._context = context
         self._head = head
         self._rpc = rpc
         self._auth = auth
-        self._arrivals = arrivals
+        self._collector = collector
         self._pending: deque[_PendingResponse] = deque()
         self._bytes = 0  # of the pending requests
         self._wake = asyncio.Event()  # the next response is ready, or no further request is read
@@ -85,7 +87,7 @@ class InferStream:
             pending = _PendingResponse(self, len(body))
             self._pending.append(pending)
             self._bytes += len(body)
-            self._arrivals.add(partial(self._submit, pending, body))
+            self._collector.add(partial(self._submit, pending, body))
 
     def _submit(self, pending: _PendingResponse, body: bytes) -> None:
         try:
@@ -129,7 +131,7 @@ class InferStream:
 
     def on_result(self, pending: _PendingResponse) -> None:
         """Wake the writer if it waits for this response."""
-        self._arrivals.finished()
+        self._collector.finished()
         if self._pending[0] is pending:
             self._wake.set()
 

@@ -11,11 +11,11 @@ import grpc
 import msgspec
 from google.protobuf.json_format import ParseDict
 
-from stepwell.addons.grpc_api.arrivals import Arrivals
 from stepwell.addons.grpc_api.calls import CallHead, InferCall, as_service_error, parse, respond
 from stepwell.addons.grpc_api.errors import code_of, metadata_of
 from stepwell.addons.grpc_api.infer_stream import InferStream
 from stepwell.addons.grpc_api.messages import SERVICE, Message, ModelInferRequest, message_class
+from stepwell.addons.grpc_api.request_collector import RequestCollector
 from stepwell.addons.oip import models
 from stepwell.addons.oip.errors import oip_message
 from stepwell.addons.oip.infer_handler import model_for_oip
@@ -41,7 +41,7 @@ class InferenceMethods:
         self.idle.set()
         self._context = context
         self._version = version
-        self._arrivals = Arrivals()
+        self._collector = RequestCollector()
 
     def handlers(self) -> Mapping[str, grpc.RpcMethodHandler]:
         """Return what grpcio calls, by the name of the method."""
@@ -99,7 +99,7 @@ class InferenceMethods:
                     auth.authorize_handshake(None, None)
                     auth.register()
                     try:
-                        await InferStream(context, head, rpc, auth, self._arrivals).run(self.stopping)
+                        await InferStream(context, head, rpc, auth, self._collector).run(self.stopping)
                     finally:
                         auth.unregister()
                 except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
@@ -119,7 +119,7 @@ class InferenceMethods:
         received_s = time.monotonic()
         tenant = self._context.authenticate_and_count(head.authorization, "step").tenant
         call = InferCall(self._context, head, tenant, parse(ModelInferRequest, body), received_s)
-        return await respond(call, head, self._arrivals)
+        return await respond(call, head, self._collector)
 
     async def _server_live(self, _request: Message, _head: CallHead) -> Any:
         return {"live": True}

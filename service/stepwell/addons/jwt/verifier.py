@@ -16,7 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.requests.auth.api_keys import SCOPES, Caller, KeysFileError, ReloadedFile, unauthenticated
+from stepwell.requests.auth.api_keys import SCOPES, Caller, unauthenticated
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError, ReloadedKeysFile
 from stepwell_export.runtime.manifest import NAME
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class _FileJwkSet:
     """The provider's keys, from a file."""
 
     def __init__(self, file: Path) -> None:
-        self._file = ReloadedFile(file, _read_keys)
+        self._file = ReloadedKeysFile(file, _read_keys)
 
     def current(self) -> tuple[list[PyJWK], int]:
         """Return the keys, each with its algorithm, and their generation."""

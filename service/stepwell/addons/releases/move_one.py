@@ -13,7 +13,7 @@ from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.streams.new_states import last_prediction_of, no_stream, responding_part
 from stepwell.engine.streams.resets import ReplacedPosition, replay_position
-from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
+from stepwell.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, run_transaction
 from stepwell.errors import ServiceError, state_changed
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history, version_flags, version_of
@@ -96,7 +96,7 @@ class StreamMoves:
             repeated = replace(position, replayed=True, before=None)
             return Write(new_record, record.guard, entry, position, lambda _: repeated)
 
-        return await commit_when_decided(self._deps, key, move, idempotency_key=idempotency_key)
+        return await run_transaction(self._deps, key, move, idempotency_key=idempotency_key)
 
     # ---------------------------------------------------------------- helpers
 

@@ -9,10 +9,10 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from stepwell.addons.event_stream import COMMENT, EventStreamResponse, encode_event
 from stepwell.addons.rollouts.bodies import done_event, timestep_event
 from stepwell.addons.rollouts.requests import RolloutRequest, RolloutResult
 from stepwell.addons.rollouts.service import RolloutService
+from stepwell.addons.server_sent_events import COMMENT, EventStreamResponse, encode_event
 from stepwell.errors import ServiceError
 from stepwell.requests.problems import internal_error, problem_document
 from stepwell_client.wire.formats import JSON, encode

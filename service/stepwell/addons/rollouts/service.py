@@ -18,7 +18,7 @@ from stepwell.engine.model_runs import ModelRuns
 from stepwell.engine.placing import Placed
 from stepwell.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from stepwell.engine.publisher import PendingCommits
-from stepwell.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from stepwell.engine.streams.transaction import Loaded, Reply, Write, run_transaction
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -109,7 +109,7 @@ class RolloutService(ModelRuns):
 
         idempotency_key = request.idempotency_key if request.commit else None
         with contextlib.ExitStack() as under_way:
-            result = await commit_when_decided(self._deps, request.key, roll_out, idempotency_key=idempotency_key)
+            result = await run_transaction(self._deps, request.key, roll_out, idempotency_key=idempotency_key)
         if result.replayed:
             self._observer.replays(1)
         elif request.commit:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stepwell.addons.api_schemas.routes import COMMON_PROBLEMS, STREAM_PATH, query, route
-from stepwell.addons.event_stream import COMMENT, EventStreamResponse, encode_event
+from stepwell.addons.server_sent_events import COMMENT, EventStreamResponse, encode_event
 from stepwell.addons.watch.events import event_document, parse_subscription, queued_events
 from stepwell.addons.watch.hub import WatchHub
 from stepwell.addons.watch.messages import HEARTBEAT_S

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from stepwell.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
 from stepwell.engine.streams.new_states import NewState, no_stream
-from stepwell.engine.streams.transaction import Decide, Loaded, Reply, StreamOpDeps, Write, commit_when_decided
+from stepwell.engine.streams.transaction import Decide, Loaded, Reply, StreamOpDeps, Write, run_transaction
 from stepwell.errors import CorruptRecordError, ServiceError
 from stepwell.store.commits import NO_RECORD
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -54,7 +54,7 @@ async def replace_state(
             store.
     """
     put = replacement(key, new_state, op_id, after=after, had_key=idempotency_key is not None)
-    return await commit_when_decided(deps, key, put, idempotency_key=idempotency_key)
+    return await run_transaction(deps, key, put, idempotency_key=idempotency_key)
 
 
 def replacement(

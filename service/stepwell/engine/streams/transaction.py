@@ -1,4 +1,4 @@
-"""`commit_when_decided`: loads streams, decides, and commits the decisions; after a conflict, again."""
+"""`run_transaction`: loads streams, decides, and commits the decisions; after a conflict, again."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ It may be called more than once, and may raise `ServiceError`.
 """
 
 
-async def commit_when_decided(
+async def run_transaction(
     deps: StreamOpDeps,
     key: StreamKey,
     decide: Decide[T],
@@ -146,7 +146,7 @@ async def commit_each_when_decided(
     idempotency_key: str | None = None,
     other_keys: Sequence[str] = (),
 ) -> list[T | ServiceError]:
-    """Do the same as `commit_when_decided` for several streams: all are loaded at once, and committed at once.
+    """Do the same as `run_transaction` for several streams: all are loaded at once, and committed at once.
 
     Args:
         deps: Store, models and quota.

@@ -1,36 +1,27 @@
-"""`ApiKeys`: authenticates callers by API key; keys are stored as hashes, and the file is reloaded when it changes."""
+"""`ApiKeys`: authenticates callers by API key; the file has hashes of the keys."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stepwell.errors import ServiceError
-from stepwell_export.runtime.errors import StepwellError
+from stepwell.requests.auth.reloaded_keys_file import KeysFileError, ReloadedKeysFile, unreadable
 from stepwell_export.runtime.manifest import NAME
 
 Scope = Literal["step", "read", "admin", "models", "metrics"]
 SCOPES: frozenset[Scope] = frozenset({"step", "read", "admin", "models", "metrics"})
 
-_T = TypeVar("_T")
-
 _log = logging.getLogger(__name__)
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+) *")
-
-
-class KeysFileError(StepwellError):
-    """The file of API keys cannot be used."""
-
-    code = "bad_keys_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,54 +81,7 @@ class _KeysFile(BaseModel):
         return self
 
 
-class ReloadedFile(Generic[_T]):
-    """A file of keys that is read again when it changes; while it cannot be read, what was read before stays in force.
-
-    Attributes:
-        content: What was read last.
-        generation: How often it was read again.
-        on_change: Called with what was read before and what was read now, when it was read again; None: not called.
-    """
-
-    def __init__(self, file: Path, read: Callable[[Path], _T]) -> None:
-        """Read the file.
-
-        Args:
-            file: Which.
-            read: Returns what it holds, or raises a `KeysFileError`.
-
-        Raises:
-            KeysFileError: It cannot be read, or is not what it should be.
-        """
-        self._file = file
-        self._read = read
-        self._stamp = file_signature(file)
-        self._trouble = ""  # as it was logged
-        self.content = read(file)
-        self.generation = 0
-        self.on_change: Callable[[_T, _T], None] | None = None
-
-    def refresh(self) -> None:
-        """Read the file again if it has changed."""
-        try:
-            stamp = file_signature(self._file)
-            if stamp == self._stamp:
-                return
-            self._stamp = stamp
-            before, self.content = self.content, self._read(self._file)
-        except KeysFileError as exc:
-            if str(exc) != self._trouble:  # once, not with every request
-                _log.error("The keys read before stay in force: %s", exc)
-            self._trouble = str(exc)
-        else:
-            self._trouble = ""
-            self.generation += 1
-            _log.info("Read the keys again: %s", self._file.name)
-            if self.on_change is not None:
-                self.on_change(before, self.content)
-
-
-_Callers = ReloadedFile[Mapping[bytes, Caller]]
+_Callers = ReloadedKeysFile[Mapping[bytes, Caller]]
 
 
 class ApiKeys:
@@ -158,7 +102,7 @@ class ApiKeys:
         Raises:
             KeysFileError: The file cannot be read, or its content is not valid.
         """
-        self._file: _Callers | None = None if file is None else ReloadedFile(file, read_keys)
+        self._file: _Callers | None = None if file is None else ReloadedKeysFile(file, read_keys)
         self.caller_of_token = caller_of_token
         self._checked_this_tick = False  # in this turn of the loop
 
@@ -239,26 +183,6 @@ def unauthenticated(problem: str) -> ServiceError:
     return ServiceError("unauthenticated", problem, fix="Send a valid key.")
 
 
-def _unreadable(file: Path, error: OSError) -> KeysFileError:
-    return KeysFileError(
-        f"The keys file {file} cannot be read: {error.strerror}.",
-        fix="Check its path and its rights; `stepwell keys add ID --file FILE` creates a file of API keys.",
-    )
-
-
-def file_signature(file: Path) -> tuple[int, ...]:
-    """Return modification time, size and inode of a keys file: a change of the file changes one of them.
-
-    Raises:
-        KeysFileError: The file cannot be read.
-    """
-    try:
-        stat = os.stat(file)  # noqa: PTH116 - pathlib needs twice the time, and this runs for each request
-    except OSError as exc:
-        raise _unreadable(file, exc) from exc
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
 def read_keys(file: Path) -> dict[bytes, Caller]:
     """Return the callers of a keys file by the SHA-256 of their keys, in the order of the file.
 
@@ -268,7 +192,7 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
     try:
         content = _KeysFile.model_validate_json(file.read_bytes())
     except OSError as exc:
-        raise _unreadable(file, exc) from exc
+        raise unreadable(file, exc) from exc
     except ValidationError as exc:
         first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
         location = ".".join(map(str, first["loc"])) or "the document"

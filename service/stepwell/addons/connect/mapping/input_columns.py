@@ -12,13 +12,12 @@ import numpy as np
 from stepwell.addons.connect.mapping.decoding import TextValue
 from stepwell.addons.connect.mapping.paths import MISSING, FieldPath
 from stepwell.addons.connect.messages import BadMessageError, ConnectUsageError
-from stepwell.addons.text_values import is_missing, value_of
+from stepwell.addons.text_values import is_missing, preview, value_of
 from stepwell_client.wire.texts import counted
 from stepwell_export.runtime.manifest import Array, InputSpec
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
-_PREVIEW: Final = 60
 
 
 class InputColumn:
@@ -141,7 +140,7 @@ class InputColumn:
         number = value_of(text)
         if number is None:
             raise BadMessageError(
-                "bad_input", f"the field {part.text!r} is {text[:_PREVIEW]!r}; expected {_NAMES[self.dtype.kind]}"
+                "bad_input", f"the field {part.text!r} is {preview(text)}; expected {_NAMES[self.dtype.kind]}"
             )
         if self.dtype.kind == "b" and number in (0, 1):
             return bool(number)
@@ -152,7 +151,7 @@ class InputColumn:
     def _check(self, value: Any, shape: Sequence[int]) -> None:
         if shape:
             if type(value) is not list or len(value) != shape[0]:
-                found = counted(len(value), "value") if type(value) is list else repr(value)[:_PREVIEW]
+                found = counted(len(value), "value") if type(value) is list else preview(value)
                 raise BadMessageError(
                     "bad_input",
                     f"input {self.spec.name!r} has {found} where shape {[*self.spec.shape]} needs {shape[0]}",
@@ -162,9 +161,7 @@ class InputColumn:
                     self._check(one, shape[1:])
         elif type(value) not in self.types and not (value is None and self.may_be_missing):
             expected = _NAMES[self.dtype.kind]
-            raise BadMessageError(
-                "bad_input", f"input {self.spec.name!r} has {repr(value)[:_PREVIEW]}; expected {expected}"
-            )
+            raise BadMessageError("bad_input", f"input {self.spec.name!r} has {preview(value)}; expected {expected}")
 
     def _from_bytes(self, body: bytes) -> Array:
         expected = self.size * self.dtype.itemsize

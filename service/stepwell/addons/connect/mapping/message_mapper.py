@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from stepwell.addons.connect.config import FromSection
 from stepwell.addons.connect.formats.bodies import SchemaBodies, check_number
@@ -16,10 +16,8 @@ from stepwell.addons.connect.mapping.stream_places import StreamPlace
 from stepwell.addons.connect.mapping.time_field import TimeField
 from stepwell.addons.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
 from stepwell.addons.connect.urls import BrokerUrl
-from stepwell.addons.text_values import number_of
+from stepwell.addons.text_values import number_of, preview
 from stepwell_client.wire.ids import POSITION_LIMIT, SEQ_LIMIT
-
-_PREVIEW: Final = 60
 
 
 @dataclass(slots=True)
@@ -167,6 +165,6 @@ def _integer(path: FieldPath, document: Any) -> int:
         number = number_of(value)
         value = number if type(number) is int else value
     if type(value) is not int or value < 0:
-        shown = "missing" if value is MISSING else repr(value)[:_PREVIEW]
+        shown = "missing" if value is MISSING else preview(value)
         raise BadMessageError("bad_request", f"the field {path.text!r} is {shown}; expected an integer from 0")
     return value

@@ -1,4 +1,4 @@
-"""`PredictionSlots`: the prediction of every row, in a file that survives a kill and is renamed once it is whole."""
+"""`PartialPredictionsFile`: every row's prediction, in a file that survives a kill and is renamed once it is whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BackfillError(StepwellError):
     code = "backfill_failed"
 
 
-class PredictionSlots:
+class PartialPredictionsFile:
     """A slot of fixed size for each row of the data, in `OUT.partial`.
 
     A slot is marked as the last thing that is written to it, so a slot that is marked is whole. Rows with a marked slot
@@ -101,7 +101,7 @@ class PredictionSlots:
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
-    def finish(self, streams: Sequence[str], write: Callable[[Path, PredictionSlots, Array], None]) -> int:
+    def finish(self, streams: Sequence[str], write: Callable[[Path, PartialPredictionsFile, Array], None]) -> int:
         """Write the file and remove the slots; return the number of rows whose prediction is not known.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
+from stepwell.addons.backfill.partial_predictions import BackfillError, PartialPredictionsFile
 from stepwell.addons.backfill.writers import writer_of
 from stepwell_export.runtime.manifest import OutputSpec
 
@@ -19,18 +19,18 @@ N = np.arange(6).reshape(2, 3) + 2**60
 POSITIONS = np.array([[0, 2, 4], [1, 3, 5]])
 
 
-def slots(path: Path, **identity: Any) -> PredictionSlots:
-    return PredictionSlots(path, 6, OUTPUTS, {"source": "a", **identity})
+def slots(path: Path, **identity: Any) -> PartialPredictionsFile:
+    return PartialPredictionsFile(path, 6, OUTPUTS, {"source": "a", **identity})
 
 
-def filled(path: Path, *, unknown: tuple[int, int] = (0, 0)) -> PredictionSlots:
+def filled(path: Path, *, unknown: tuple[int, int] = (0, 0)) -> PartialPredictionsFile:
     """Return predictions of two streams of three rows; the second one was at step 7 before."""
     predictions = slots(path)
     predictions.write(POSITIONS, np.array([1, 0]), np.array([3, 10]), np.array(unknown), {"y": Y, "n": N})
     return predictions
 
 
-def finish(predictions: PredictionSlots) -> int:
+def finish(predictions: PartialPredictionsFile) -> int:
     return predictions.finish(["left", "right"], writer_of(predictions.path))
 
 
@@ -48,7 +48,7 @@ def test_a_csv_file_has_a_line_per_row_in_the_order_of_the_data(tmp_path: Path) 
 def test_columns_have_the_labels_of_the_output_as_in_replay(tmp_path: Path) -> None:
     outputs = [OutputSpec(name="next", dtype="float32", shape=[2], labels=["temperature", "flow"]), OUTPUTS[1]]
 
-    assert PredictionSlots(tmp_path / "out.csv", 6, outputs, {}).columns == [
+    assert PartialPredictionsFile(tmp_path / "out.csv", 6, outputs, {}).columns == [
         "stream", "step", "next[temperature]", "next[flow]", "n"
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`StreamListCache`: lists of stream ids that passed all checks; most clients send the same streams in each message."""
+"""`CheckedStreamIds`: lists of stream ids that passed all checks; most clients repeat the same list in each message."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _StreamList:
         return keys, names
 
 
-class StreamListCache:
+class CheckedStreamIds:
     """Lists of stream ids by their first id, each with the keys and record names of a tenant's streams.
 
     A list in which few streams differ from the cached one takes over what is known of the others.

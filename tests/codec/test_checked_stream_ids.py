@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.codec.stream_lists import StreamListCache, StreamNames
+from stepwell.codec.checked_stream_ids import CheckedStreamIds, StreamNames
 from stepwell.store.keys import record_key
 from stepwell.types import StreamKey
 from stepwell_client.wire.formats import JSON
@@ -14,7 +14,7 @@ from tests.codec.test_codec import body_of, bulk_document, wire
 class Owner:
     """The streams of a tenant, and how many names were computed."""
 
-    def __init__(self, cache: StreamListCache, tenant: str) -> None:
+    def __init__(self, cache: CheckedStreamIds, tenant: str) -> None:
         self.made = 0
         self._cache = cache
         self._tenant = tenant
@@ -29,7 +29,7 @@ class Owner:
 
 
 def test_names_of_a_checked_list_are_computed_once_per_tenant() -> None:
-    cache = StreamListCache()
+    cache = CheckedStreamIds()
     one, other = Owner(cache, "one"), Owner(cache, "other")
     cache.add(["a", "b"])
 
@@ -41,7 +41,7 @@ def test_names_of_a_checked_list_are_computed_once_per_tenant() -> None:
 
 
 def test_a_list_with_the_same_first_stream_has_its_own_names() -> None:
-    cache = StreamListCache()
+    cache = CheckedStreamIds()
     owner = Owner(cache, "one")
     for streams in (["a", "b"], ["a", "c"], ["a", "b", "c"]):
         cache.add(streams)
@@ -52,7 +52,7 @@ def test_a_list_with_the_same_first_stream_has_its_own_names() -> None:
 
 
 def test_only_the_streams_that_a_list_has_in_place_of_others_are_checked_and_named() -> None:
-    cache = StreamListCache()
+    cache = CheckedStreamIds()
     one, other = Owner(cache, "one"), Owner(cache, "other")
     for streams in (["a", "b", "c"], ["a", "d", "c"], ["a", "d", "e"]):
         assert len(cache.unchecked(streams)) == (3 if streams[1] == "b" else 1)
@@ -66,7 +66,7 @@ def test_only_the_streams_that_a_list_has_in_place_of_others_are_checked_and_nam
 
 
 def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
-    cache = StreamListCache()
+    cache = CheckedStreamIds()
     owner = Owner(cache, "one")
 
     assert owner.names(["a"]) == owner.names(["a"])
@@ -74,7 +74,7 @@ def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
 
 
 def test_the_cache_holds_no_more_streams_than_its_bound() -> None:
-    cache = StreamListCache(max_streams=100)
+    cache = CheckedStreamIds(max_streams=100)
     owners = [Owner(cache, f"t{n}") for n in range(5)]
 
     for n in range(1000):
@@ -87,7 +87,7 @@ def test_the_cache_holds_no_more_streams_than_its_bound() -> None:
 
 
 def test_a_list_that_would_fill_the_cache_is_not_cached() -> None:
-    cache = StreamListCache(max_streams=100)
+    cache = CheckedStreamIds(max_streams=100)
     few, many = ["a", "b"], [f"s{i}" for i in range(26)]
     cache.add(few)
     cache.add(many)
@@ -101,4 +101,4 @@ def test_a_list_with_an_invalid_stream_is_checked_each_time() -> None:
 
     for _ in range(2):
         assert list(decoder.bulk(body, JSON, chunk=False).faults) == [1]
-    assert [*decoder.stream_lists.unchecked(["a", "b/c"])] == [0, 1]
+    assert [*decoder.checked_ids.unchecked(["a", "b/c"])] == [0, 1]

@@ -1,4 +1,4 @@
-"""`Arrivals`: requests that follow each other closely are submitted together, and one alone is submitted at once."""
+"""`RequestCollector`: requests that follow each other closely are submitted together, and one alone at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("grpc", reason="grpcio is not installed: STEPWELL_EXTRAS=grpc")
 
-from stepwell.addons.grpc_api.arrivals import Arrivals
+from stepwell.addons.grpc_api.request_collector import RequestCollector
 
 
 class Submitted:
     """Records in which turn of the loop each request was submitted."""
 
     def __init__(self) -> None:
-        self.arrivals = Arrivals()
+        self.collector = RequestCollector()
         self.turns: dict[int, int] = {}
         self._turn = 0
 
@@ -26,7 +26,7 @@ class Submitted:
 
     def add(self, *names: int) -> None:
         for name in names:
-            self.arrivals.add(partial(self._submit, name))
+            self.collector.add(partial(self._submit, name))
 
     def _submit(self, name: int) -> None:
         self.turns[name] = self._turn
@@ -48,7 +48,7 @@ async def test_one_alone_is_submitted_at_once() -> None:
     for name in range(3):
         found.add(name)
         assert found.names[-1] == name
-        found.arrivals.finished()
+        found.collector.finished()
 
 
 async def test_requests_that_follow_a_pending_one_are_submitted_together_in_order() -> None:
@@ -79,7 +79,7 @@ async def test_after_a_group_the_next_one_waits_for_the_others() -> None:
     found.add(0, 1, 2)
     await found.until(3)
     for _ in range(3):
-        found.arrivals.finished()
+        found.collector.finished()
     found.add(3)
     assert found.names == [0, 1, 2]
     found.add(4)
@@ -94,10 +94,10 @@ async def test_after_one_alone_the_next_one_is_submitted_at_once() -> None:
     found.add(0, 1, 2)
     await found.until(3)
     for _ in range(3):
-        found.arrivals.finished()
+        found.collector.finished()
     found.add(3)
     await found.until(4)
-    found.arrivals.finished()
+    found.collector.finished()
     found.add(4)
 
     assert found.names == [0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""`Arrivals`: submits requests that arrive together to the engine together, so that they share batches."""
+"""`RequestCollector`: submits requests that arrive together to the engine together, so that they share batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_S: Final = 0.005  # as long as a small batch waits for the one in fligh
 _FULL: Final = 128  # requests
 
 
-class Arrivals:
+class RequestCollector:
     """The requests of all calls of a worker that are decoded and submitted next, in the order of their arrival.
 
     grpcio delivers one request for each call and turn of the event loop, also if many have been received. If each were
