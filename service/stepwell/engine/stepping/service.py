@@ -139,9 +139,7 @@ class StepService:
         Raises:
             ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
-        future, done = _future_and_callback()
-        self.submit(timestep, done)
-        return await future
+        return await self._result(timestep, peek=False)
 
     async def peek(self, timestep: Timestep) -> Prediction:
         """Return what a step would return; nothing is committed.
@@ -152,8 +150,20 @@ class StepService:
         Raises:
             ServiceError: As for `advance`.
         """
-        future, done = _future_and_callback()
-        self.submit(timestep, done, peek=True)
+        return await self._result(timestep, peek=True)
+
+    async def _result(self, timestep: Timestep, *, peek: bool) -> Prediction:
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+        def done(result: Prediction | ServiceError) -> None:
+            if future.done():  # cancelled
+                return
+            if isinstance(result, ServiceError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.submit(timestep, done, peek=peek)
         return await future
 
     @property
@@ -257,18 +267,3 @@ class StepService:
         return self._models.changed_error(
             queued.timestep.key.model, record.fingerprint, requested, step=record.step, state_id=record.history_hash
         )
-
-
-def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
-    """Return a future, and the callback that sets its result; the future may be cancelled before that."""
-    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-
-    def done(result: Prediction | ServiceError) -> None:
-        if future.done():
-            return
-        if isinstance(result, ServiceError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    return future, done
