@@ -237,8 +237,8 @@ MUTANTS = (
     Mutant(
         "a loaded record that is at another position is continued",
         "service/stepwell/engine/stepping/record_loader.py",
-        "[*compress(found, applies)]",
-        "found",
+        "applies = batch.apply_to([i for i, _ in found], read_headers([value for _, value in found])).tolist()",
+        "applies = [True] * len(found)",
         (f"{_TOGETHER}test_new_replayed_and_refused_rows_are_processed_in_columns",),
     ),
     Mutant(

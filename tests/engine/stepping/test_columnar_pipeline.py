@@ -347,10 +347,10 @@ async def test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_reco
             await two.streams.delete(StreamKey("default", "fold", name))
         with watched_rows() as built:
             found = await bulk_predictions(one, {name: ([7], 1 if name in MANY[:3] else 2) for name in MANY})
-        again = await bulk_predictions(two, {name: ([8], found[name].step + 1) for name in MANY})
+        again = await bulk_predictions(two, {name: ([8], 2 if name in MANY[:3] else 3) for name in MANY})
 
     assert built == []
-    assert [one.created for one in found.values()] == [True] * 3 + [False] * 37
+    assert [(one.created, one.step) for one in found.values()] == [(True, 1)] * 3 + [(False, 2)] * 37
     assert [ys(one) for one in found.values()] == [fold_reference([7] if at < 3 else [at, 7])[-1:] for at in range(40)]
     assert [ys(one) for one in again.values()] == [
         fold_reference([7, 8] if at < 3 else [at, 7, 8])[-1:] for at in range(40)
