@@ -237,8 +237,8 @@ MUTANTS = (
     Mutant(
         "a loaded record that is at another position is continued",
         "service/stepwell/engine/stepping/record_loader.py",
-        "[*compress(found, applies)]",
-        "found",
+        "applies = batch.apply_to([i for i, _ in found], read_headers([value for _, value in found])).tolist()",
+        "applies = [True] * len(found)",
         (f"{_TOGETHER}test_new_replayed_and_refused_rows_are_processed_in_columns",),
     ),
     Mutant(
@@ -247,6 +247,27 @@ MUTANTS = (
         "return StepIntent(self.op_ids[i], self.length",
         "return StepIntent(bytes(16), self.length",
         (f"{_TOGETHER}test_any_mix_of_transports_and_workers_folds_every_stream",),
+    ),
+    Mutant(
+        "a retry in columns is answered with fewer predictions than it requests",
+        "service/stepwell/engine/stepping/record_loader.py",
+        "(Kind.STEP, fingerprint, nbytes)",
+        "(Kind.STEP, fingerprint, len(record.outputs))",
+        (f"{_TOGETHER}test_a_replay_in_columns_is_the_replay_of_each_row",),
+    ),
+    Mutant(
+        "a new stream begins with the state that the cache has",
+        "service/stepwell/engine/stepping/record_loader.py",
+        "states[rows], records.expiry_set_at[rows] = self._cache.states(new), -np.inf",
+        "records.expiry_set_at[rows] = -np.inf",
+        (f"{_TOGETHER}test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_record_is_cached",),
+    ),
+    Mutant(
+        "a new stream may overwrite one that another worker has created",
+        "service/stepwell/engine/stepping/committer.py",
+        'b"" if j in created else guard',
+        "guard",
+        (_COLUMNS_AS_ROWS,),
     ),
     Mutant(
         "a row that is later than the first timestep begins a missing stream",

@@ -338,6 +338,25 @@ async def test_new_replayed_and_refused_rows_are_processed_in_columns(
     assert (answers[38].replayed, answers[39].code, answers[40].created) == (True, "seq_gap", True)
 
 
+async def test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_record_is_cached(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await start_streams(one)
+        for name in MANY[:3]:
+            await two.streams.delete(StreamKey("default", "fold", name))
+        with watched_rows() as built:
+            found = await bulk_predictions(one, {name: ([7], 1 if name in MANY[:3] else 2) for name in MANY})
+        again = await bulk_predictions(two, {name: ([8], 2 if name in MANY[:3] else 3) for name in MANY})
+
+    assert built == []
+    assert [(one.created, one.step) for one in found.values()] == [(True, 1)] * 3 + [(False, 2)] * 37
+    assert [ys(one) for one in found.values()] == [fold_reference([7] if at < 3 else [at, 7])[-1:] for at in range(40)]
+    assert [ys(one) for one in again.values()] == [
+        fold_reference([7, 8] if at < 3 else [at, 7, 8])[-1:] for at in range(40)
+    ]
+
+
 @pytest.mark.parametrize(("kept", "wanted"), [*itertools.product(get_args(ReturnMode), repeat=2)])
 async def test_a_replay_in_columns_is_the_replay_of_each_row(
     folder: Path, redis_server: Server, kept: ReturnMode, wanted: ReturnMode

@@ -1,7 +1,7 @@
 """`Batch`: timesteps of different streams as a table, from request to response. Does no I/O.
 
 A batch has one column per field. An object per timestep, its `QueuedStep`, is created only for the rows that need one:
-those whose record decides something else than that they apply.
+those that `RecordLoader` has to decide one by one.
 """
 
 from __future__ import annotations

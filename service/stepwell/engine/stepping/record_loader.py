@@ -1,6 +1,7 @@
 """`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store: `Records`.
 
-Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store.
+Most rows are checked together, by their positions; the others are decided by the records in the store, those with more
+than a position one by one.
 """
 
 from __future__ import annotations
