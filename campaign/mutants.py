@@ -614,6 +614,13 @@ MUTANTS = (
         "deadline = oldest + self._timeout",
         ("tests/engine/stepping/test_deadlines.py",),
     ),
+    Mutant(
+        "a new watch does not wait for the commits that have begun without it",
+        "service/stepwell/store/state_store.py",
+        "group = self.commits_under_way.newest",
+        "group = type(self.commits_under_way.newest)()",
+        ("tests/addons/watch/test_commits_under_way.py",),
+    ),
 )
 
 BROKEN = {
