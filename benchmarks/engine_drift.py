@@ -44,7 +44,7 @@ async def step_alone(engine: Engine, tenant: str, xs: Array, seq: int) -> None:
         done: asyncio.Future[Prediction | ServiceError] = loop.create_future()
         key = StreamKey(tenant, MODEL, f"s{i}")
         stream = StreamHandle(key, record_key(*key), None, "http")
-        engine.steps.submit_single(stream, (row.tobytes(),), seq, None, None, done.set_result, served=served)
+        engine.steps.versions[served].submit_single(stream, (row.tobytes(),), seq, None, None, done.set_result)
         result = await done
         if isinstance(result, ServiceError):
             raise result

@@ -232,14 +232,49 @@ MUTANTS = (
         "service/stepwell/engine/stepping/record_loader.py",
         "to_run = [i for i, row in zip(unusual, decided, strict=True) if self._applies(row)]",
         "to_run = [i for i, row in zip(unusual, decided, strict=True) if not row.answered]",
-        (f"{_TOGETHER}test_only_the_unusual_rows_of_a_batch_get_objects",),
+        (f"{_TOGETHER}test_a_bulk_request_with_a_key_or_for_new_streams_alone_is_applied_once",),
     ),
     Mutant(
         "a loaded record that is at another position is continued",
         "service/stepwell/engine/stepping/record_loader.py",
-        "frozenset([i for i in at if applies[i]])",
-        "frozenset(at)",
-        (f"{_TOGETHER}test_only_the_unusual_rows_of_a_batch_get_objects",),
+        "applies = batch.apply_to([i for i, _ in found], read_headers([value for _, value in found])).tolist()",
+        "applies = [True] * len(found)",
+        (f"{_TOGETHER}test_new_replayed_and_refused_rows_are_processed_in_columns",),
+    ),
+    Mutant(
+        "a retry in columns is treated as a new request",
+        "service/stepwell/engine/stepping/batch.py",
+        "return StepIntent(self.op_ids[i], self.length",
+        "return StepIntent(bytes(16), self.length",
+        (f"{_TOGETHER}test_any_mix_of_transports_and_workers_folds_every_stream",),
+    ),
+    Mutant(
+        "a retry in columns is answered with fewer predictions than it requests",
+        "service/stepwell/engine/stepping/record_loader.py",
+        "(Kind.STEP, fingerprint, nbytes)",
+        "(Kind.STEP, fingerprint, len(record.outputs))",
+        (f"{_TOGETHER}test_a_replay_in_columns_is_the_replay_of_each_row",),
+    ),
+    Mutant(
+        "a new stream begins with the state that the cache has",
+        "service/stepwell/engine/stepping/record_loader.py",
+        "states[rows], records.expiry_set_at[rows] = self._cache.states(new), -np.inf",
+        "records.expiry_set_at[rows] = -np.inf",
+        (f"{_TOGETHER}test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_record_is_cached",),
+    ),
+    Mutant(
+        "a new stream may overwrite one that another worker has created",
+        "service/stepwell/engine/stepping/committer.py",
+        'b"" if j in created else guard',
+        "guard",
+        (_COLUMNS_AS_ROWS,),
+    ),
+    Mutant(
+        "a row that is later than the first timestep begins a missing stream",
+        "service/stepwell/engine/protocol/decide.py",
+        "(seq is None or seq <= 1)",
+        "True",
+        _DECIDE,
     ),
     Mutant(
         "`after` is ignored in columns",
@@ -484,8 +519,8 @@ MUTANTS = (
     Mutant(
         "a record of one timestep does not show which version has answered",
         "service/stepwell/store/record.py",
-        "position = epoch, step + 1, 1, Kind.STEP | version_flags(version), op_id, history_hash, fingerprint",
-        "position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint",
+        "flags = Kind.STEP | version_flags(version) if version else Kind.STEP",
+        "flags = Kind.STEP",
         (f"{_VERSIONS}test_a_retry_after_a_sweep_has_the_version_of_its_first_response",),
     ),
     Mutant(
@@ -578,6 +613,13 @@ MUTANTS = (
         "deadline = youngest + self._timeout",
         "deadline = oldest + self._timeout",
         ("tests/engine/stepping/test_deadlines.py",),
+    ),
+    Mutant(
+        "a new watch does not wait for the commits that have begun without it",
+        "service/stepwell/store/state_store.py",
+        "group = self.commits_under_way.newest",
+        "group = type(self.commits_under_way.newest)()",
+        ("tests/addons/watch/test_commits_under_way.py",),
     ),
 )
 

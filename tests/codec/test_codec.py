@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from stepwell.codec import responses
 from stepwell.codec.request_decoder import RequestDecoder
 from stepwell.codec.responses import bulk_response_of_parts, encode_step, step_response
 from stepwell.codec.step_bodies import DecodedBulk, DecodedStep, FeedMessage, StepBody, correlation_of
@@ -1217,15 +1218,14 @@ def test_a_packed_tensor_has_dtype_shape_and_bytes() -> None:
 
 
 ERROR = ServiceError("seq_gap", "p")
+MANIFEST_OF_TWO = {
+    "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": [2]}],
+}
 
 
 def bulk_response(form: Format, results: BulkParts | None = None, **more: Any) -> dict[str, Any]:
-    specs = Manifest.model_validate(
-        {
-            "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
-            "outputs": [{"name": "y", "dtype": "float32", "shape": [2]}],
-        }
-    ).answered
+    specs = Manifest.model_validate(MANIFEST_OF_TWO).answered
     if results is None:
         results = BulkParts(3, [], {1: ERROR, 2: prediction([[5, 6]], replayed=True), 0: prediction([[1, 2]])})
     errors = {i: {"code": error.code} for i, error in results.errors.items()}
@@ -1236,12 +1236,31 @@ def bulk_response(form: Format, results: BulkParts | None = None, **more: Any) -
 def test_rows_in_columns_have_the_response_that_each_row_has_by_itself(form: Format) -> None:
     output = BatchOutput({"y": np.array([[[1, 2]], [[3, 4]], [[5, 6]]], np.float32)}, [7, 8, 9], [STATE_ID] * 3)
     others = {1: prediction([[0, 1]], replayed=True), 4: prediction([[8, 9]], created=True)}
-    parts = BulkParts(5, [([3, 0], BulkPrediction(output, [2, 2, 2], True), [2, 0])], {**others, 2: ERROR})
+    columns: list[Any] = [
+        ([3, 0], BulkPrediction(output, [2, 2, 2], True), [2, 0]),
+        ([6, 5], BulkPrediction(output, [1, 1, 1], replayed=True), [1, 0]),
+    ]
+    parts = BulkParts(7, columns, {**others, 2: ERROR})
 
-    alone = BulkParts(5, [], dict(enumerate(parts.by_row())))
+    alone = BulkParts(7, [], dict(enumerate(parts.by_row())))
 
     assert bulk_response(form, parts) == bulk_response(form, alone)
-    assert bulk_response(form, parts)["step"] == [7, 3, None, 9, 3]
+    assert bulk_response(form, parts)["step"] == [7, 3, None, 9, 3, 7, 8]
+    assert bulk_response(form, parts)["replayed"] == [1, 5, 6]
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_a_request_whose_rows_were_all_applied_before_has_the_response_that_each_row_has_by_itself(
+    form: Format,
+) -> None:
+    output = BatchOutput({"y": np.array([[[1, 2]], [[3, 4]]], np.float32)}, [7, 8], [STATE_ID] * 2)
+    found = BulkPrediction(output, [2, 2], replayed=True)
+    specs = Manifest.model_validate(MANIFEST_OF_TWO).answered
+
+    together = responses.bulk_response(found, specs, form, chunk=False, keep="all")
+
+    assert together == bulk_response(form, BulkParts(2, [], dict(enumerate(found.as_parts().by_row()))))
+    assert together["replayed"] == [0, 1]
 
 
 def test_a_failed_bulk_row_is_null_and_has_an_error() -> None:

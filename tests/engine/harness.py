@@ -73,10 +73,19 @@ async def worker(
     assert not report.failed
     engine = Engine(StateStore(url, **store), shelf, options, counts, publisher=publisher)
     engine.streams.state_of_snapshot = StreamCopies(engine).state_of_snapshot
-    try:
+    async with closing(engine):
         yield engine
+
+
+@contextlib.asynccontextmanager
+async def closing(engine: Engine) -> AsyncIterator[None]:
+    """Close an engine, which then has counted the end of every timestep that it has accepted."""
+    try:
+        yield
     finally:
         await engine.close()
+    assert (engine.admission.rows, engine.admission.nbytes) == (0, 0)
+    assert not any(version.in_use for version in engine.steps.versions.values())
 
 
 def step(stream: str, x: int, *, model: str = FOLD, **more: Any) -> Timestep:

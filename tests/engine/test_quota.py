@@ -216,7 +216,7 @@ async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_
         models = SimpleNamespace(find=load_later, by_fingerprint=lambda *_: None, may_find=lambda *_: True)
         batcher = Batcher(
             FOLD, cast("ModelRegistry", models), lambda _: pytest.fail("no version is there"),
-            placing=engine.placing, timeout=1e9, max_wait=0.0, on_answered=lambda *_: None,
+            placing=engine.placing, requests=engine.admission, timeout=1e9, max_wait=0.0,
         )  # fmt: skip
         row = QueuedStep(step("a", 1), answers.append, 0.0, "a", served, 1, bytes(16))
         row.reservation = Reservation(quota, "default")
@@ -224,6 +224,7 @@ async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_
         batcher.queue.reserve("a")
         batcher.wait_for_version(b"version2", [row])
         await batcher.stop()
+        assert engine.admission.rows == 0
 
     assert [answer.code for answer in answers if isinstance(answer, ServiceError)] == ["draining"]
     quota.check("default")  # there is room

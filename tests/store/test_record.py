@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from stepwell.errors import CorruptRecordError, RecordVersionError
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -51,9 +51,7 @@ RECORDS = st.builds(
 )
 POSITIONS = st.integers(0, 2**63 - 1)
 SOURCES = st.lists(st.builds(SourcePosition, B8, POSITIONS), min_size=1, max_size=MAX_SOURCES).map(tuple)
-WITH_SOURCES = st.builds(
-    dataclasses.replace, RECORDS, sources=SOURCES, answered_at=st.lists(POSITIONS, max_size=5).map(tuple)
-)
+WITH_SOURCES = st.builds(replace, RECORDS, sources=SOURCES, answered_at=st.lists(POSITIONS, max_size=5).map(tuple))
 
 
 def a_record() -> Record:
@@ -66,7 +64,7 @@ def after(history_hash: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> 
 
 def with_sources() -> Record:
     sources = SourcePosition(b"d" * 8, 12), SourcePosition(b"e" * 8, 2**63 - 1)
-    return dataclasses.replace(a_record(), sources=sources, answered_at=(10, 12))
+    return replace(a_record(), sources=sources, answered_at=(10, 12))
 
 
 @given(RECORDS | WITH_SOURCES)
@@ -118,7 +116,7 @@ def test_fields_read_from_the_header_alone_are_those_of_the_record(record: Recor
 def test_the_record_after_one_more_timestep_is_encoded_like_any_other(
     before: Record, op_id: bytes, now: int, outputs: bytes, state: bytes
 ) -> None:
-    before = dataclasses.replace(before, step=min(before.step, 2**64 - 2))
+    before = replace(before, step=min(before.step, 2**64 - 2))
 
     encoded, step, history_hash = encode_next(
         before.encode()[:HEADER_BYTES], op_id, now, outputs, state, before.sources, before.answered_at
@@ -133,7 +131,7 @@ def test_the_record_after_one_more_timestep_is_encoded_like_any_other(
         "history_hash": history_hash,
         "updated_ms": now,
     }
-    assert encoded == dataclasses.replace(before, **changed, outputs=outputs, state=state).encode()
+    assert encoded == replace(before, **changed, outputs=outputs, state=state).encode()
 
 
 @given(RECORDS | WITH_SOURCES)
@@ -243,7 +241,7 @@ def test_the_chains_of_a_batch_equal_those_of_its_rows() -> None:
 
 def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
     """A stream that was lost and sent again has its old state ids, and no old commit can be applied to it."""
-    one, two = a_record(), dataclasses.replace(a_record(), epoch=8)
+    one, two = a_record(), replace(a_record(), epoch=8)
 
     assert one.guard != two.guard
     assert one.history_hash == two.history_hash

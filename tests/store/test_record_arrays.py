@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from stepwell.errors import ServiceError
 from stepwell.store.record import Record, SourcePosition, decode, with_epoch
@@ -27,15 +26,13 @@ from tests.store.test_record import RECORDS
 def resized(record: Record, n: int) -> Record:
     """Return the record with outputs and state of given lengths."""
     outputs, state = record.outputs.ljust(40)[: n % 17], record.state.ljust(40)[: n % 23]
-    return dataclasses.replace(record, outputs=outputs, state=state)
+    return replace(record, outputs=outputs, state=state)
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
 def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) -> None:
     records = [resized(record, n) for record in records]
-    heads = read_headers(
-        [dataclasses.replace(record, outputs=b"", state=b"other").encode() for record in records]
-    ).copy()
+    heads = read_headers([replace(record, outputs=b"", state=b"other").encode() for record in records]).copy()
 
     table = np.empty((len(records), records[0].nbytes), np.uint8)
     encode_records(
@@ -60,7 +57,7 @@ MODEL = b"f" * 8
 
 def of_one_model(records: list[Record], n: int) -> list[Record]:
     """Return the records as records of one model, all of the same length."""
-    return [dataclasses.replace(resized(record, n), fingerprint=MODEL) for record in records]
+    return [replace(resized(record, n), fingerprint=MODEL) for record in records]
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
@@ -81,7 +78,7 @@ def test_records_with_equally_many_sources_are_decoded_in_arrays_as_each_alone(
     digest, at = st.binary(min_size=8, max_size=8), st.integers(0, 2**63 - 1)
     position = st.builds(SourcePosition, digest, at)
     records = [
-        dataclasses.replace(
+        replace(
             record,
             sources=tuple(data.draw(st.lists(position, min_size=n_sources, max_size=n_sources))),
             answered_at=tuple(data.draw(st.lists(at, min_size=n_answers, max_size=n_answers))),
@@ -99,7 +96,7 @@ def test_records_with_equally_many_sources_are_decoded_in_arrays_as_each_alone(
     assert found.headers.tobytes() != b"".join(one[:104] for one in whole)  # they are those of format 1
     broken = bytearray(whole[-1])
     broken[data.draw(st.integers(0, len(broken) - 1))] ^= data.draw(st.integers(1, 255))
-    without = dataclasses.replace(records[-1], sources=(), answered_at=()).encode()
+    without = replace(records[-1], sources=(), answered_at=()).encode()
     for other in (bytes(broken), without, whole[-1][:-1], whole[-1] + b"x", b"", None):
         assert decode_records([*whole, other], MODEL, n % 23) is None
         assert decode_records([other, *whole], MODEL, n % 23) is None
@@ -116,7 +113,7 @@ def test_a_record_that_is_refused_alone_is_not_decoded_in_arrays(
     broken[byte] ^= change
     others: list[bytes | Exception | None] = [
         bytes(broken), whole[at][:-1], whole[at] + b"x", b"", None, ValueError(),
-        dataclasses.replace(decode(whole[at]), fingerprint=b"another!").encode(),
+        replace(decode(whole[at]), fingerprint=b"another!").encode(),
     ]  # fmt: skip
 
     for other in others:

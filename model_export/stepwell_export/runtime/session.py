@@ -56,7 +56,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised; the log would repeat it
+    options.log_severity_level = 4  # of its runs, too: what fails is raised; the log would repeat it
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if weights:
@@ -83,13 +83,6 @@ def open_session(
     return session
 
 
-def run_options() -> ort.RunOptions:
-    """Return the options of one run, which can be ended by them."""
-    options = ort.RunOptions()
-    options.log_severity_level = 4
-    return options
-
-
 @contextmanager
 def trial_run(feeds: Mapping[str, Array]) -> Iterator[ort.RunOptions]:
     """Yield the options of one run of a graph that nobody has run yet, which may never end.
@@ -100,7 +93,7 @@ def trial_run(feeds: Mapping[str, Array]) -> Iterator[ort.RunOptions]:
     Raises:
         RefusedModelError: It was still running after `TRIAL_SECONDS`, and was ended between two of its nodes.
     """
-    options = run_options()
+    options = ort.RunOptions()
     limit = Timer(TRIAL_SECONDS, setattr, (options, "terminate", True))
     limit.daemon = True
     limit.start()

@@ -22,7 +22,7 @@ from stepwell_export.runtime.errors import ManifestError, ModelLoadError, ModelT
 from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, TensorSpec, sidecar_of
 from stepwell_export.runtime.operator_scan import check_operators, weight_files
 from stepwell_export.runtime.random_ops import check_random_operators
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session
 from stepwell_export.runtime.state_packing import (
     TensorLayout,
     chunk_from_graph,
@@ -192,8 +192,10 @@ class StepModel:
         self.batched = rows_are_independent(
             self.manifest,
             self.initial_states,
-            lambda inputs, states: self._run(self._with_learn(inputs, 1, True), states, run_options()),
+            lambda inputs, states: self._run(self._with_learn(inputs, 1, True), states, ort.RunOptions()),
         )
+        self._most_rows = self.manifest.batch.max if self.batched else 1
+        self._has_learn = self.manifest.learn is not None
         if self.chunked:
             zeros = {i.name: np.zeros((1, 2, *i.row_shape), i.dtype) for i in self.manifest.inputs}
             self.chunk(zeros, self.initial_states(1))
@@ -227,7 +229,10 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(partial(self._run_rows, self._run), self._with_learn(inputs, 1, learn), states)
+        if self._has_learn:
+            inputs = self._with_learn(inputs, 1, learn)
+        fits = len(next(iter(inputs.values()))) <= self._most_rows
+        return self._switched(self._run if fits else partial(self._run_rows, self._run), inputs, states)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array], *, learn: bool = True
@@ -291,7 +296,7 @@ class StepModel:
 
     def _switched(self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Make a call, with a switch within reach of `terminate`."""
-        thread, switch = threading.get_ident(), run_options()
+        thread, switch = threading.get_ident(), ort.RunOptions()
         self._calls[thread] = switch, time.monotonic()
         try:
             return run(inputs, states, switch)
@@ -325,8 +330,7 @@ class StepModel:
         self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
     ) -> _Outcome:
         """Run all rows, as many together as the model can take."""
-        rows = len(next(iter(inputs.values())))
-        most = self.manifest.batch.max if self.batched else 1
+        rows, most = len(next(iter(inputs.values()))), self._most_rows
         if rows <= most:
             return run(inputs, states, switch)
         parts = [run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)]

@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from stepwell_export.runtime.errors import ModelLoadError
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.outside_weights import with_weights_outside
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session
 from stepwell_export.verify.decisions.onnx import OnnxObserver
 from stepwell_export.verify.decisions.record import Observed
 from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
@@ -301,7 +301,7 @@ class OnnxFile:
         try:
             if self._evaluator is not None:
                 return dict(zip(self._names, self._evaluator.run(self._names, dict(feeds)), strict=True))
-            answers = dict(zip(self._names, self._session.run(self._names, dict(feeds), run_options()), strict=True))
+            answers = dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as exc:
             given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
             error = ModelLoadError(f"{self.against} failed on {given}: {str(exc).strip()}.", fix=_FIX)

@@ -10,7 +10,7 @@ To add an optional field to a step:
 2. `types/steps.py`: a field of `RequestFields` with the same name and its default, and a condition in
    `Timestep.can_coalesce` if it changes what a timestep does. Each `Timestep` and `BulkTimesteps` then has its value.
 3. `engine/`: where it has its effect. `engine/protocol/op_ids.py`, if requests that differ in it are not the same.
-   `Batcher.accepts_columnar`, if a batch of columns cannot have it.
+   `BatchedVersion.submit_bulk`, if a batch of columns cannot have it.
 4. `client/protocol/steps.py`: if the Python client sends it.
 
 A field that differs from stream to stream, as `seq` does, is a field of `StepBody` and a column of `BulkBody` instead,

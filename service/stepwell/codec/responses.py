@@ -115,7 +115,7 @@ def has_outputs(batch: BatchOutput, specs: Sequence[OutputSpec], keep: ReturnMod
 def bulk_response(
     prediction: BulkPrediction, specs: Sequence[OutputSpec], body_format: Format, *, chunk: bool, keep: ReturnMode
 ) -> dict[str, Any]:
-    """Return the response to columns that were applied to every stream now; else see `bulk_response_of_parts`."""
+    """Return the response to columns whose results are columns too; else see `bulk_response_of_parts`."""
     batch = prediction.batch
     rows, arrays = len(batch.steps), batch.arrays
     outputs = {}
@@ -129,6 +129,8 @@ def bulk_response(
         "state_id": encode_state_ids(batch.state_ids),
         "errors": {},
     }
+    if prediction.replayed:
+        response["replayed"] = [*range(rows)]
     if prediction.shows_version:
         response["version"] = list(prediction.versions)
     return response
@@ -159,11 +161,13 @@ def bulk_response_of_parts(
     time, rows = (length,) if chunk and keep == "all" else (), range(results.n_rows)
     found = {i: result for i, result in sorted(results.others.items()) if isinstance(result, Prediction)}
     versions = {i: result.version for i, result in found.items() if result.shows_version}
+    replayed = [i for i, result in found.items() if result.replayed]
     rows_of = defaultdict[BatchOutput, tuple[list[int], list[int]]](lambda: ([], []))
     for part, columns, at in results.columns:
         in_response, in_batch = rows_of[columns.batch]
         in_response.extend(part)
         in_batch.extend(at)
+        replayed += part if columns.replayed else ()
         if columns.shows_version:
             versions |= zip(part, [columns.versions[j] for j in at], strict=True)
     for i, result in found.items():
@@ -192,8 +196,8 @@ def bulk_response_of_parts(
         "state_id": _encode_state_ids(state_ids),
         "errors": {str(i): problem for i, problem in sorted(errors.items())},
     }
-    if replayed := [i for i, result in found.items() if result.replayed]:
-        response["replayed"] = replayed
+    if replayed:
+        response["replayed"] = sorted(replayed)
     if skipped := {i: result.skipped for i, result in found.items() if result.skipped}:
         response["skipped"] = [skipped.get(i, 0) for i in rows]
     if changed := [i for i, result in found.items() if result.source_changed]:

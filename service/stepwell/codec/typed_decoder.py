@@ -138,7 +138,7 @@ class TypedInputsDecoder:
                 decode = self._structs[lead] = msgspec.json.Decoder(struct_type).decode
             values, names = _astuple(decode(raw)), self._names
         arrays = {one.name: one.array(value, lead) for one, value in zip(self._inputs, values, strict=True)}
-        if rows is not None and any([len(array) != rows for array in arrays.values()]):  # noqa: C419 - see all_finite
+        if rows is not None and any([len(array) != rows for array in arrays.values()]):  # noqa: C419 - generators are slow
             raise NotTypedError
         return TypedInputs(arrays, names)
 

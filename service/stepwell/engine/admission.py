@@ -27,10 +27,11 @@ class RequestAdmission:
 
     Attributes:
         draining: Whether new requests are rejected, because this worker is about to end.
-        rows: Timesteps and rollouts that were accepted and have no response yet.
+        rows: Timesteps and rollouts that were accepted and have not ended: their batches, of timesteps.
         nbytes: Bytes of their inputs.
         queue_limit: Timesteps and rollouts that may wait.
         max_bytes: Bytes from which on no more requests are accepted.
+        quick_limit: With fewer open timesteps, one more is accepted without a closer check; 0: each is checked.
         rates: Limits the timesteps per second of each tenant; None: no limit.
     """
 
@@ -46,6 +47,7 @@ class RequestAdmission:
         self.nbytes = 0
         self.queue_limit = options.queue_limit
         self.max_bytes = options.queue_bytes
+        self.quick_limit = self.queue_limit
         self.rates = None if options.tenant_rate is None else TenantRates(options.tenant_rate)
         self._timeout_s = options.request_timeout_s
         self._n_waiting = n_waiting
@@ -100,9 +102,13 @@ class RequestAdmission:
         return asyncio.get_running_loop().time() + self._timeout_s
 
     def count_answered(self, rows: int, nbytes: int) -> None:
-        """Count requests that got their response, and the bytes of their inputs."""
+        """Count requests that have ended, and the bytes of their inputs."""
         self.rows -= rows
         self.nbytes -= nbytes
+        self.end_drain()
+
+    def end_drain(self) -> None:
+        """End `drain` if no request is open."""
         if not self.rows:
             self._idle.set()
 
@@ -161,9 +167,17 @@ class QueueAdmission:
         rate = (answered - oldest_answered) / (now - oldest_time)
         self.max_rows = max(_MIN_ROWS, rate * self._max_wait) if rate else math.inf
 
-    def excess(self, waiting: int) -> tuple[float, float] | None:
-        """Return the limit and the seconds until one more may wait; None: one more may wait now."""
+    def check(self, waiting: int) -> None:
+        """Check that one more timestep may wait.
+
+        Raises:
+            ServiceError: `overloaded`, with the seconds until one more may wait.
+        """
         limit = self.max_rows  # read once: another thread writes it
-        if waiting < limit:
-            return None
-        return limit, (waiting - limit) / (limit / self._max_wait)
+        if waiting >= limit:
+            raise ServiceError(
+                "overloaded",
+                f"{waiting} timesteps are waiting for this model; it can process {limit:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=(waiting - limit) / (limit / self._max_wait),
+            )

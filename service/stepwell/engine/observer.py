@@ -88,11 +88,8 @@ def _in_turn(handlers: Sequence[Callable[..., None]]) -> Callable[..., None]:
 class Sampler(Protocol):
     """Sees committed batches of one model version."""
 
-    def skips(self) -> bool:
-        """Whether the batch that was committed now is not wanted; called once for each."""
-
     def add(self, names: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Take a committed batch; the arrays do not change later.
+        """Take a batch that was committed now, or skip it; the arrays do not change later.
 
         Args:
             names: The keys of the streams' records.
@@ -114,14 +111,9 @@ class Samplers(Protocol):
 class _Several:
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self._samplers = samplers
-        self._wanted: list[Sampler] = []
-
-    def skips(self) -> bool:
-        self._wanted = [each for each in self._samplers if not each.skips()]
-        return not self._wanted
 
     def add(self, names: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        for each in self._wanted:
+        for each in self._samplers:
             each.add(names, inputs, outputs)
 
 

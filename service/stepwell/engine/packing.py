@@ -11,24 +11,6 @@ import numpy as np
 from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
 
-InputLayout = Sequence[tuple[str, str, tuple[int, ...]]]
-"""Name, dtype and shape of each input of a model, sorted by name."""
-
-
-def join_rows(layout: InputLayout, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
-    """Return the inputs of a batch, `(rows, T, *row)` by name.
-
-    Args:
-        layout: The inputs.
-        data: Each row's bytes of each input, sorted by input name.
-        length: T, the timesteps of each row.
-    """
-    rows = len(data)
-    return {
-        name: np.frombuffer(b"".join(column), dtype).reshape(rows, length, *row)
-        for (name, dtype, row), column in zip(layout, zip(*data, strict=True), strict=True)
-    }
-
 
 def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:
     """Pack predictions for the store, one timestep after another.
@@ -54,8 +36,18 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
 
 def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
     """Invert `pack_outputs` for one row: one array `(T, *row)` per returned output."""
+    return {name: array[0] for name, array in unpack_rows(manifest, np.frombuffer(packed, np.uint8)[None]).items()}
+
+
+def unpack_rows(manifest: Manifest, packed: Array) -> dict[str, Array]:
+    """Invert `pack_outputs`: one array `(rows, T, *row)` per returned output.
+
+    Args:
+        manifest: The manifest of the model that computed them.
+        packed: `(rows, T times the bytes of one prediction)` uint8.
+    """
     layout = _layout(tuple([(spec.name, spec.dtype, spec.row_shape) for spec in manifest.answered]))
-    table = np.frombuffer(packed, layout) if packed else np.empty(0, layout)
+    table = np.ascontiguousarray(packed).view(layout) if packed.size else np.empty((len(packed), 0), layout)
     return {name: np.ascontiguousarray(table[name]) for name in layout.names or ()}
 
 
@@ -83,14 +75,6 @@ def all_true(flags: Array) -> bool:
     return b"\0" not in flags.tobytes()
 
 
-def all_finite(arrays: Sequence[Array]) -> bool:
-    """Whether no array holds NaN or infinity."""
-    for array in arrays:  # noqa: SIM110 - a generator costs twice as much
-        if array.dtype.kind == "f" and not all_true(np.isfinite(array)):
-            return False
-    return True
-
-
 def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
     """Find the rows whose values are all finite.
 
@@ -101,9 +85,9 @@ def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
     finite = np.ones(rows, bool)
     not_finite: dict[int, str] = {}
     for name, array in arrays.items():
-        if all_finite([array]):
+        if array.dtype.kind != "f" or all_true(is_finite := np.isfinite(array)):
             continue
-        finite_here = np.isfinite(array.reshape(rows, -1)).all(axis=1)
+        finite_here = is_finite.reshape(rows, -1).all(axis=1)
         for row in np.flatnonzero(finite & ~finite_here):
             not_finite[int(row)] = name
         finite &= finite_here

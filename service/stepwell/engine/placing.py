@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from stepwell.models.registry import ModelRegistry
@@ -135,7 +135,12 @@ class Placing:
 
     Args:
         models: The loaded models.
+
+    Attributes:
+        planned: The models for which `plan` may return something; it is not called for others.
     """
+
+    planned: Container[str] = frozenset()
 
     def __init__(self, models: ModelRegistry) -> None:
         self.models = models

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from stepwell.store.commits import Notification
     from stepwell.types import Timestep
     from stepwell_export.runtime.manifest import Array, TensorSpec
-
-_NOT_NOTED: Final = contextlib.nullcontext()
 
 
 class CandidateOutputs(NamedTuple):
@@ -51,17 +48,14 @@ class PendingCommits(NamedTuple):
 class Publisher:
     """Publishes nothing; a subclass, of an add-on, decides what is published with commits.
 
-    Between a call of `has_interest` or `notifications` and the start of the commit there is no `await`.
+    Between a look-up in `watched` or a call of `notifications` and the start of the commit there is no `await`.
+
+    Attributes:
+        watched: The models of which a commit may need a notification; read for each batch.
     """
 
-    def has_interest(self, model: str) -> bool:
-        """Whether any commit of a model may need a notification; called once or twice for each batch."""
-        return False
+    watched: Container[str] = frozenset()
 
     def notifications(self, batch: PendingCommits) -> list[Notification]:
         """Return what the store publishes with the commits of a batch that are applied."""
         return []
-
-    def commit_under_way(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context for one commit: it is left when the store has replied. It is entered at once."""
-        return _NOT_NOTED

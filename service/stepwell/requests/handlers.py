@@ -293,7 +293,7 @@ def submit_typed(
         seq = None if body.seq is UNSET else body.seq
         after = None if body.after is UNSET else decode_state_id(body.after)
         source = None if body.source is UNSET else source_of(body.source)
-        engine.steps.submit_single(handle, inputs, seq, after, source, done, served=served)
+        engine.steps.versions[served].submit_single(handle, inputs, seq, after, source, done)
         return
     timestep = Timestep(
         handle.key,

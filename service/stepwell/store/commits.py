@@ -228,7 +228,7 @@ class CommitResults(Struct, frozen=True, gc=False):
     Attributes:
         not_applied: Results of the commits that were not applied now, and of deletions by an epoch, by their index in
             the call.
-        expiry_set_at: Time on `StateStore.clock` at which the expiries of the applied records were set; None if they
+        expiry_set_at: Time on `state_store.CLOCK` at which the expiries of the applied records were set; None if they
             were left unchanged.
     """
 

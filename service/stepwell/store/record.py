@@ -43,10 +43,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from msgspec import Struct
 from zlib_ng.zlib_ng import crc32
 
 from stepwell.errors import CorruptRecordError, RecordVersionError
@@ -123,8 +123,7 @@ class SourcePosition(NamedTuple):
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True, gc=False):
     """A stream's state, with everything that is needed to replay the response to its newest operation.
 
     Attributes:
@@ -250,7 +249,8 @@ def encode_next(  # noqa: PLR0917 - the parts of a record
     """
     _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, moved, _, _, created_ms = _HEADER.unpack(header)
     [history_hash] = extend_history((history_hash,), Kind.STEP, (op_id,), fingerprint)
-    position = epoch, step + 1, 1, Kind.STEP | version_flags(version), op_id, history_hash, fingerprint
+    flags = Kind.STEP | version_flags(version) if version else Kind.STEP
+    position = epoch, step + 1, 1, flags, op_id, history_hash, fingerprint
     section = _encode_sources(sources, answered_at) if sources else b""
     magic, times = MAGIC_2 if section else MAGIC, (updated_ms, created_ms)
     return _encode(magic, position, times, outputs, state, section, moved), step + 1, history_hash

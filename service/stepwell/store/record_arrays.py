@@ -67,6 +67,16 @@ def read_headers(records: Sequence[bytes]) -> Array:
     return headers
 
 
+def take_headers(headers: Array, rows: Array | Sequence[int]) -> Array:
+    """Return copies of some headers, `(rows,)` of `HEADER_DTYPE`."""
+    return headers.view(OPAQUE_HEADER).take(rows).view(HEADER_DTYPE)
+
+
+def put_headers(headers: Array, rows: Sequence[int], new: Array) -> None:
+    """Overwrite some headers; `new` is `(rows,)` of `HEADER_DTYPE`, or `(1,)`, the same for all."""
+    headers.view(OPAQUE_HEADER)[rows] = new.view(OPAQUE_HEADER)
+
+
 def empty_sources(rows: int) -> Array:
     """Return the table of records without any source."""
     sources = np.zeros((rows, MAX_SOURCES, 2), "<u8")
@@ -266,7 +276,7 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         if sources is None:
             return None
         headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
-    return DecodedRecords(headers, np.ascontiguousarray(table[:, table.shape[1] - state_bytes :]), sources)
+    return DecodedRecords(headers, table[:, table.shape[1] - state_bytes :], sources)
 
 
 def are_records(values: Sequence[object]) -> bool:
@@ -308,7 +318,7 @@ def _checked_table(values: Sequence[object]) -> tuple[Array, Array] | None:
     """
     records = [value for value in values if isinstance(value, bytes)]
     size = len(records[0]) if records else 0
-    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - see all_finite
+    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - generators are slow
         return None
     table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal, cast
 
 from stepwell.errors import ServiceError, StoreUnavailableError, not_a_record
@@ -14,6 +15,7 @@ from stepwell.store.commits import (
     COMMIT,
     ENCODED,
     Commit,
+    CommitResult,
     CommitResults,
     EncodedCommits,
     Notification,
@@ -26,6 +28,7 @@ from stepwell.store.commits import (
     script_call,
     single_calls,
 )
+from stepwell.store.commits_under_way import CommitsUnderWay
 from stepwell.store.record import HEAD_BYTES, Record, decode, is_header
 from stepwell.store.scripts import Script
 from stepwell.store.transport.connection import Argument, CommandError, NotSentError
@@ -35,8 +38,10 @@ from stepwell.store.transport.transport import RedisTransport, open_transport
 
 Durability = Literal["memory", "fsync", "replica"]
 
+_ALL_APPLIED: Final[Mapping[int, CommitResult]] = MappingProxyType({})
 _MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
-_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The clock of records' expiries; it also advances while the machine is suspended."""
 
 
 class StateStore:
@@ -52,6 +57,7 @@ class StateStore:
     6. Expiry: a record lives for its time to live after its last commit, at most 1.25 times that, then it expires.
 
     Attributes:
+        commits_under_way: Those that `commit` was called for, and that have not returned yet.
         waits_for_replica: Whether a commit succeeds only once a replica has confirmed it.
         commit_error: The error that every commit raises while the store does not provide the configured durability;
             None while it does.
@@ -77,6 +83,7 @@ class StateStore:
             durability: With `replica`, each commit waits until one replica has confirmed it.
             timeout: Seconds for one exchange with the store; a failed exchange is retried until its deadline.
         """
+        self.commits_under_way = CommitsUnderWay()
         self.commit_error: ServiceError | None = None
         self._transport = open_transport(url, timeout=timeout)
         self.stream_ttl_s = stream_ttl_s
@@ -134,11 +141,6 @@ class StateStore:
             raise not_a_record()
         return record, ttl
 
-    @staticmethod
-    def clock() -> float:
-        """Return the clock, in seconds, of records' expiries; it also advances while the machine is suspended."""
-        return time.clock_gettime(_BOOT_CLOCK)
-
     async def commit(
         self,
         commits: Sequence[Commit],
@@ -149,8 +151,8 @@ class StateStore:
     ) -> CommitResults:
         """Write each record whose guard still matches, in one round trip.
 
-        If no reply arrives, the identical bytes are sent again: whichever of the two is executed first is applied, and
-        the other returns DUPLICATE.
+        It is under way from this call on. If no reply arrives, the identical bytes are sent again: whichever of the two
+        is executed first is applied, and the other returns DUPLICATE.
 
         An expiry is set to 1.25 times the time to live, and is not renewed while more than the time to live is left,
         which is cheaper for the server. It is renewed if the time that is left is unknown.
@@ -158,7 +160,7 @@ class StateStore:
         Args:
             commits: At most one per key.
             deadline: On the running loop's clock.
-            expiry_set_at: Time on `clock` before which none of the stored records' expiries was set.
+            expiry_set_at: Time on `CLOCK` before which none of the stored records' expiries was set.
             notifications: The events of the commits, at most one per commit. An event that cannot be published does not
                 fail its commit.
 
@@ -173,7 +175,7 @@ class StateStore:
         """
         if self.commit_error is not None:
             raise self.commit_error
-        started_at = self.clock()
+        started_at = time.clock_gettime(CLOCK)
         # A reply is accepted until the deadline, so a commit that it confirms was executed before the deadline.
         left = deadline - time.monotonic()
         keep_ttl = started_at + left <= expiry_set_at + (_MAX_TTL_FACTOR - 1) * self.stream_ttl_s
@@ -187,14 +189,22 @@ class StateStore:
             if notifications:
                 notifications = [one._replace(shard_workers=0) for one in notifications]
             calls = [script_call(commits, notifications, **ttls)]
-        replies = await execute_with_retry(
-            self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
-        )
+        group = self.commits_under_way.newest
+        group.n += 1  # as its context does, which would take longer
+        try:
+            replies = await execute_with_retry(
+                self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
+            )
+        finally:
+            group.n -= 1
+            if group.all_ended is not None and not group.n:
+                group.all_ended.set()
+        not_applied: Mapping[int, CommitResult] = _ALL_APPLIED
         if self._transport.is_cluster:
             not_applied = decode_single_results(replies)
         elif isinstance(replies[0], ServiceError):
             raise replies[0]
-        else:
+        elif replies[0] != []:
             not_applied = decode_results(replies[0], len(commits))
         return CommitResults(not_applied, None if keep_ttl else started_at)
 

@@ -257,17 +257,21 @@ class Prediction(Struct, frozen=True, gc=False):
 
 
 class BulkPrediction(Struct, frozen=True, gc=False):
-    """The committed results of timesteps that were applied together.
+    """The committed results of timesteps that were applied together, or the stored results of several.
 
     Attributes:
         batch: Their predictions; if it is the result of a whole request, in the order of the request.
         versions: The model version that computed each.
         shows_version: The response has `version`: the request has a source, or the version has changed.
+        replayed: All of them were applied before; these are the stored results.
+        created: Which of them created their streams, by their rows in `batch`.
     """
 
     batch: BatchOutput
     versions: Sequence[int]
     shows_version: bool = False
+    replayed: bool = False
+    created: frozenset[int] = frozenset()
 
     def as_parts(self) -> BulkParts:
         """Return the same as one part."""
@@ -280,8 +284,8 @@ class BulkParts(Struct):
 
     Attributes:
         n_rows: Rows of the request.
-        columns: Rows that were applied together: their indices in the request, the predictions that they are among, and
-            their indices in these.
+        columns: Rows with results that are columns: their indices in the request, the predictions that they are among,
+            and their indices in these.
         others: The results of all other rows, by index.
     """
 
@@ -299,8 +303,8 @@ class BulkParts(Struct):
         results = dict(self.others)
         for rows, found, at in self.columns:
             for i, j in zip(rows, at, strict=True):
-                version = found.versions[j]
-                results[i] = Prediction(found.batch, j, version=version, shows_version=found.shows_version)
+                position = found.batch, j, found.replayed, j in found.created, found.versions[j]
+                results[i] = Prediction(*position, shows_version=found.shows_version)
         return [results[i] for i in range(self.n_rows)]
 
 

@@ -9,10 +9,9 @@ from stepwell.addons.drift.sampler import MAX_TIMESTEPS, BatchSampler
 
 
 def offer(sampler: BatchSampler, batches: int, rows: int = 1) -> None:
-    x = np.zeros((rows, 1, 2), np.float32)
+    x, names = np.zeros((rows, 1, 2), np.float32), [f"s{i}" for i in range(rows)]
     for _ in range(batches):
-        if not sampler.skips():
-            sampler.add([f"s{i}" for i in range(rows)], {"x": x}, {"y": x})
+        sampler.add(names, {"x": x}, {"y": x})
 
 
 def collected(sampler: BatchSampler) -> int:

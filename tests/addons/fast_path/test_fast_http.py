@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stepwell.engine.stepping.pipeline import BatchedVersion
 from tests.addons.fast_path.both_paths import (
     LAST,
     UPGRADE,
@@ -426,7 +427,7 @@ def test_a_log_line_about_a_request_has_its_id(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(either.app.state.engine.steps, "submit_single", broken)
+    monkeypatch.setattr(BatchedVersion, "submit_single", broken)
     text = responses_of(either, [request(GOOD, path(stream), "X-Request-Id: order-8"), LAST])
 
     assert statuses(text) == [500, 404]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stepwell.engine.stepping.pipeline import BatchedVersion
 from tests.addons.fast_path.both_paths import LAST, BothPaths, chunked, request, split, statuses
 from tests.addons.fast_path.conftest import MAX_BODY
 
@@ -241,9 +242,8 @@ def test_an_internal_error_gets_the_same_response(both_paths: BothPaths, monkeyp
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
-    for service in (both_paths.lane, both_paths.declared):
-        for method in ("submit", "submit_single", "submit_bulk"):
-            monkeypatch.setattr(service.app.state.engine.steps, method, broken)
+    for method in ("submit", "submit_single", "submit_bulk"):
+        monkeypatch.setattr(BatchedVersion, method, broken)
 
     answer = both_paths.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)
 

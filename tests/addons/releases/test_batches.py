@@ -32,7 +32,7 @@ from stepwell.types import BatchSources, BulkParts, BulkTimesteps, Prediction, S
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.step_model import StepModel
 from tests.addons.releases.builds import adder, hanging
-from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
+from tests.engine.harness import FOLD, CountingObserver, chunk, closing, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.servers import Server
 
@@ -68,10 +68,8 @@ async def trial(
     releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
     store = StateStore(url)
     engine = Engine(store, models, options, counts, placing=ReleasePlacing(store, models, None, releases))
-    try:
+    async with closing(engine):
         yield engine
-    finally:
-        await engine.close()
 
 
 def placing_of(engine: Engine) -> ReleasePlacing:

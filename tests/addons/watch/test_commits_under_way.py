@@ -14,10 +14,11 @@ import pytest
 from stepwell.addons.between_workers.pubsub import StorePubSub
 from stepwell.addons.rollouts.requests import RolloutRequest
 from stepwell.addons.watch.hub import WatchHub
-from stepwell.addons.watch.interests import CommitsUnderWay, InterestTable, Subscription
+from stepwell.addons.watch.interests import InterestTable, Subscription
 from stepwell.addons.watch.watcher_queue import EventGap, Subscriber
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
+from stepwell.store.commits_under_way import CommitsUnderWay
 from stepwell.store.keys import record_key
 from stepwell.store.state_store import StateStore
 from stepwell.types import StreamKey
@@ -31,13 +32,13 @@ ONE = Subscription("default", "fold", "a")
 
 
 @contextlib.asynccontextmanager
-async def watch_hub(url: str) -> AsyncIterator[tuple[WatchHub, InterestTable]]:
+async def watch_hub(url: str) -> AsyncIterator[tuple[WatchHub, InterestTable, StateStore]]:
     """Run the watch hub of a worker."""
     store, interests = StateStore(url), InterestTable({})
     hub = WatchHub(interests, store, StorePubSub(store.transport))
     await hub.start()
     try:
-        yield hub, interests
+        yield hub, interests, store
     finally:
         await hub.close()
         await store.close()
@@ -84,12 +85,12 @@ async def test_a_watch_is_confirmed_after_the_commits_that_another_worker_has_be
 ) -> None:
     order: list[str] = []
     watcher = Subscriber([ONE], inputs=False)
-    async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
-        with interests.commits.newest:
+    async with watch_hub(redis_server.url) as (here, *_), watch_hub(redis_server.url) as (_, interests, store):
+        with store.commits_under_way.newest:
             watching = asyncio.create_task(here.add(watcher))
             watching.add_done_callback(lambda _: order.append("confirmed"))
             with redis_server.client() as client:
-                while not interests.has_interest("fold") or interests.publish_all:
+                while "fold" not in interests.watched or interests.publish_all:
                     await asyncio.to_thread(client.ping)
                 for _ in range(20):
                     await asyncio.to_thread(client.ping)
@@ -107,7 +108,7 @@ async def test_a_watch_is_confirmed_after_the_commit_of_a_step_or_rollout_that_h
     folder = write_models(tmp_path, fold=fold)
     async with (
         watched_worker(redis_server.url, folder, durability="replica", timeout=3) as engine,
-        watch_hub(redis_server.url) as (here, _),
+        watch_hub(redis_server.url) as (here, *_),
     ):
         await engine.watch.start()
         committing = asyncio.create_task(begin(engine))
@@ -124,8 +125,8 @@ async def test_a_watch_is_confirmed_after_the_commit_of_a_step_or_rollout_that_h
 
 async def test_a_watch_that_a_worker_does_not_acknowledge_begins_with_a_gap(redis_server: Server) -> None:
     watcher = Subscriber([ONE], inputs=False)
-    async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
-        with interests.commits.newest:  # it never ends
+    async with watch_hub(redis_server.url) as (here, *_), watch_hub(redis_server.url) as (*_, store):
+        with store.commits_under_way.newest:  # it never ends
             await here.add(watcher)
 
     assert await watcher.drain() == [EventGap(1)]

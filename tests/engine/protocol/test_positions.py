@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+
+from msgspec.structs import replace
 
 from stepwell.engine.protocol.decide import Decision, decide
 from stepwell.engine.protocol.positions import advanced, overlap_of, passed_timesteps, position_of
@@ -26,7 +27,7 @@ LOG, OTHER = b"log.....", b"other..."
 def consumed(*answered_at: int, step: int = 9, others: tuple[SourcePosition, ...] = ()) -> Record:
     """Return the record of a stream whose newest operation was of these positions of `LOG`."""
     sources = (SourcePosition(LOG, answered_at[-1]), *others)
-    return dataclasses.replace(record_at(step, length=len(answered_at)), sources=sources, answered_at=answered_at)
+    return replace(record_at(step, length=len(answered_at)), sources=sources, answered_at=answered_at)
 
 
 def test_a_request_overlaps_what_its_source_has_passed() -> None:
@@ -53,7 +54,7 @@ def test_another_source_passes_nothing_and_its_answers_are_unknown() -> None:
 
 
 def test_after_an_operation_without_a_source_no_answer_is_known() -> None:
-    record = dataclasses.replace(consumed(10, 15), answered_at=())
+    record = replace(consumed(10, 15), answered_at=())
 
     assert overlap_of(record, Source(LOG, (15, 16))) == (1, ())
 
@@ -100,8 +101,8 @@ def test_every_row_of_the_table_with_a_source() -> None:
         record_at(9),
         consumed(10, 15, 20),
         consumed(0),
-        dataclasses.replace(consumed(20), fingerprint=OTHER_MODEL),
-        dataclasses.replace(consumed(20), length=0, step=0, answered_at=()),
+        replace(consumed(20), fingerprint=OTHER_MODEL),
+        replace(consumed(20), length=0, step=0, answered_at=()),
     )
     cuts = ((0,), (10,), (15, 20), (20, 25), (5, 15, 25, 26), (25,), (21, 2**63 - 1))
     creates: tuple[Create, ...] = ("auto", "never", "must")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from stepwell.engine.stepping.batch import BulkBatch, CoalescedBatch
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
 from stepwell.types import Prediction, StreamKey, Timestep
-from tests.engine.harness import CountingObserver, gather_results, step, submit_bulk, worker, ys
+from stepwell_client.wire.outcomes import ReturnMode
+from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, nan_at, write_models
 from tests.servers import Server
 
@@ -309,8 +311,10 @@ def watched_rows() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("send", ["columns", "one by one"])
-async def test_only_the_unusual_rows_of_a_batch_get_objects(folder: Path, redis_server: Server, send: str) -> None:
-    """New, replayed and refused rows among usual ones: one load, one run and one commit for all that are applied."""
+async def test_new_replayed_and_refused_rows_are_processed_in_columns(
+    folder: Path, redis_server: Server, send: str
+) -> None:
+    """Among usual rows: one load for them, then one run and one commit for all rows that are applied."""
     counts = CountingObserver()
     names = [*MANY, "new"]
     seqs = [2] * 38 + [1, 9, 1]
@@ -328,10 +332,55 @@ async def test_only_the_unusual_rows_of_a_batch_get_objects(folder: Path, redis_
                 rows = (step(name, at, seq=seq) for at, (name, seq) in enumerate(zip(names, seqs, strict=True)))
                 answers = await gather_results(*map(engine.steps.advance, rows))
 
-    assert sorted(built) == [38, 39, 40]
+    assert built == []
     assert (counts.store_ops, counts.batches) == (["load", "commit"], [39])
     assert [ys(one) for one in answers[:38]] == [fold_reference([at, at])[-1:] for at in range(38)]
     assert (answers[38].replayed, answers[39].code, answers[40].created) == (True, "seq_gap", True)
+
+
+async def test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_record_is_cached(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await start_streams(one)
+        for name in MANY[:3]:
+            await two.streams.delete(StreamKey("default", "fold", name))
+        with watched_rows() as built:
+            found = await bulk_predictions(one, {name: ([7], 1 if name in MANY[:3] else 2) for name in MANY})
+        again = await bulk_predictions(two, {name: ([8], 2 if name in MANY[:3] else 3) for name in MANY})
+
+    assert built == []
+    assert [(one.created, one.step) for one in found.values()] == [(True, 1)] * 3 + [(False, 2)] * 37
+    assert [ys(one) for one in found.values()] == [fold_reference([7] if at < 3 else [at, 7])[-1:] for at in range(40)]
+    assert [ys(one) for one in again.values()] == [
+        fold_reference([7, 8] if at < 3 else [at, 7, 8])[-1:] for at in range(40)
+    ]
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [*itertools.product(get_args(ReturnMode), repeat=2)])
+async def test_a_replay_in_columns_is_the_replay_of_each_row(
+    folder: Path, redis_server: Server, kept: ReturnMode, wanted: ReturnMode
+) -> None:
+    """With as many predictions as the retry requests, or an error if fewer are stored."""
+    rows = {name: ([at, 2, 3], 1) for at, name in enumerate(MANY)}
+
+    def shown(result: Any) -> tuple[Any, ...]:
+        if isinstance(result, ServiceError):
+            return result.code, result.applied, result.step
+        return result.replayed, result.step, result.state_id, result.version, ys(result) if result.outputs else None
+
+    async with worker(redis_server.url, folder) as engine:
+        first = await bulk_predictions(engine, rows, keep=kept)
+        with watched_rows() as built:
+            together = await submit_bulk(engine, rows, keep=wanted)
+        alone = await gather_results(
+            *(engine.steps.advance(chunk(name, xs, seq=seq, keep=wanted)) for name, (xs, seq) in rows.items())
+        )
+
+    assert [*map(shown, together.values())] == [*map(shown, alone)]
+    if kept == wanted:
+        assert [(one.state_id, shown(one)[-1]) for one in first.values()] == [shown(one)[2::2] for one in alone]
+        assert built == []
 
 
 @pytest.mark.parametrize(("most", "parts"), [(256, [160, 96]), (100, [100, 100, 56])])

@@ -158,8 +158,7 @@ async def test_a_timestep_in_columns_gets_the_answer_that_it_gets_row_by_row(
 class LogOfEach(Publisher):
     """Keeps two events of each stream."""
 
-    def has_interest(self, model: str) -> bool:
-        return True
+    watched = ("fold",)
 
     def notifications(self, batch: PendingCommits) -> list[Notification]:
         logs = [event_log_key(record_key(*timestep.key)) for timestep in batch.timesteps]

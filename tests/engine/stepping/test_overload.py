@@ -7,6 +7,7 @@ import math
 import pytest
 
 from stepwell.engine.admission import QueueAdmission
+from stepwell.errors import ServiceError
 
 
 def sampled(crowd: QueueAdmission, *, rate: float, waiting: int, seconds: float, since: float = 0.0) -> QueueAdmission:
@@ -53,6 +54,9 @@ def test_a_few_requests_may_always_wait() -> None:
 def test_the_time_until_there_is_room_is_estimated() -> None:
     crowd = sampled(QueueAdmission(2.5), rate=600, waiting=5000, seconds=1)
 
-    assert crowd.excess(2100) == pytest.approx((1500, 1.0))
-    assert crowd.excess(10) is None
-    assert QueueAdmission(2.5).excess(10_000) is None
+    with pytest.raises(ServiceError, match="it can process 1500 in time") as refused:
+        crowd.check(2100)
+    assert refused.value.code == "overloaded"
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    crowd.check(10)
+    QueueAdmission(2.5).check(10_000)

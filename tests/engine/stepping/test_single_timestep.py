@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from msgspec.structs import replace
 
 from stepwell.engine.engine import Engine
 from stepwell.errors import ServiceError
@@ -94,9 +94,7 @@ async def test_a_single_timestep_with_a_source_leaves_the_record_that_it_leaves_
             first, second = (record_of(redis_server.url, "fold", stream) for stream in ("single", "row"))
 
             assert (ys(single), single.step, single.state_id) == (ys(row), row.step, row.state_id)
-            assert first == dataclasses.replace(
-                second, epoch=first.epoch, updated_ms=first.updated_ms, created_ms=first.created_ms
-            )
+            assert first == replace(second, epoch=first.epoch, updated_ms=first.updated_ms, created_ms=first.created_ms)
 
     assert counts.store_ops == ["load", "commit"] * 2 + ["commit"] * 12
     assert len(first.sources) == 2

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stepwell_export.runtime.manifest import Array
 from stepwell_export.runtime.outside_weights import with_weights_outside
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session
 from stepwell_export.verify.decisions import record
 from stepwell_export.verify.decisions.record import Observed, is_guard
 
@@ -76,9 +76,7 @@ class OnnxObserver:
         if self._session is None:
             return seen
         taken = {value.name for value in self._session.get_inputs()}
-        (flags,) = self._session.run(
-            [FLAGS], {name: value for name, value in feeds.items() if name in taken}, run_options()
-        )
+        (flags,) = self._session.run([FLAGS], {name: value for name, value in feeds.items() if name in taken})
         for point, (high, low) in zip(self._points, np.asarray(flags).reshape(-1, 2), strict=True):
             if point.read is None:
                 seen.note(point.key, point.name, {}, () if high == NEVER else [(point.place, int(high))])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from stepwell.addons.copies.derived_states import DerivedStates
 from stepwell.addons.copies.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError

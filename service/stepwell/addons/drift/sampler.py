@@ -54,13 +54,11 @@ class BatchSampler:
         self._every = 1.0
         self._left = 1
 
-    def skips(self) -> bool:
-        """Whether the batch that was committed now is not collected; call it once for each."""
-        self._left -= 1
-        return self._left > 0
-
     def add(self, names: Sequence[str], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Collect a batch; its arrays must not change afterwards."""
+        """Collect a batch that was committed, or skip it; its arrays must not change afterwards."""
+        self._left -= 1
+        if self._left > 0:
+            return
         self._batches.append(Collected(names, inputs, outputs))
         rows, length = next(iter(inputs.values())).shape[:2]
         self._timesteps += rows * length

@@ -10,7 +10,11 @@ from stepwell.addons.releases.document import ReleaseDocument
 
 
 class Releases:
-    """The newest known document of each model. A model without a document costs one lookup in a dictionary."""
+    """The newest known document of each model.
+
+    Attributes:
+        by_model: The documents.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """Create it without documents.
@@ -18,8 +22,8 @@ class Releases:
         Args:
             clock: Seconds since 1970 on this machine; `set_store_time` corrects it.
         """
-        self._documents: dict[str, ReleaseDocument] = {}
-        self.current: Callable[[str], ReleaseDocument | None] = self._documents.get
+        self.by_model: dict[str, ReleaseDocument] = {}
+        self.current: Callable[[str], ReleaseDocument | None] = self.by_model.get
         """Return the document of a model; None: it has none, and its highest version serves."""
 
         self._clock = clock
@@ -29,7 +33,7 @@ class Releases:
 
     def models(self) -> list[str]:
         """Return the names of the models that have a document."""
-        return list(self._documents)
+        return list(self.by_model)
 
     def now(self) -> float:
         """Return the time of the store's clock, as far as it is known here; seconds since 1970."""
@@ -61,7 +65,7 @@ class Releases:
         Returns:
             Whether it differs from the one before, and has replaced it.
         """
-        before = self._documents.get(model)
+        before = self.by_model.get(model)
         if before == document:
             return False
         is_older = before is not None and (document is None or document.revision < before.revision)
@@ -70,7 +74,7 @@ class Releases:
         self._changes[model] += 1
         self._largest[model] = max(self._largest[model], 0 if document is None else document.revision)
         if document is None:
-            del self._documents[model]
+            del self.by_model[model]
         else:
-            self._documents[model] = document
+            self.by_model[model] = document
         return True

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from stepwell.addons.releases.takeover import TakeOverError
 from stepwell.engine.protocol.decide import StepIntent
 from stepwell.engine.streams.new_states import last_prediction_of, no_stream, responding_part
@@ -137,7 +139,7 @@ class StreamMoves:
         self, record: Record, target: ServedModel, op_id: bytes, state: bytes, outputs: bytes, *, had_key: bool
     ) -> Record:
         [history_hash] = extend_history([record.history_hash], Kind.MOVE, [op_id], target.fingerprint)
-        return replace(
+        return structs.replace(
             record,
             length=0,
             flags=Kind.MOVE | (HAD_KEY if had_key else 0) | version_flags(version_of(record.flags)),

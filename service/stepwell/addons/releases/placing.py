@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from stepwell.addons.releases.comparison import TrialComparison
@@ -67,6 +67,7 @@ class ReleasePlacing(Placing):
         super().__init__(models)
         self.pairs = models.joined = LoadedPairs(models)
         self.documents = Releases() if documents is None else documents
+        self.planned = self.documents.by_model
         self.translations = Translations(models.artifacts)
         self.takeover = TakeOver(models, self.translations)
         metrics = ReleaseMetrics(CollectorRegistry()) if metrics is None else metrics

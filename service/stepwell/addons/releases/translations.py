@@ -16,7 +16,7 @@ import onnxruntime as ort
 from stepwell.engine.model_runs import ModelRuns
 from stepwell_export.runtime.errors import ModelLoadError, StepwellError
 from stepwell_export.runtime.manifest import Array
-from stepwell_export.runtime.session import open_session, run_options
+from stepwell_export.runtime.session import open_session
 from stepwell_export.runtime.state_packing import TensorLayout, from_graph, to_graph
 from stepwell_export.runtime.step_model import StepModel
 
@@ -78,7 +78,7 @@ class Translation:
             TranslationError: The graph fails on them, or computes NaN or infinity.
         """
         feeds = {place.name: to_graph(states[place.name], place.graph_row, place.batch_axis) for place in self._inputs}
-        switch, thread = run_options(), threading.get_ident()
+        switch, thread = ort.RunOptions(), threading.get_ident()
         self._running[thread] = switch, time.monotonic()
         try:
             values = self._session.run(self._names, feeds, switch)

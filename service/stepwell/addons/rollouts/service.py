@@ -104,7 +104,7 @@ class RolloutService(ModelRuns):
             result = plan.result(record, rollout)
             if not request.commit:
                 return Reply(result, is_replay=False)
-            under_way.enter_context(self._publisher.commit_under_way())
+            under_way.enter_context(self._deps.store.commits_under_way.newest)  # its events are decided now
             return self._write(plan, record, rollout, result)
 
         idempotency_key = request.idempotency_key if request.commit else None
@@ -164,7 +164,7 @@ class RolloutService(ModelRuns):
         key, served = plan.request.key, plan.served
         new_record = plan.record(record, rollout, result)
         notifications: Sequence[Notification] = ()
-        if self._publisher.has_interest(served.name):
+        if served.name in self._publisher.watched:
             timestep = Timestep(
                 key, tuple(array.tobytes() for _, array in sorted(rollout.fed_inputs.items())), length=new_record.length
             )

@@ -36,7 +36,7 @@ class WatchHub:
     def __init__(self, interests: InterestTable, store: StateStore, pubsub: StorePubSub) -> None:
         """Create it without watchers."""
         self._pubsub = pubsub
-        self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
+        self._gossip = InterestGossip(interests, store.commits_under_way, pubsub, self._own_subscriptions)
         self._reader = LogReader(store, self._gossip.own_topic)
         self._channels: StreamChannels | None = None
         if store.transport.is_cluster:

@@ -15,6 +15,7 @@ from stepwell.background import cancel, run_forever
 
 if TYPE_CHECKING:
     from stepwell.addons.between_workers.pubsub import StorePubSub
+    from stepwell.store.commits_under_way import CommitsUnderWay
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +55,16 @@ class InterestGossip:
     """
 
     def __init__(
-        self, interests: InterestTable, pubsub: StorePubSub, own_subscriptions: Callable[[], list[Subscription]]
+        self,
+        interests: InterestTable,
+        commits: CommitsUnderWay,
+        pubsub: StorePubSub,
+        own_subscriptions: Callable[[], list[Subscription]],
     ) -> None:
         """Create it; `start` subscribes."""
         self.own_topic = f"{TOPIC}:{secrets.token_hex(8)}"
         self._interests = interests
+        self._commits = commits
         self._pubsub = pubsub
         self._own_subscriptions = own_subscriptions
         self._pending_acks: dict[bytes, asyncio.Semaphore] = {}
@@ -118,7 +124,7 @@ class InterestGossip:
         """Acknowledge a message once the commits that were begun without its subscriptions have ended."""
         own = self._own_subscriptions() if gossip.request_all else []
         if gossip.subscriptions:
-            await self._interests.commits.wait()
+            await self._commits.wait()
         ack = _encode(_GossipMessage(self.own_topic, subscriptions=own, ack=gossip.wants_ack))
         await self._pubsub.publish(gossip.sender, ack)
 

@@ -1,14 +1,9 @@
-"""`InterestTable`: the known interests of all workers, which decide the events to publish.
-
-`CommitsUnderWay`: the commits that were sent and have no reply yet, so that a new watch can wait for them.
-"""
+"""`InterestTable`: the known interests of all workers, which decide the events to publish."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from types import TracebackType
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from stepwell.addons.watch.commit_events import CommitEvent
@@ -18,54 +13,6 @@ from stepwell.store.commits import Notification
 from stepwell.types import StreamKey
 
 TOPIC: Final = "swl:watch"
-
-
-class CommitsUnderWay:
-    """The commits of this worker that are under way, in groups: one for the time between two calls of `wait`.
-
-    Attributes:
-        newest: A context for one commit: enter it when its events are decided, leave it when the store has replied.
-            Enter it at once: a context that is entered after a later `wait` has begun is not waited for.
-    """
-
-    def __init__(self) -> None:
-        self.newest = CommitGroup()
-        self._groups = {self.newest}
-
-    async def wait(self) -> None:
-        """Wait until all commits that have begun so far have ended."""
-        earlier = [*self._groups]
-        self.newest = CommitGroup()
-        self._groups.add(self.newest)
-        for group in earlier:
-            await group.ended()
-            self._groups.discard(group)
-
-
-class CommitGroup:
-    """The commits that began between two calls of `CommitsUnderWay.wait`."""
-
-    __slots__ = ("_ended", "_n")
-
-    def __init__(self) -> None:
-        self._n = 0
-        self._ended: asyncio.Event | None = None
-
-    def __enter__(self) -> None:
-        self._n += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._n -= 1
-        if not self._n and self._ended is not None:
-            self._ended.set()
-
-    async def ended(self) -> None:
-        """Wait until all of its commits have ended; none may begin any more."""
-        if self._n:
-            self._ended = self._ended or asyncio.Event()
-            await self._ended.wait()
 
 
 class Subscription(NamedTuple):
@@ -118,14 +65,18 @@ class _ModelInterest:
         return not self.streams and not self.prefixes
 
 
-class InterestTable(Publisher):
-    """The interests of all workers. A model without watchers and event log costs one lookup per batch.
+class _AllBut(Container[str]):
+    """All models, whatever their names, but some."""
 
-    Attributes:
-        publish_all: The table may be incomplete, so the events of all streams are published.
-        commits: The commits under way. Between a look-up in the table and the start of the commit there must be no
-            `await`; else a watcher that is added meanwhile misses the commit.
-    """
+    def __init__(self, others: Collection[str]) -> None:
+        self._others = others
+
+    def __contains__(self, model: object) -> bool:
+        return model not in self._others
+
+
+class InterestTable(Publisher):
+    """The interests of all workers. A model without watchers and event log costs one lookup per batch."""
 
     def __init__(self, log_lengths: Mapping[str, int]) -> None:
         """Create an empty table.
@@ -133,11 +84,21 @@ class InterestTable(Publisher):
         Args:
             log_lengths: Number of events in the event log of each stream, by model; `*` is for all other models.
         """
-        self.publish_all = False
-        self.commits = CommitsUnderWay()
+        self._publish_all = False
         self._log_lengths = dict(log_lengths)
         self._default_log_length = self._log_lengths.pop("*", 0)
         self._interests: dict[str, _ModelInterest] = {}
+        self._set_watched()
+
+    @property
+    def publish_all(self) -> bool:
+        """Whether the table may be incomplete, so that the events of all streams are published."""
+        return self._publish_all
+
+    @publish_all.setter
+    def publish_all(self, value: bool) -> None:
+        self._publish_all = value
+        self._set_watched()
 
     def add(self, subscriptions: Iterable[Subscription], expiry: float, *, worker: str) -> None:
         """Add the interests of a worker, or renew them, until a time on the loop's clock."""
@@ -147,20 +108,22 @@ class InterestTable(Publisher):
                 interest.streams.setdefault(subscription.key, {})[worker] = expiry
             else:
                 interest.prefixes[subscription.tenant, subscription.prefix] = expiry
+        self._set_watched()
 
     def expire(self, now: float) -> None:
         """Remove the interests that have expired."""
         self._interests = {model: interest for model, interest in self._interests.items() if not interest.expire(now)}
+        self._set_watched()
 
-    def has_interest(self, model: str) -> bool:
-        """Whether any commit of a model may need a notification."""
-        return (
-            self.publish_all or model in self._interests or self._log_lengths.get(model, self._default_log_length) > 0
-        )
-
-    def commit_under_way(self) -> CommitGroup:
-        """Return a context for one commit, so that a new watch can wait for it."""
-        return self.commits.newest
+    def _set_watched(self) -> None:
+        """Set the models with watchers or event logs."""
+        logged = {model for model, length in self._log_lengths.items() if length > 0}
+        if self._publish_all:
+            self.watched = _AllBut(())
+        elif self._default_log_length > 0:
+            self.watched = _AllBut(self._log_lengths.keys() - logged - self._interests.keys())
+        else:
+            self.watched = logged | self._interests.keys()
 
     def notifications(self, batch: PendingCommits) -> list[Notification]:
         """Return the events of the commits that are watched or logged."""

@@ -5,9 +5,10 @@ The exactly-once protocol consists of these rules and the compare-and-set in `st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from stepwell.engine.protocol.positions import passed_timesteps
 from stepwell.errors import ServiceError, state_changed, stream_exists
@@ -24,8 +25,7 @@ class Decision(Enum):
     SKIP = "skip"  # all of its timesteps were applied before, by the positions in their source
 
 
-@dataclass(frozen=True, slots=True)
-class StepIntent:
+class StepIntent(Struct, frozen=True, gc=False):
     """The parts of a request that the decision depends on.
 
     Attributes:
@@ -93,6 +93,11 @@ def applies_without_store(step: int, history_hash: bytes, seq: int | None, after
     return (seq is None or seq == step + 1) and (after is None or after == history_hash)
 
 
+def begins_stream(seq: int | None, after: bytes | None, create: Create) -> bool:
+    """Whether `decide` returns APPLY for a missing stream."""
+    return after is None and (seq is None or seq <= 1) and create != "never"
+
+
 def check_idempotency_entry(entry: IdempotencyEntry, intent: StepIntent) -> IdempotencyEntry:
     """Return the entry of an idempotency key if it is of this request.
 
@@ -109,14 +114,13 @@ def check_idempotency_entry(entry: IdempotencyEntry, intent: StepIntent) -> Idem
 
 
 def _check_may_create(intent: StepIntent) -> None:
+    if begins_stream(intent.seq, intent.after, intent.create):
+        return
+    reason = "`create` is `never`"
     if intent.after is not None:
         reason = "`after` requires an existing stream"
     elif intent.seq is not None and intent.seq > 1:
         reason = f"`seq` is {intent.seq}, and a new stream starts with 1"
-    elif intent.create == "never":
-        reason = "`create` is `never`"
-    else:
-        return
     raise ServiceError(
         "stream_not_found",
         f"The stream does not exist, and it was not created: {reason}.",

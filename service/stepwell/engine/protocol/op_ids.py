@@ -16,21 +16,6 @@ from stepwell_export.runtime.manifest import Manifest
 _POSITION = struct.Struct("<IQ").pack
 
 
-class OpIdGenerator:
-    """Generates unique op ids of 16 bytes: 8 random bytes per generator, then a counter.
-
-    Reading 16 random bytes from the kernel for each request would cost as much as running the model for it.
-    """
-
-    def __init__(self) -> None:
-        self._prefix = secrets.token_bytes(8)
-        self._count = itertools.count()
-
-    def __call__(self) -> bytes:
-        """Return the next op id."""
-        return self._prefix + next(self._count).to_bytes(8, "little")
-
-
 class OpIdHasher:
     """Computes the op ids of requests to one model.
 
@@ -44,7 +29,7 @@ class OpIdHasher:
         self._hashers: dict[tuple[bool, bool, bool], Any] = {}  # the common prefix of all requests with the same fields
         self._sequenced = self._start_hash((False, True, False))  # the most frequent ones: with `seq` only
         self._unnumbered = self._start_hash((False, False, False))  # those with `source` only
-        self._new_op_id = OpIdGenerator()
+        self._new_prefix, self._new_count = secrets.token_bytes(8), itertools.count()
 
     def for_rows(
         self,
@@ -136,6 +121,10 @@ class OpIdHasher:
             parts.append(source.encode())
         h.update(b"".join(parts))
         return h.digest()  # type: ignore[no-any-return]
+
+    def _new_op_id(self) -> bytes:
+        """Return a unique op id: random bytes would cost as much to read as the model to run."""
+        return self._new_prefix + next(self._new_count).to_bytes(8, "little")
 
     def _start_hash(self, given: tuple[bool, bool, bool]) -> Any:
         parts = [bytes(given)]

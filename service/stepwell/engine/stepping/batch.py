@@ -1,7 +1,7 @@
 """`Batch`: timesteps of different streams as a table, from request to response. Does no I/O.
 
 A batch has one column per field. An object per timestep, its `QueuedStep`, is created only for the rows that need one:
-those whose record decides something else than that they apply.
+those that `RecordLoader` has to decide one by one.
 """
 
 from __future__ import annotations
@@ -15,36 +15,57 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from stepwell.engine.packing import InputLayout, join_rows
-from stepwell.engine.protocol.decide import applies_without_store
+from stepwell.engine.protocol.decide import StepIntent, applies_without_store, begins_stream
 from stepwell.engine.protocol.positions import advanced, passed_timesteps
 from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
-from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.queued import QueuedStep, call_back
 from stepwell.errors import ServiceError
-from stepwell.store.record import SourcePosition
+from stepwell.store.record import SourcePosition, history_hash_of, step_of
 from stepwell.store.record_arrays import have_passed, sources_in
 from stepwell.types import (
     BatchSources,
-    BulkParts,
     BulkPrediction,
     BulkTimesteps,
+    Create,
     Lifecycle,
     Prediction,
     ReplyCallback,
     Source,
     StreamHandle,
+    StreamKey,
     Transport,
 )
 from stepwell_client.wire.outcomes import ReturnMode
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from stepwell.engine.stepping.record_cache import CachedRecord
     from stepwell.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
+InputLayout = Sequence[tuple[str, str, tuple[int, ...]]]
+"""Name, dtype and shape of each input of a model, sorted by name."""
+
 _Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
+
+
+def join_rows(layout: InputLayout, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
+    """Return the inputs of a batch, `(rows, T, *row)` by name.
+
+    Args:
+        layout: The inputs.
+        data: Each row's bytes of each input, sorted by input name.
+        length: T, the timesteps of each row.
+    """
+    rows = len(data)
+    return {
+        name: np.frombuffer(b"".join(column), dtype).reshape(rows, length, *row)
+        for (name, dtype, row), column in zip(layout, zip(*data, strict=True), strict=True)
+    }
 
 
 class Batch(Sequence[QueuedStep]):
@@ -65,6 +86,7 @@ class Batch(Sequence[QueuedStep]):
             `rows` has its own.
         rows: The rows that have an object, by index.
         sent: The rows whose commit was sent, and the result is not known yet.
+        expiry: Due at the next deadline of a row; None: all rows have about the same deadline.
     """
 
     decoded_by: ServedModel
@@ -80,6 +102,7 @@ class Batch(Sequence[QueuedStep]):
     sources: BatchSources | None = None
     rows: dict[int, QueuedStep]
     sent: Sequence[int] = ()
+    expiry: asyncio.TimerHandle | None = None
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
 
@@ -126,24 +149,23 @@ class Batch(Sequence[QueuedStep]):
         Returns:
             `(rows,)` bool.
         """
-        seqs, afters = self._seqs, self._afters
-        if None in seqs:
-            steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
-            applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
-        else:
-            applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
-        if (n_without := afters.count(None)) < len(afters):
-            state_ids = b"".join([after or _NO_AFTER for after in afters])
-            same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
-            applies &= same if not n_without else same | np.array([after is None for after in afters])
+        applies = _at_position(headers, self._seqs, self._afters)
         if decided := [i for i, row in self.rows.items() if not row.is_decided_by_position]:
             applies[decided] = False
         return applies
+
+    def apply_to(self, rows: Sequence[int], headers: Array) -> Array:
+        """Return the same for some rows that are decided by their position, and their records' headers."""
+        return _at_position(headers, [self._seqs[i] for i in rows], [self._afters[i] for i in rows])
 
     def is_decided_by_position(self, i: int) -> bool:
         """Whether a row certainly applies to a record at the right position, if the record was loaded now."""
         row = self.rows.get(i)
         return row is None or row.is_decided_by_position
+
+    def begins_stream(self, i: int) -> bool:
+        """Whether a row is certainly applied if its stream is missing; one with an object is decided by itself."""
+        return False
 
     def have_passed(self, sources: Array) -> Array:
         """Return for each row whether its first timestep was applied before, by its record's positions, `(rows,)` bool.
@@ -155,11 +177,14 @@ class Batch(Sequence[QueuedStep]):
             return np.zeros(len(self), bool)
         return have_passed(sources, self.sources.digests, self.sources.at[:, 0])
 
-    def continues(self, step: int, history_hash: bytes) -> bool:
+    def continues(self, record: CachedRecord) -> bool:
         """Whether it is a single timestep that certainly applies to a record: see `certainly_apply`."""
         if self.rows or len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
             return False
-        return applies_without_store(step, history_hash, self._seqs[0], self._afters[0])
+        header = record.header
+        if not applies_without_store(step_of(header), history_hash_of(header), self._seqs[0], self._afters[0]):
+            return False
+        return not record.sources if self.sources is None else self.sources_after(record.sources) is not None
 
     def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
         """Return the positions of sources after a batch of one row; None: it has to be decided by its record.
@@ -167,8 +192,7 @@ class Batch(Sequence[QueuedStep]):
         Args:
             sources: The positions in the stream's record before it.
         """
-        if self.sources is None:
-            return None if sources else ()
+        assert self.sources is not None
         source = self.sources.row(0)
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after
@@ -184,6 +208,19 @@ class Batch(Sequence[QueuedStep]):
 
     def __getitem__(self, i: int | slice) -> QueuedStep | Sequence[QueuedStep]:
         return [self.row(j) for j in range(len(self))[i]] if isinstance(i, slice) else self.row(range(len(self))[i])
+
+
+def _at_position(headers: Array, seqs: Sequence[int | None], afters: Sequence[bytes | None]) -> Array:
+    if None in seqs:
+        steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
+        applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
+    else:
+        applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
+    if (n_without := afters.count(None)) < len(afters):
+        state_ids = b"".join([after or _NO_AFTER for after in afters])
+        same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
+        applies &= same if not n_without else same | np.array([after is None for after in afters])
+    return applies
 
 
 class RowBatch(Batch):
@@ -265,10 +302,20 @@ class ColumnBatch(Batch):
     def _new_row(self, i: int) -> QueuedStep: ...
 
     @abstractmethod
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+
+    @abstractmethod
+    def _create(self, i: int) -> Create: ...
+
+    @abstractmethod
+    def _done(self, i: int) -> ReplyCallback: ...
+
+    @abstractmethod
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None: ...
 
     def reply_to(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
-        """Reply to rows without an object: they were applied now, to streams that existed. Raises nothing.
+        """Reply to rows without an object. Raises nothing.
 
         Args:
             rows: The rows.
@@ -280,6 +327,24 @@ class ColumnBatch(Batch):
         else:
             self._answered.update(rows)
         self._reply(rows, found, at)
+
+    def begins_stream(self, i: int) -> bool:
+        """Whether a row without an object is applied if its stream is missing; see `decide.begins_stream`."""
+        return i not in self.rows and begins_stream(self._seqs[i], self._afters[i], self._create(i))
+
+    def intent(self, i: int) -> StepIntent:
+        """Return a row without a source as `decide` needs it, whatever the model that would run."""
+        return StepIntent(self.op_ids[i], self.length, self._seqs[i], self._afters[i], self._create(i), None)
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows with the error."""
+        self.reject_rows(dict.fromkeys(range(len(self)), error))
+
+    def reject_rows(self, errors: Mapping[int, ServiceError]) -> None:
+        """Reply to rows without an object with errors. Raises nothing."""
+        self._answered.update(errors)
+        for i, error in errors.items():
+            call_back(self._done(i), error, self.key(i))
 
     def row(self, i: int) -> QueuedStep:
         """Return the object of a row."""
@@ -324,7 +389,7 @@ class BulkBatch(ColumnBatch):
         if bulk.sources is not None:
             self.sources, self.source_ids = bulk.sources, bulk.sources.ids
         self._bulk = bulk
-        self._done = done
+        self._done_all = done
         self._results: BulkResults | None = None
 
     def inputs(self, rows: Sequence[int], layout: InputLayout) -> Mapping[str, Array]:
@@ -346,16 +411,11 @@ class BulkBatch(ColumnBatch):
         """Return the number of rows: all have one transport."""
         return {self._bulk.transport: len(rows)}
 
-    def reject(self, error: ServiceError) -> None:
-        """Reply to all rows in one call."""
-        self.is_answered = True
-        self._done(BulkParts(len(self), [], dict.fromkeys(range(len(self)), error)))
-
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply with columns, once all rows have their results."""
         try:
             if len(rows) == len(self.names):
-                self._done(found)
+                self._done_all(found)
             else:
                 self._gather().receive_columns(rows, found, at)
         except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
@@ -368,16 +428,27 @@ class BulkBatch(ColumnBatch):
         op_ids = [self.op_ids[i] for i in rows]
         return BulkBatch(self.decoded_by, self._bulk.select(rows), op_ids, self.oldest_received, done)
 
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+        return self._bulk.keys[i]
+
+    def _create(self, i: int) -> Create:
+        return self._bulk.create
+
+    def _done(self, i: int) -> ReplyCallback:
+        return partial(self._gather().receive, i)
+
     def _gather(self) -> BulkResults:
         if self._results is None:
-            self._results = BulkResults(len(self), self._done)
+            self._results = BulkResults(len(self), self._done_all)
         return self._results
 
     def _new_row(self, i: int) -> QueuedStep:
         timestep = self._bulk.row(i)
         shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
-        done = partial(self._gather().receive, i)
-        return QueuedStep(timestep, done, self.oldest_received, timestep.name, self.decoded_by, shape, self.op_ids[i])
+        return QueuedStep(
+            timestep, self._done(i), self.oldest_received, timestep.name, self.decoded_by, shape, self.op_ids[i]
+        )
 
 
 class CoalescedBatch(ColumnBatch):
@@ -440,21 +511,26 @@ class CoalescedBatch(ColumnBatch):
             return {self._streams[rows[0]].transport: 1}
         return Counter([self._streams[i].transport for i in rows])
 
-    def reject(self, error: ServiceError) -> None:
-        """Reply to each row with the error."""
-        self.is_answered = True
-        for done in self._dones:
-            done(error)
-
     def _reply(self, rows: Sequence[int], found: BulkPrediction, at: Sequence[int]) -> None:
         """Reply to each row."""
         dones, output, versions, shows_version = self._dones, found.batch, found.versions, found.shows_version
+        replayed, created = found.replayed, found.created
         for i, j in zip(rows, at, strict=True):
             try:
-                dones[i](Prediction(output, j, False, False, versions[j], shows_version=shows_version))
+                dones[i](Prediction(output, j, replayed, j in created, versions[j], shows_version=shows_version))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
+
+    def key(self, i: int) -> StreamKey:
+        """Return the stream of a row."""
+        return self._added[i][0].key
+
+    def _create(self, i: int) -> Create:
+        return self._added[i][0].create
+
+    def _done(self, i: int) -> ReplyCallback:
+        return self._added[i][6]
 
     def _new_row(self, i: int) -> QueuedStep:
         stream, name, seq, after, source, inputs, done, received = self._added[i]

@@ -1,4 +1,4 @@
-"""`Batcher`: queues the timesteps of one model and runs them in batches of different streams, each by its version."""
+"""`Batcher`: the queue of one model, whose timesteps run in batches of different streams, each by its version."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import asyncio
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from stepwell.background import cancel
 from stepwell.engine.admission import QueueAdmission
-from stepwell.engine.stepping.batch import Batch, BulkBatch, CoalescedBatch, RowBatch
+from stepwell.engine.stepping.batch import Batch, CoalescedBatch, RowBatch
 from stepwell.engine.stepping.batch_queue import BatchQueue
-from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.pipeline import BatchedVersion
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.engine.stepping.replies import failed, service_ended
 from stepwell.errors import ServiceError
 from stepwell.models.version_differences import needed_inputs
-from stepwell.store import keys
-from stepwell.types import STARTS, BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
+from stepwell.types import STARTS
 
 if TYPE_CHECKING:
+    from stepwell.engine.admission import RequestAdmission
     from stepwell.engine.placing import Placing
     from stepwell.models.registry import ModelRegistry
     from stepwell.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
 
-_MIN_COLUMNAR_ROWS = 16  # a bulk request of fewer rows is cheaper in a batch with other timesteps
-_MAX_COALESCED_ROWS = 160  # so that the model runs the next batch while the store commits this one
 _MAX_BATCHES_IN_FLIGHT = 4  # while one batch waits for the store, the model runs the next one
 _MIN_CONCURRENT_ROWS = 32  # with fewer rows, a batch waits for the one in flight, since fewer batches cost less
 _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight may wait for a node that is down
@@ -48,7 +44,10 @@ class Batcher:
     Attributes:
         versions: The versions that have decoded or run timesteps, by what is served.
         queue: The timesteps that wait.
+        requests: The open requests of this worker.
         admission: Limits how many timesteps may wait.
+        wake_threshold: From this many waiting rows on, `schedule` is called for one that is queued. Infinite: a flush
+            is due, or too many batches run.
     """
 
     def __init__(
@@ -58,9 +57,9 @@ class Batcher:
         version_of: Callable[[ServedModel], BatchedVersion],
         *,
         placing: Placing,
+        requests: RequestAdmission,
         timeout: float,
         max_wait: float,
-        on_answered: Callable[[int, int], None],
     ) -> None:
         """Create an empty queue; needs a running event loop.
 
@@ -69,16 +68,16 @@ class Batcher:
             models: The loaded models.
             version_of: Returns what runs a version; one that is new is added to `versions`.
             placing: Places the streams.
+            requests: The open requests of this worker; they count each timestep that is queued.
             timeout: Seconds from receipt to response.
             max_wait: Seconds that a timestep may wait for others; 0: none.
-            on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         """
         self.versions: dict[ServedModel, BatchedVersion] = {}
         self._name = name
         self._models = models
         self._version_of = version_of
         self._timeout = timeout
-        self._on_answered = on_answered
+        self.requests = requests
         self._max_batch = 1
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
@@ -87,8 +86,7 @@ class Batcher:
         self._waiting: set[asyncio.Task[None]] = set()  # for versions that are being loaded
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # the flush is due in this iteration of the loop
-        # From this many waiting rows on, `submit` schedules a flush. Infinite: one is due, or too many batches run.
-        self._wake_threshold: float = 0
+        self.wake_threshold: float = 0
         self._processed = 0
         self._is_stopped = False
         self._placing = placing
@@ -109,97 +107,9 @@ class Batcher:
         self.admission.sample(now, self.queue.rows, self._processed)
 
     @property
-    def rows(self) -> int:
-        """Timesteps that wait."""
-        return self.queue.rows
-
-    @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
         return not (self._tasks or self._waiting or self.queue.rows)
-
-    def submit(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
-        """Queue a timestep that a version has decoded."""
-        if timestep.can_coalesce:
-            name, source = timestep.name or keys.record_key(*timestep.key), timestep.source
-            stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
-            self.submit_single(version, stream, timestep.inputs, timestep.seq, timestep.after, source, done, received)
-        else:
-            self._submit_row(version, timestep, done, received)
-
-    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
-        self,
-        version: BatchedVersion,
-        stream: StreamHandle,
-        inputs: tuple[bytes, ...],
-        seq: int | None,
-        after: bytes | None,
-        source: Source | None,
-        done: ReplyCallback,
-        received: float,
-    ) -> None:
-        """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
-        name, queue = stream.name, self.queue
-        if not queue.reserve(name):
-            self._submit_row(version, stream.timestep(inputs, seq, after, source), done, received)
-            return
-        has_source = source is not None
-        batch = version.coalesced[has_source]
-        if batch is None:
-            room = min(version.max_batch, _MAX_COALESCED_ROWS)
-            batch = version.coalesced[has_source] = CoalescedBatch(version.served, room, has_source=has_source)
-            queue.enqueue_batch(batch)
-        batch.add((stream, name, seq, after, source, inputs, done, received))
-        version.in_use += 1
-        batch.room -= 1
-        if not batch.room:
-            version.coalesced[has_source] = None  # full: the next timestep opens another
-        if queue.rows >= self._wake_threshold:
-            self._schedule()
-
-    def peek(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
-        """Queue a dry run of a timestep, after the stream's timesteps that wait here."""
-        name, served = keys.record_key(*timestep.key), version.served
-        shape = (served, timestep.length, timestep.keep, "peek")
-        self._enqueue(
-            version, QueuedStep(timestep, done, received, name, served, shape, secrets.token_bytes(16), dry_run=True)
-        )
-
-    def accepts_columnar(self, bulk: BulkTimesteps, rows: int) -> bool:
-        """Whether so many rows of a bulk request can be columnar batches.
-
-        They cannot if they have an idempotency key or `create: must`. A few of them share a batch with other timesteps,
-        if there are any.
-        """
-        return (
-            rows > 0
-            and (rows >= _MIN_COLUMNAR_ROWS or self.is_idle)
-            and bulk.idempotency_key is None
-            and bulk.create != "must"
-        )
-
-    def split(self, version: BatchedVersion, bulk: BulkTimesteps, rows: Sequence[int]) -> list[Sequence[int]]:
-        """Return which rows of a bulk request become batches; the others have to wait for others.
-
-        Args:
-            version: The version that has decoded it.
-            bulk: The request.
-            rows: Indices of its rows.
-        """
-        names = bulk.names if len(rows) == len(bulk.names) else [bulk.names[i] for i in rows]
-        if not self.queue.can_reserve(names):
-            rows = [i for i, name in zip(rows, names, strict=True) if not self.queue.holds(name)]
-        return [rows[at : at + version.max_batch] for at in range(0, len(rows), version.max_batch)]
-
-    def submit_columnar(
-        self, version: BatchedVersion, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float
-    ) -> None:
-        """Queue rows of a bulk request as a batch; they are a part of `split`."""
-        self.queue.reserve_all(bulk.names)
-        self.queue.enqueue_batch(BulkBatch(version.served, bulk, version.op_ids.for_bulk(bulk), received, done))
-        version.in_use += len(bulk.names)
-        if self._wake_threshold < math.inf:
-            self._schedule()
 
     def hand_over(self, version: BatchedVersion, row: QueuedStep, fingerprint: bytes) -> bool:
         """Hand a row that a version runs over to the one that steps its stream, now or when that one is loaded.
@@ -232,28 +142,14 @@ class Batcher:
         for version in self.versions.values():
             version.runner.close()
 
-    def _submit_row(self, version: BatchedVersion, timestep: Timestep, done: ReplyCallback, received: float) -> None:
-        """Queue a timestep as an object of its own."""
-        lifecycle, served = timestep.lifecycle, version.served
-        op_id = version.op_ids.for_timestep(timestep)
-        name = timestep.name or (keys.record_key(*timestep.key) if lifecycle != "none" else op_id.hex())
-        shape = (served, timestep.length, timestep.keep, lifecycle)
-        self._enqueue(version, QueuedStep(timestep, done, received, name, served, shape, op_id))
-
-    def _enqueue(self, version: BatchedVersion, row: QueuedStep) -> None:
-        self.queue.enqueue(row)
-        version.in_use += 1
-        if self._wake_threshold < math.inf:
-            self._schedule()
-
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
         """Schedule the next flush if a batch is ready: now, or when the batch has waited for others long enough."""
         in_flight, rows = len(self._tasks), self.queue.rows
         if in_flight >= _MAX_BATCHES_IN_FLIGHT or self._is_stopped:
-            self._wake_threshold = math.inf
+            self.wake_threshold = math.inf
             return
         if not self.queue.ready_batches:
-            self._wake_threshold = 0
+            self.wake_threshold = 0
             return
         wait = self._max_wait if rows < self._max_batch else 0.0
         if in_flight and not self._may_run_concurrently():
@@ -262,11 +158,11 @@ class Batcher:
             if self._flush_due is not None:
                 self._flush_due.cancel()
             self._flush_due, self._is_due_now = self._loop.call_soon(self._flush), True
-            self._wake_threshold = math.inf
+            self.wake_threshold = math.inf
             return
         if self._flush_due is None:
             self._flush_due = self._loop.call_later(wait, self._flush)
-        self._wake_threshold = _MIN_CONCURRENT_ROWS if rows < _MIN_CONCURRENT_ROWS else self._max_batch
+        self.wake_threshold = _MIN_CONCURRENT_ROWS if rows < _MIN_CONCURRENT_ROWS else self._max_batch
 
     def _may_run_concurrently(self) -> bool:
         """Whether a batch may start while another is in flight: many rows wait, or later rows could not join it."""
@@ -285,7 +181,7 @@ class Batcher:
                 self._tasks[self._batch_number] = self._loop.create_task(self._process(batch, self._batch_number))
                 is_first = False
         finally:
-            self._schedule()
+            self.schedule()
 
     def _close_or_reject(self, batch: CoalescedBatch) -> bool:
         """Compute the op ids of a batch to which no timestep is added any more; return whether it succeeded."""
@@ -306,14 +202,14 @@ class Batcher:
         batch.reject(error)
         self.queue.release(batch.names)
         version.in_use -= len(batch)
-        self._on_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
+        self.requests.count_answered(len(batch), len(batch) * batch.length * version.timestep_bytes)
 
     async def _process(self, items: Sequence[QueuedStep], number: int) -> None:
         batch = (
             RowBatch(items) if type(items) is list else cast("Batch", items)
         )  # `isinstance` takes long: it is an ABC
         own = self.versions[batch.decoded_by]
-        plan = self._placing.plan(self._name)
+        plan = self._placing.plan(self._name) if self._name in self._placing.planned else None
         if plan is not self._plan:
             self._plan = plan
             for version in self.versions.values():
@@ -330,12 +226,16 @@ class Batcher:
                 if batch.rows:  # else all of them were of this version
                     await self._run(self._placed(self._handed_over([(own, batch)])), plan)
         finally:
-            rows = len(batch.names)
+            rows, requests = len(batch.names), self.requests
             self._processed += rows
             own.in_use -= rows
+            requests.rows -= rows
+            requests.nbytes -= rows * batch.length * own.timestep_bytes
+            if requests.draining:
+                requests.end_drain()
             del self._tasks[number]
-            if not self._is_due_now and (self.queue.rows or self._wake_threshold):
-                self._schedule()
+            if not self._is_due_now and (self.queue.rows or self.wake_threshold):
+                self.schedule()
 
     def _drop_stale(self, batch: Batch, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
@@ -417,9 +317,8 @@ class Batcher:
         try:
             await version.process(part)
         finally:
-            is_outdated = self._placing.plan(self._name) is not plan
-            if is_outdated or plan is not None:
-                self._drop_stale(part, is_outdated=is_outdated)
+            if plan is not None or self._name in self._placing.planned:
+                self._drop_stale(part, is_outdated=self._placing.plan(self._name) is not plan)
             names = part.names
             if part.rows:
                 moved = frozenset([i for i, row in part.rows.items() if row.handed_over is not None])
@@ -431,19 +330,21 @@ class Batcher:
         return [row.handed_over for _, part in parts for row in part.rows.values() if row.handed_over is not None]
 
     def wait_for_version(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
-        """Run rows, whose streams are reserved, by a version that has to be loaded first."""
+        """Run rows, whose streams are reserved, by a version that has to be loaded first; their batch ends before."""
+        self.requests.rows += len(rows)
+        self.requests.nbytes += _input_bytes(rows)
         task = self._loop.create_task(self._run_later(fingerprint, rows))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
     async def _run_later(self, fingerprint: bytes, rows: Sequence[QueuedStep]) -> None:
         """Load a version, and run the rows that wait for it; those whose deadline passes meanwhile are rejected."""
-        finding = asyncio.ensure_future(self._models.find(self._name, fingerprint))
+        finding, open_rows = asyncio.ensure_future(self._models.find(self._name, fingerprint)), rows
         try:
             while not finding.done():
                 deadline = min([row.received for row in rows]) + self._timeout if rows else math.inf
                 await asyncio.wait({finding}, timeout=max(deadline - time.monotonic(), 0.0) if rows else None)
-                rows = self._without_expired(rows, fingerprint)
+                rows = open_rows = self._without_expired(rows, fingerprint)
             served = finding.result()
             for row in rows:
                 row.invalidate()
@@ -459,8 +360,9 @@ class Batcher:
             _log.exception("A version could not be loaded (model=%s, rows=%d)", self._name, len(rows))
             self._reject_rows(rows, failed("no"))
         finally:
+            self.requests.count_answered(len(open_rows), _input_bytes(open_rows))
             if not self._is_due_now:
-                self._schedule()
+                self.schedule()
 
     def _parts_when_loaded(
         self, served: ServedModel | None, rows: Sequence[QueuedStep]
@@ -478,7 +380,9 @@ class Batcher:
             "nothing was applied.",
             fix="Send the same request again after a pause.",
         )
-        self._reject_rows([row for row in rows if row.received <= latest], error)
+        expired = [row for row in rows if row.received <= latest]
+        self._reject_rows(expired, error)
+        self.requests.count_answered(len(expired), _input_bytes(expired))
         return [row for row in rows if row.received > latest]
 
     def _reject_rows(self, rows: Iterable[QueuedStep], error: ServiceError) -> None:
@@ -486,4 +390,7 @@ class Batcher:
         for row in rows:
             row.reject(error)
             self.queue.release([row.name])
-            self._on_answered(1, row.timestep.length * row.decoded_by.timestep_bytes)
+
+
+def _input_bytes(rows: Iterable[QueuedStep]) -> int:
+    return sum([row.timestep.length * row.decoded_by.timestep_bytes for row in rows])

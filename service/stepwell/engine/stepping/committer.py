@@ -26,6 +26,7 @@ from stepwell.store.record import (
     HAD_KEY,
     HEADER_BYTES,
     Kind,
+    SourcePosition,
     decode,
     encode_next,
     extend_history,
@@ -44,6 +45,7 @@ from stepwell.store.record_arrays import (
     record_with_sources,
     sources_in,
     sources_table,
+    take_headers,
 )
 from stepwell.types import ENDS, STARTS, BatchOutput
 from stepwell_export.runtime.manifest import Array
@@ -62,6 +64,7 @@ class NextRecords(Struct, frozen=True, gc=False):
 
     Attributes:
         records: The rows, with their new headers, states and sources.
+        names: The keys of their records.
         commits: One for each.
         order: Of which row each commit is.
         output: Their predictions.
@@ -73,6 +76,7 @@ class NextRecords(Struct, frozen=True, gc=False):
     """
 
     records: Records
+    names: Sequence[str]
     commits: Sequence[Commit]
     order: Sequence[int]
     output: BatchOutput
@@ -87,6 +91,7 @@ class NextRecords(Struct, frozen=True, gc=False):
         output = self.output
         return NextRecords(
             self.records.select(rows),
+            [self.names[j] for j in rows],
             (),
             (),
             BatchOutput(
@@ -130,22 +135,21 @@ class Committer:
         """
         name, batch = self._served.name, records.batch
         notifications: Sequence[Notification] = ()
-        # Interest is checked after the run, as late as possible: from there to the store's command there is no `await`.
-        if records.one is not None and not self._publisher.has_interest(name):
+        if records.one is not None and name not in self._publisher.watched:
             found = self._next_of_one(records, records.one, run)
         else:
             found = self._next_records(records.in_columns(), inputs, run)
             if (
                 found.created
                 or batch.lifecycle in STARTS
-                or any([row.placed is not None for row in batch.rows.values()])  # noqa: C419 - see all_finite
+                or any([row.placed is not None for row in batch.rows.values()])  # noqa: C419 - generators are slow
             ):
                 for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
                     await artifact.ensure(deadline)
-            if self._publisher.has_interest(name):
+            if name in self._publisher.watched:  # now: to the store's command there is no `await`
                 notifications = self._notifications(found)
         at = records.at
-        if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - see all_finite
+        if batch.rows and any([row.answered for _, row in records.objects()]):  # noqa: C419 - generators are slow
             return [row for i in at if not (row := batch.row(i)).answered]  # the deadlines of the others have passed
         batch.sent = at
         started = time.perf_counter()
@@ -153,10 +157,9 @@ class Committer:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
         expiry_set_at = records.expiry_set_at.min() if records.one is None else records.one.expiry_set_at
-        with self._publisher.commit_under_way():
-            results = await self._store.commit(
-                found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
-            )
+        results = await self._store.commit(
+            found.commits, deadline=deadline, expiry_set_at=float(expiry_set_at), notifications=notifications
+        )
         self._observer.store_latency("commit", time.perf_counter() - started)
         remaining: list[QueuedStep] = []
         applied: list[int] | None = None
@@ -165,10 +168,9 @@ class Committer:
         if found.records.at:
             self._cache_committed(found, results)
             self._replies.reply_committed(found.records, found.output, found.responding, found.created)
-            if self._sampler is not None and not self._sampler.skips():
-                names = found.records.of(batch.names, found.records.at)
+            if self._sampler is not None:
                 committed = inputs if applied is None else {n: array[applied] for n, array in inputs.items()}
-                self._sampler.add(names, committed, found.output.arrays)
+                self._sampler.add(found.names, committed, found.output.arrays)
         return remaining
 
     # ---------------------------------------------------------------- the next records
@@ -176,9 +178,10 @@ class Committer:
     def _next_of_one(self, records: Records, cached: CachedRecord, run: BatchRun) -> NextRecords:
         """Return the next record of a single timestep, without arrays: for one row, they take longer than the work."""
         batch, header = records.batch, cached.header
-        sources = batch.sources_after(cached.sources) or ()
+        sources: tuple[SourcePosition, ...] = ()
         answered_at, version = list[int](), 0
         if batch.sources is not None:
+            sources = batch.sources_after(cached.sources) or ()
             answered_at, version = batch.sources.at[0].tolist(), self._served.version
         outputs = b"".join([run.outputs[spec.name].tobytes() for spec in self._specs])
         updated_ms, state = int(time.time() * 1000), run.states.tobytes()
@@ -187,26 +190,27 @@ class Committer:
         )
         one = CachedRecord(header_of(record), run.states, cached.expiry_set_at, sources)
         commits = [Commit(batch.names[0], header[GUARD_AT], record)]
-        return NextRecords(records, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one)
+        return NextRecords(
+            records, batch.names, commits, records.at, BatchOutput(run.outputs, [step], [history_hash]), one=one
+        )
 
     def _next_records(self, records: Records, inputs: Mapping[str, Array], run: BatchRun) -> NextRecords:
         """Return the next records.
 
-        Most are encoded together. Those of another length or kind become a list of commits: with positions of sources
-        that differ from those of others, with a key, of streams that are created or end.
+        Most are encoded together, those of new streams likewise. Those of another length or kind become a list of
+        commits: with positions of sources that differ from those of others, with a key, of streams that end.
         """
         batch, headers, states, n = records.batch, records.headers, run.states, len(records.at)
         outputs = select_returned(batch.keep, run.outputs)
         packed = pack_outputs(self._specs, outputs, n)
         responding = responding_versions(self._served, records, run.beside)
-        own, sources, section = self._own_rows(records, is_uniform=responding is None)
-        created = [j for j in own if batch.rows[records.at[j]].creates]
-        alike = [j for j in created if self._is_alike(batch.rows[records.at[j]])] if section is None else []
-        others = own if not alike else [j for j in own if j not in frozenset(alike)]
-        usual, part = self._usual_rows(n, own)
+        created = frozenset(records.places(records.created))
+        own, sources, section = self._own_rows(records, created, is_uniform=responding is None)
+        alike = sorted(created.difference(own))
+        usual, part = self._usual_rows(n, [*alike, *own])
         names, op_ids = records.of(batch.names, records.at), records.of(batch.op_ids, records.at)
         guard = guards(headers)  # of the old headers, which are overwritten below
-        expected = {j: guard[j].tobytes() for j in others}
+        expected = {j: b"" if j in created else guard[j].tobytes() for j in own}
         answer_bytes = packed.shape[1] + states.shape[1]
         parts = [
             ColumnarCommits(
@@ -221,49 +225,46 @@ class Committer:
         if section is not None:
             headers["flags"][part] |= np.uint32(version_flags(self._served.version))
         if usual:
-            new = headers[part] if own else headers
+            new = headers if len(usual) == n else take_headers(headers, usual)
             encode_records(parts[0].records, new, packed[part], states[part], section)
         commits: Sequence[Commit] = parts[0]
-        if own:
+        if alike or own:
             if alike:
                 parts.append(ColumnarCommits([names[j] for j in alike], HEADER_BYTES + answer_bytes, missing=True))
-                encode_records(parts[1].records, headers[alike], packed[alike], states[alike])
+                encode_records(parts[1].records, take_headers(headers, alike), packed[alike], states[alike])
             own_commits = []
-            for j in others:
+            for j in own:
                 row, answers = batch.rows[records.at[j]], packed[j].tobytes()
                 own_commits.append(
                     self._own_commit(row, headers[j], expected[j], answers, states[j].tobytes(), responding, j)
                 )
             commits = JoinedCommits(parts, own_commits)
-            if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - see all_finite
+            if any([commit.entry_key is not None for commit in own_commits]):  # noqa: C419 - generators are slow
                 commits = [*commits]
-            if sources is not None:
+            if own and sources is not None:
                 sources[own] = sources_table([batch.rows[records.at[j]].sources for j in own])
         output = BatchOutput(outputs, headers["step"].tolist(), history_hashes)
         records = records._replace(states=states, sources=sources)
-        order = [*usual, *alike, *others] if own else usual
-        return NextRecords(records, commits, order, output, run.beside, followed, responding, frozenset(created))
+        order = [*usual, *alike, *own] if len(usual) < n else usual
+        return NextRecords(records, names, commits, order, output, run.beside, followed, responding, created)
 
     @staticmethod
-    def _is_alike(row: QueuedStep) -> bool:
-        """Whether the record of a new stream is one like all others."""
-        timestep = row.timestep
-        return timestep.idempotency_key is None and timestep.source is None and timestep.lifecycle not in ENDS
-
-    @staticmethod
-    def _usual_rows(n: int, own: Sequence[int]) -> tuple[Sequence[int], slice | Array]:
-        """Return the rows, of `n`, that have no commit of their own, also as an index of arrays."""
-        if not own:
+    def _usual_rows(n: int, others: Sequence[int]) -> tuple[Sequence[int], slice | Array]:
+        """Return the rows, of `n`, without some others, also as an index of arrays."""
+        if not others:
             return range(n), slice(None)
-        excluded = frozenset(own)
+        excluded = frozenset(others)
         usual = [j for j in range(n) if j not in excluded]
         return usual, np.array(usual, np.intp)
 
-    def _own_rows(self, records: Records, *, is_uniform: bool) -> tuple[list[int], Array | None, Array | None]:
+    def _own_rows(
+        self, records: Records, created: frozenset[int], *, is_uniform: bool
+    ) -> tuple[list[int], Array | None, Array | None]:
         """Return the rows with a commit of their own, by their index; their positions of sources are set.
 
         Args:
             records: The records before the run.
+            created: Which of the rows create their streams.
             is_uniform: The model's version has responded to all rows, as before.
 
         Returns:
@@ -278,6 +279,7 @@ class Committer:
             own = [j for j, row in records.objects() if not row.is_plain]
         after, section = before, None
         if batch.sources is not None:
+            own = sorted(created.union(own))
             usual, part = self._usual_rows(n, own)
             advanced = None
             if is_uniform and usual:
@@ -299,7 +301,7 @@ class Committer:
             if not row.is_loaded and before is not None:
                 row.cached_sources = sources_in(before[j])
             row.advance_sources()
-        if own and after is None and any([batch.rows[at[j]].sources for j in own]):  # noqa: C419 - see all_finite
+        if own and after is None and any([batch.rows[at[j]].sources for j in own]):  # noqa: C419 - generators are slow
             after = empty_sources(n)
         return own, after, section
 
@@ -331,7 +333,7 @@ class Committer:
             shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
             parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
             entry_key, entry = row.entry_key, IdempotencyEntry(*parts, shows_version, several(versions)).encode()
-        return Commit(row.name, b"" if row.creates else expect, record, entry_key, entry)
+        return Commit(row.name, expect, record, entry_key, entry)
 
     def _advance_headers(
         self, records: Records, op_ids: Sequence[bytes], own: Sequence[int], responding: Responding | None
@@ -412,11 +414,11 @@ class Committer:
         batch = records.batch
         if found.one is not None:
             one = found.one if at is None else found.one._replace(expiry_set_at=at)
-            self._cache.put_one(batch.names[0], one)
+            self._cache.put_one(found.names[0], one)
             if one.sources and at is not None:
                 self._source_ids.renew_soon([source.digest for source in one.sources])
             return
-        names = records.of(batch.names, records.at)
+        names = found.names
         moving: Sequence[int] = ()
         if beside is not None:
             moving = self._committed(self._served, beside, records.states, found.followed)

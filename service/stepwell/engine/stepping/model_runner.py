@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from stepwell.engine.packing import all_finite, finite_rows
+from stepwell.engine.packing import finite_rows
 from stepwell.errors import ServiceError
 from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
 from stepwell_export.runtime.manifest import Array
@@ -157,8 +157,10 @@ class ModelRunner:
     def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> BatchRun:
         """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
         if self._one_float is not None:
-            values = states[:, : self._float_bytes].view(self._one_float)
-            if all_finite([*outputs.values(), values]):
+            for values in (*outputs.values(), states[:, : self._float_bytes].view(self._one_float)):
+                if values.dtype.kind == "f" and b"\0" in np.isfinite(values).tobytes():  # quicker than `numpy.all`
+                    break
+            else:
                 return BatchRun(outputs, states)
         finite, not_finite = finite_rows(
             {f"output {name}": a for name, a in outputs.items()} | unpack(self._fields, states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,20 @@ from stepwell.errors import ServiceError
 from stepwell.store import keys
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Record, SourcePosition
-from stepwell.types import STARTS, ReplyCallback, Timestep
+from stepwell.types import STARTS, Prediction, ReplyCallback, StreamKey, Timestep
 
 if TYPE_CHECKING:
     from stepwell.models.served import ServedModel
+
+_log = logging.getLogger(__name__)
+
+
+def call_back(done: ReplyCallback, result: Prediction | ServiceError, key: StreamKey) -> None:
+    """Call the callback of a row; a fault in it must not fail the other rows, so it is logged."""
+    try:
+        done(result)
+    except Exception:  # noqa: BLE001 - see above
+        _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
 
 
 class QueuedStep(Struct, eq=False, gc=False):
@@ -114,10 +125,9 @@ class QueuedStep(Struct, eq=False, gc=False):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its next record is one like those of most rows: of a stream that exists, without key and source."""
+        """Whether its next record is one like those of most rows, without key and source."""
         return not (
-            self.creates
-            or self.timestep.idempotency_key is not None
+            self.timestep.idempotency_key is not None
             or self.timestep.source is not None
             or (self.cached_sources if self.record is None else self.record.sources)
         )

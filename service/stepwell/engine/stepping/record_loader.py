@@ -1,6 +1,7 @@
 """`RecordLoader`: the records from which the rows of a batch continue, from the cache or from the store: `Records`.
 
-Most rows are checked together, by their positions; only the others are decided one by one, by the records in the store.
+Most rows are checked together, by their positions; the others are decided by the records in the store, those with more
+than a position one by one.
 """
 
 from __future__ import annotations
@@ -8,33 +9,35 @@ from __future__ import annotations
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from stepwell.engine.packing import InputLayout, all_true, join_rows, prediction_bytes
+from stepwell.engine.packing import all_true, prediction_bytes
 from stepwell.engine.protocol.decide import Decision, decide
+from stepwell.engine.stepping.batch import Batch, InputLayout, join_rows
 from stepwell.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
 from stepwell.engine.tenant_limits import Reservation
 from stepwell.errors import ServiceError, wrong_state_size
 from stepwell.store.commits import Outcome, replica_probe
 from stepwell.store.idempotency_entry import IdempotencyEntry
-from stepwell.store.record import decode, history_hash_of, step_of
+from stepwell.store.record import HEADER_BYTES, Kind, Record, decode
 from stepwell.store.record_arrays import (
-    HEADER_DTYPE,
-    OPAQUE_HEADER,
     decode_records,
     empty_sources,
+    put_headers,
     read_headers,
     sources_table,
+    take_headers,
 )
 from stepwell.store.state_store import checked
 from stepwell.types import ENDS, STARTS
 from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
-    from stepwell.engine.stepping.batch import Batch
+    from stepwell.engine.stepping.batch import ColumnBatch
     from stepwell.engine.stepping.pipeline import PipelineDeps
     from stepwell.engine.stepping.queued import QueuedStep
     from stepwell.engine.stepping.replies import Replies
@@ -53,6 +56,7 @@ class Records(NamedTuple):
         expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
         sources: The table of positions of sources, see `record_arrays`; None: the records have none.
         one: The record of a batch of one row, if it was cached; headers, times and sources are empty then.
+        created: The rows in the batch whose streams are missing; their records are those of new streams.
     """
 
     batch: Batch
@@ -62,6 +66,7 @@ class Records(NamedTuple):
     expiry_set_at: Array
     sources: Array | None = None
     one: CachedRecord | None = None
+    created: frozenset[int] = frozenset()
 
     def in_columns(self) -> Records:
         """Return the same without `one`."""
@@ -79,7 +84,7 @@ class Records(NamedTuple):
         at = np.array(rows, np.intp)
         return self._replace(
             at=self.of(self.at, rows),
-            headers=self.headers.view(OPAQUE_HEADER).take(at).view(HEADER_DTYPE),
+            headers=take_headers(self.headers, at),
             states=self.states.take(at, axis=0),
             expiry_set_at=self.expiry_set_at.take(at),
             sources=None if self.sources is None else self.sources.take(at, axis=0),
@@ -90,15 +95,18 @@ class Records(NamedTuple):
         """Return the items of some rows."""
         return items if len(rows) == len(items) else [*map(items.__getitem__, rows)]
 
+    def places(self, rows: Collection[int]) -> list[int]:
+        """Return the indices in `at` of those of some rows in the batch that are there, in ascending order."""
+        at, n = self.at, len(self.at)
+        if 4 * len(rows) > n:
+            return [j for j, i in enumerate(at) if i in rows]
+        places = [(bisect_left(at, i), i) for i in sorted(rows)] if rows else []  # `at` is in ascending order
+        return [j for j, i in places if j < n and at[j] == i]
+
     def objects(self) -> list[tuple[int, QueuedStep]]:
         """Return the rows that have an object, each with its index in `at`."""
         rows, at = self.batch.rows, self.at
-        if not rows:
-            return []
-        if 4 * len(rows) > len(at):
-            return [(j, rows[i]) for j, i in enumerate(at) if i in rows]
-        places = [(bisect_left(at, i), i) for i in sorted(rows)]  # `at` is in ascending order
-        return [(j, rows[i]) for j, i in places if j < len(at) and at[j] == i]
+        return [(j, rows[at[j]]) for j in self.places(rows)] if rows else []
 
     @property
     def length(self) -> int:
@@ -123,10 +131,6 @@ class Records(NamedTuple):
         return [self.select(part) for part in ([together] if together else []) + [[j] for j in alone]]
 
 
-_FIRST = range(1)
-_NOTHING = np.empty(0)
-
-
 class RecordLoader:
     """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
@@ -148,8 +152,6 @@ class RecordLoader:
         error or a replay. So a record that another worker has advanced is mostly detected here, and costs a load
         instead of a conflict. The rows in neither result have their response.
         """
-        if len(batch.names) == 1 and (one := self._cached_one(batch)) is not None:
-            return one, []
         cache = self._cache
         slots = cache.slots_for(batch.names)
         records = Records(
@@ -173,20 +175,6 @@ class RecordLoader:
             return records, []
         return await self._load_missed(records, np.flatnonzero(~applies).tolist(), deadline)
 
-    def _cached_one(self, batch: Batch) -> Records | None:
-        """Return the cached record of a single timestep that certainly applies to it."""
-        if self._served.parts or (cached := self._cache.get_one(batch.names[0])) is None:
-            return None
-        header = cached.header
-        if not batch.continues(step_of(header), history_hash_of(header)):
-            return None
-        sources = batch.sources_after(cached.sources)
-        if sources is None:
-            return None
-        self._observer.cache_lookup(1, 0)
-        # For one row, a call of NumPy takes longer than its work.
-        return Records(batch, _FIRST, _NOTHING, cached.state, _NOTHING, None, cached)
-
     async def _load_missed(
         self, records: Records, missed: Sequence[int], deadline: float
     ) -> tuple[Records, list[QueuedStep]]:
@@ -195,54 +183,125 @@ class RecordLoader:
         to_load = [i for i in missed if i not in rows or not (rows[i].is_loaded or rows[i].answered)]
         if not batch.dry_run:
             self._observer.cache_lookup(len(batch) - len(to_load), len(to_load))
-        unusual = list(missed)
+        unusual, answered = list(missed), frozenset[int]()
         if to_load:
             keyed = [rows[i] for i in to_load if i in rows and rows[i].may_have_entry]
             values = await self._values([batch.names[i] for i in to_load], keyed, deadline, exact=batch.dry_run)
-            records, continued = self._continue(records, to_load, values)
-            unusual = [i for i in missed if i not in continued]
+            records, applied, answered = self._decide_together(records, to_load, values)
+            unusual = [i for i in missed if i not in applied and i not in answered]
             for i, value in zip(to_load, values, strict=False):
-                if i not in continued:
+                if i not in applied and i not in answered:
                     self._set_stored(batch.row(i), value, exact=batch.dry_run)
             self._set_entries(keyed, values[len(to_load) :])
-        if not unusual:
+        if not unusual and not answered:
             return records, []
         decided = [batch.row(i) for i in unusual]
         if self._store.waits_for_replica and not batch.dry_run:
             await self._confirm_replicated(decided, deadline)
         to_run = [i for i, row in zip(unusual, decided, strict=True) if self._applies(row)]
-        self._scatter(records, to_run)
-        excluded = frozenset(unusual).difference(to_run)
-        remaining = await self._confirm_missing([rows[i] for i in excluded if not rows[i].answered], deadline)
+        if to_run:
+            records = self._scatter(records, to_run)
+        to_confirm = [rows[i] for i in frozenset(unusual).difference(to_run) if not rows[i].answered]
+        remaining = await self._confirm_missing(to_confirm, deadline)
+        excluded = answered.union(unusual).difference(to_run)
         return records.select([i for i in range(len(batch)) if i not in excluded]), remaining
 
-    def _continue(
+    def _decide_together(
         self, records: Records, to_load: Sequence[int], values: Sequence[object]
-    ) -> tuple[Records, frozenset[int]]:
-        """Take over the loaded records from which rows certainly continue, and return these rows."""
-        batch, is_by_position = records.batch, records.batch.is_decided_by_position
+    ) -> tuple[Records, frozenset[int], frozenset[int]]:
+        """Decide rows by what was loaded without an object for each; all others have to be decided one by one.
+
+        Returns:
+            The records, and the rows that are certainly applied: they continue the record that was loaded, or begin a
+            missing stream; and the rows that have their response.
+        """
+        batch, is_by_position, placement = records.batch, records.batch.is_decided_by_position, self._placement
+        loaded = [*zip(to_load, values, strict=False)]
+        created = list[int]()
+        if self._quota is None and not placement.may_begin_elsewhere():
+            created = [i for i, value in loaded if value is None and batch.begins_stream(i)]
+            if created:
+                records = self._begin(records, created)
         found = [
             (i, value)
-            for i, value in zip(to_load, values, strict=False)
-            if type(value) is bytes and is_by_position(i) and not self._placement.may_move(batch.names[i])
+            for i, value in loaded
+            if type(value) is bytes
+            and len(value) >= HEADER_BYTES
+            and is_by_position(i)
+            and not placement.may_move(batch.names[i])
         ]
+        if not found or batch.lifecycle in STARTS:
+            return records, frozenset(created), frozenset()
+        applies = batch.apply_to([i for i, _ in found], read_headers([value for _, value in found])).tolist()
+        records, continued = self._continue(records, [*compress(found, applies)])
+        others = [one for one, does in zip(found, applies, strict=True) if not does and one[0] not in batch.rows]
+        return records, frozenset([*created, *continued]), self._answer_together(batch, others)
+
+    def _continue(self, records: Records, found: Sequence[tuple[int, bytes]]) -> tuple[Records, list[int]]:
+        """Take over the records of rows that are at their positions, and return the rows that certainly apply to them.
+
+        Args:
+            records: The records.
+            found: Rows, and the records that were loaded; they are not checked yet.
+        """
+        batch, at = records.batch, [i for i, _ in found]
         decoded = None
-        if found and batch.lifecycle not in STARTS:
+        if found:
             decoded = decode_records([value for _, value in found], self._served.fingerprint, self._model.state_bytes)
         if decoded is None:
-            return records, frozenset()
-        at = [i for i, _ in found]
-        records.headers[at], records.states[at], records.expiry_set_at[at] = decoded.headers, decoded.states, -np.inf
+            return records, []
+        put_headers(records.headers, at, decoded.headers)
+        records.states[at], records.expiry_set_at[at] = decoded.states, -np.inf
         if records.sources is None and decoded.sources is not None:
             records = records._replace(sources=empty_sources(len(batch)))
-        if records.sources is not None:
-            records.sources[at] = empty_sources(1) if decoded.sources is None else decoded.sources
-        applies = batch.certainly_apply(records.headers)
-        if records.sources is not None:
-            applies &= ~batch.have_passed(records.sources)
-        return records, frozenset([i for i in at if applies[i]])
+        if records.sources is None:
+            return records, at
+        records.sources[at] = empty_sources(1) if decoded.sources is None else decoded.sources
+        passed = batch.have_passed(records.sources)
+        return records, [i for i in at if not passed[i]]
 
-    def _scatter(self, records: Records, rows: Sequence[int]) -> None:
+    def _answer_together(self, batch: Batch, found: Sequence[tuple[int, bytes]]) -> frozenset[int]:
+        """Reply to rows that their record rejects, or that repeat its newest operation, a step without key and source.
+
+        Args:
+            batch: The batch.
+            found: Rows without an object, and the records that were loaded; they are not checked yet.
+
+        Returns:
+            The rows that have their response.
+        """
+        if not found or batch.sources is not None or self._store.waits_for_replica or self._served.parts:
+            return frozenset()
+        columns, fingerprint = cast("ColumnBatch", batch), self._served.fingerprint
+        nbytes = {"all": batch.length, "last": 1, "none": 0}[batch.keep] * self._answer_bytes
+        replayed, errors = dict[int, Record](), dict[int, ServiceError]()
+        for i, value in found:
+            try:
+                record = decode(value)
+                if decide(record, columns.intent(i)) is not Decision.REPLAY:
+                    continue
+                if (record.flags, record.fingerprint, len(record.outputs)) == (Kind.STEP, fingerprint, nbytes):
+                    replayed[i] = record
+            except ServiceError as exc:
+                errors[i] = exc
+        if replayed:
+            self._replies.replay_together(columns, replayed)
+        if errors:
+            self._replies.reject_together(columns, errors)
+        return frozenset([*replayed, *errors])
+
+    def _begin(self, records: Records, rows: Sequence[int]) -> Records:
+        """Write the records of new streams for rows whose streams are missing."""
+        headers, states, new = records.headers, records.states, np.array([EMPTY_SLOT])
+        put_headers(headers, rows, self._cache.headers(new))
+        headers["epoch"][rows] = np.frombuffer(secrets.token_bytes(8 * len(rows)), np.uint64)
+        headers["created_ms"][rows] = int(time.time() * 1000)
+        states[rows], records.expiry_set_at[rows] = self._cache.states(new), -np.inf
+        if records.sources is not None:
+            records.sources[rows] = empty_sources(1)
+        return records._replace(created=records.created.union(rows))
+
+    def _scatter(self, records: Records, rows: Sequence[int]) -> Records:
         """Write the loaded records of rows that were decided one by one; rows of missing streams become new streams."""
         batch, headers, states = records.batch, records.headers, records.states
         records.expiry_set_at[rows] = -np.inf
@@ -250,12 +309,9 @@ class RecordLoader:
         if records.sources is not None:
             records.sources[rows] = sources_table([() if r.record is None else r.record.sources for r in decided])
         if existing := [i for i in rows if batch.rows[i].record is not None]:
-            headers[existing] = read_headers([batch.rows[i].stored for i in existing])
+            put_headers(headers, existing, read_headers([batch.rows[i].stored for i in existing]))
         if created := [i for i in rows if batch.rows[i].record is None]:
-            empty = np.full(len(created), EMPTY_SLOT)
-            headers[created], states[created] = self._cache.headers(empty), self._cache.states(empty)
-            headers["epoch"][created] = [secrets.randbits(64) for _ in created]
-            headers["created_ms"][created] = int(time.time() * 1000)
+            records = self._begin(records, created)
         if batch.lifecycle in STARTS:
             self._start(records)
         elif existing:
@@ -266,6 +322,7 @@ class RecordLoader:
                 headers["fingerprint"][i] = np.void(self._served.fingerprint)
                 if placed.tail:
                     states[i, -len(placed.tail) :] = np.frombuffer(placed.tail, np.uint8)
+        return records
 
     def _start(self, records: Records) -> None:
         """Let streams begin again from the initial state, by no release."""

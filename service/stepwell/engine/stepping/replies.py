@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from msgspec.structs import replace
 
-from stepwell.engine.packing import all_true, select_returned, unpack_outputs
+from stepwell.engine.packing import all_true, select_returned, unpack_outputs, unpack_rows
 from stepwell.engine.protocol.decide import check_idempotency_entry
 from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
-from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.queued import QueuedStep, call_back
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import CHANGED_VERSION, NO_HISTORY, Record, version_of
 from stepwell.types import STARTS, BatchOutput, BulkPrediction, Prediction
 from stepwell_client.wire.outcomes import Applied
+from stepwell_export.runtime.manifest import Array
 
 if TYPE_CHECKING:
     from stepwell.engine.stepping.batch import Batch, ColumnBatch
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from stepwell.engine.stepping.record_loader import Records
     from stepwell.models.joined import JoinedRun
     from stepwell.models.served import ServedModel
-
-_log = logging.getLogger(__name__)
 
 
 class Responding(NamedTuple):
@@ -96,21 +94,15 @@ def _has_changed(row: QueuedStep | None, after: bytes, before: bytes) -> bool:
 
 
 class Replies:
-    """Calls the callbacks of a model version's rows, each once.
-
-    Attributes:
-        on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
-    """
+    """Calls the callbacks of a model version's rows, each once."""
 
     def __init__(self, deps: PipelineDeps) -> None:
         self._served = deps.served
         self._cache = deps.cache
         self._observer = deps.observer
-        self._timestep_bytes = deps.served.timestep_bytes
         self._placement = deps.placement
         self._time = time.monotonic
         self._hand_over = deps.hand_over
-        self.on_answered = deps.on_answered
 
     def fail_unanswered(self, batch: Batch, error: ServiceError) -> None:
         """Reply with an error to every row that has no response yet."""
@@ -141,18 +133,51 @@ class Replies:
             columns = cast("ColumnBatch", batch)
             if responding is None:
                 versions = [self._served.version] * len(at)
-                columns.reply_to(answered, BulkPrediction(output, versions, batch.sources is not None), usual)
+                has_source = batch.sources is not None
+                columns.reply_to(answered, BulkPrediction(output, versions, has_source, created=created), usual)
             else:
                 for shown in (False, True):
                     if part := [j for j in usual if responding.changed[j] == shown]:
-                        found = BulkPrediction(output, responding.versions, shown)
+                        found = BulkPrediction(output, responding.versions, shown, created=created)
                         columns.reply_to(records.of(at, part), found, part)
         if objects:
             answered = [*answered, *self._reply_to_objects(records, output, responding, created)]
-        self.on_answered(len(answered), len(answered) * batch.length * self._timestep_bytes)
         self._observer.replied(model, batch.waited(answered, self._time()))
         for transport, rows in batch.by_transport(at).items():
             self._observer.steps_applied(model, transport, rows * length)
+
+    def replay_together(self, batch: ColumnBatch, stored: Mapping[int, Record]) -> None:
+        """Reply to rows without an object with the stored predictions of a step; nothing is computed again.
+
+        Args:
+            batch: The batch.
+            stored: The record of each row, with as many predictions as are returned.
+        """
+        records, rows = [*stored.values()], [*stored]
+        arrays: Mapping[str, Array] = {}
+        if batch.keep != "none":
+            packed = np.frombuffer(b"".join([record.outputs for record in records]), np.uint8)
+            arrays = unpack_rows(self._served.manifest, packed.reshape(len(rows), len(records[0].outputs)))
+        output = BatchOutput(arrays, [one.step for one in records], [one.history_hash for one in records])
+        found = BulkPrediction(output, [self._served.version] * len(rows), replayed=True)
+        batch.reply_to(rows, found, range(len(rows)))
+        self._observer.replays(len(rows))
+        self._observer.replied(self._served.name, batch.waited(rows, self._time()))
+
+    def reject_together(self, batch: ColumnBatch, errors: Mapping[int, ServiceError]) -> None:
+        """Reply to rows without an object with errors.
+
+        Args:
+            batch: The batch.
+            errors: The error of each row.
+        """
+        batch.reject_rows(errors)
+        rows = [*errors]
+        waited = batch.waited(rows, self._time())
+        self._observer.replied(self._served.name, waited)
+        for i, seconds in zip(rows, waited, strict=True):
+            self._observer.rejected(self._served.name, seconds)
+            self._observer.refused(*batch.key(i), errors[i])
 
     def _reply_to_objects(
         self, records: Records, output: BatchOutput, responding: Responding | None, created: frozenset[int]
@@ -256,7 +281,6 @@ class Replies:
         if row.answered:
             return
         self._end(row, result, begun=isinstance(result, ServiceError) and result.applied != "no")
-        self.on_answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
         self._observer.replied(self._served.name, [seconds])
         if isinstance(result, ServiceError):
@@ -268,11 +292,7 @@ class Replies:
         if row.reservation is not None:
             row.reservation.end(begun=begun)
         row.answered = True
-        try:
-            row.done(result)
-        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
-            model, stream = self._served.name, row.timestep.key.stream
-            _log.exception("The callback of a step failed (model=%s, stream=%s)", model, stream)
+        call_back(row.done, result, row.timestep.key)
 
 
 def failed(applied: Applied) -> ServiceError:

@@ -1,4 +1,4 @@
-"""`StepService`: submits timesteps to the batcher of their model version."""
+"""`StepService`: the model versions that step streams, from their first timestep until nothing needs them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from stepwell.engine.observer import sampler_of
 from stepwell.engine.stepping.batcher import Batcher
 from stepwell.engine.stepping.model_runner import ModelRunner
-from stepwell.engine.stepping.outcomes import BulkOutcomes, BulkResults
+from stepwell.engine.stepping.outcomes import BulkOutcomes
 from stepwell.engine.stepping.pipeline import BatchedVersion, PipelineDeps
 from stepwell.engine.stepping.record_cache import CacheMemory
 from stepwell.errors import ServiceError
 from stepwell.models.served import ServedModel
 from stepwell.store import keys
 from stepwell.store.record_arrays import empty_header
-from stepwell.types import BulkTimesteps, Prediction, ReplyCallback, Source, StreamHandle, StreamKey, Timestep
+from stepwell.types import BulkTimesteps, Prediction, ReplyCallback, StreamKey, Timestep
 
 if TYPE_CHECKING:
     from stepwell.engine.admission import RequestAdmission
@@ -36,8 +35,23 @@ if TYPE_CHECKING:
     from stepwell.store.state_store import StateStore
 
 
+class _Versions(dict[ServedModel, BatchedVersion]):
+    """What runs model versions. Each is created when it is first looked up: for its first timestep."""
+
+    def __init__(self, new: Callable[[ServedModel], BatchedVersion]) -> None:
+        super().__init__()
+        self._new = new
+
+    def __missing__(self, served: ServedModel) -> BatchedVersion:
+        version = self[served] = self._new(served)
+        return version
+
+
 class StepService:
     """Steps streams, in batches of each model version.
+
+    Attributes:
+        versions: What runs each model version, joined ones included; one that is not there yet is created.
 
     Args:
         store: Loads and commits records.
@@ -70,12 +84,8 @@ class StepService:
         self._placing = placing
         self._models = models
         self._admission = admission
-        self._rates = admission.rates
-        self._max_bytes = admission.max_bytes
-        # With fewer open timesteps, one more is accepted without a closer check.
-        self._fast_accept_limit = admission.queue_limit
         self._batchers: dict[str, Batcher] = {}
-        self._versions: dict[ServedModel, BatchedVersion] = {}
+        self.versions = _Versions(self._new_version)
         self._cache_memory = CacheMemory(options.cache_bytes)
         self._observer = observer
         self._options = options
@@ -85,7 +95,6 @@ class StepService:
             observer=observer,
             publisher=publisher,
             timeout=options.request_timeout_s,
-            on_answered=admission.count_answered,
             quota=quota,
             committed=placing.committed,
             source_ids=source_ids,
@@ -104,50 +113,13 @@ class StepService:
             served: The model version for the timestep's model and version; None: it is looked up.
             peek: Only the prediction is wanted; nothing is committed.
         """
-        admission = self._admission
-        try:
-            if served is None:
+        if served is None:
+            try:
                 served = self._models.get(timestep.key.model, timestep.version)
-            version = self._versions.get(served) or self._version(served)
-            batcher = version.batcher
-            now = time.monotonic()
-            is_crowded = admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes
-            if peek or admission.draining or is_crowded:
-                self._check_capacity(batcher)
-            if self._rates is not None:
-                self._rates.acquire(timestep.key.tenant, timestep.length, now)
-        except ServiceError as exc:
-            done(exc)
-            return
-        (batcher.peek if peek else batcher.submit)(version, timestep, done, now)
-        admission.rows += 1
-        admission.nbytes += timestep.length * version.timestep_bytes
-
-    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
-        self,
-        stream: StreamHandle,
-        inputs: tuple[bytes, ...],
-        seq: int | None,
-        after: bytes | None,
-        source: Source | None,
-        done: ReplyCallback,
-        *,
-        served: ServedModel,
-    ) -> None:
-        """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
-        version = self._versions.get(served) or self._version(served)
-        now, admission = time.monotonic(), self._admission
-        try:
-            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
-                self._check_capacity(version.batcher)
-            if self._rates is not None:
-                self._rates.acquire(stream.key.tenant, 1, now)
-        except ServiceError as exc:
-            done(exc)
-            return
-        version.batcher.submit_single(version, stream, inputs, seq, after, source, done, now)
-        admission.rows += 1
-        admission.nbytes += version.timestep_bytes
+            except ServiceError as exc:
+                done(exc)
+                return
+        self.versions[served].submit(timestep, done, peek=peek)
 
     def submit_bulk(
         self,
@@ -156,51 +128,8 @@ class StepService:
         served: ServedModel,
         faults: Mapping[int, ServiceError] = MappingProxyType({}),
     ) -> None:
-        """Step many streams: as columns in as few batches as possible, the rest one by one.
-
-        These are all rows if there is no room for all of them, as some may then be accepted, or if they have an
-        idempotency key or `create: must`; a few rows that share a batch with other timesteps; and the rows of streams
-        of which another timestep waits.
-
-        Args:
-            bulk: The request.
-            done: Called once with the results of all rows.
-            served: The model version that decoded it.
-            faults: Errors of single rows, which are their results, by index.
-        """
-        rows = range(len(bulk.names)) if not faults else [i for i in range(len(bulk.names)) if i not in faults]
-        version = self._version(served)
-        parts, now = self._parts(bulk, rows, version), time.monotonic()
-        if len(parts) == 1 and len(parts[0]) == len(bulk.names):
-            version.batcher.submit_columnar(version, bulk, done, now)
-            return
-        results = BulkResults(len(bulk.names), done, faults)
-        for part in parts:
-            version.batcher.submit_columnar(version, bulk.select(part), partial(results.receive_part, part), now)
-        together = frozenset(chain.from_iterable(parts))
-        for i in rows:
-            if i not in together:
-                self.submit(bulk.row(i), partial(results.receive, i), served)
-
-    def _parts(self, bulk: BulkTimesteps, rows: Sequence[int], version: BatchedVersion) -> list[Sequence[int]]:
-        """Return which rows of a bulk request become which batches; those are accepted, and counted as waiting."""
-        admission = self._admission
-        row_bytes = bulk.length * version.timestep_bytes
-        if (
-            admission.draining
-            or admission.rows + len(rows) > self._fast_accept_limit
-            or admission.nbytes + len(rows) * row_bytes > self._max_bytes
-            or not version.batcher.accepts_columnar(bulk, len(rows))
-        ):
-            return []
-        parts = version.batcher.split(version, bulk, rows)
-        n_rows = sum(map(len, parts))
-        tenant, length = bulk.keys[0].tenant, bulk.length * n_rows
-        if self._rates is not None and not self._rates.try_acquire(tenant, length, time.monotonic()):
-            return []
-        admission.rows += n_rows
-        admission.nbytes += n_rows * row_bytes
-        return parts
+        """Step many streams; see `BatchedVersion.submit_bulk`."""
+        self.versions[served].submit_bulk(bulk, done, faults)
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Step a stream and return the committed prediction.
@@ -210,9 +139,7 @@ class StepService:
         Raises:
             ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
-        future, done = _future_and_callback()
-        self.submit(timestep, done)
-        return await future
+        return await self._result(timestep, peek=False)
 
     async def peek(self, timestep: Timestep) -> Prediction:
         """Return what a step would return; nothing is committed.
@@ -223,35 +150,47 @@ class StepService:
         Raises:
             ServiceError: As for `advance`.
         """
-        future, done = _future_and_callback()
-        self.submit(timestep, done, peek=True)
+        return await self._result(timestep, peek=True)
+
+    async def _result(self, timestep: Timestep, *, peek: bool) -> Prediction:
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+        def done(result: Prediction | ServiceError) -> None:
+            if future.done():  # cancelled
+                return
+            if isinstance(result, ServiceError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.submit(timestep, done, peek=peek)
         return await future
 
     @property
     def models(self) -> list[ServedModel]:
         """The model versions, joined ones included, that have run timesteps."""
-        return list(self._versions)
+        return list(self.versions)
 
     @property
     def waiting(self) -> int:
         """The number of timesteps that wait."""
-        return sum(batcher.rows for batcher in self._batchers.values())
+        return sum(batcher.queue.rows for batcher in self._batchers.values())
 
     def waiting_by_model(self) -> dict[str, int]:
         """Return the number of timesteps that wait, by model."""
-        return {name: batcher.rows for name, batcher in self._batchers.items()}
+        return {name: batcher.queue.rows for name, batcher in self._batchers.items()}
 
     def cached_by_model(self) -> dict[str, int]:
         """Return the number of streams whose records are cached, by model."""
         streams: dict[str, int] = {}
-        for served, version in self._versions.items():
+        for served, version in self.versions.items():
             streams[served.name] = streams.get(served.name, 0) + len(version.cache)
         return streams
 
     def drop_cached(self, key: StreamKey) -> None:
         """Drop a stream's record from the caches of all versions of its model."""
         name = keys.record_key(*key)
-        for version in self._versions.values():
+        for version in self.versions.values():
             version.cache.drop(name)
 
     def sample_queues(self) -> None:
@@ -263,8 +202,8 @@ class StepService:
         is_long = False
         for batcher in list(self._batchers.values()):
             batcher.sample_load(now)
-            is_long = is_long or 2 * batcher.rows >= batcher.admission.max_rows
-        self._fast_accept_limit = 0 if is_long else self._admission.queue_limit
+            is_long = is_long or 2 * batcher.queue.rows >= batcher.admission.max_rows
+        self._admission.quick_limit = 0 if is_long else self._admission.queue_limit
 
     async def close(self) -> None:
         """Reply to open timesteps with errors, and end the models' threads."""
@@ -274,39 +213,35 @@ class StepService:
         """Close joined and replaced models that have neither a timestep nor a cached record."""
         self._close_idle(cached=False)
 
-    def _version(self, served: ServedModel) -> BatchedVersion:
-        """Return what runs a version; it is created for the first timestep."""
-        version = self._versions.get(served)
-        if version is None:
-            self._close_idle()
-            cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
+    def _new_version(self, served: ServedModel) -> BatchedVersion:
+        self._close_idle()
+        cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
 
-            def hand_over(row: QueuedStep, fingerprint: bytes) -> bool:
-                return batcher.hand_over(self._versions[served], row, fingerprint)
+        def hand_over(row: QueuedStep, fingerprint: bytes) -> bool:
+            return batcher.hand_over(version, row, fingerprint)
 
-            placement = self._placing.placement(served, hand_over, partial(self._changed_error, served))
-            deps = self._new_deps(
-                served,
-                cache=cache,
-                runner=ModelRunner(served, self._observer),
-                hand_over=hand_over,
-                placement=placement,
-                sampler=sampler_of(served, self._samplers),
-            )
-            batcher = self._batchers.get(served.name) or self._batcher(served.name)
-            version = self._versions[served] = BatchedVersion(batcher, deps, self._options.max_batch_size)
-            batcher.add(version)
+        deps = self._new_deps(
+            served,
+            cache=cache,
+            runner=ModelRunner(served, self._observer),
+            hand_over=hand_over,
+            placement=self._placing.placement(served, hand_over, partial(self._changed_error, served)),
+            sampler=sampler_of(served, self._samplers),
+        )
+        batcher = self._batchers.get(served.name) or self._batcher(served.name)
+        version = BatchedVersion(batcher, deps, self._options.max_batch_size)
+        batcher.add(version)
         return version
 
     def _batcher(self, name: str) -> Batcher:
         batcher = self._batchers[name] = Batcher(
             name,
             self._models,
-            self._version,
+            self.versions.__getitem__,
             placing=self._placing,
             timeout=self._options.request_timeout_s,
             max_wait=self._options.max_wait_s,
-            on_answered=self._admission.count_answered,
+            requests=self._admission,
         )
         return batcher
 
@@ -316,14 +251,14 @@ class StepService:
         Args:
             cached: Also those that have cached records.
         """
-        for served, version in list(self._versions.items()):
+        for served, version in list(self.versions.items()):
             is_idle = not version.in_use and (cached or not len(version.cache))
             if is_idle and not self._models.is_current(served):
                 version.runner.close()
                 for each in self._samplers:
                     each.end_sampler(served)
                 self._cache_memory.remove(version.cache)
-                del self._versions[served], version.batcher.versions[served]
+                del self.versions[served], version.batcher.versions[served]
         self._batchers = {
             name: batcher for name, batcher in self._batchers.items() if batcher.versions or not batcher.is_idle
         }
@@ -332,29 +267,3 @@ class StepService:
         return self._models.changed_error(
             queued.timestep.key.model, record.fingerprint, requested, step=record.step, state_id=record.history_hash
         )
-
-    def _check_capacity(self, batcher: Batcher) -> None:
-        self._admission.check()
-        if (excess := batcher.admission.excess(batcher.rows)) is not None:
-            limit, seconds = excess
-            raise ServiceError(
-                "overloaded",
-                f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
-                fix="Send the same request again after a pause.",
-                retry_after_s=seconds,
-            )
-
-
-def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
-    """Return a future, and the callback that sets its result; the future may be cancelled before that."""
-    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-
-    def done(result: Prediction | ServiceError) -> None:
-        if future.done():
-            return
-        if isinstance(result, ServiceError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    return future, done

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from stepwell.engine.packing import prediction_bytes
 from stepwell.errors import ServiceError, wrong_state_size
