@@ -256,6 +256,20 @@ MUTANTS = (
         (f"{_TOGETHER}test_a_replay_in_columns_is_the_replay_of_each_row",),
     ),
     Mutant(
+        "a retry in columns does not show that another version has responded",
+        "service/stepwell/engine/stepping/record_loader.py",
+        "(record.flags, record.fingerprint, len(record.outputs))",
+        "(Kind.STEP, fingerprint, len(record.outputs))",
+        (f"{_TOGETHER}test_a_replay_of_another_version_is_the_same_in_columns_as_of_each_row",),
+    ),
+    Mutant(
+        "a timestep that has expired begins a stream",
+        "service/stepwell/engine/stepping/batch.py",
+        "return i not in self.rows and begins",
+        "return begins",
+        _DECIDE,
+    ),
+    Mutant(
         "a new stream begins with the state that the cache has",
         "service/stepwell/engine/stepping/record_loader.py",
         "states[rows], records.expiry_set_at[rows] = self._cache.states(new), -np.inf",

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from stepwell.engine.protocol.decide import StepIntent, applies_without_store, check_idempotency_entry, decide
-from stepwell.engine.stepping.batch import RowBatch
+from stepwell.engine.stepping.batch import CoalescedBatch, RowBatch
 from stepwell.engine.stepping.queued import QueuedStep
 from stepwell.error_codes import CODES
 from stepwell.errors import ServiceError
@@ -16,7 +16,7 @@ from stepwell.models.served import ServedModel
 from stepwell.store.idempotency_entry import IdempotencyEntry
 from stepwell.store.record import Kind, Record
 from stepwell.store.record_arrays import read_headers
-from stepwell.types import Create, StreamKey, Timestep
+from stepwell.types import Create, StreamHandle, StreamKey, Timestep
 
 HERE, ELSEWHERE = b"c" * 16, b"x" * 16
 MODEL, OTHER_MODEL = b"model..1", b"model..2"
@@ -147,3 +147,15 @@ def test_a_request_with_more_than_a_position_is_decided_by_the_record(parts: dic
 
     assert not batch.certainly_apply(read_headers([record_at(5).encode()])).any()
     assert not batch.is_decided_by_position(0)
+
+
+def test_a_row_that_was_answered_meanwhile_begins_no_stream() -> None:
+    """Its deadline has passed while its stream was loaded: it has an object then, and must not be applied."""
+    batch = CoalescedBatch(cast(ServedModel, None), 2, has_source=False)
+    for name in ("s", "t"):
+        handle = StreamHandle(StreamKey("t", "m", name), name, None, "http")
+        batch.add((handle, name, 1, None, None, (), lambda _: None, 0.0))
+    batch.close(lambda *_: [MINE, NEWEST])
+    batch.row(0).answered = True
+
+    assert [batch.begins_stream(i) for i in (0, 1)] == [False, True]

@@ -13,12 +13,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import redis
+from msgspec import structs
 
 from stepwell.engine.engine import Engine
 from stepwell.engine.options import EngineOptions
 from stepwell.engine.stepping.batch import BulkBatch, CoalescedBatch
 from stepwell.errors import ServiceError
 from stepwell.store.keys import record_key
+from stepwell.store.record import Kind, decode, version_flags
 from stepwell.types import Prediction, StreamKey, Timestep
 from stepwell_client.wire.outcomes import ReturnMode
 from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
@@ -26,6 +28,10 @@ from tests.graphs import fold, fold_reference, nan_at, write_models
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
+
+
+def next_key(case: dict[str, Any]) -> str:
+    return next(iter(case))
 
 
 @pytest.fixture
@@ -187,7 +193,7 @@ async def test_a_bulk_of_chunks_runs_the_model_once_per_timestep_and_commits_onc
     assert counts.batches == [40, 40]
 
 
-@pytest.mark.parametrize("more", [{"create": "must"}, {"idempotency_key": "k"}], ids=lambda more: next(iter(more)))
+@pytest.mark.parametrize("more", [{"create": "must"}, {"idempotency_key": "k"}], ids=next_key)
 async def test_a_bulk_request_with_a_key_or_for_new_streams_alone_is_applied_once(
     folder: Path, redis_server: Server, more: dict[str, Any]
 ) -> None:
@@ -336,6 +342,34 @@ async def test_new_replayed_and_refused_rows_are_processed_in_columns(
     assert (counts.store_ops, counts.batches) == (["load", "commit"], [39])
     assert [ys(one) for one in answers[:38]] == [fold_reference([at, at])[-1:] for at in range(38)]
     assert (answers[38].replayed, answers[39].code, answers[40].created) == (True, "seq_gap", True)
+
+
+@pytest.mark.parametrize(
+    "other", [{"flags": Kind.STEP | version_flags(3, changed=True)}, {"fingerprint": b"another!"}], ids=next_key
+)
+async def test_a_replay_of_another_version_is_the_same_in_columns_as_of_each_row(
+    folder: Path, redis_server: Server, other: dict[str, Any]
+) -> None:
+    rows = {name: ([at], 1) for at, name in enumerate(MANY)}
+
+    def shown(result: Any) -> tuple[Any, ...]:
+        if isinstance(result, ServiceError):
+            return result.code, result.applied, result.step
+        return result.replayed, result.step, result.state_id, result.version, result.shows_version, ys(result)
+
+    async with worker(redis_server.url, folder) as engine:
+        await bulk_predictions(engine, rows)
+        with redis.Redis.from_url(redis_server.url) as client:
+            for name in MANY[:3]:
+                key = record_key("default", "fold", name)
+                stored = client.get(key)
+                assert isinstance(stored, bytes)
+                client.set(key, structs.replace(decode(stored), **other).encode())
+        together = await submit_bulk(engine, rows)
+        alone = [await gather_results(engine.steps.advance(step(n, x, seq=1))) for n, ([x], _) in rows.items()]
+
+    assert [*map(shown, together.values())] == [shown(one) for [one] in alone]
+    assert len({shown(one)[0:1] + shown(one)[3:5] for one in together.values()}) == 2
 
 
 async def test_a_stream_that_was_deleted_elsewhere_begins_anew_although_its_record_is_cached(

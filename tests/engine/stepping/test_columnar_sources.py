@@ -241,6 +241,18 @@ async def test_the_first_source_of_a_cached_stream_alone_in_its_request_is_store
     assert stored_sources(redis_server, "s0") == (SourcePosition(LOG, 5),)
 
 
+async def test_a_stream_that_begins_anew_has_no_position_of_its_predecessor(folder: Path, redis_server: Server) -> None:
+    """The worker's cache has the deleted stream, with a source."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await bulk(one, MANY, [[1]] * 24, sources([[3]] * 24))
+        await two.streams.delete(StreamKey("default", "fold", "s5"))
+        found = await submit_bulk(one, {name: ([4], 1 if name == "s5" else 2) for name in MANY})
+
+    assert [one.created for one in found.values() if isinstance(one, Prediction)].count(True) == 1
+    assert stored_sources(redis_server, "s5") == ()
+    assert stored_sources(redis_server, "s6") == (SourcePosition(LOG, 3),)
+
+
 async def test_a_stream_created_again_elsewhere_has_no_position_of_its_predecessor(
     folder: Path, redis_server: Server
 ) -> None:
