@@ -110,11 +110,11 @@ def skipped_prediction(manifest: Manifest, timestep: Timestep, record: Record, p
         skipped=timestep.length,
         unknown=unknown,
         shows_version=True,
-        versions=several((*(0,) * unknown, *versions)) if timestep.keep == "all" else (),
+        versions=versions_if_several((*(0,) * unknown, *versions)) if timestep.keep == "all" else (),
     )
 
 
-def several(versions: tuple[int, ...]) -> tuple[int, ...]:
+def versions_if_several(versions: tuple[int, ...]) -> tuple[int, ...]:
     """Return the versions of predictions unless all that are known are the same one; 0: not known."""
     return versions if len({*versions} - {0}) > 1 else ()
 

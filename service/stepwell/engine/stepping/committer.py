@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from stepwell.engine.packing import pack_outputs, select_returned
 from stepwell.engine.placing import Followed
-from stepwell.engine.protocol.replay import several
+from stepwell.engine.protocol.replay import versions_if_several
 from stepwell.engine.publisher import CandidateOutputs, PendingCommits
 from stepwell.engine.stepping.record_cache import CachedRecord
 from stepwell.engine.stepping.record_loader import Records
@@ -332,7 +332,10 @@ class Committer:
             step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
             shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
             parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
-            entry_key, entry = row.entry_key, IdempotencyEntry(*parts, shows_version, several(versions)).encode()
+            entry_key, entry = (
+                row.entry_key,
+                IdempotencyEntry(*parts, shows_version, versions_if_several(versions)).encode(),
+            )
         return Commit(row.name, expect, record, entry_key, entry)
 
     def _advance_headers(

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from stepwell.engine.packing import all_true, select_returned, unpack_outputs, unpack_rows
 from stepwell.engine.protocol.decide import check_idempotency_entry
-from stepwell.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
+from stepwell.engine.protocol.replay import after_unknown, replay_prediction, skipped_prediction, versions_if_several
 from stepwell.engine.stepping.queued import QueuedStep, call_back
 from stepwell.errors import ServiceError
 from stepwell.store.idempotency_entry import IdempotencyEntry
@@ -219,7 +219,7 @@ class Replies:
     def _with_skipped(self, row: QueuedStep, prediction: Prediction, by_timestep: Sequence[int]) -> Prediction:
         """Return the response to a row with a source: with the answers of the timesteps that were skipped."""
         versions = row.answer_versions(prediction.version, by_timestep)
-        versions = several((*(0,) * row.unknown, *versions)) if row.timestep.keep == "all" else ()
+        versions = versions_if_several((*(0,) * row.unknown, *versions)) if row.timestep.keep == "all" else ()
         if row.skipped and row.timestep.keep == "all":
             kept = unpack_outputs(self._served.manifest, row.kept)
             outputs = {
