@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,8 @@ from stepwell_client import AsyncClient, Client
 from stepwell_export.runtime.manifest import Array
 
 KINDS = (
-    "sync", "async", "feed", "bulk", "oip-json", "oip-binary", "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire",
+    "sync", "async", "feed", "bulk", "bulk-unusual", "oip-json", "oip-binary",
+    "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire",
 )  # fmt: skip
 _MODEL = "bench"
 
@@ -45,7 +47,7 @@ class Counter:
         return row
 
     def add(self, stream: int, step: int, y: float, seconds: float) -> None:
-        """Check and count an answer."""
+        """Check and count an answer; NaN is that of a timestep which was to be refused."""
         expected = float(self._expected[stream % CLASSES, step])
         with self._lock:
             self.wrong += self._is_checked and abs(y - expected) > 1e-5 + 1e-4 * abs(expected)
@@ -91,21 +93,46 @@ async def feed(counter: Counter, url: str, streams: int) -> None:
         await _all(counter, streams, step)
 
 
-async def bulk(counter: Counter, port: int, streams: int) -> None:
-    """Step all streams by one request in JSON after another, each with one timestep of every stream."""
+async def bulk(counter: Counter, port: int, streams: int, *, unusual: bool) -> None:
+    """Step all streams by one request in JSON after another, each with one timestep of every stream.
+
+    Args:
+        counter: Checks the answers.
+        port: The service's.
+        streams: How many.
+        unusual: In each request but the first, the timesteps of a tenth of the streams are of new streams, repeated, or
+            refused for their position, a third each.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    step, names = 0, [f"bulk-{stream}" for stream in range(streams)]
-    while not counter.stopped:
-        rows = [counter.row(stream, step).tolist() for stream in range(streams)]
-        body = json.dumps({"streams": names, "inputs": {"x": rows}, "seq": [step + 1] * streams}).encode()
+    sent, tenth = [0] * streams, streams // 10 if unusual else 0
+    for number in range(1 << 30):
+        if counter.stopped:
+            return
+        names, steps, seqs = [f"bulk-{stream}" for stream in range(streams)], [*sent], [step + 1 for step in sent]
+        refused = set()
+        first = number * tenth % streams
+        chosen = {(first + k) % streams: k % 3 for k in range(tenth)} if number else {}
+        for stream in range(streams):
+            kind = chosen.get(stream)
+            if kind == 0:
+                names[stream], steps[stream], seqs[stream] = f"new-{number}-{stream}", 0, 1
+            elif kind == 1:
+                steps[stream], seqs[stream] = sent[stream] - 1, sent[stream]
+            elif kind == 2:
+                seqs[stream] += 5
+                refused.add(stream)
+            else:
+                sent[stream] += 1
+        rows = [counter.row(stream, step).tolist() for stream, step in enumerate(steps)]
+        body = json.dumps({"streams": names, "inputs": {"x": rows}, "seq": seqs}).encode()
         head = f"POST /v1/models/{_MODEL}/step HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         started = time.perf_counter()
         writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         answer = json.loads((await _response(reader))[1])
         seconds = time.perf_counter() - started
-        for stream, y in enumerate(answer["outputs"]["y"]):
-            counter.add(stream, step, float(y[0]), seconds)
-        step += 1
+        counter.errors += {*map(int, answer.get("errors", {}))} != refused
+        for stream, (step, y) in enumerate(zip(steps, answer["outputs"]["y"], strict=True)):
+            counter.add(stream, step, math.nan if stream in refused else float(y[0]), seconds)
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[dict[bytes, bytes], bytes]:
@@ -198,8 +225,8 @@ def main() -> None:
         module = grpc_wire if options.kind.endswith("wire") else grpc_load
         run = module.streaming if "stream" in options.kind else module.unary
         asyncio.run(run(options.port, options.streams, lambda step: _all(counter, options.streams, step)))
-    elif options.kind == "bulk":
-        asyncio.run(bulk(counter, options.port, options.streams))
+    elif options.kind.startswith("bulk"):
+        asyncio.run(bulk(counter, options.port, options.streams, unusual=options.kind == "bulk-unusual"))
     else:
         asyncio.run(oip(counter, options.port, options.streams, binary=options.kind == "oip-binary"))
     timing.join()

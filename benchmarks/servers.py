@@ -203,6 +203,8 @@ def compared_targets(workload: Workload, before: Path) -> list[tuple[Target, Tar
         ("columns, 256 streams", stepwell, replace(columns, frame=(256, 1))),
         ("columns, 8 steps a stream", stepwell, replace(columns, frame=(256, 8))),
         ("bulk, 64 streams in JSON", stepwell, Load(streams=64, client="bulk")),
+        ("bulk, 256 streams in JSON", stepwell, Load(streams=256, client="bulk")),
+        ("the same, a tenth unusual", stepwell, Load(streams=256, client="bulk-unusual")),
         ("OIP, JSON", stepwell, Load(streams=64, client="oip-json")),
         ("OIP, raw bytes", stepwell, Load(streams=64, client="oip-binary")),
         ("gRPC, ModelInfer", _on_grpc, Load(streams=64, client="grpc-wire")),
