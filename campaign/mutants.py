@@ -265,8 +265,8 @@ MUTANTS = (
     Mutant(
         "a timestep that has expired begins a stream",
         "service/stepwell/engine/stepping/batch.py",
-        "return i not in self.rows and begins",
-        "return begins",
+        "return i not in self.rows and begins_stream(",
+        "return begins_stream(",
         _DECIDE,
     ),
     Mutant(

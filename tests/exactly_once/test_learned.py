@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,10 +46,12 @@ def write_learning_model(folder: Path) -> Path:
     ]
     whole = convert_source(Pipeline(parts, outputs=["h", "y", "low", "high", "threshold", "exceeds"]), name="machine")
     manifest = with_feedback(whole.manifest, {"x": "h"})
-    written, model, _ = choose_chunk(whole.proto, manifest, [{"x": timesteps(20)[None]}], DEFAULT, folder=folder)
-    content = written.read_bytes()
-    for file in folder.iterdir():
-        file.unlink()
+    with tempfile.TemporaryDirectory() as work:
+        written, model, _ = choose_chunk(
+            whole.proto, manifest, [{"x": timesteps(20)[None]}], DEFAULT, folder=Path(work)
+        )
+        content = written.read_bytes()
+    sums.unlink()
     (folder / "machine.onnx").write_bytes(with_manifest(content, model.manifest))
     return folder
 
