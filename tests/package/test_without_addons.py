@@ -33,7 +33,7 @@ OF_THE_SERVICE = {
     folder_of(at) for group in ("addons", "settings", "stores") for at in POINTS[f"stepwell.{group}"].values()
 }
 LEFT_OUT = [pytest.param({name}, id=name) for name in sorted(OF_THE_SERVICE)]
-SHARED = {"api_schemas", "between_workers", "event_stream", "packed_states", "waiting"}
+SHARED = {"api_schemas", "between_workers", "packed_states", "server_sent_events", "waiting"}
 """What several add-ons of the service use; it registers nothing."""
 LEFT_OUT.append(pytest.param(PARTS - OF_THE_SERVICE - SHARED, id="those that the service does not load"))
 """The service loads none of the last ones, so that it starts without each if it starts without all."""
